@@ -1,0 +1,1 @@
+"""The wire: request classes, routes, and what the routes need to know of the server."""

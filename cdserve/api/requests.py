@@ -1,0 +1,131 @@
+"""vLLM's request classes with the ``alignment`` field."""
+
+from typing import Any
+
+from pydantic import Field, PrivateAttr
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.sampling_params import SamplingParams
+
+from cdserve.api.server import AlignmentServer
+from cdserve.engine.run import AlignmentRun
+from cdserve.errors import PolicyError, shown
+from cdserve.plugin.rows import REQUEST_KEY
+from cdserve.policy import FIELD
+
+_DESCRIPTION = (
+    "How to decode towards a reward: a preset's name, or an object with a method; "
+    "GET /v1/alignment has their schemas."
+)
+
+
+class _Aligned:
+    """What both request classes share. Mixed in before vLLM's class."""
+
+    alignment: Any
+    model: str | None
+    _run: AlignmentRun | None
+    _server: AlignmentServer
+
+    def resolve(self, server: AlignmentServer) -> AlignmentRun | None:
+        """Reads the policy off ``alignment`` or the model id, and checks it against the request.
+
+        A preset's model id becomes the base model's.
+
+        Raises:
+            PolicyError: naming the field, the value and what is accepted.
+        """
+        preset = server.preset_of(self.model)
+        if preset is not None:
+            if self.alignment is not None:
+                raise PolicyError(
+                    f"model {shown(self.model)} is a preset already, and {FIELD} is given too; "
+                    f"use model {shown(server.settings.model_name)} with {FIELD}",
+                    FIELD,
+                )
+            self.alignment, self.model = preset, server.settings.model_name
+        self._server = server
+        self._run = server.run(self.alignment)
+        if self._run is not None:
+            _check_combination(self, self._run)
+        return self._run
+
+    def to_sampling_params(self, *args: Any, **kwargs: Any) -> SamplingParams:
+        """As vLLM's; the policy rides in ``extra_args``."""
+        params = super().to_sampling_params(*args, **kwargs)  # type: ignore[misc]
+        if self._run is not None:
+            _check_params(params, self._run, self._server.settings.limits.max_candidate_tokens)
+            params.extra_args = {**(params.extra_args or {}), REQUEST_KEY: self._run}
+        return params
+
+
+class AlignedCompletionRequest(_Aligned, CompletionRequest):  # type: ignore[misc]
+    """A completions request with a policy."""
+
+    alignment: Any = Field(default=None, description=_DESCRIPTION)
+    _run: AlignmentRun | None = PrivateAttr(None)
+    _server: AlignmentServer = PrivateAttr()
+
+
+class AlignedChatCompletionRequest(_Aligned, ChatCompletionRequest):  # type: ignore[misc]
+    """A chat completions request with a policy."""
+
+    alignment: Any = Field(default=None, description=_DESCRIPTION)
+    _run: AlignmentRun | None = PrivateAttr(None)
+    _server: AlignmentServer = PrivateAttr()
+
+
+def _check_combination(request: Any, run: AlignmentRun) -> None:
+    """Raises PolicyError for fields that no method, or not this one, can honour."""
+    method = run.policy.method
+    if request.use_beam_search:
+        raise PolicyError(
+            f"use_beam_search cannot be combined with method {method!r}, which samples its "
+            "candidates",
+            "use_beam_search",
+        )
+    if not run.policy.scores_prefixes:
+        return
+    # Across blocks the accepted tokens are the candidates' prompt, which these do not look at.
+    for field, plain in _OUTPUT_ONLY.items():
+        value = getattr(request, field)
+        if value is not None and value != plain:
+            raise PolicyError(
+                f"{field} is {shown(value)}; it counts output tokens only, which method "
+                f"{method!r} cannot honour across blocks (repetition_penalty, which counts the "
+                "whole text, can be used)",
+                field,
+            )
+    if request.extract_structured_outputs() is not None:
+        raise PolicyError(
+            f"grammar-constrained output cannot be combined with method {method!r}: the grammar's "
+            "state is lost between blocks; use 'best_of_n'",
+            "response_format" if request.response_format is not None else "structured_outputs",
+        )
+
+
+_OUTPUT_ONLY: dict[str, Any] = {
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "bad_words": [],
+    "repetition_detection": None,
+    "thinking_token_budget": None,
+}
+
+
+def _check_params(params: SamplingParams, run: AlignmentRun, max_candidate_tokens: int) -> None:
+    width = run.policy.width
+    if width > 1 and params.temperature == 0:
+        raise PolicyError(
+            f"temperature is 0; all {width} candidates would be the same, so method "
+            f"{run.policy.method!r} needs a temperature above 0",
+            "temperature",
+        )
+    tokens = width * params.max_tokens * params.n
+    if tokens > max_candidate_tokens:
+        choices = f" × {params.n} choices" if params.n > 1 else ""
+        raise PolicyError(
+            f"max_tokens is {params.max_tokens}; {width} candidates{choices} would be {tokens} "
+            f"tokens, and this server accepts up to {max_candidate_tokens}",
+            "max_tokens",
+        )

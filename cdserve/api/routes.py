@@ -1,0 +1,154 @@
+"""The routes: completions and chat with ``alignment``, discovery, scoring, models."""
+
+import json
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from vllm.entrypoints.openai.chat_completion import api_router as chat_router
+from vllm.entrypoints.openai.completion import api_router as completion_router
+from vllm.entrypoints.openai.models.api_router import show_available_models
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.entrypoints.serve.utils.api_utils import (
+    load_aware_call,
+    validate_json_request,
+    with_cancellation,
+)
+from vllm.entrypoints.serve.utils.sse_keep_alive import with_sse_keep_alive
+from vllm.exceptions import VLLMValidationError
+
+from cdserve.api.requests import AlignedChatCompletionRequest, AlignedCompletionRequest
+from cdserve.api.scoring import ScoreRequest, score
+from cdserve.api.server import AlignmentServer
+from cdserve.engine.run import AlignmentRun
+from cdserve.errors import PolicyError
+
+router = APIRouter()
+_json = [Depends(validate_json_request)]
+
+
+@router.post("/v1/completions", dependencies=_json)
+async def create_completion(request: AlignedCompletionRequest, raw_request: Request) -> Response:
+    """OpenAI completions, decoded under a policy where one is asked for."""
+    model = request.model
+    if (run := _resolve(request, raw_request)) is None:
+        plain: Response = await completion_router.create_completion(request, raw_request)
+        return plain
+    handler = raw_request.app.state.openai_serving_completion.create_completion
+    answer: Response = await _aligned(request, raw_request, run, handler, model)
+    return answer
+
+
+@router.post("/v1/chat/completions", dependencies=_json)
+async def create_chat_completion(
+    request: AlignedChatCompletionRequest, raw_request: Request
+) -> Response:
+    """OpenAI chat completions, decoded under a policy where one is asked for."""
+    model = request.model
+    if (run := _resolve(request, raw_request)) is None:
+        plain: Response = await chat_router.create_chat_completion(request, raw_request)
+        return plain
+    handler = raw_request.app.state.openai_serving_chat.create_chat_completion
+    answer: Response = await _aligned(request, raw_request, run, handler, model)
+    return answer
+
+
+@router.get("/v1/alignment")
+async def describe(raw_request: Request) -> JSONResponse:
+    """What this server can do: methods, rewards, members, presets, limits."""
+    return JSONResponse(_server(raw_request).describe())
+
+
+@router.post("/v1/alignment/score", dependencies=_json)
+@with_cancellation  # type: ignore[untyped-decorator]
+async def create_score(request: ScoreRequest, raw_request: Request) -> JSONResponse:
+    """Scores given responses with this server's rewards."""
+    try:
+        return JSONResponse(await score(request, _server(raw_request), raw_request.app.state))
+    except PolicyError as error:
+        raise VLLMValidationError(str(error), parameter=error.param) from error
+
+
+@router.get("/v1/models")
+async def list_models(raw_request: Request) -> JSONResponse:
+    """The models, and each preset as a model whose parent is the base."""
+    answer = await show_available_models(raw_request)
+    models = json.loads(answer.body)
+    server = _server(raw_request)
+    base = next(m for m in models["data"] if m["id"] == server.settings.model_name)
+    models["data"] += [
+        {**base, "id": f"{base['id']}:{name}", "parent": base["id"]} for name in server.presets
+    ]
+    return JSONResponse(models)
+
+
+def _resolve(request: Any, raw_request: Request) -> AlignmentRun | None:
+    try:
+        run: AlignmentRun | None = request.resolve(_server(raw_request))
+    except PolicyError as error:
+        raise VLLMValidationError(str(error), parameter=error.param) from error
+    return run
+
+
+@with_cancellation  # type: ignore[untyped-decorator]
+@load_aware_call  # type: ignore[untyped-decorator]
+async def _aligned(
+    request: Any, raw_request: Request, run: AlignmentRun, handler: Any, model: str | None
+) -> Response:
+    """vLLM's serving code, and the report added to what it says.
+
+    Args:
+        handler: vLLM's, for the request's class.
+        model: the id the client asked for, which may be a preset's.
+    """
+    try:
+        answer = await handler(request, raw_request)
+    except PolicyError as error:
+        raise VLLMValidationError(str(error), parameter=error.param) from error
+    if isinstance(answer, ErrorResponse):
+        return JSONResponse(answer.model_dump(), status_code=answer.error.code)
+    if not isinstance(answer, AsyncGenerator):
+        content = answer.model_dump()
+        _annotate(content, run, model, last=True)
+        return JSONResponse(content)
+    interval = raw_request.app.state.args.sse_keep_alive_interval
+    return StreamingResponse(
+        with_sse_keep_alive(
+            _annotated(answer, run, model, choices=run.prompts * (request.n or 1)),
+            float(interval) or _server(raw_request).settings.keep_alive,
+        ),
+        media_type="text/event-stream",
+    )
+
+
+async def _annotated(
+    events: AsyncGenerator[str, None], run: AlignmentRun, model: str | None, choices: int
+) -> AsyncGenerator[str, None]:
+    """The stream with the report on the last chunk that has choices."""
+    finished = 0
+    async with aclosing(events):
+        async for event in events:
+            data = event.removeprefix("data: ").strip()
+            if not data.startswith("{"):  # [DONE]
+                yield event
+                continue
+            chunk = json.loads(data)
+            ended = sum(1 for choice in chunk.get("choices", ()) if choice.get("finish_reason"))
+            finished += ended
+            _annotate(chunk, run, model, last=ended > 0 and finished == choices)
+            yield f"data: {json.dumps(chunk, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+
+def _annotate(content: dict[str, Any], run: AlignmentRun, model: str | None, *, last: bool) -> None:
+    if model is not None and "model" in content:
+        content["model"] = model
+    report = run.report() if last else None
+    if report is not None:
+        content["alignment"] = report
+
+
+def _server(raw_request: Request) -> AlignmentServer:
+    server: AlignmentServer = raw_request.app.state.args.cdserve
+    return server

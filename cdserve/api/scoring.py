@@ -1,0 +1,135 @@
+"""``POST /v1/alignment/score``: this server's rewards of given responses."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.utils import random_uuid
+
+from cdserve import scoring
+from cdserve.api.server import AlignmentServer
+from cdserve.engine.aligned import AlignedEngine
+from cdserve.errors import PolicyError, shown
+from cdserve.policy import Policy
+from cdserve.scoring import Objective, Response
+
+
+class ScoreRequest(BaseModel):
+    """Responses to one prompt, to be scored as finished."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str | None = None
+    prompt: str | list[int] | list[dict[str, Any]] = Field(
+        description="Text, token ids, or chat messages."
+    )
+    responses: list[str] = Field(min_length=1)
+    rewards: dict[str, float] | None = Field(default=None, min_length=1)
+    per_token: bool = Field(
+        default=False,
+        description="Also V after each token of the response and after EOS, for value heads.",
+    )
+
+
+class _Scoring(Policy):
+    """The rewards of a score request, as a policy has them."""
+
+    method: str = "score"
+
+
+async def score(request: ScoreRequest, server: AlignmentServer, state: Any) -> dict[str, Any]:
+    """The answer: a score, its rewards and per-token values for each response.
+
+    Raises:
+        PolicyError: a reward or the model is not known, or too much is asked for.
+    """
+    if request.model is not None and request.model != server.settings.model_name:
+        raise PolicyError(
+            f"model is {shown(request.model)}; this server scores with "
+            f"{shown(server.settings.model_name)}",
+            "model",
+        )
+    limit = server.settings.limits.max_n
+    if len(request.responses) > limit:
+        raise PolicyError(
+            f"responses has {len(request.responses)} items; this server accepts 1 to {limit}",
+            "responses",
+        )
+    objective = _objective(request, server)
+    prompt = await _rendered(request, state)
+    scorer = _Scorer(state.engine_client, objective, prompt, request.per_token)
+    return {"scores": [await scorer.score(response) for response in request.responses]}
+
+
+class _Scorer:
+    def __init__(
+        self, engine: AlignedEngine, objective: Objective, prompt: dict[str, Any], per_token: bool
+    ) -> None:
+        self._engine = engine
+        self._objective = objective
+        self._tokenizer = engine.renderer.get_tokenizer()
+        self._prompt: list[int] = prompt["prompt_token_ids"]
+        self._prompt_text = prompt.get("prompt") or self._tokenizer.decode(self._prompt)
+        self._per_token = per_token
+
+    async def score(self, text: str) -> dict[str, Any]:
+        token_ids = self._tokenizer.encode(text, add_special_tokens=False)
+        values = await self._values(token_ids) if self._objective.reads_values else []
+        response = Response(
+            prompt=self._prompt_text,
+            text=text,
+            tokens=len(token_ids),
+            finished=True,
+            values=values[-1] if values else {},
+        )
+        (score,) = await self._objective.score([response])
+        scored: dict[str, Any] = {"score": score.total, "rewards": dict(score.rewards)}
+        if self._per_token:
+            heads = [n for n, r in self._objective.rewards.items() if r.kind == "value_head"]
+            scored["per_token"] = {name: [value[name] for value in values] for name in heads}
+        return scored
+
+    async def _values(self, token_ids: Sequence[int]) -> list[Any]:
+        """V after each token and after EOS if asked for; else only the last."""
+        eos = self._tokenizer.eos_token_id
+        whole = [*self._prompt, *token_ids, *([] if eos is None else [eos])]
+        limit = self._engine.model_config.max_model_len - 1
+        if len(whole) > limit:
+            raise PolicyError(
+                f"prompt and response have {len(whole)} tokens; this server scores up to {limit}",
+                "responses",
+            )
+        request_id = f"score-{random_uuid()}"
+        if self._per_token:
+            return await self._engine.values.every(whole, len(self._prompt), request_id)
+        return [await self._engine.values.last(whole, request_id)]
+
+
+def _objective(request: ScoreRequest, server: AlignmentServer) -> Objective:
+    try:
+        return scoring.objective(
+            _Scoring(rewards=request.rewards), server.rewards, server.settings.default_reward
+        )
+    except PolicyError as error:
+        raise PolicyError(
+            str(error).removeprefix("alignment."), error.param.removeprefix("alignment.")
+        ) from error
+
+
+async def _rendered(request: ScoreRequest, state: Any) -> dict[str, Any]:
+    """The prompt as the generating routes would see it."""
+    renderer = state.online_renderer
+    if isinstance(request.prompt, list) and request.prompt and isinstance(request.prompt[0], dict):
+        chat = ChatCompletionRequest(model=request.model, messages=request.prompt)
+        rendered = await renderer.render_chat(chat)
+    else:
+        completion = CompletionRequest(model=request.model, prompt=request.prompt)
+        rendered = await renderer.render_completion(completion)
+    if isinstance(rendered, ErrorResponse):
+        raise PolicyError(rendered.error.message, rendered.error.param or "prompt")
+    inputs = rendered[1] if isinstance(rendered, tuple) else rendered
+    result: dict[str, Any] = inputs[0]
+    return result

@@ -1,0 +1,112 @@
+"""What the routes need to know: the operator's settings, resolved and checked."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cdserve import decoders, scoring
+from cdserve.config import Settings
+from cdserve.decoders import Decoder
+from cdserve.engine.run import AlignmentRun
+from cdserve.errors import ConfigError, PolicyError
+from cdserve.policy import FIELD, Policy, parse, parse_object
+from cdserve.scoring import Reward
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlignmentServer:
+    """Decoders, rewards and presets by name, and the limits."""
+
+    settings: Settings
+    decoders: Mapping[str, type[Decoder]]
+    rewards: Mapping[str, Reward]
+    presets: Mapping[str, Policy]
+
+    @classmethod
+    def build(cls, settings: Settings, head_kinds: Mapping[str, str]) -> "AlignmentServer":
+        """Resolves the settings.
+
+        Args:
+            head_kinds: the declared kind of each value-head reward.
+
+        Raises:
+            ConfigError: a reward, a preset or a decoder is wrong.
+        """
+        loaded = decoders.load(settings.decoders)
+        rewards = {
+            name: scoring.build(name, reward, head_kinds.get(name))
+            for name, reward in settings.rewards.items()
+        }
+        if settings.default_reward is not None and settings.default_reward not in rewards:
+            raise ConfigError(
+                f"default_reward is {settings.default_reward!r}; "
+                f"rewards: {', '.join(sorted(rewards)) or 'none'}"
+            )
+        server = cls(settings=settings, decoders=loaded, rewards=rewards, presets={})
+        return cls(
+            settings=settings,
+            decoders=loaded,
+            rewards=rewards,
+            presets={n: server._preset(n, sent) for n, sent in settings.presets.items()},
+        )
+
+    def run(self, sent: object) -> AlignmentRun | None:
+        """What a request's ``alignment`` field asks for; None for plain decoding.
+
+        Raises:
+            PolicyError: naming the field, the value and what is accepted.
+        """
+        policy = parse(sent, self._methods(), self.presets)
+        return None if policy is None else self._run(policy)
+
+    def preset_of(self, model: str | None) -> str | None:
+        """The preset a model id such as ``demo:safe`` names; None for any other id."""
+        base, _, preset = (model or "").partition(":")
+        return preset if base == self.settings.model_name and preset in self.presets else None
+
+    def describe(self) -> dict[str, Any]:
+        """The answer of ``GET /v1/alignment``."""
+        methods = {name: cls.policy.model_json_schema() for name, cls in self.decoders.items()}
+        return {
+            "methods": {"none": {"type": "object", "properties": {"method": {"const": "none"}}}}
+            | methods,
+            "rewards": {
+                name: {
+                    **self.settings.rewards[name].model_dump(exclude={"path", "callable", "force"}),
+                    "prefixes": reward.prefixes,
+                    "default": name == self.settings.default_reward,
+                }
+                for name, reward in self.rewards.items()
+            },
+            "members": {},
+            "presets": {n: p.model_dump(exclude_none=True) for n, p in self.presets.items()},
+            "limits": self.settings.limits.model_dump(),
+        }
+
+    def summary(self) -> str:
+        """One line for the log."""
+        return (
+            f"methods {', '.join(self.decoders)}; rewards {', '.join(self.rewards) or 'none'}; "
+            f"presets {', '.join(self.presets) or 'none'}"
+        )
+
+    def _run(self, policy: Policy) -> AlignmentRun:
+        policy.check_limits(self.settings.limits)
+        objective = scoring.objective(policy, self.rewards, self.settings.default_reward)
+        return AlignmentRun(
+            policy=policy, decoder=self.decoders[policy.method], objective=objective
+        )
+
+    def _methods(self) -> dict[str, type[Policy]]:
+        return {name: cls.policy for name, cls in self.decoders.items()}
+
+    def _preset(self, name: str, sent: Mapping[str, Any]) -> Policy:
+        key = f"presets.{name}"
+        try:
+            policy = parse_object(sent, self._methods(), key)
+            if policy is None:
+                raise ConfigError(f"{key}: method 'none' is the base model; it needs no preset")
+            self._run(policy)
+        except PolicyError as error:
+            raise ConfigError(str(error).replace(f"{FIELD}.", f"{key}.")) from error
+        return policy

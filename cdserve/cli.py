@@ -1,0 +1,53 @@
+"""The command line: ``cdserve serve``."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cdserve.demo import DEMO_DIR
+from cdserve.errors import ConfigError
+
+_DESCRIPTION = """Serves a model with aligned decoding, on vLLM.
+
+Without --config it serves the demo. All other flags are vLLM's (`vllm serve --help`)."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line; exits with 2 and one line on wrong settings."""
+    parser = argparse.ArgumentParser(prog="cdserve")
+    commands = parser.add_subparsers(dest="command", required=True)
+    serve = commands.add_parser(
+        "serve", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    serve.add_argument(
+        "--config", type=Path, default=DEMO_DIR / "cdserve.yaml", help="the settings' YAML file"
+    )
+    serve.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a setting over the file's and the environment's, such as limits.max_n=8",
+    )
+    known, flags = parser.parse_known_args(arguments)
+    try:
+        _serve(known.config, known.set, flags)
+    except ConfigError as error:
+        sys.exit(f"cdserve: {error}")
+
+
+def _serve(config: Path, overrides: Sequence[str], flags: Sequence[str]) -> None:
+    from cdserve.api.server import AlignmentServer
+    from cdserve.config import load
+    from cdserve.engine import launch
+    from cdserve.engine.heads import attach
+
+    settings = load(config, overrides)
+    heads = attach(settings)
+    server = AlignmentServer.build(settings, heads.kinds)
+    args = launch.parse(settings, heads, flags)
+    args.cdserve = server
+    logging.getLogger("vllm").info("cdserve serves %s", server.summary())
+    launch.serve(args, heads)

@@ -1,0 +1,163 @@
+"""The server's settings: one YAML file, environment variables ``CDSERVE_*``, and flags.
+
+A flag (``--set limits.max_n=8``) wins over the environment (``CDSERVE_LIMITS__MAX_N=8``), which
+wins over the file. What is not known is refused, never ignored.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from cdserve.errors import ConfigError, shown
+
+_PREFIX = "CDSERVE_"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ValueHeadReward(_Section):
+    """A value head, computed inside the engine's step."""
+
+    kind: Literal["value_head"]
+    path: str = Field(description="Folder of the head, as value_heads saves it.")
+    output: str | None = Field(
+        default=None, description="Which of the head's rewards; needed if it has several."
+    )
+    force: bool = Field(default=False, description="Attach it to another base than its own.")
+
+
+class LengthReward(_Section):
+    """How close a response's length is to a target, in tokens."""
+
+    kind: Literal["length"]
+    target: int = Field(gt=0)
+    tolerance: int = Field(default=0, ge=0)
+
+
+class PythonReward(_Section):
+    """A function ``(prompt, response) -> float`` of the operator's, for finished responses."""
+
+    kind: Literal["python"]
+    callable: str = Field(pattern=r"^[\w.]+:\w+$", description="module:function")
+
+
+Reward = Annotated[ValueHeadReward | LengthReward | PythonReward, Field(discriminator="kind")]
+
+
+class Limits(_Section):
+    """The operator's bounds on what one request may ask for."""
+
+    max_n: int = Field(default=64, ge=1, description="Candidates of best-of-n.")
+    max_k: int = Field(default=32, ge=1, description="Candidates a block.")
+    max_candidate_tokens: int = Field(
+        default=65536, ge=1, description="Candidates times max_tokens times choices."
+    )
+
+
+class Settings(BaseSettings):
+    """Everything an operator sets beside vLLM's own flags."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True
+    )
+
+    model: str
+    served_model_name: str | None = None
+    rewards: dict[str, Reward] = Field(default_factory=dict)
+    default_reward: str | None = None
+    presets: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    limits: Limits = Limits()
+    decoders: list[str] = Field(default_factory=list, description="Third-party decoders to load.")
+    keep_alive: float = Field(
+        default=5.0, gt=0, description="Seconds between comments on a silent aligned stream."
+    )
+    engine: dict[str, Any] = Field(default_factory=dict, description="vLLM flags.")
+
+    @property
+    def model_name(self) -> str:
+        """The base model's id on the wire."""
+        return self.served_model_name or self.model
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return env_settings, init_settings
+
+
+def load(path: Path, flags: Sequence[str] = ()) -> Settings:
+    """Reads the settings.
+
+    Args:
+        path: the YAML file; relative paths in it are relative to its folder.
+        flags: ``key.key=value`` pairs, values in YAML.
+
+    Raises:
+        ConfigError: naming the key, the value and what is accepted.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: a mapping is expected, found {shown(content)}")
+    _check_environment(os.environ)
+    try:
+        merged = Settings(**content).model_dump(mode="json")
+        for flag in flags:
+            _apply(merged, flag)
+        # The flags are laid over file and environment, so neither may speak again.
+        settings = Settings.model_validate(merged)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{path}: {key} is {shown(first['input'])}: {first['msg']}") from error
+    return _with_paths(settings, path.parent)
+
+
+def _apply(merged: dict[str, Any], flag: str) -> None:
+    key, separator, value = flag.partition("=")
+    if not separator:
+        raise ConfigError(f"--set {flag}: key=value is expected")
+    *parents, last = key.split(".")
+    section = merged
+    for parent in parents:
+        section = section.setdefault(parent, {})
+        if not isinstance(section, dict):
+            raise ConfigError(f"--set {flag}: {parent} holds a value, not a section")
+    section[last] = yaml.safe_load(value)
+
+
+def _check_environment(environment: Mapping[str, str]) -> None:
+    known = {f"{_PREFIX}{name}".upper() for name in Settings.model_fields}
+    for variable in environment:
+        head = variable.upper().split("__")[0]
+        if head.startswith(_PREFIX) and head not in known:
+            raise ConfigError(f"{variable} is not known; settings: {', '.join(sorted(known))}")
+
+
+def _with_paths(settings: Settings, folder: Path) -> Settings:
+    """Relative paths that exist under ``folder``, made absolute; hub names stay as they are."""
+
+    def resolved(value: str) -> str:
+        return str((folder / value).resolve()) if (folder / value).exists() else value
+
+    rewards = {
+        name: reward.model_copy(update={"path": resolved(reward.path)})
+        if isinstance(reward, ValueHeadReward)
+        else reward
+        for name, reward in settings.rewards.items()
+    }
+    return settings.model_copy(update={"model": resolved(settings.model), "rewards": rewards})

@@ -1,0 +1,78 @@
+"""What a decoder works on: candidates, their scores, and the decision between them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One continuation of the accepted prefix: a block of at most M tokens, or a whole response."""
+
+    token_ids: tuple[int, ...]
+    finish_reason: str | None
+    """``stop``: it ended by itself (EOS, a stop token or string); ``length``: the response is
+    at ``max_tokens``; None: a block that goes on. Others as vLLM reports them."""
+    stop_reason: int | str | None = None
+    """The stop token or string, as vLLM reports it; None for EOS."""
+    text: str = ""
+    """The block's text; filled in only where something reads it (a trace, a text reward)."""
+    values: Mapping[str, float] = field(default_factory=dict)
+    """V of the prefix with this block, a value head's name each, in raw reward units."""
+    logprobs: Any = None
+    """vLLM's logprobs of the tokens, where the request asked for them."""
+    cumulative_logprob: float | None = None
+    """log p of the block in nats, where the request asked for logprobs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A candidate's rewards and their weighted sum."""
+
+    total: float
+    rewards: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """One selection: the candidates in the order they were drawn, and the index taken."""
+
+    candidates: Sequence[Candidate]
+    scores: Sequence[Score]
+    chosen: int
+    tie: bool
+    """Whether the two best scores were equal."""
+    kl_bound: float
+    """Bound on this decision's KL from the proposal, in nats."""
+    kl_estimate: float
+    """Estimate of the same, in nats."""
+
+    @property
+    def candidate(self) -> Candidate:
+        """The candidate taken."""
+        return self.candidates[self.chosen]
+
+    @property
+    def score(self) -> Score:
+        """Its score."""
+        return self.scores[self.chosen]
+
+
+class Proposal(Protocol):
+    """Where candidates come from: one response being written, with its accepted prefix."""
+
+    async def sample(self, count: int, max_tokens: int | None) -> Sequence[Candidate]:
+        """``count`` i.i.d. continuations of the accepted prefix.
+
+        Args:
+            max_tokens: block length in tokens; None runs each to the end of the response.
+        """
+        ...
+
+    async def score(self, candidates: Sequence[Candidate]) -> Sequence[Score]:
+        """The request's rewards of the prefix followed by each candidate."""
+        ...
+
+    def accept(self, candidate: Candidate) -> None:
+        """Appends the candidate to the prefix."""
+        ...

@@ -1,0 +1,67 @@
+"""Decoders by name. A request names one; it never carries code or an import path.
+
+Third-party decoders come from the entry-point group ``cdserve.decoders``; only those the operator
+lists in the settings are loaded.
+"""
+
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from importlib.metadata import entry_points
+from typing import Any, ClassVar, Protocol
+
+from cdserve.decoders.candidate import Decision, Proposal
+from cdserve.errors import ConfigError
+from cdserve.policy import Policy
+
+ENTRY_POINTS = "cdserve.decoders"
+
+
+class Decoder(Protocol):
+    """A decoding method: the policy a client may send, and what is done with it."""
+
+    policy: ClassVar[type[Policy]]
+
+    @classmethod
+    def run(
+        cls, policy: Any, proposal: Proposal, seed: int | None
+    ) -> AsyncGenerator[Decision, None]:
+        """Decodes one response.
+
+        Args:
+            policy: a validated instance of ``cls.policy``.
+            proposal: where candidates come from.
+            seed: seeds whatever the method draws itself; None for fresh randomness.
+        """
+        ...
+
+
+BUILT_IN: dict[str, type[Decoder]] = {}
+
+
+def decoder(name: str) -> Callable[[type], type]:
+    """Registers a built-in decoder under the name that clients write in ``method``."""
+
+    def register(cls: type) -> type:
+        BUILT_IN[name] = cls
+        return cls
+
+    return register
+
+
+def load(allowed: Iterable[str]) -> Mapping[str, type[Decoder]]:
+    """The built-in decoders and the allowed third-party ones.
+
+    Raises:
+        ConfigError: an allowed name is not installed, or is taken by another decoder.
+    """
+    found = dict(BUILT_IN)
+    installed = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    for name in allowed:
+        if name not in installed:
+            raise ConfigError(
+                f"decoders: {name!r} is not installed; entry points of {ENTRY_POINTS}: "
+                f"{sorted(installed) or 'none'}"
+            )
+        if name in found:
+            raise ConfigError(f"decoders: the name {name!r} is taken by a built-in decoder")
+        found[name] = installed[name].load()
+    return found

@@ -1,0 +1,1 @@
+"""The seam to vLLM: AlignedEngine, candidates, values, launch."""

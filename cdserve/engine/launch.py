@@ -1,0 +1,107 @@
+"""Starts vLLM with the plugin in its worker, wraps the engine, and serves."""
+
+import json
+import os
+from argparse import Namespace
+from collections.abc import Sequence
+from importlib.metadata import entry_points
+from typing import Any
+
+import uvloop
+from vllm.entrypoints.launchers.api_server.entry import build_and_serve, build_async_engine_client
+from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+from vllm.entrypoints.launchers.launcher import setup_server
+from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+from vllm.transformers_utils.config import get_config
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+from cdserve.config import Settings
+from cdserve.engine.aligned import AlignedEngine
+from cdserve.engine.heads import Heads
+from cdserve.engine.values import Values
+from cdserve.engine.vllm import check_version
+from cdserve.errors import ConfigError
+from cdserve.plugin.register import ARCHITECTURE
+
+_PLUGIN = "cdserve"
+_PROCESSOR = "cdserve.plugin.logits_processor:RowTracker"
+_PLUGIN_GROUPS = ("vllm.general_plugins", "vllm.platform_plugins", "vllm.io_processor_plugins")
+
+
+def parse(settings: Settings, heads: Heads, flags: Sequence[str]) -> Namespace:
+    """vLLM's own arguments: the settings' ``engine`` section, then the command line's flags.
+
+    Raises:
+        ConfigError: a flag is used that cdserve sets itself, or one it cannot work with.
+    """
+    check_version()
+    cli_env_setup()
+    parser = make_arg_parser(FlexibleArgumentParser(prog="cdserve serve", add_help=False))
+    given = [*_as_flags(settings.engine), *flags]
+    args: Namespace = parser.parse_args([settings.model, *given])
+    args.model = args.model_tag
+    validate_parsed_serve_args(args)
+    if settings.served_model_name is not None and args.served_model_name is None:
+        args.served_model_name = [settings.served_model_name]
+    if (args.api_server_count or 1) > 1:
+        raise ConfigError(f"--api-server-count is {args.api_server_count}; cdserve serves with 1")
+    if heads.paths:
+        args.logits_processors = [*(args.logits_processors or []), _PROCESSOR]
+        args.additional_config = {
+            **(args.additional_config or {}),
+            "cdserve": {"heads": list(heads.paths)},
+        }
+    return args
+
+
+def serve(args: Namespace, heads: Heads) -> None:
+    """Runs the server until it is told to stop.
+
+    Args:
+        args: from ``parse``; the API reads what it needs off it too.
+        heads: the value heads to attach.
+    """
+    _set_environment(args, attach=bool(heads.paths))
+    uvloop.run(_serve(args, heads))
+
+
+async def _serve(args: Namespace, heads: Heads) -> None:
+    listen_address, sock = setup_server(args, reuse_port=False)
+    async with build_async_engine_client(args) as inner:
+        values = Values(inner, heads)
+        try:
+            engine = AlignedEngine(inner, values)
+            shutdown = await build_and_serve(engine, listen_address, sock, args)
+        finally:
+            values.close()
+    try:
+        await shutdown
+    finally:
+        sock.close()
+
+
+def _set_environment(args: Namespace, attach: bool) -> None:
+    # vLLM's processes are spawned: what they are to know stands in the environment.
+    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+    if "VLLM_PLUGINS" not in os.environ:
+        # Endpoint plugins load only by name; with names given, all other groups need theirs too.
+        installed = {point.name for group in _PLUGIN_GROUPS for point in entry_points(group=group)}
+        os.environ["VLLM_PLUGINS"] = ",".join(sorted(installed | {_PLUGIN}))
+    elif _PLUGIN not in os.environ["VLLM_PLUGINS"].split(","):
+        os.environ["VLLM_PLUGINS"] += f",{_PLUGIN}"
+    if attach:
+        config = get_config(args.model, args.trust_remote_code, revision=args.revision)
+        os.environ[ARCHITECTURE] = config.architectures[0]
+
+
+def _as_flags(engine: dict[str, Any]) -> list[str]:
+    flags: list[str] = []
+    for name, value in engine.items():
+        flag = "--" + name.replace("_", "-")
+        if value is True:
+            flags.append(flag)
+        elif value is False:
+            flags.append("--no-" + flag[2:])
+        else:
+            flags += [flag, value if isinstance(value, str) else json.dumps(value)]
+    return flags

@@ -1,0 +1,69 @@
+"""A response being written: accepted tokens in, vLLM's output objects out."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from cdserve.decoders import Candidate
+from cdserve.engine.vllm import (
+    CompletionOutput,
+    RequestOutputKind,
+    SamplingParams,
+    TokenizerLike,
+    detokenizer,
+)
+
+
+class ResponseWriter:
+    """Feeds accepted blocks through vLLM's own detokenizer, stop strings included.
+
+    Args:
+        index: the choice.
+        prompt: the prompt's token ids.
+        params: the client's sampling parameters.
+    """
+
+    def __init__(
+        self, index: int, prompt: Sequence[int], params: SamplingParams, tokenizer: TokenizerLike
+    ) -> None:
+        self._index = index
+        self._kind = params.output_kind
+        self._detokenizer = detokenizer(tokenizer, list(prompt), params)
+        self._logprobs: Any = None
+        self._cumulative_logprob = None if params.logprobs is None else 0.0
+
+    def append(self, candidate: Candidate) -> CompletionOutput:
+        """The output after one more accepted block: the delta, or all so far."""
+        ended = candidate.finish_reason == "stop"
+        by_token = ended and not isinstance(candidate.stop_reason, str)
+        written = self._detokenizer.num_output_tokens()
+        stop = self._detokenizer.update(list(candidate.token_ids), by_token)
+        token_ids = list(self._detokenizer.output_token_ids)
+        new = len(token_ids) - written
+        logprobs = None if candidate.logprobs is None else candidate.logprobs[:new]
+        if logprobs is not None:
+            self._logprobs = logprobs if self._logprobs is None else [*self._logprobs, *logprobs]
+        if candidate.cumulative_logprob is not None and self._cumulative_logprob is not None:
+            self._cumulative_logprob += candidate.cumulative_logprob
+        finish_reason = "stop" if stop is not None else candidate.finish_reason
+        delta = self._kind == RequestOutputKind.DELTA
+        return CompletionOutput(
+            index=self._index,
+            text=self._detokenizer.get_next_output_text(finish_reason is not None, delta),
+            token_ids=token_ids[written:] if delta else token_ids,
+            cumulative_logprob=self._cumulative_logprob,
+            logprobs=logprobs if delta else self._logprobs,
+            finish_reason=finish_reason,
+            stop_reason=stop if stop is not None else candidate.stop_reason,
+        )
+
+    def stop(self, reason: str) -> CompletionOutput:
+        """The output when the engine stopped the request from outside, at what is written."""
+        delta = self._kind == RequestOutputKind.DELTA
+        return CompletionOutput(
+            index=self._index,
+            text=self._detokenizer.get_next_output_text(True, delta),
+            token_ids=[] if delta else list(self._detokenizer.output_token_ids),
+            cumulative_logprob=self._cumulative_logprob,
+            logprobs=None if delta else self._logprobs,
+            finish_reason=reason,
+        )

@@ -1,0 +1,34 @@
+"""What one HTTP request's policy needs on its way through vLLM's serving code, and brings back."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from cdserve import report
+from cdserve.decoders import Decoder
+from cdserve.policy import Policy
+from cdserve.scoring import Objective
+
+
+@dataclass(slots=True, kw_only=True)
+class AlignmentRun:
+    """A validated policy with its decoder and objective; collects a report for each choice."""
+
+    policy: Policy
+    decoder: type[Decoder]
+    objective: Objective
+    prompts: int = 0
+    """Prompts begun; a completions request may hold several."""
+    reports: dict[tuple[int, int], dict[str, Any]] = field(default_factory=dict)
+    """By prompt and choice; a choice's report is there before its last output is."""
+
+    def begin(self) -> int:
+        """The index of the next prompt."""
+        self.prompts += 1
+        return self.prompts - 1
+
+    def report(self) -> Mapping[str, Any] | None:
+        """The answer's report, once all choices are done; None if none was asked for."""
+        if self.policy.report == "none" or not self.reports:
+            return None
+        return report.merged([made for _, made in sorted(self.reports.items())])

@@ -1,0 +1,114 @@
+"""Values of prefixes, as the engine's value heads give them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import numpy.typing as npt
+
+from cdserve.engine.heads import Heads
+from cdserve.engine.vllm import (
+    EngineClient,
+    RequestOutputKind,
+    SamplingParams,
+    VLLMValidationError,
+    tokens_input,
+)
+from cdserve.errors import ScoringError
+from cdserve.plugin.rows import REQUEST_KEY
+from cdserve.value_table import Ticket, ValueTable
+
+_SLOTS = 65536
+_LATEST = 4
+
+
+def ask(ticket: Ticket, every: bool = False) -> dict[str, object]:
+    """``extra_args`` of an engine request whose values are wanted."""
+    return {REQUEST_KEY: {"values": ticket.to_wire(), "every": every}}
+
+
+class Values:
+    """Reads V out of the engine, by reward name, in raw reward units.
+
+    Args:
+        engine: where prefixes are scored that no candidate's own row has.
+        heads: which column of the table each reward reads.
+    """
+
+    def __init__(self, engine: EngineClient, heads: Heads) -> None:
+        self._engine = engine
+        self._heads = heads
+        self._table = ValueTable(slots=_SLOTS, length=_LATEST, columns=heads.width)
+
+    @contextmanager
+    def ticket(self) -> Iterator[Ticket]:
+        """A ticket for one engine request, given back at the end."""
+        ticket = self._table.acquire()
+        try:
+            yield ticket
+        finally:
+            self._table.release(ticket)
+
+    def read(self, ticket: Ticket, length: int) -> Mapping[str, float] | None:
+        """V of the prefix of ``length`` tokens of the ticket's request, if it was computed."""
+        row = self._table.read(ticket, length)
+        return None if row is None else self._named(row)
+
+    async def last(
+        self, token_ids: Sequence[int], request_id: str, cache_salt: str | None = None
+    ) -> Mapping[str, float]:
+        """V of a whole sequence, by a one-token request on its (cached) prefix."""
+        with self.ticket() as ticket:
+            await self._forward(token_ids, ask(ticket), request_id, cache_salt)
+            values = self.read(ticket, len(token_ids))
+        if values is None:
+            raise ScoringError("the engine computed no value for a prefix that asked for one")
+        return values
+
+    async def every(
+        self, token_ids: Sequence[int], start: int, request_id: str
+    ) -> list[Mapping[str, float]]:
+        """V of the prefixes of ``start + 1`` to ``len(token_ids)`` tokens."""
+        table = ValueTable(slots=1, length=len(token_ids) + 1, columns=self._heads.width)
+        try:
+            ticket = table.acquire()
+            await self._forward(token_ids, ask(ticket, every=True), request_id, None)
+            rows = [table.read(ticket, n) for n in range(start + 1, len(token_ids) + 1)]
+        finally:
+            table.close()
+        return [self._named(row) for row in rows if row is not None]
+
+    def _named(self, row: npt.NDArray[np.float32]) -> Mapping[str, float]:
+        return {name: float(row[column]) for name, column in self._heads.columns.items()}
+
+    async def _forward(
+        self,
+        token_ids: Sequence[int],
+        extra_args: dict[str, object],
+        request_id: str,
+        cache_salt: str | None,
+    ) -> None:
+        params = SamplingParams(
+            max_tokens=1,
+            temperature=0.0,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            extra_args=extra_args,
+            skip_reading_prefix_cache=extra_args[REQUEST_KEY]["every"],  # type: ignore[index]
+        )
+        prompt = tokens_input(list(token_ids), cache_salt=cache_salt)
+        async for _ in self._engine.generate(prompt, params, request_id):
+            pass
+
+    def close(self) -> None:
+        """Removes the shared table."""
+        self._table.close()
+
+
+def refuse_reserved(params: SamplingParams) -> None:
+    """Raises if a client wrote cdserve's own key into ``vllm_xargs``."""
+    if REQUEST_KEY in (params.extra_args or {}):
+        raise VLLMValidationError(
+            f"vllm_xargs.{REQUEST_KEY} is reserved; use the field 'alignment'",
+            parameter=f"vllm_xargs.{REQUEST_KEY}",
+        )

@@ -1,0 +1,38 @@
+"""What can go wrong, and whose fault it is.
+
+CdserveError
+├── ConfigError      the operator's settings: raised at start, before anything is loaded
+├── PolicyError      the client's request: 400, names the field
+└── ScoringError     a reward could not be computed: 500
+"""
+
+
+class CdserveError(Exception):
+    """Base of all errors cdserve raises on purpose."""
+
+
+class ConfigError(CdserveError):
+    """A setting is wrong. The message names the key, the value and what is accepted."""
+
+
+class PolicyError(CdserveError):
+    """A request asks for what cannot be done.
+
+    Args:
+        message: names the value and the accepted range.
+        param: the request's field, such as ``alignment.k``.
+    """
+
+    def __init__(self, message: str, param: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class ScoringError(CdserveError):
+    """A reward failed or returned a value that is not a finite number."""
+
+
+def shown(value: object, limit: int = 80) -> str:
+    """``value`` as it may stand in an error message: its repr, capped at ``limit`` characters."""
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"

@@ -1,0 +1,63 @@
+"""The served model with value heads beside it: a subclass of its architecture, made on demand.
+
+``cdserve.plugin.model:LlamaForCausalLM`` is vLLM's own ``LlamaForCausalLM`` with two methods
+extended. A subclass, so that all that vLLM reads off the class (LoRA, quantisation, pipeline
+parallelism, multi-modal interfaces) stays as it is.
+"""
+
+import importlib
+from typing import Any
+
+import torch
+from vllm.config import VllmConfig
+from vllm.distributed import get_tensor_model_parallel_rank
+from vllm.forward_context import get_forward_context
+from vllm.model_executor.models.registry import _VLLM_MODELS
+
+from cdserve.plugin.rows import ROWS
+from cdserve.plugin.scorer import ValueScorer
+
+
+class _WithValues:
+    """Mixed in before the architecture's own class."""
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
+        settings = vllm_config.additional_config["cdserve"]
+        scorer = ValueScorer(settings["heads"], vllm_config.device_config.device)
+        # Wrapped, so that torch does not take the heads for weights of the checkpoint.
+        self._values = (scorer if get_tensor_model_parallel_rank() == 0 else None,)
+
+    def forward(
+        self, input_ids: torch.Tensor | None, positions: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
+        """The model's own forward pass; V of whole prompts is taken here, where asked for."""
+        hidden = super().forward(input_ids, positions, *args, **kwargs)  # type: ignore[misc]
+        if self._values[0] is not None and ROWS.every_position():
+            self._values[0].score_every(hidden, positions, _row_starts())
+        return hidden
+
+    def compute_logits(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The model's own logits; V of the rows that ask is taken from the same hidden states."""
+        if self._values[0] is not None:
+            self._values[0].score_last(hidden_states)
+        return super().compute_logits(hidden_states, *args, **kwargs)  # type: ignore[misc]
+
+
+def _row_starts() -> list[int]:
+    metadata = get_forward_context().attn_metadata
+    if not metadata:  # a dummy run
+        return []
+    starts: list[int] = next(iter(metadata.values())).query_start_loc.tolist()
+    return starts
+
+
+def __getattr__(name: str) -> type:
+    if name not in _VLLM_MODELS:
+        raise AttributeError(name)
+    module, cls = _VLLM_MODELS[name][:2]
+    folder = module if module.startswith("vllm.") else f"vllm.model_executor.models.{module}"
+    base = getattr(importlib.import_module(folder), cls)
+    wrapped = type(cls, (_WithValues, base), {"__module__": __name__})
+    globals()[name] = wrapped
+    return wrapped

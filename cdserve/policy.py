@@ -1,0 +1,152 @@
+"""The alignment policy: what a client may ask for in the ``alignment`` field.
+
+A policy class names its method's parameters; ``parse`` turns what came over the wire into one, and
+every message names the field, the value and what is accepted.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cdserve.errors import PolicyError, shown
+
+FIELD = "alignment"
+MAX_REWARDS = 64
+
+Report = Literal["none", "summary", "trace"]
+
+
+class Limits(Protocol):
+    """The operator's limits, as ``config.Limits`` holds them."""
+
+    max_n: int
+    max_k: int
+    max_candidate_tokens: int
+
+
+class Policy(BaseModel):
+    """Base of every method's policy."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    method: str
+    rewards: dict[str, float] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=MAX_REWARDS,
+        description="Weight of each reward; the server's default reward if absent.",
+    )
+    report: Report = Field(default="summary", description="How much the answer says of its making.")
+
+    scores_prefixes: ClassVar[bool] = False
+    """Whether the method needs rewards of unfinished responses."""
+
+    @property
+    def width(self) -> int:
+        """Candidates alive at once; the cost of a request is this times ``max_tokens``."""
+        raise NotImplementedError
+
+    def check_limits(self, limits: Limits) -> None:
+        """Raises PolicyError where the operator's limits are exceeded."""
+
+
+class SoftmaxSelection(BaseModel):
+    """Soft selection: candidate i with probability softmax(score / λ)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    softmax: float = Field(gt=0, description="λ, in units of the score.")
+
+
+class SearchPolicy(Policy):
+    """What the search methods share."""
+
+    selection: Literal["argmax"] | SoftmaxSelection = Field(
+        default="argmax", description="How one of the candidates is chosen by its score."
+    )
+
+
+def at_most(field: str, value: int, limit: int) -> None:
+    """Raises PolicyError if ``value`` is above the operator's ``limit``."""
+    if value > limit:
+        raise PolicyError(f"{field} is {value}; this server accepts 1 to {limit}", field)
+
+
+def parse(
+    sent: object,
+    methods: Mapping[str, type[Policy]],
+    presets: Mapping[str, Policy],
+) -> Policy | None:
+    """The policy a request asks for.
+
+    Args:
+        sent: the field as it came: a preset's name, an object, or None.
+        methods: policy class of each method.
+        presets: the operator's policies by name.
+
+    Returns:
+        The policy; None for an absent field and for the method ``none``.
+
+    Raises:
+        PolicyError: naming the field, the value and what is accepted.
+    """
+    if sent is None:
+        return None
+    if isinstance(sent, str):
+        if sent not in presets:
+            raise PolicyError(
+                f"{FIELD} names the preset {shown(sent)}; this server has {_names(presets)}", FIELD
+            )
+        return presets[sent]
+    if not isinstance(sent, dict):
+        raise PolicyError(
+            f"{FIELD} is {shown(sent)}; it takes a preset's name or an object with a method", FIELD
+        )
+    return parse_object(sent, methods, FIELD)
+
+
+def parse_object(
+    sent: Mapping[str, Any], methods: Mapping[str, type[Policy]], field: str
+) -> Policy | None:
+    """As ``parse``, for an object; ``field`` is where it stands, for the messages."""
+    method = sent.get("method")
+    if method == "none":
+        extra = sorted(set(sent) - {"method"})
+        if extra:
+            raise PolicyError(
+                f"{field}.{extra[0]} is not known to method 'none', which takes nothing else",
+                f"{field}.{extra[0]}",
+            )
+        return None
+    if not isinstance(method, str) or method not in methods:
+        raise PolicyError(
+            f"{field}.method is {shown(method)}; this server has {_names({'none': 0, **methods})}",
+            f"{field}.method",
+        )
+    try:
+        return methods[method].model_validate(sent)
+    except ValidationError as error:
+        raise _policy_error(error, methods[method], field) from error
+
+
+def _policy_error(error: ValidationError, policy: type[Policy], field: str) -> PolicyError:
+    first = error.errors(include_url=False)[0]
+    # Pydantic puts the tried branches of a union into the path; the client's path is wanted.
+    path = [str(part) for part in first["loc"] if not str(part).startswith(("literal[", "Softmax"))]
+    where = ".".join([field, *path])
+    if first["type"] == "extra_forbidden":
+        known = sorted(policy.model_fields) if len(path) == 1 else ["softmax"]
+        return PolicyError(f"{where} is not known; accepted here: {', '.join(known)}", where)
+    if first["type"] == "missing":
+        return PolicyError(f"{where} is missing; it is required by this method", where)
+    if path and path[0] == "selection":
+        return PolicyError(
+            f"{where} is {shown(first['input'])}; it takes 'argmax' or {{'softmax': λ}} with λ > 0",
+            where,
+        )
+    return PolicyError(f"{where} is {shown(first['input'])}: {first['msg']}", where)
+
+
+def _names(names: Mapping[str, object]) -> str:
+    return ", ".join(repr(name) for name in names) or "none"

@@ -1,0 +1,86 @@
+"""The report: what an answer says of its making."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from cdserve import kl
+from cdserve.decoders.candidate import Decision
+
+
+def report(method: str, decisions: Sequence[Decision], trace: bool) -> dict[str, Any]:
+    """One response's report, as the wire has it.
+
+    Args:
+        decisions: all of the response's decisions, in order; at least one.
+        trace: whether to list every decision's candidates.
+    """
+    last = decisions[-1].score
+    totals = [score.total for decision in decisions for score in decision.scores]
+    bound = sum(decision.kl_bound for decision in decisions)
+    measured = any(decision.candidate.cumulative_logprob is not None for decision in decisions)
+    made: dict[str, Any] = {
+        "method": method,
+        "score": last.total,
+        "rewards": dict(last.rewards),
+        "scores": {"mean": sum(totals) / len(totals), "max": max(totals), "min": min(totals)},
+        "decisions": len(decisions),
+        "candidates": len(totals),
+        "candidate_tokens": sum(len(c.token_ids) for d in decisions for c in d.candidates),
+        "ties": sum(decision.tie for decision in decisions),
+        "kl": {
+            "bound": bound,
+            "estimate": sum(decision.kl_estimate for decision in decisions),
+            "estimator": "epsilon_n" if measured else "bound",
+            "flag": kl.flag(bound),
+        },
+    }
+    if trace:
+        made["trace"] = [_traced(decision) for decision in decisions]
+    return made
+
+
+def merged(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The report of an answer with several choices: counts are summed, scores averaged, KL is
+    that of the farthest choice; ``choices`` holds each choice's own report."""
+    if len(reports) == 1:
+        return reports[0]
+    names = reports[0]["rewards"]
+    farthest = max(reports, key=lambda made: made["kl"]["bound"])
+    return {
+        "method": reports[0]["method"],
+        "score": _mean([made["score"] for made in reports]),
+        "rewards": {name: _mean([made["rewards"][name] for made in reports]) for name in names},
+        "scores": {
+            "mean": _mean([made["scores"]["mean"] for made in reports]),
+            "max": max(made["scores"]["max"] for made in reports),
+            "min": min(made["scores"]["min"] for made in reports),
+        },
+        **{
+            count: sum(made[count] for made in reports)
+            for count in ("decisions", "candidates", "candidate_tokens", "ties")
+        },
+        "kl": farthest["kl"],
+        "choices": list(reports),
+    }
+
+
+def _traced(decision: Decision) -> dict[str, Any]:
+    return {
+        "candidates": [
+            {
+                "text": candidate.text,
+                "tokens": len(candidate.token_ids),
+                "finish_reason": candidate.finish_reason,
+                "score": score.total,
+                "rewards": dict(score.rewards),
+                "chosen": i == decision.chosen,
+            }
+            for i, (candidate, score) in enumerate(
+                zip(decision.candidates, decision.scores, strict=True)
+            )
+        ]
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

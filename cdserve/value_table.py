@@ -1,0 +1,123 @@
+"""Values on their way from the worker to the server: a table in shared memory.
+
+The server hands out a ticket (a range of rows) with every request whose values it wants. In vLLM's
+step the worker writes V(prefix) into the ticket's rows, one row a prefix length, as a ring. The
+server reads once the request's output has arrived, which the worker sent after it wrote. So values
+cost no message, no waiting and no work per token on the server's side (measured against the
+alternatives in docs/log.md). Worker and server must share a machine's memory.
+
+A row carries the ticket and the prefix length it was written for: what was never written, or was
+overwritten, reads as missing, never as another prefix's value.
+
+Layout: int64 ``[rows, 2]`` (ticket, prefix length), then float32 ``[rows, G]``.
+"""
+
+import os
+import tempfile
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+_EMPTY = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """Rows ``offset .. offset + length`` of the table at ``path``, for one engine request."""
+
+    path: str
+    number: int
+    offset: int
+    length: int
+
+    def to_wire(self) -> list[str | int]:
+        """As it rides in ``SamplingParams.extra_args``."""
+        return [self.path, self.number, self.offset, self.length]
+
+    @classmethod
+    def from_wire(cls, wire: list[str | int]) -> "Ticket":
+        path, number, offset, length = wire
+        return cls(str(path), int(number), int(offset), int(length))
+
+
+class TableView:
+    """The mapped table; both sides open one."""
+
+    def __init__(self, path: str, rows: int, columns: int) -> None:
+        self.keys: npt.NDArray[np.int64] = np.memmap(
+            path, dtype=np.int64, mode="r+", shape=(rows, 2)
+        )
+        self.values: npt.NDArray[np.float32] = np.memmap(
+            path, dtype=np.float32, mode="r+", offset=rows * 16, shape=(rows, columns)
+        )
+
+    @classmethod
+    def open(cls, path: str, columns: int) -> "TableView":
+        """Maps an existing table of ``columns`` values a row."""
+        rows, rest = divmod(os.stat(path).st_size, 16 + 4 * columns)
+        if rest:
+            raise ValueError(f"value table {path} does not hold rows of {columns} values")
+        return cls(path, rows, columns)
+
+    def write(
+        self,
+        rows: npt.NDArray[np.int64],
+        tickets: npt.NDArray[np.int64],
+        lengths: npt.NDArray[np.int64],
+        values: npt.NDArray[np.float32],
+    ) -> None:
+        """Writes values ``[N, G]`` of prefixes of ``lengths`` tokens ``[N]`` into ``rows`` [N]."""
+        self.values[rows] = values
+        self.keys[rows, 0] = tickets
+        self.keys[rows, 1] = lengths
+
+
+class ValueTable:
+    """The server's side: makes the table, hands out tickets, reads values.
+
+    Args:
+        slots: tickets that can be out at once.
+        length: rows a ticket, i.e. how many of the latest prefix lengths are kept.
+        columns: values a row (the heads' outputs, in order).
+    """
+
+    def __init__(self, *, slots: int, length: int, columns: int) -> None:
+        folder = "/dev/shm" if os.path.isdir("/dev/shm") else None
+        descriptor, self.path = tempfile.mkstemp(prefix="cdserve-values-", dir=folder)
+        os.truncate(descriptor, slots * length * (16 + 4 * columns))
+        os.close(descriptor)
+        self._view = TableView(self.path, slots * length, columns)
+        self._view.keys[:] = _EMPTY
+        self._length = length
+        # First in, first out: a slot rests as long as possible before it is used again.
+        self._free = deque(range(slots))
+        self._issued = 0
+
+    def acquire(self) -> Ticket:
+        """A ticket for one engine request.
+
+        Raises:
+            RuntimeError: all slots are out.
+        """
+        if not self._free:
+            raise RuntimeError("the value table is full: more candidates are alive than it has")
+        self._issued += 1
+        return Ticket(self.path, self._issued, self._free.popleft() * self._length, self._length)
+
+    def release(self, ticket: Ticket) -> None:
+        """Gives the ticket's rows back."""
+        self._free.append(ticket.offset // self._length)
+
+    def read(self, ticket: Ticket, length: int) -> npt.NDArray[np.float32] | None:
+        """V of the prefix of ``length`` tokens, ``[G]``; None if it was not computed."""
+        row = ticket.offset + length % ticket.length
+        if self._view.keys[row, 0] != ticket.number or self._view.keys[row, 1] != length:
+            return None
+        return np.array(self._view.values[row])
+
+    def close(self) -> None:
+        """Removes the table; views that are still mapped stay readable."""
+        Path(self.path).unlink(missing_ok=True)
