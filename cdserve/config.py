@@ -78,6 +78,10 @@ class Settings(BaseSettings):
     keep_alive: float = Field(
         default=5.0, gt=0, description="Seconds between comments on a silent aligned stream."
     )
+    reuse_tails: bool = Field(
+        default=True,
+        description="Reuse the KV of a prefix's unfinished block; takes vLLM's KV connector.",
+    )
     engine: dict[str, Any] = Field(default_factory=dict, description="vLLM flags.")
 
     @property

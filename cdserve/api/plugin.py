@@ -17,8 +17,10 @@ class AlignmentEndpoints:
 
     def attach_router(self, app: FastAPI) -> None:
         """Adds the routes; vLLM puts them in the place of its own."""
+        from cdserve.api.guard import guard
         from cdserve.api.routes import router
 
+        guard(app)
         app.include_router(router)
 
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:

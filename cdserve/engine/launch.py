@@ -2,18 +2,21 @@
 
 import json
 import os
+import signal
 from argparse import Namespace
 from collections.abc import Sequence
 from importlib.metadata import entry_points
 from typing import Any
 
 import uvloop
+from vllm.config import KVTransferConfig
 from vllm.entrypoints.launchers.api_server.entry import build_and_serve, build_async_engine_client
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
 from vllm.entrypoints.launchers.launcher import setup_server
 from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
 from vllm.transformers_utils.config import get_config
 from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.utils.system_utils import decorate_logs
 
 from cdserve.config import Settings
 from cdserve.engine.aligned import AlignedEngine
@@ -25,6 +28,11 @@ from cdserve.plugin.register import ARCHITECTURE
 
 _PLUGIN = "cdserve"
 _PROCESSOR = "cdserve.plugin.logits_processor:RowTracker"
+_TAIL_CACHE = {
+    "kv_connector": "TailCache",
+    "kv_connector_module_path": "cdserve.plugin.tail_cache",
+    "kv_role": "kv_consumer",
+}
 _PLUGIN_GROUPS = ("vllm.general_plugins", "vllm.platform_plugins", "vllm.io_processor_plugins")
 
 
@@ -51,6 +59,8 @@ def parse(settings: Settings, heads: Heads, flags: Sequence[str]) -> Namespace:
             **(args.additional_config or {}),
             "cdserve": {"heads": list(heads.paths)},
         }
+        if settings.reuse_tails and args.kv_transfer_config is None:
+            args.kv_transfer_config = KVTransferConfig(**_TAIL_CACHE)
     return args
 
 
@@ -66,6 +76,8 @@ def serve(args: Namespace, heads: Heads) -> None:
 
 
 async def _serve(args: Namespace, heads: Heads) -> None:
+    decorate_logs("APIServer", skip_if_decorated=True)
+    signal.signal(signal.SIGTERM, _interrupt)  # until uvicorn sets its own
     listen_address, sock = setup_server(args, reuse_port=False)
     async with build_async_engine_client(args) as inner:
         values = Values(inner, heads)
@@ -78,6 +90,10 @@ async def _serve(args: Namespace, heads: Heads) -> None:
         await shutdown
     finally:
         sock.close()
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt("terminated")
 
 
 def _set_environment(args: Namespace, attach: bool) -> None:

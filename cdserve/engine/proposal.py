@@ -82,7 +82,7 @@ class EngineProposal:
         self.alive: set[str] = set()
         """Ids of the engine requests that run for it now."""
         self.first: RequestOutput | None = None
-        """The first candidate's output: it carries what is known of the prompt."""
+        """The very first candidate's output: it carries what was asked of the prompt."""
 
     async def sample(self, count: int, max_tokens: int | None) -> Sequence[Candidate]:
         """``count`` i.i.d. continuations, of at most ``max_tokens`` tokens, with their values.
@@ -124,16 +124,15 @@ class EngineProposal:
 
     async def _candidate(self, length: int, decision: int, index: int) -> Candidate:
         request_id = f"{self._request_id}-{self._choice}.{decision}.{index}"
-        params = self._block_params(length, self._seed(decision, index), decision == index == 0)
+        first = decision == index == 0
+        params = self._block_params(length, self._seed(decision, index), first)
         if not self._objective.reads_values:
-            output = await self._run(params, request_id)
-            return self._read(output.outputs[0], length)
+            return self._read(await self._run(params, request_id, first), length)
         with self._values.ticket() as ticket:
             # One token more: the row that samples it is the one that knows V of the block's last.
             params.max_tokens = length + 1
             params.extra_args = {**(params.extra_args or {}), **ask(ticket)}
-            output = await self._run(params, request_id)
-            candidate = self._read(output.outputs[0], length)
+            candidate = self._read(await self._run(params, request_id, first), length)
             return await self._with_values(candidate, ticket, request_id)
 
     async def _with_values(
@@ -145,7 +144,7 @@ class EngineProposal:
             values = await self._values.last(token_ids, f"{request_id}.end", self._cache_salt)
         return replace(candidate, values=values)
 
-    async def _run(self, params: SamplingParams, request_id: str) -> RequestOutput:
+    async def _run(self, params: SamplingParams, request_id: str, first: bool) -> CompletionOutput:
         prompt = tokens_input(self._prefix.copy(), cache_salt=self._cache_salt)
         final: RequestOutput | None = None
         self.alive.add(request_id)
@@ -155,11 +154,11 @@ class EngineProposal:
         finally:
             self.alive.discard(request_id)
         assert final is not None  # FINAL_ONLY: exactly one output
+        if first:
+            self.first = final
         if final.outputs[0].finish_reason in ("abort", "error"):
             raise Stopped(final.outputs[0].finish_reason)
-        if self.first is None:
-            self.first = final
-        return final
+        return final.outputs[0]
 
     def _read(self, output: CompletionOutput, length: int) -> Candidate:
         """The engine's output cut to ``length`` tokens, with stop strings that begin before it."""

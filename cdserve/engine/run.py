@@ -10,7 +10,7 @@ from cdserve.policy import Policy
 from cdserve.scoring import Objective
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, repr=False)
 class AlignmentRun:
     """A validated policy with its decoder and objective; collects a report for each choice."""
 
@@ -21,6 +21,10 @@ class AlignmentRun:
     """Prompts begun; a completions request may hold several."""
     reports: dict[tuple[int, int], dict[str, Any]] = field(default_factory=dict)
     """By prompt and choice; a choice's report is there before its last output is."""
+
+    def __repr__(self) -> str:
+        """Short: vLLM may log the sampling parameters it rides in."""
+        return f"AlignmentRun({self.policy.method})"
 
     def begin(self) -> int:
         """The index of the next prompt."""

@@ -38,7 +38,7 @@ class Values:
     def __init__(self, engine: EngineClient, heads: Heads) -> None:
         self._engine = engine
         self._heads = heads
-        self._table = ValueTable(slots=_SLOTS, length=_LATEST, columns=heads.width)
+        self._table = ValueTable(slots=_SLOTS, length=_LATEST, columns=max(1, heads.width))
 
     @contextmanager
     def ticket(self) -> Iterator[Ticket]:

@@ -33,7 +33,8 @@ class _WithValues:
     ) -> Any:
         """The model's own forward pass; V of whole prompts is taken here, where asked for."""
         hidden = super().forward(input_ids, positions, *args, **kwargs)  # type: ignore[misc]
-        if self._values[0] is not None and ROWS.every_position():
+        last_stage = isinstance(hidden, torch.Tensor)  # of the pipeline; others hand on
+        if self._values[0] is not None and last_stage and ROWS.every_position():
             self._values[0].score_every(hidden, positions, _row_starts())
         return hidden
 

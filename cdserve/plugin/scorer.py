@@ -75,7 +75,6 @@ class ValueScorer:
         table = self._tables.get(path)
         if table is None:
             if len(self._tables) >= _MAX_OPEN_TABLES:
-                # The server's own table was opened first; the others serve one request each.
-                del self._tables[list(self._tables)[1]]
+                del self._tables[next(iter(self._tables))]
             table = self._tables[path] = TableView.open(path, self._columns)
         return table

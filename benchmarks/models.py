@@ -1,0 +1,67 @@
+"""The models that benchmarks serve: the demo, and a randomly initialised one of about 100M."""
+
+import tempfile
+from pathlib import Path
+
+import torch
+import yaml
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from cdserve.demo import HEAD_DIR, MODEL_DIR
+from value_heads import HeadConfig, ValueHead
+
+_ENGINE = {
+    "dtype": "float32",
+    "max_model_len": 2048,
+    "enforce_eager": True,
+    "block_size": 32,
+}
+
+
+def demo_config() -> Path:
+    """Settings that serve the demo model with its head."""
+    return _settings(MODEL_DIR, HEAD_DIR, kv_cache_bytes=512 << 20)
+
+
+def random_config() -> Path:
+    """Settings that serve a random Llama of about 100M parameters with a random linear head."""
+    folder = Path(tempfile.gettempdir()) / "cdserve-bench-100m"
+    if not (folder / "head" / "model.safetensors").exists():
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=32000,
+            hidden_size=768,
+            intermediate_size=2048,
+            num_hidden_layers=11,
+            num_attention_heads=12,
+            num_key_value_heads=12,
+            max_position_embeddings=2048,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=AutoTokenizer.from_pretrained(MODEL_DIR).eos_token_id,
+        )
+        LlamaForCausalLM(config).save_pretrained(folder / "model")
+        AutoTokenizer.from_pretrained(MODEL_DIR).save_pretrained(folder / "model")
+        head = HeadConfig(
+            architecture="linear",
+            rewards=("reward",),
+            hidden_size=768,
+            shift=(0.0,),
+            scale=(1.0,),
+            base_model="random-100m",
+        )
+        ValueHead(head).save_pretrained(folder / "head")
+    return _settings(folder / "model", folder / "head", kv_cache_bytes=2 << 30)
+
+
+def _settings(model: Path, head: Path, kv_cache_bytes: int) -> Path:
+    path = Path(tempfile.mkdtemp(prefix="cdserve-bench-")) / "cdserve.yaml"
+    settings = {
+        "model": str(model),
+        "served_model_name": "bench",
+        "rewards": {"reward": {"kind": "value_head", "path": str(head)}},
+        "default_reward": "reward",
+        "engine": {**_ENGINE, "kv_cache_memory_bytes": kv_cache_bytes},
+    }
+    path.write_text(yaml.safe_dump(settings))
+    return path
