@@ -4,7 +4,7 @@ Each round runs the same prompts as plain ``n=K``, as best-of-K and as blockwise
 alternating; ratios are taken within a round and their medians printed. Also the time to the first
 streamed block over best-of-K's end-to-end time.
 
-    python benchmarks/overhead.py --model demo --model 100m --output benchmarks/results/overhead.json
+    python benchmarks/overhead.py --output benchmarks/results/overhead.json
 """
 
 import argparse
@@ -101,9 +101,7 @@ async def measure(base: str, args: argparse.Namespace, concurrency: int) -> dict
     }
     for arm in ("best_of_n", "blockwise_cd"):
         ratios = [r[arm] / r["plain"] for r in rounds]
-        row[arm] = {
-            "median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)
-        }
+        row[arm] = {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
     if times:
         row["first_block_over_best_of_k"] = statistics.median(a / b for a, b in times)
     return row
@@ -134,8 +132,12 @@ def main() -> None:
                 print(json.dumps(results[-1]), flush=True)
     if args.output:
         made = {
-            "k": K, "m": M, "tokens": args.tokens, "prompt_tokens": args.prompt_tokens,
-            "rounds": args.rounds, "machine": platform.processor() or platform.machine(),
+            "k": K,
+            "m": M,
+            "tokens": args.tokens,
+            "prompt_tokens": args.prompt_tokens,
+            "rounds": args.rounds,
+            "machine": platform.processor() or platform.machine(),
             "results": results,
         }
         args.output.write_text(json.dumps(made, indent=2) + "\n")

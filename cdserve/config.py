@@ -5,13 +5,12 @@ wins over the file. What is not known is refused, never ignored.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from cdserve.errors import ConfigError, shown
 
@@ -45,7 +44,7 @@ class PythonReward(_Section):
     """A function ``(prompt, response) -> float`` of the operator's, for finished responses."""
 
     kind: Literal["python"]
-    callable: str = Field(pattern=r"^[\w.]+:\w+$", description="module:function")
+    callable: str = Field(pattern=r"^\w+(\.\w+)*:\w+$", description="module:function")
 
 
 Reward = Annotated[ValueHeadReward | LengthReward | PythonReward, Field(discriminator="kind")]
@@ -61,12 +60,8 @@ class Limits(_Section):
     )
 
 
-class Settings(BaseSettings):
+class Settings(_Section):
     """Everything an operator sets beside vLLM's own flags."""
-
-    model_config = SettingsConfigDict(
-        env_prefix=_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True
-    )
 
     model: str
     served_model_name: str | None = None
@@ -89,17 +84,6 @@ class Settings(BaseSettings):
         """The base model's id on the wire."""
         return self.served_model_name or self.model
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return env_settings, init_settings
-
 
 def load(path: Path, flags: Sequence[str] = ()) -> Settings:
     """Reads the settings.
@@ -113,17 +97,20 @@ def load(path: Path, flags: Sequence[str] = ()) -> Settings:
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: a mapping is expected, found {shown(content)}")
-    _check_environment(os.environ)
+    for variable, value in os.environ.items():
+        if variable.upper().startswith(_PREFIX):
+            _apply(content, variable, _key(variable), value)
+    for flag in flags:
+        key, separator, value = flag.partition("=")
+        if not separator:
+            raise ConfigError(f"--set {flag}: key=value is expected")
+        _apply(content, f"--set {key}", key.split("."), value)
     try:
-        merged = Settings(**content).model_dump(mode="json")
-        for flag in flags:
-            _apply(merged, flag)
-        # The flags are laid over file and environment, so neither may speak again.
-        settings = Settings.model_validate(merged)
+        settings = Settings.model_validate(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])
@@ -131,25 +118,26 @@ def load(path: Path, flags: Sequence[str] = ()) -> Settings:
     return _with_paths(settings, path.parent)
 
 
-def _apply(merged: dict[str, Any], flag: str) -> None:
-    key, separator, value = flag.partition("=")
-    if not separator:
-        raise ConfigError(f"--set {flag}: key=value is expected")
-    *parents, last = key.split(".")
-    section = merged
+def _key(variable: str) -> list[str]:
+    key = variable.upper().removeprefix(_PREFIX).lower().split("__")
+    if key[0] not in Settings.model_fields:
+        known = ", ".join(sorted(f"{_PREFIX}{name.upper()}" for name in Settings.model_fields))
+        raise ConfigError(f"{variable} is not known; settings: {known}")
+    return key
+
+
+def _apply(content: dict[str, Any], source: str, key: Sequence[str], value: str) -> None:
+    """Lays one value, in YAML, over the settings."""
+    *parents, last = key
+    section = content
     for parent in parents:
         section = section.setdefault(parent, {})
         if not isinstance(section, dict):
-            raise ConfigError(f"--set {flag}: {parent} holds a value, not a section")
-    section[last] = yaml.safe_load(value)
-
-
-def _check_environment(environment: Mapping[str, str]) -> None:
-    known = {f"{_PREFIX}{name}".upper() for name in Settings.model_fields}
-    for variable in environment:
-        head = variable.upper().split("__")[0]
-        if head.startswith(_PREFIX) and head not in known:
-            raise ConfigError(f"{variable} is not known; settings: {', '.join(sorted(known))}")
+            raise ConfigError(f"{source}: {parent} holds a value, not a section")
+    try:
+        section[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source} is {shown(value)}: {error}") from error
 
 
 def _with_paths(settings: Settings, folder: Path) -> Settings:

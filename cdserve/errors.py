@@ -32,7 +32,16 @@ class ScoringError(CdserveError):
     """A reward failed or returned a value that is not a finite number."""
 
 
+def shown_key(key: str, limit: int = 80) -> str:
+    """A key that a client chose, as it may stand in a message: capped, and valid as UTF-8."""
+    text = key.encode("utf-8", "backslashreplace").decode()
+    return text if len(text) <= limit else f"{text[:limit]}…"
+
+
 def shown(value: object, limit: int = 80) -> str:
     """``value`` as it may stand in an error message: its repr, capped at ``limit`` characters."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = f"a deeply nested {type(value).__name__}"
     return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"

@@ -37,6 +37,8 @@ def best_of_n_estimate(logp: float, n: int) -> float:
     eps = math.exp(logp)
     if eps < 1e-300:
         return bound
+    if eps == 1.0:
+        return -logp
     log_miss = math.log1p(-eps)
     missed = math.exp(n * log_miss)
     hit = -math.expm1(n * log_miss)

@@ -5,15 +5,16 @@ every message names the field, the value and what is accepted.
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cdserve.errors import PolicyError, shown
+from cdserve.errors import PolicyError, shown, shown_key
 
 FIELD = "alignment"
 MAX_REWARDS = 64
 
+Weight = Annotated[float, Field(ge=-1e6, le=1e6)]
 Report = Literal["none", "summary", "trace"]
 
 
@@ -28,10 +29,10 @@ class Limits(Protocol):
 class Policy(BaseModel):
     """Base of every method's policy."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     method: str
-    rewards: dict[str, float] | None = Field(
+    rewards: dict[str, Weight] | None = Field(
         default=None,
         min_length=1,
         max_length=MAX_REWARDS,
@@ -54,7 +55,7 @@ class Policy(BaseModel):
 class SoftmaxSelection(BaseModel):
     """Soft selection: candidate i with probability softmax(score / λ)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     softmax: float = Field(gt=0, description="λ, in units of the score.")
 
@@ -70,7 +71,7 @@ class SearchPolicy(Policy):
 def at_most(field: str, value: int, limit: int) -> None:
     """Raises PolicyError if ``value`` is above the operator's ``limit``."""
     if value > limit:
-        raise PolicyError(f"{field} is {value}; this server accepts 1 to {limit}", field)
+        raise PolicyError(f"{field} is {shown(value)}; this server accepts 1 to {limit}", field)
 
 
 def parse(
@@ -114,9 +115,9 @@ def parse_object(
     if method == "none":
         extra = sorted(set(sent) - {"method"})
         if extra:
+            where = f"{field}.{shown_key(extra[0])}"
             raise PolicyError(
-                f"{field}.{extra[0]} is not known to method 'none', which takes nothing else",
-                f"{field}.{extra[0]}",
+                f"{where} is not known to method 'none', which takes nothing else", where
             )
         return None
     if not isinstance(method, str) or method not in methods:
@@ -132,12 +133,13 @@ def parse_object(
 
 def _policy_error(error: ValidationError, policy: type[Policy], field: str) -> PolicyError:
     first = error.errors(include_url=False)[0]
-    # Pydantic puts the tried branches of a union into the path; the client's path is wanted.
-    path = [str(part) for part in first["loc"] if not str(part).startswith(("literal[", "Softmax"))]
+    path = [shown_key(str(part)) for part in first["loc"]]
+    if path[:1] == ["selection"]:
+        path = path[:1]  # pydantic goes on with the branches of the union that it tried
     where = ".".join([field, *path])
     if first["type"] == "extra_forbidden":
-        known = sorted(policy.model_fields) if len(path) == 1 else ["softmax"]
-        return PolicyError(f"{where} is not known; accepted here: {', '.join(known)}", where)
+        known = ", ".join(sorted(policy.model_fields))
+        return PolicyError(f"{where} is not known; accepted here: {known}", where)
     if first["type"] == "missing":
         return PolicyError(f"{where} is missing; it is required by this method", where)
     if path and path[0] == "selection":

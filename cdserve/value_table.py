@@ -70,9 +70,10 @@ class TableView:
         values: npt.NDArray[np.float32],
     ) -> None:
         """Writes values ``[N, G]`` of prefixes of ``lengths`` tokens ``[N]`` into ``rows`` [N]."""
+        self.keys[rows, 0] = _EMPTY
         self.values[rows] = values
-        self.keys[rows, 0] = tickets
         self.keys[rows, 1] = lengths
+        self.keys[rows, 0] = tickets
 
 
 class ValueTable:
@@ -114,9 +115,9 @@ class ValueTable:
     def read(self, ticket: Ticket, length: int) -> npt.NDArray[np.float32] | None:
         """V of the prefix of ``length`` tokens, ``[G]``; None if it was not computed."""
         row = ticket.offset + length % ticket.length
-        if self._view.keys[row, 0] != ticket.number or self._view.keys[row, 1] != length:
-            return None
-        return np.array(self._view.values[row])
+        values = np.array(self._view.values[row])
+        written = self._view.keys[row, 0] == ticket.number and self._view.keys[row, 1] == length
+        return values if written else None
 
     def close(self) -> None:
         """Removes the table; views that are still mapped stay readable."""

@@ -54,14 +54,23 @@ def load(allowed: Iterable[str]) -> Mapping[str, type[Decoder]]:
         ConfigError: an allowed name is not installed, or is taken by another decoder.
     """
     found = dict(BUILT_IN)
-    installed = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    installed = entry_points(group=ENTRY_POINTS)
     for name in allowed:
-        if name not in installed:
+        points = installed.select(name=name)
+        if not points:
             raise ConfigError(
                 f"decoders: {name!r} is not installed; entry points of {ENTRY_POINTS}: "
-                f"{sorted(installed) or 'none'}"
+                f"{sorted(installed.names) or 'none'}"
             )
-        if name in found:
+        if len(points) > 1:
+            raise ConfigError(
+                f"decoders: {name!r} is installed more than once: "
+                f"{', '.join(point.value for point in points)}"
+            )
+        if name in {*BUILT_IN, "none"}:
             raise ConfigError(f"decoders: the name {name!r} is taken by a built-in decoder")
-        found[name] = installed[name].load()
+        try:
+            found[name] = points[name].load()
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(f"decoders: {name!r} cannot be imported: {error}") from error
     return found

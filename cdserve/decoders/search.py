@@ -32,7 +32,7 @@ async def search(
             candidates=candidates,
             scores=scores,
             chosen=chosen,
-            tie=k > 1 and sorted(totals)[-1] == sorted(totals)[-2],
+            tie=totals.count(max(totals)) > 1,
             kl_bound=select.kl_bound(k),
             kl_estimate=select.kl_estimate(totals, candidate.cumulative_logprob),
         )

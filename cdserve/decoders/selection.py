@@ -66,7 +66,7 @@ class Softmax:
         return kl.best_of_n_bound(count)
 
     def kl_estimate(self, scores: Sequence[float], logprob: float | None) -> float:
-        # KL of the index from uniform, given the draws: it bounds the KL of the draw taken.
+        # The KL of the index from uniform, given the draws; its mean bounds that of the draw taken.
         weights = self._weights(scores)
         entropy = -sum(w * math.log(w) for w in weights if w > 0)
         return min(math.log(len(scores)) - entropy, kl.best_of_n_bound(len(scores)))

@@ -49,7 +49,10 @@ class Objective:
                 raise ScoringError(f"reward {name!r} failed: {error}") from error
             if not finite(values[name]):
                 raise ScoringError(f"reward {name!r} is {values[name]}, not a finite number")
-        return Score(sum(self.weights[name] * value for name, value in values.items()), values)
+        total = sum(self.weights[name] * value for name, value in values.items())
+        if not finite(total):
+            raise ScoringError(f"the weighted sum of the rewards is {total}, not a finite number")
+        return Score(total, values)
 
 
 def objective(

@@ -1,0 +1,143 @@
+"""Does it work: ground-truth reward of plain, blockwise and best-of-n decoding on the demo.
+
+Held-out prompts, one answer each, through an unmodified OpenAI client. Prints means with 95 %
+confidence intervals, and best-of-n's win-rate against the base under its own reward beside
+n / (n + 1), with Wilson intervals.
+
+    python benchmarks/quality.py --prompts 256 --output benchmarks/results/quality.json
+"""
+
+import argparse
+import asyncio
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from openai import AsyncOpenAI
+from server import Server
+
+from cdserve.demo import DEMO_DIR, PROMPTS_PATH
+from cdserve.demo.reward import sentiment_gold
+
+MAX_TOKENS = 192
+POLICIES: dict[str, dict[str, Any] | None] = {
+    "none": None,
+    "blockwise_cd k=4 m=32": {"method": "blockwise_cd", "k": 4, "m": 32},
+    "best_of_n n=2": {"method": "best_of_n", "n": 2},
+    "best_of_n n=4": {"method": "best_of_n", "n": 4},
+    "best_of_n n=8": {"method": "best_of_n", "n": 8},
+}
+
+
+@dataclass
+class Answer:
+    """One answer with its ground-truth reward and its value at the end."""
+
+    gold: float
+    value: float
+    tokens: int
+    candidate_tokens: int
+    kl_bound: float
+
+
+class Evaluation:
+    """Runs policies over prompts, a bounded number of requests at once."""
+
+    def __init__(self, base_url: str, concurrency: int) -> None:
+        self._client = AsyncOpenAI(base_url=f"{base_url}/v1", api_key="-", max_retries=0)
+        self._slots = asyncio.Semaphore(concurrency)
+
+    async def run(
+        self, prompts: Sequence[str], policy: dict[str, Any] | None, seed: int
+    ) -> list[Answer]:
+        """One answer a prompt; prompt i is sampled with seed ``seed + i``."""
+        return await asyncio.gather(
+            *(self._answer(p, policy, seed + 100 * i) for i, p in enumerate(prompts))
+        )
+
+    async def _answer(self, prompt: str, policy: dict[str, Any] | None, seed: int) -> Answer:
+        async with self._slots:
+            made = await self._client.completions.create(
+                model="demo",
+                prompt=prompt,
+                max_tokens=MAX_TOKENS,
+                seed=seed,
+                # Plain answers as best-of-1, for their value; it equals plain decoding bit for bit.
+                extra_body={"alignment": policy or {"method": "best_of_n", "n": 1}},
+            )
+        report = made.model_extra["alignment"]
+        return Answer(
+            gold=sentiment_gold(prompt, made.choices[0].text),
+            value=report["score"],
+            tokens=made.usage.completion_tokens,
+            candidate_tokens=report["candidate_tokens"],
+            kl_bound=report["kl"]["bound"],
+        )
+
+
+def row(answers: Sequence[Answer], base: Sequence[Answer]) -> dict[str, Any]:
+    """A policy's figures, against answers of the base drawn independently."""
+    pairs = list(zip(answers, base, strict=True))
+    wins = sum((a.value > b.value) + 0.5 * (a.value == b.value) for a, b in pairs)
+    return {
+        "gold": mean_ci([a.gold for a in answers]),
+        "value": mean_ci([a.value for a in answers]),
+        "win_rate": wilson(wins, len(pairs)),
+        "kl_bound": statistics.mean(a.kl_bound for a in answers),
+        "tokens": statistics.mean(a.tokens for a in answers),
+        "candidate_tokens": statistics.mean(a.candidate_tokens for a in answers),
+    }
+
+
+def mean_ci(values: Sequence[float]) -> list[float]:
+    """Mean and half the width of its 95 % interval."""
+    return [statistics.mean(values), 1.96 * statistics.stdev(values) / math.sqrt(len(values))]
+
+
+def wilson(wins: float, count: int) -> list[float]:
+    """Share, and its 95 % Wilson interval."""
+    z, share = 1.96, wins / count
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count**2)) / (1 + z * z / count)
+    return [share, centre - half, centre + half]
+
+
+async def evaluate(base_url: str, prompts: Sequence[str], concurrency: int) -> dict[str, Any]:
+    evaluation = Evaluation(base_url, concurrency)
+    base = await evaluation.run(prompts, None, seed=1_000_000_000)
+    return {
+        name: row(await evaluation.run(prompts, policy, seed=i * 1_000_000), base)
+        for i, (name, policy) in enumerate(POLICIES.items())
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--prompts", type=int, default=256)
+    parser.add_argument("--concurrency", type=int, default=16)
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
+    lines = PROMPTS_PATH.read_text(encoding="utf-8").splitlines()[: args.prompts]
+    prompts = [json.loads(line)["prompt"] for line in lines]
+    with Server(DEMO_DIR / "cdserve.yaml") as server:
+        rows = asyncio.run(evaluate(server.base_url, prompts, args.concurrency))
+    print(f"{len(prompts)} prompts            gold reward       value            win-rate vs base")
+    for name, made in rows.items():
+        (gold, gold_ci), (value, value_ci) = made["gold"], made["value"]
+        share, low, high = made["win_rate"]
+        print(
+            f"{name:24s} {gold:+.3f} ± {gold_ci:.3f}   {value:+.3f} ± {value_ci:.3f}   "
+            f"{share:.3f} [{low:.3f}, {high:.3f}]   {made['tokens']:.0f} of "
+            f"{made['candidate_tokens']:.0f} tokens, KL ≤ {made['kl_bound']:.2f}"
+        )
+    if args.output:
+        made = {"prompts": len(prompts), "max_tokens": MAX_TOKENS, "policies": rows}
+        args.output.write_text(json.dumps(made, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

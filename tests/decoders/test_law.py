@@ -1,0 +1,242 @@
+"""The law that the search serves is the enumerated one, exactly and when sampled."""
+
+import math
+import random
+from collections import Counter
+from collections.abc import AsyncGenerator, Iterator
+from itertools import combinations_with_replacement, product
+
+import pytest
+
+from cdserve import kl
+from cdserve.decoders import Argmax, Decision, Softmax, search
+
+from .toy import (
+    RESPONSES,
+    A,
+    B,
+    Draw,
+    Draws,
+    E,
+    Law,
+    Tokens,
+    Toy,
+    blocks,
+    collect,
+    finish,
+    first,
+    law,
+    probability,
+    reward,
+    sampler,
+    text,
+    value,
+)
+
+# Chi-square at 1 - 0.001, by degrees of freedom from 1.
+CRITICAL = [
+    10.83,
+    13.82,
+    16.27,
+    18.47,
+    20.52,
+    22.46,
+    24.32,
+    26.12,
+    27.88,
+    29.59,
+    31.26,
+    32.91,
+    34.53,
+]
+CRITICAL.append(36.12)
+
+
+class TestToy:
+    """The toy is the one of the published values."""
+
+    def test_model(self) -> None:
+        assert len(RESPONSES) == 15
+        assert sum(map(probability, RESPONSES)) == pytest.approx(1, abs=1e-15)
+
+    @pytest.mark.parametrize(("prefix", "v"), [((), 0.732), ((A,), 0.54), ((A, B), 1.3), ((E,), 0)])
+    def test_value(self, prefix: Tokens, v: float) -> None:
+        assert value(prefix) == pytest.approx(v, abs=1e-15)
+
+    @pytest.mark.parametrize("prefix", [(), (A,), (B,), (A, A), (A, B), (B, A), (B, B)])
+    def test_value_is_the_expected_reward(self, prefix: Tokens) -> None:
+        rests = blocks(prefix, None)
+        expected = sum(probability(rest) * reward(prefix + rest) for rest in rests)
+        assert value(prefix) == pytest.approx(expected, abs=1e-15)
+
+
+class TestExactLaw:
+    """Every decision that the search makes, weighed with the probability of its draws."""
+
+    @pytest.mark.parametrize(
+        ("m", "k", "reward", "kl", "decisions", "bound", "win"),
+        [
+            (1, 2, 1.469616, 0.39964316, 2.8816, 0.556573, 0.71802965),
+            (1, 4, 2.27605443, 1.49103376, 2.995203, 1.905830, 0.89295003),
+            (2, 2, 1.298004, 0.25015824, 1.8404, 0.355468, 0.67650950),
+            (2, 4, 1.940810, 1.01423930, 1.944948, 1.237559, 0.83926441),
+            (3, 2, 1.155246, 0.14391033, 1, 0.193147, 0.64136054),
+            (None, 2, 1.155246, 0.14391033, 1, 0.193147, 0.64136054),
+            (None, 4, 1.6006758, 0.55982037, 1, 0.636294, 0.77238334),
+        ],
+    )
+    def test_published_values(
+        self,
+        m: int | None,
+        k: int,
+        reward: float,
+        kl: float,
+        decisions: float,
+        bound: float,
+        win: float,
+    ) -> None:
+        served = law(k, m)
+        assert sum(served.responses.values()) == pytest.approx(1, abs=1e-11)
+        assert served.reward == pytest.approx(reward, abs=5e-7)
+        assert served.kl == pytest.approx(kl, abs=5e-9)
+        assert served.decisions == pytest.approx(decisions, abs=5e-7)
+        assert served.kl_bound == pytest.approx(bound, abs=6e-7)
+        assert served.win_rate == pytest.approx(win, abs=5e-9)
+
+    @pytest.mark.parametrize(("k", "m"), [(2, 1), (4, 1), (2, 2), (4, 2), (2, 3), (4, None)])
+    def test_the_kl_lies_below_estimate_and_bound(self, k: int, m: int | None) -> None:
+        served = law(k, m)
+        assert served.kl < served.kl_estimate < served.kl_bound
+
+    def test_the_estimate_by_response_and_by_level(self) -> None:
+        served = law(4, None)
+        by_level = sum(
+            p * kl.best_of_n_estimate(math.log(_level_probability(reward(y))), 4)
+            for y, p in served.responses.items()
+        )
+        assert served.kl_estimate == pytest.approx(0.6358, abs=5e-5)
+        assert by_level == pytest.approx(0.6077, abs=5e-5)
+
+    def test_best_of_8(self) -> None:
+        served = _best_of_n_by_level(8)
+        assert served.reward == pytest.approx(1.98964827, abs=5e-9)
+        assert served.kl == pytest.approx(1.08613351, abs=5e-9)
+        assert served.win_rate == pytest.approx(0.86223723, abs=5e-9)
+
+    def test_by_level_is_by_response(self) -> None:
+        assert _best_of_n_by_level(4).responses == pytest.approx(law(4, None).responses, abs=1e-12)
+
+    @pytest.mark.parametrize("k", [2, 3])
+    def test_a_block_as_long_as_the_response_is_best_of_k(self, k: int) -> None:
+        assert law(k, 3) == law(k, 4) == law(k, None)
+
+    @pytest.mark.parametrize("m", [1, 2, 3, None])
+    def test_one_candidate_is_the_proposal(self, m: int | None) -> None:
+        served = law(1, m)
+        assert served.responses == pytest.approx({y: probability(y) for y in RESPONSES}, abs=1e-15)
+        assert served.kl_bound == served.kl_estimate == 0
+
+    @pytest.mark.parametrize("m", [1, 2, 3])
+    def test_the_whole_loop_has_the_law_of_its_decisions(self, m: int) -> None:
+        replayed = _replayed(2, m)
+        assert replayed.responses == pytest.approx(law(2, m).responses, abs=1e-14)
+        assert replayed.decisions == pytest.approx(law(2, m).decisions, abs=1e-13)
+
+
+class TestSampledLaw:
+    """Chi-square of the seeded search against the enumerated law."""
+
+    @pytest.mark.parametrize(("k", "m"), [(1, 2), (2, 1), (4, 1), (2, 2), (4, 2), (4, None)])
+    def test_argmax(self, k: int, m: int | None) -> None:
+        draw = sampler(seed=k)
+        served = (search(Toy(draw), k=k, m=m, select=Argmax()) for _ in range(3000))
+        assert_follows(served, law(k, m).responses)
+
+    @pytest.mark.parametrize("temperature", [0.2, 1.0])
+    def test_softmax(self, temperature: float) -> None:
+        draw, select = sampler(seed=1), Softmax(temperature, random.Random(2))
+        served = (search(Toy(draw), k=2, m=None, select=select) for _ in range(3000))
+        assert_follows(served, _soft_best_of_2(temperature))
+
+    def test_it_can_fail(self) -> None:
+        draw = sampler(seed=1)
+        served = (search(Toy(draw), k=2, m=2, select=Argmax()) for _ in range(3000))
+        with pytest.raises(AssertionError):
+            assert_follows(served, law(2, 1).responses)
+
+
+def assert_follows(
+    served: Iterator[AsyncGenerator[Decision, None]], expected: dict[Tokens, float]
+) -> None:
+    """Chi-square of the responses served; rare ones are counted as one."""
+    counts = Counter(text(finish(collect(decisions))) for decisions in served)
+    assert counts.keys() <= expected.keys()
+    total = counts.total()
+    cells = [(counts[y], total * p) for y, p in expected.items()]
+    common = [cell for cell in cells if cell[1] >= 5]
+    rare = [cell for cell in cells if cell[1] < 5]
+    if rare:
+        common.append((sum(seen for seen, _ in rare), sum(mean for _, mean in rare)))
+    statistic = sum((seen - mean) ** 2 / mean for seen, mean in common)
+    assert statistic < CRITICAL[len(common) - 2]
+
+
+def _replayed(k: int, m: int) -> Law:
+    """The law of the whole loop, run once for every way its draws can fall."""
+    responses: Counter[Tokens] = Counter()
+    decisions = 0.0
+    tapes: list[list[Draws]] = [[]]
+    while tapes:
+        tape = tapes.pop()
+        proposal = Toy(_player(tape))
+        try:
+            made = finish(collect(search(proposal, k=k, m=m, select=Argmax())))
+        except EndOfTape:
+            tapes += [[*tape, draws] for draws in product(blocks(proposal.prefix, m), repeat=k)]
+            continue
+        p = math.prod(probability(block) for draws in tape for block in draws)
+        responses[text(made)] += p
+        decisions += p * len(made)
+    return Law(dict(responses), decisions)
+
+
+class EndOfTape(Exception):
+    """The loop asks for a decision that the tape does not hold yet."""
+
+
+def _player(tape: list[Draws]) -> Draw:
+    left = iter(tape)
+
+    def draw(prefix: Tokens, count: int, m: int | None) -> Draws:
+        for draws in left:
+            return draws
+        raise EndOfTape
+
+    return draw
+
+
+def _best_of_n_by_level(n: int) -> Law:
+    """The law of best-of-n from every multiset of reward levels: the rule sees scores only."""
+    levels = {0: (E,), 1: (B, E), 2: (B, B, E), 3: (B, B, B)}
+    chosen: Counter[float] = Counter()
+    for drawn in combinations_with_replacement(levels, n):
+        decision = finish(first((), [levels[level] for level in drawn], None))
+        counts = Counter(drawn)
+        orders = math.factorial(n) // math.prod(map(math.factorial, counts.values()))
+        chosen[decision.score.total] += orders * math.prod(map(_level_probability, drawn))
+    return Law(
+        {y: chosen[reward(y)] * probability(y) / _level_probability(reward(y)) for y in RESPONSES}
+    )
+
+
+def _level_probability(level: float) -> float:
+    return sum(probability(y) for y in RESPONSES if reward(y) == level)
+
+
+def _soft_best_of_2(temperature: float) -> dict[Tokens, float]:
+    expected: Counter[Tokens] = Counter()
+    for y, z in product(RESPONSES, repeat=2):
+        share = 1 / (1 + math.exp((reward(z) - reward(y)) / temperature))
+        expected[y] += probability(y) * probability(z) * share
+        expected[z] += probability(y) * probability(z) * (1 - share)
+    return dict(expected)

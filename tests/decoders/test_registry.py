@@ -1,0 +1,97 @@
+"""Decoders by name: the built-in ones always, installed ones only where the operator lists them."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cdserve.decoders import BestOfN, BlockwiseCD, load
+from cdserve.errors import ConfigError
+
+MODULE = "greedy_by_others"
+SOURCE = """
+from typing import Literal
+
+from cdserve.decoders import Argmax, search
+from cdserve.policy import Policy
+
+
+class GreedyPolicy(Policy):
+    method: Literal["greedy"]
+
+
+class Greedy:
+    policy = GreedyPolicy
+
+    @classmethod
+    def run(cls, policy, proposal, seed):
+        return search(proposal, k=1, m=None, select=Argmax())
+"""
+
+Install = Callable[..., None]
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
+    """Installs a package with one decoder, under a name of the test's choosing."""
+
+    def installed(decoder: str, package: str = "others", target: str = f"{MODULE}:Greedy") -> None:
+        folder = tmp_path / package
+        info = folder / f"{package}-1.0.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[cdserve.decoders]\n{decoder} = {target}\n")
+        (folder / f"{MODULE}.py").write_text(SOURCE)
+        monkeypatch.syspath_prepend(folder)
+
+    yield installed
+    sys.modules.pop(MODULE, None)
+
+
+def test_built_in() -> None:
+    assert load([]) == {"best_of_n": BestOfN, "blockwise_cd": BlockwiseCD}
+
+
+def test_an_installed_decoder_is_loaded_where_listed(install: Install) -> None:
+    install("greedy")
+    found = load(["greedy"])
+    assert list(found) == ["best_of_n", "blockwise_cd", "greedy"]
+    assert found["greedy"].policy.model_validate({"method": "greedy"}).method == "greedy"
+
+
+def test_an_installed_decoder_is_not_even_imported_where_not_listed(install: Install) -> None:
+    install("greedy")
+    assert "greedy" not in load([])
+    assert MODULE not in sys.modules
+
+
+def test_listing_one_leaves_the_built_in_ones_as_they_are(install: Install) -> None:
+    install("greedy")
+    load(["greedy"])
+    assert list(load([])) == ["best_of_n", "blockwise_cd"]
+
+
+def test_a_name_that_is_not_installed_is_refused(install: Install) -> None:
+    install("greedy")
+    with pytest.raises(ConfigError, match=r"'gredy' is not installed.*cdserve\.decoders.*greedy"):
+        load(["gredy"])
+
+
+def test_a_built_in_name_is_refused(install: Install) -> None:
+    install("best_of_n")
+    with pytest.raises(ConfigError, match="'best_of_n' is taken"):
+        load(["best_of_n"])
+
+
+def test_two_packages_with_the_same_name_are_refused(install: Install) -> None:
+    install("greedy", package="others")
+    install("greedy", package="elsewhere")
+    with pytest.raises(ConfigError, match="greedy"):
+        load(["greedy"])
+
+
+def test_a_decoder_that_cannot_be_imported_is_refused(install: Install) -> None:
+    install("greedy", target=f"{MODULE}:Misspelt")
+    with pytest.raises(ConfigError, match="greedy"):
+        load(["greedy"])

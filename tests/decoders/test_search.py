@@ -1,0 +1,138 @@
+"""The search loop: how it goes on, what a decision says, and the methods that are its settings."""
+
+import math
+from collections.abc import Sequence
+from contextlib import aclosing
+
+import pytest
+
+from cdserve import kl
+from cdserve.decoders import (
+    Argmax,
+    BestOfN,
+    BestOfNPolicy,
+    BlockwiseCD,
+    BlockwiseCDPolicy,
+    Candidate,
+    Score,
+    search,
+)
+from cdserve.policy import SoftmaxSelection
+
+from .toy import A, B, Draws, E, Tokens, Toy, collect, first, sampler, text, value
+
+
+class TestDecisions:
+    async def test_the_first_of_equal_candidates_is_taken(self) -> None:
+        decision = await first((), [(A, E), (B, A), (A, B), (B, A)], 2)
+        assert value((B, A)) == value((A, B))
+        assert decision.chosen == 1
+
+    @pytest.mark.parametrize(
+        ("draws", "tie"),
+        [
+            ([(B,), (B,), (A,)], True),
+            ([(B,), (A,), (A,)], False),
+            ([(A,), (B,), (B,)], True),
+            ([(B,)], False),
+        ],
+    )
+    async def test_tie_is_of_the_two_best(self, draws: Draws, tie: bool) -> None:
+        assert (await first((), draws, 1)).tie is tie
+
+    async def test_it_goes_on_until_an_accepted_candidate_has_ended(self) -> None:
+        tape = iter([[(E,), (A,)], [(E,), (B,)], [(A,), (B,)]])
+        proposal = Toy(lambda *_: next(tape))
+        decisions = await collect(search(proposal, k=2, m=1, select=Argmax()))
+        assert text(decisions) == proposal.prefix == (A, B, B)
+        assert [decision.chosen for decision in decisions] == [1, 1, 1]
+
+    @pytest.mark.parametrize("m", [1, 2, 3])
+    async def test_there_are_as_many_as_blocks(self, m: int) -> None:
+        draw = sampler(seed=3)
+        for _ in range(50):
+            decisions = await collect(search(Toy(draw), k=3, m=m, select=Argmax()))
+            assert len(decisions) == math.ceil(len(text(decisions)) / m)
+            assert all(len(d.candidates) == len(d.scores) == 3 for d in decisions)
+
+    async def test_each_is_made_before_the_next_block_is_drawn(self) -> None:
+        drawn: list[Tokens] = []
+
+        def draw(prefix: Tokens, count: int, m: int | None) -> Draws:
+            drawn.append(prefix)
+            return [(A,)] * count
+
+        async with aclosing(search(Toy(draw), k=2, m=1, select=Argmax())) as decisions:
+            await anext(decisions)
+            assert drawn == [()]
+            await anext(decisions)
+            assert drawn == [(), (A,)]
+        assert drawn == [(), (A,)]
+
+    async def test_the_bound_is_that_of_the_candidates_drawn(self) -> None:
+        decisions = await collect(search(Toy(sampler(seed=4)), k=4, m=1, select=Argmax()))
+        assert [d.kl_bound for d in decisions] == [kl.best_of_n_bound(4)] * len(decisions)
+
+    async def test_the_estimate_is_that_of_the_candidate_taken(self) -> None:
+        decision = await first((), [(A,), (B,), (E,)], 1)
+        assert decision.kl_estimate == kl.best_of_n_estimate(math.log(0.3), 3)
+
+    async def test_failures_of_the_proposal_come_through(self) -> None:
+        def draw(prefix: Tokens, count: int, m: int | None) -> Draws:
+            raise ConnectionError("gone")
+
+        with pytest.raises(ConnectionError, match="gone"):
+            await collect(search(Toy(draw), k=2, m=1, select=Argmax()))
+
+
+class TestMethods:
+    """The policies are settings of the one loop."""
+
+    async def test_best_of_n(self) -> None:
+        policy = BestOfNPolicy(method="best_of_n", n=3)
+        decisions = await collect(BestOfN.run(policy, Toy(sampler(seed=5)), None))
+        assert decisions == await collect(search(Toy(sampler(5)), k=3, m=None, select=Argmax()))
+        assert len(decisions) == 1
+
+    async def test_blockwise_cd(self) -> None:
+        policy = BlockwiseCDPolicy(method="blockwise_cd", k=3, m=1)
+        decisions = await collect(BlockwiseCD.run(policy, Toy(sampler(seed=6)), None))
+        assert decisions == await collect(search(Toy(sampler(6)), k=3, m=1, select=Argmax()))
+        assert len(decisions) == 3
+
+    async def test_blocks_beyond_the_end_are_best_of_n_bit_for_bit(self) -> None:
+        blockwise = BlockwiseCDPolicy(method="blockwise_cd", k=4, m=64)
+        whole = BestOfNPolicy(method="best_of_n", n=4)
+        for seed in range(50):
+            made = await collect(BlockwiseCD.run(blockwise, Toy(sampler(seed)), None))
+            assert made == await collect(BestOfN.run(whole, Toy(sampler(seed)), None))
+
+    async def test_soft_selection_is_reproduced_by_its_seed(self) -> None:
+        softmax = SoftmaxSelection(softmax=0.5)
+        policy = BlockwiseCDPolicy(method="blockwise_cd", k=4, m=1, selection=softmax)
+        runs = [
+            text(await collect(BlockwiseCD.run(policy, Toy(sampler(i)), seed)))
+            for seed in (7, 7, 8)
+            for i in range(40)
+        ]
+        assert runs[:40] == runs[40:80] != runs[80:]
+
+
+class NoLogprobs(Toy):
+    """ab3 where nobody asked for logprobs, and rewards that are not the values."""
+
+    async def sample(self, count: int, max_tokens: int | None) -> Sequence[Candidate]:
+        return [
+            Candidate(token_ids=c.token_ids, finish_reason=c.finish_reason)
+            for c in await super().sample(count, max_tokens)
+        ]
+
+    async def score(self, candidates: Sequence[Candidate]) -> Sequence[Score]:
+        return [Score(-len(c.token_ids), {"brevity": -len(c.token_ids)}) for c in candidates]
+
+
+async def test_without_logprobs_the_estimate_is_the_bound() -> None:
+    draw = sampler(seed=9)
+    (decision,) = await collect(search(NoLogprobs(draw), k=5, m=None, select=Argmax()))
+    assert decision.kl_estimate == decision.kl_bound == kl.best_of_n_bound(5)
+    assert decision.score.total == max(-len(c.token_ids) for c in decision.candidates)

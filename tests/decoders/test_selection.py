@@ -1,0 +1,185 @@
+"""Selection rules: the choice's law, its limits, and the KL it is charged with."""
+
+import math
+import random
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cdserve import kl
+from cdserve.decoders import Argmax, Select, Softmax
+from cdserve.decoders.selection import rule
+from cdserve.policy import SoftmaxSelection
+
+SCORES = st.lists(st.floats(-100, 100), min_size=1, max_size=12)
+TEMPERATURES = st.floats(1e-3, 1e3)
+LOGPROBS = st.floats(-200, -1e-6)
+reproducible = settings(derandomize=True, deadline=None, max_examples=100)
+
+
+class At(random.Random):
+    """A source that draws one number, given beforehand."""
+
+    def __init__(self, u: float) -> None:
+        super().__init__(0)
+        self._u = u
+
+    def random(self) -> float:
+        return self._u
+
+
+def choice_law(temperature: float, scores: list[float]) -> list[float]:
+    """P(index taken), from where the choice jumps as the uniform number grows from 0 to 1."""
+
+    inner = [_share_of_first(i, scores, temperature) for i in range(1, len(scores))]
+    jumps = [0.0, *inner, 1.0]
+    return [high - low for low, high in pairwise(jumps)]
+
+
+def _jump(after: Callable[[float], bool]) -> float:
+    low, high = 0.0, 1.0
+    while (middle := (low + high) / 2) not in (low, high):
+        low, high = (low, middle) if after(middle) else (middle, high)
+    return high
+
+
+class TestArgmax:
+    @pytest.mark.parametrize(
+        ("scores", "chosen"), [([1.0], 0), ([0, 2, 1], 1), ([1, 3, 3, 2], 1), ([-1, -1], 0)]
+    )
+    def test_highest_and_of_equal_ones_the_first(self, scores: list[float], chosen: int) -> None:
+        assert Argmax().choose(scores) == chosen
+
+    @reproducible
+    @given(st.lists(st.integers(-50, 50), min_size=1), st.integers(-1000, 1000))
+    def test_a_constant_changes_nothing(self, scores: list[int], constant: int) -> None:
+        moved = [score + constant for score in scores]
+        assert Argmax().choose(moved) == Argmax().choose(scores)
+
+    def test_without_a_logprob_the_estimate_is_the_bound(self) -> None:
+        assert Argmax().kl_estimate([1, 2, 3], None) == Argmax().kl_bound(3)
+
+    def test_estimate(self) -> None:
+        assert Argmax().kl_estimate([0.0] * 16, -5) == pytest.approx(1.835044802, abs=1e-9)
+
+
+class TestSoftmax:
+    @reproducible
+    @given(st.lists(st.floats(-5, 5), min_size=2, max_size=5), st.floats(0.2, 5))
+    def test_law(self, scores: list[float], temperature: float) -> None:
+        weights = [math.exp(score / temperature) for score in scores]
+        expected = [weight / sum(weights) for weight in weights]
+        assert choice_law(temperature, scores) == pytest.approx(expected, abs=1e-12)
+
+    @pytest.mark.parametrize(("n", "p"), [(2, 0.61552929), (8, 0.70645880), (64, 0.72819068)])
+    def test_published_values_of_the_binary_reward(self, n: int, p: float) -> None:
+        assert _served_with_reward_1(n, 1.0) == pytest.approx(p, abs=5e-9)
+
+    @pytest.mark.parametrize("n", [1, 2, 3, 8])
+    def test_towards_zero_it_is_best_of_n(self, n: int) -> None:
+        assert _served_with_reward_1(n, 1e-3) == pytest.approx(1 - 2**-n, abs=1e-12)
+
+    @pytest.mark.parametrize("n", [1, 2, 3, 8])
+    def test_towards_infinity_it_is_the_proposal(self, n: int) -> None:
+        assert _served_with_reward_1(n, 1e12) == pytest.approx(0.5, abs=1e-9)
+
+    @reproducible
+    @given(st.lists(st.integers(-9, 9), min_size=1, unique=True), st.floats(0, 1, exclude_max=True))
+    def test_towards_zero_it_is_argmax(self, scores: list[int], u: float) -> None:
+        assert Softmax(1e-9, At(u)).choose(scores) == Argmax().choose(scores)
+
+    @pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e300])
+    def test_extreme_temperatures(self, temperature: float) -> None:
+        rule = Softmax(temperature, random.Random(0))
+        assert rule.choose([-1e300, 0.0, 1e300]) in range(3)
+        assert math.isfinite(rule.kl_estimate([-1e300, 0.0, 1e300], None))
+
+    def test_a_constant_changes_nothing(self) -> None:
+        scores = [0.5, -1.25, 3.0, 0.0]
+        moved = [score + 1024 for score in scores]
+        assert choice_law(0.7, moved) == choice_law(0.7, scores)
+
+    @pytest.mark.parametrize("n", [2, 4, 8])
+    @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+    def test_the_mean_estimate_covers_the_kl_at_moderate_temperatures(
+        self, n: int, temperature: float
+    ) -> None:
+        p = _served_with_reward_1(n, temperature)
+        exact = math.log(2) + p * math.log(p) + (1 - p) * math.log(1 - p)
+        assert exact <= _mean_estimate(n, temperature) <= kl.best_of_n_bound(n)
+
+    def test_the_estimate_of_equal_scores_is_zero(self) -> None:
+        rule = Softmax(1.0, random.Random(0))
+        assert rule.kl_estimate([2.0] * 7, -5) == pytest.approx(0, abs=1e-12)
+
+
+class TestEstimates:
+    @reproducible
+    @given(SCORES, LOGPROBS, TEMPERATURES)
+    def test_they_lie_between_zero_and_the_bound(
+        self, scores: list[float], logprob: float, temperature: float
+    ) -> None:
+        rules: list[Select] = [Argmax(), Softmax(temperature, random.Random(0))]
+        for selection in rules:
+            estimate = selection.kl_estimate(scores, logprob)
+            assert -1e-12 <= estimate <= selection.kl_bound(len(scores)) + 1e-12
+
+    @pytest.mark.parametrize("selection", [Argmax(), Softmax(1.0, random.Random(0))])
+    def test_one_candidate_costs_nothing(self, selection: Select) -> None:
+        assert selection.kl_bound(1) == 0
+        assert selection.kl_estimate([0.3], -4.0) == 0
+
+
+class TestRule:
+    def test_argmax(self) -> None:
+        assert isinstance(rule("argmax", 3), Argmax)
+
+    def test_softmax_uses_the_temperature(self) -> None:
+        scores = [0.0, 1.0]
+        chosen = sum(rule(SoftmaxSelection(softmax=0.5), i).choose(scores) for i in range(2000))
+        assert chosen / 2000 == pytest.approx(1 / (1 + math.exp(-2)), abs=0.03)
+
+    def test_the_seed_reproduces_every_choice(self) -> None:
+        def choices(seed: int) -> list[int]:
+            selection = rule(SoftmaxSelection(softmax=1.0), seed)
+            return [selection.choose([0.0, 0.5, 1.0]) for _ in range(50)]
+
+        assert choices(1) == choices(1)
+        assert choices(1) != choices(2)
+
+    def test_without_a_seed_choices_are_fresh(self) -> None:
+        runs = [
+            [selection.choose([0.0] * 10) for _ in range(50)]
+            for selection in (rule(SoftmaxSelection(softmax=1.0), None) for _ in range(2))
+        ]
+        assert runs[0] != runs[1]
+
+
+def _served_with_reward_1(n: int, temperature: float) -> float:
+    """P(reward 1 is taken) of n draws with reward 0 or 1, each with probability a half."""
+    return sum(
+        math.comb(n, ones)
+        / 2**n
+        * _share_of_first(ones, [1.0] * ones + [0.0] * (n - ones), temperature)
+        for ones in range(1, n + 1)
+    )
+
+
+def _share_of_first(count: int, scores: list[float], temperature: float) -> float:
+    """P(one of the first ``count`` is taken)."""
+    return _jump(lambda u: Softmax(temperature, At(u)).choose(scores) >= count)
+
+
+def _mean_estimate(n: int, temperature: float) -> float:
+    selection = Softmax(temperature, random.Random(0))
+    return sum(
+        math.comb(n, ones) / 2**n * selection.kl_estimate(_scores(ones, n), None)
+        for ones in range(n + 1)
+    )
+
+
+def _scores(ones: int, n: int) -> list[float]:
+    return [1.0] * ones + [0.0] * (n - ones)

@@ -1,0 +1,183 @@
+"""The tabular language model "ab3": every law of a search over it can be enumerated.
+
+Tokens a, b and E (end) with p = (.5, .3, .2) at every step. After three tokens without E the end is
+forced: it is no choice, so it adds no token to the block that reaches length three. r = #b.
+"""
+
+import math
+import random
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+from typing import Any, TypeVar
+
+from cdserve.decoders import Argmax, Candidate, Decision, Score, search
+
+A, B, E = 0, 1, 2
+P = (0.5, 0.3, 0.2)
+LENGTH = 3
+
+Tokens = tuple[int, ...]
+T = TypeVar("T")
+Draws = Sequence[Tokens]
+Draw = Callable[[Tokens, int, int | None], Draws]
+
+
+def reward(tokens: Tokens) -> float:
+    """r of a response."""
+    return float(tokens.count(B))
+
+
+def ended(tokens: Tokens) -> bool:
+    """Whether a prefix is a whole response."""
+    return len(tokens) == LENGTH or tokens[-1:] == (E,)
+
+
+@cache
+def value(tokens: Tokens) -> float:
+    """V*(s) = E_p[r | s] = #b(s) + W_{3-|s|}, with W_j = .3 + .8 W_{j-1}."""
+    to_come = 0.0
+    for _ in range(0 if ended(tokens) else LENGTH - len(tokens)):
+        to_come = P[B] + (P[A] + P[B]) * to_come
+    return reward(tokens) + to_come
+
+
+@cache
+def probability(tokens: Tokens) -> float:
+    """p(tokens), given whatever went before."""
+    return math.prod(P[token] for token in tokens)
+
+
+@cache
+def blocks(prefix: Tokens, m: int | None) -> tuple[Tokens, ...]:
+    """Every block of at most ``m`` tokens that can follow ``prefix``."""
+    if ended(prefix) or m == 0:
+        return ((),)
+    left = None if m is None else m - 1
+    return tuple((t, *rest) for t in range(len(P)) for rest in blocks((*prefix, t), left))
+
+
+RESPONSES = blocks((), None)
+
+
+class Toy:
+    """A Proposal over ab3, scored by V*.
+
+    Args:
+        draw: gives the blocks of a decision: ``(prefix, count, m) -> blocks``.
+        prefix: tokens accepted so far.
+    """
+
+    def __init__(self, draw: Draw, prefix: Tokens = ()) -> None:
+        self._draw = draw
+        self.prefix = prefix
+
+    async def sample(self, count: int, max_tokens: int | None) -> Sequence[Candidate]:
+        return [
+            Candidate(
+                token_ids=block,
+                finish_reason="stop" if ended(self.prefix + block) else None,
+                cumulative_logprob=math.log(probability(block)),
+            )
+            for block in self._draw(self.prefix, count, max_tokens)
+        ]
+
+    async def score(self, candidates: Sequence[Candidate]) -> Sequence[Score]:
+        totals = [value(self.prefix + candidate.token_ids) for candidate in candidates]
+        return [Score(total, {"b": total}) for total in totals]
+
+    def accept(self, candidate: Candidate) -> None:
+        self.prefix += candidate.token_ids
+
+
+def sampler(seed: int) -> Draw:
+    """Draws blocks from p."""
+    rng = random.Random(seed)
+
+    def draw(prefix: Tokens, count: int, m: int | None) -> Draws:
+        choices = blocks(prefix, m)
+        return rng.choices(choices, [probability(block) for block in choices], k=count)
+
+    return draw
+
+
+def finish(coroutine: Coroutine[Any, Any, T]) -> T:
+    """The result of what never waits; without an event loop, so that many thousands are quick."""
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    raise AssertionError("it waits")
+
+
+async def collect(decisions: AsyncIterator[Decision]) -> list[Decision]:
+    """All decisions of a response."""
+    return [decision async for decision in decisions]
+
+
+def text(decisions: Sequence[Decision]) -> Tokens:
+    """The response they make."""
+    return tuple(token for decision in decisions for token in decision.candidate.token_ids)
+
+
+async def first(prefix: Tokens, draws: Draws, m: int | None) -> Decision:
+    """The decision that the search makes between ``draws`` at ``prefix``."""
+    proposal = Toy(lambda *_: draws, prefix)
+    async with aclosing(search(proposal, k=len(draws), m=m, select=Argmax())) as decisions:
+        return await anext(decisions)
+
+
+@dataclass(frozen=True)
+class Law:
+    """The law of a search's response, and means over it."""
+
+    responses: dict[Tokens, float]
+    decisions: float = 1.0
+    kl_bound: float = 0.0
+    kl_estimate: float = 0.0
+
+    @property
+    def reward(self) -> float:
+        return sum(p * reward(y) for y, p in self.responses.items())
+
+    @property
+    def kl(self) -> float:
+        """KL from p, in nats."""
+        return sum(p * math.log(p / probability(y)) for y, p in self.responses.items() if p > 0)
+
+    @property
+    def win_rate(self) -> float:
+        """Against a response of p; a tie is half a win."""
+        pairs = product(self.responses.items(), RESPONSES)
+        return sum(p * probability(z) * _win(reward(y), reward(z)) for (y, p), z in pairs)
+
+
+def _win(ours: float, theirs: float) -> float:
+    return 0.5 if ours == theirs else float(ours > theirs)
+
+
+@cache
+def law(k: int, m: int | None) -> Law:
+    """The law of blockwise search by V*: every decision between every k blocks at every prefix."""
+    responses: defaultdict[Tokens, float] = defaultdict(float)
+    going: defaultdict[Tokens, float] = defaultdict(float, {(): 1.0})
+    decisions = bound = estimate = 0.0
+    while going:
+        prefix, reached = going.popitem()
+        for p, decision in _outcomes(prefix, k, m):
+            mass = reached * p
+            decisions += mass
+            bound += mass * decision.kl_bound
+            estimate += mass * decision.kl_estimate
+            whole = prefix + decision.candidate.token_ids
+            (responses if ended(whole) else going)[whole] += mass
+    return Law(dict(responses), decisions, bound, estimate)
+
+
+def _outcomes(prefix: Tokens, k: int, m: int | None) -> Iterator[tuple[float, Decision]]:
+    for draws in product(blocks(prefix, m), repeat=k):
+        yield math.prod(map(probability, draws)), finish(first(prefix, draws, m))

@@ -1,0 +1,157 @@
+"""Objectives: which rewards a policy may ask for, and their weighted sum."""
+
+import math
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from cdserve import config
+from cdserve.decoders import BestOfNPolicy, BlockwiseCDPolicy
+from cdserve.errors import PolicyError, ScoringError
+from cdserve.scoring import Objective, Response, Reward, build, objective
+from cdserve.scoring.rewards import Python
+
+REWARDS: Mapping[str, Reward] = {
+    "polite": build("polite", config.ValueHeadReward(kind="value_head", path="head"), "mean"),
+    "brevity": build("brevity", config.LengthReward(kind="length", target=4), None),
+    "gold": Python(lambda prompt, response: len(response)),
+}
+
+
+def best_of(rewards: dict[str, float] | None) -> BestOfNPolicy:
+    return BestOfNPolicy(method="best_of_n", n=2, rewards=rewards)
+
+
+def blockwise(rewards: dict[str, float] | None) -> BlockwiseCDPolicy:
+    return BlockwiseCDPolicy(method="blockwise_cd", k=2, m=2, rewards=rewards)
+
+
+def response(text: str = "", tokens: int = 4, polite: float = 0.0) -> Response:
+    return Response(prompt="Hi", text=text, tokens=tokens, finished=True, values={"polite": polite})
+
+
+def of(function: Callable[[str, str], Any]) -> Objective:
+    return Objective({"own": 1.0}, {"own": Python(function)})
+
+
+class TestChoice:
+    def test_the_default_reward(self) -> None:
+        made = objective(best_of(None), REWARDS, "polite")
+        assert made.weights == {"polite": 1.0}
+        assert list(made.rewards) == ["polite"]
+
+    def test_what_is_asked_for_and_nothing_else(self) -> None:
+        made = objective(best_of({"gold": 0.5, "brevity": 2}), REWARDS, "polite")
+        assert made.weights == {"gold": 0.5, "brevity": 2.0}
+        assert list(made.rewards) == ["gold", "brevity"]
+
+    @pytest.mark.parametrize(
+        ("rewards", "values", "text"),
+        [
+            ({"polite": 1}, True, False),
+            ({"brevity": 1}, False, False),
+            ({"gold": 1}, False, True),
+            ({"gold": 1, "polite": 1}, True, True),
+        ],
+    )
+    def test_what_it_reads(self, rewards: dict[str, float], values: bool, text: bool) -> None:
+        made = objective(best_of(rewards), REWARDS, None)
+        assert (made.reads_values, made.reads_text) == (values, text)
+
+
+class TestRefused:
+    def test_unknown_reward(self) -> None:
+        with pytest.raises(PolicyError) as caught:
+            objective(best_of({"polite": 1, "rude": 1}), REWARDS, "polite")
+        assert caught.value.param == "alignment.rewards"
+        assert "'rude'" in str(caught.value)
+        assert "brevity, gold, polite" in str(caught.value)
+
+    def test_a_huge_name_makes_no_huge_message(self) -> None:
+        with pytest.raises(PolicyError) as caught:
+            objective(best_of({"x" * 1_000_000: 1}), REWARDS, "polite")
+        size = len(str(caught.value))
+        assert size < 1000
+
+    def test_no_default(self) -> None:
+        with pytest.raises(PolicyError, match="no default reward") as caught:
+            objective(best_of(None), REWARDS, None)
+        assert caught.value.param == "alignment.rewards"
+
+    def test_a_server_without_rewards(self) -> None:
+        with pytest.raises(PolicyError, match="none"):
+            objective(best_of(None), {}, None)
+
+    def test_prefixes_of_a_reward_for_finished_responses(self) -> None:
+        with pytest.raises(PolicyError) as caught:
+            objective(blockwise({"polite": 1, "gold": 1}), REWARDS, None)
+        assert caught.value.param == "alignment.rewards.gold"
+        assert "'blockwise_cd' scores prefixes" in str(caught.value)
+
+    def test_prefixes_of_a_default_reward_for_finished_responses(self) -> None:
+        with pytest.raises(PolicyError, match="finished responses only"):
+            objective(blockwise(None), REWARDS, "gold")
+
+    def test_whole_responses_of_it_are_fine(self) -> None:
+        assert objective(best_of(None), REWARDS, "gold").reads_text
+
+
+class TestScore:
+    async def test_weighted_sum_and_parts(self) -> None:
+        made = objective(best_of({"polite": 2, "brevity": -1, "gold": 0.5}), REWARDS, None)
+        scores = await made.score([response("abc", 8, 0.25), response("", 4, -1.0)])
+        assert [score.total for score in scores] == [2 * 0.25 + 1 + 1.5, -2]
+        assert scores[0].rewards == {"polite": 0.25, "brevity": -1.0, "gold": 3.0}
+
+    async def test_a_weight_of_zero_still_reports_its_reward(self) -> None:
+        made = objective(best_of({"polite": 1, "brevity": 0}), REWARDS, None)
+        (score,) = await made.score([response("", 8, 0.5)])
+        assert (score.total, score.rewards) == (0.5, {"polite": 0.5, "brevity": -1.0})
+
+    async def test_nothing_to_score(self) -> None:
+        assert await objective(best_of(None), REWARDS, "polite").score([]) == []
+
+    async def test_an_operators_function_does_not_block_the_event_loop(self) -> None:
+        made = of(lambda *_: threading.get_ident())
+        scores = await made.score([response(), response()])
+        assert threading.get_ident() not in [score.total for score in scores]
+
+
+class TestFailures:
+    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+    async def test_not_finite(self, value: float) -> None:
+        with pytest.raises(ScoringError, match=f"reward 'own' is {value}"):
+            await of(lambda *_: value).score([response()])
+
+    async def test_a_value_of_the_engine_that_is_not_finite(self) -> None:
+        made = objective(best_of({"polite": 0}), REWARDS, None)
+        with pytest.raises(ScoringError, match="reward 'polite' is nan"):
+            await made.score([response(), response(polite=math.nan)])
+
+    @pytest.mark.parametrize("value", [None, "high", [1]])
+    async def test_not_a_number(self, value: object) -> None:
+        with pytest.raises(ScoringError, match="reward 'own' failed"):
+            await of(lambda *_: value).score([response()])
+
+    async def test_an_operators_function_that_raises(self) -> None:
+        def function(prompt: str, response: str) -> float:
+            raise KeyError("lexicon")
+
+        with pytest.raises(ScoringError, match=r"reward 'own' failed.*lexicon") as caught:
+            await of(function).score([response()])
+        assert isinstance(caught.value.__cause__, KeyError)
+
+    async def test_a_sum_that_is_not_finite(self) -> None:
+        huge = Python(lambda *_: 1e308)
+        made = Objective({"one": 1.0, "two": 1.0}, {"one": huge, "two": huge})
+        with pytest.raises(ScoringError, match="finite"):
+            await made.score([response()])
+
+
+@pytest.mark.parametrize("weight", [1e308, -1e7])
+def test_a_weight_beyond_bounds_is_refused(weight: float) -> None:
+    with pytest.raises(ValidationError, match="1000000"):
+        best_of({"brevity": weight})

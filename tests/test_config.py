@@ -1,0 +1,272 @@
+"""The operator's settings: who wins, what is refused, and what a message says."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cdserve.config import Settings, load
+from cdserve.errors import ConfigError
+
+Write = Callable[[str], Path]
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in [name for name in os.environ if name.upper().startswith("CDSERVE_")]:
+        monkeypatch.delenv(variable)
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Writes a settings file."""
+
+    def written(text: str) -> Path:
+        path = tmp_path / "cdserve.yaml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return written
+
+
+def refused(path: Path, *flags: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(path, flags)
+    return str(caught.value)
+
+
+class TestFile:
+    def test_all_sections(self, write: Write) -> None:
+        settings = load(
+            write(
+                """
+                model: some/model
+                served_model_name: demo
+                rewards:
+                  sentiment: {kind: value_head, path: some/head, output: sentiment}
+                  brevity: {kind: length, target: 64, tolerance: 8}
+                  gold: {kind: python, callable: "cdserve.demo.reward:sentiment_gold"}
+                default_reward: sentiment
+                presets: {safe: {method: blockwise_cd, k: 8, m: 32}}
+                limits: {max_n: 16}
+                decoders: [greedy]
+                keep_alive: 1.5
+                engine: {max_model_len: 512}
+                """
+            )
+        )
+        assert settings.model_name == "demo"
+        assert [reward.kind for reward in settings.rewards.values()] == [
+            "value_head",
+            "length",
+            "python",
+        ]
+        assert settings.presets == {"safe": {"method": "blockwise_cd", "k": 8, "m": 32}}
+        assert (settings.limits.max_n, settings.limits.max_k) == (16, 32)
+        assert settings.limits.max_candidate_tokens == 65536
+        assert settings.engine == {"max_model_len": 512}
+
+    def test_the_model_names_itself(self, write: Write) -> None:
+        assert load(write("model: some/model")).model_name == "some/model"
+
+
+class TestPrecedence:
+    FILE = "model: of-file\nlimits: {max_n: 1, max_k: 1}"
+
+    def test_environment_over_file(self, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("CDSERVE_MODEL", "of-environment")
+        monkeypatch.setenv("CDSERVE_LIMITS__MAX_N", "2")
+        settings = load(write(self.FILE))
+        assert settings.model == "of-environment"
+        assert (settings.limits.max_n, settings.limits.max_k) == (2, 1)
+
+    def test_flag_over_file(self, write: Write) -> None:
+        settings = load(write(self.FILE), ["limits.max_n=3", "model=of-flag"])
+        assert settings.model == "of-flag"
+        assert (settings.limits.max_n, settings.limits.max_k) == (3, 1)
+
+    def test_flag_over_environment(self, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("CDSERVE_MODEL", "of-environment")
+        monkeypatch.setenv("CDSERVE_LIMITS__MAX_N", "2")
+        monkeypatch.setenv("CDSERVE_LIMITS__MAX_K", "2")
+        settings = load(write(self.FILE), ["limits.max_n=3", "model=of-flag"])
+        assert settings.model == "of-flag"
+        assert (settings.limits.max_n, settings.limits.max_k) == (3, 2)
+
+    def test_the_last_of_equal_flags_wins(self, write: Write) -> None:
+        assert load(write(self.FILE), ["model=a", "model=b"]).model == "b"
+
+    def test_the_environment_alone_may_name_the_model(
+        self, write: Write, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("CDSERVE_MODEL", "of-environment")
+        assert load(write("")).model == "of-environment"
+
+    def test_a_flag_alone_may_name_the_model(self, write: Write) -> None:
+        assert load(write(""), ["model=of-flag"]).model == "of-flag"
+
+
+class TestFlags:
+    def test_values_are_yaml(self, write: Write) -> None:
+        flags = ["engine.enforce_eager=true", "decoders=[a, b]", "engine.name='1'"]
+        settings = load(write("model: m"), flags)
+        assert settings.engine == {"enforce_eager": True, "name": "1"}
+        assert settings.decoders == ["a", "b"]
+
+    def test_they_make_new_sections(self, write: Write) -> None:
+        flags = ["rewards.short.kind=length", "rewards.short.target=8"]
+        assert load(write("model: m"), flags).rewards["short"].kind == "length"
+
+    @pytest.mark.parametrize(
+        ("flag", "named"),
+        [
+            ("limits.max_n", "key=value"),
+            ("model.x=1", "model holds a value"),
+            ("modell=m", "modell is 'm'"),
+            ("limits.max=1", "limits.max is 1"),
+            ("limits.max_n=0", "limits.max_n is 0"),
+            ("limits.max_n=x", "limits.max_n is 'x'"),
+            ("limits.max_n=[", "limits.max_n"),
+        ],
+    )
+    def test_wrong_ones_are_named(self, write: Write, flag: str, named: str) -> None:
+        assert named in refused(write("model: m"), flag)
+
+
+class TestEnvironment:
+    @pytest.mark.parametrize(
+        "variable", ["CDSERVE_MODELL", "CDSERVE_LIMIT__MAX_N", "CDSERVE_", "cdserve_port"]
+    )
+    def test_unknown_variables_are_refused(
+        self, write: Write, monkeypatch: pytest.MonkeyPatch, variable: str
+    ) -> None:
+        monkeypatch.setenv(variable, "1")
+        message = refused(write("model: m"))
+        assert variable in message
+        assert "CDSERVE_LIMITS" in message
+
+    def test_unknown_keys_of_a_section_are_refused(
+        self, write: Write, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("CDSERVE_LIMITS__MAX", "1")
+        assert "limits.max is " in refused(write("model: m"))
+
+    def test_a_key_of_what_is_no_section_is_refused(
+        self, write: Write, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("CDSERVE_MODEL__NAME", "x")
+        assert "CDSERVE_MODEL__NAME" in refused(write("model: m"))
+
+    @pytest.mark.parametrize(
+        ("variable", "value", "named"),
+        [
+            ("CDSERVE_LIMITS__MAX_N", "x", "limits.max_n is 'x'"),
+            ("CDSERVE_KEEP_ALIVE", "-1", "keep_alive is "),
+            ("CDSERVE_LIMITS", "not json", "limits"),
+            ("CDSERVE_DECODERS", "greedy", "decoders"),
+        ],
+    )
+    def test_bad_values_are_named(
+        self,
+        write: Write,
+        monkeypatch: pytest.MonkeyPatch,
+        variable: str,
+        value: str,
+        named: str,
+    ) -> None:
+        monkeypatch.setenv(variable, value)
+        assert named in refused(write("model: m"))
+
+    def test_others_variables_are_left_alone(
+        self, write: Write, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("_CDSERVE_ARCHITECTURE", "LlamaForCausalLM")
+        monkeypatch.setenv("CDSERVER_MODEL", "x")
+        assert load(write("model: m")).model == "m"
+
+
+class TestRefused:
+    @pytest.mark.parametrize(
+        ("text", "named"),
+        [
+            ("model: m\nlimit: {max_n: 1}", "limit is {'max_n': 1}"),
+            ("model: m\nlimits: {max: 1}", "limits.max is 1"),
+            ("model: m\nlimits: {max_n: 0}", "limits.max_n is 0"),
+            ("model: m\nlimits: {max_k: many}", "limits.max_k is 'many'"),
+            ("model: m\nkeep_alive: 0", "keep_alive is 0"),
+            ("model: 3", "model is 3"),
+            ("limits: {max_n: 1}", "model is "),
+            ("", "model is "),
+            ("model: m\nrewards: {a: {kind: lenght}}", "'value_head', 'length', 'python'"),
+            ("model: m\nrewards: {a: {kind: length, target: 0}}", "target is 0"),
+            ("model: m\nrewards: {a: {kind: length, target: 9, tolerance: -1}}", "tolerance is -1"),
+            ("model: m\nrewards: {a: {kind: length}}", "rewards.a"),
+            ("model: m\nrewards: {a: {kind: length, target: 9, goal: 1}}", "goal is 1"),
+            ("model: m\nrewards: {a: {kind: python, callable: os.system}}", "'os.system'"),
+            ("- model: m", "a mapping is expected"),
+            ("model: [", "cdserve.yaml"),
+        ],
+    )
+    def test_message_names_the_key(self, write: Write, text: str, named: str) -> None:
+        assert named in refused(write(text))
+
+    def test_keys_that_are_no_strings(self, write: Write) -> None:
+        assert "1" in refused(write("model: m\n1: x"))
+
+    @pytest.mark.parametrize("key", ["_env_file", "_env_prefix", "_case_sensitive", "_secrets_dir"])
+    def test_names_of_the_settings_library(self, write: Write, key: str) -> None:
+        assert key in refused(write(f"model: m\n{key}: x"))
+
+    def test_missing_file(self, tmp_path: Path) -> None:
+        assert "absent.yaml" in refused(tmp_path / "absent.yaml")
+
+    def test_file_that_is_no_text(self, tmp_path: Path) -> None:
+        path = tmp_path / "cdserve.yaml"
+        path.write_bytes(b"model: \xff\xfe")
+        assert "cdserve.yaml" in refused(path)
+
+    def test_message_is_capped(self, write: Write) -> None:
+        assert len(refused(write(f"model: m\nkeep_alive: {'x' * 100_000}"))) < 1000
+
+    def test_settings_are_frozen(self, write: Write) -> None:
+        settings = load(write("model: m"))
+        with pytest.raises(ValueError, match="frozen"):
+            settings.model = "other"
+
+
+class TestPaths:
+    FILE = """
+        model: ./model
+        rewards:
+          here: {kind: value_head, path: heads/here}
+          hub: {kind: value_head, path: someone/head}
+        """
+
+    @pytest.fixture
+    def settings(self, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+        (tmp_path / "model").mkdir()
+        (tmp_path / "heads" / "here").mkdir(parents=True)
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        return load(write(self.FILE))
+
+    def test_they_are_relative_to_the_files_folder(
+        self, settings: Settings, tmp_path: Path
+    ) -> None:
+        assert settings.model == str(tmp_path / "model")
+        assert settings.rewards["here"].model_dump()["path"] == str(tmp_path / "heads" / "here")
+
+    def test_hub_names_stay(self, settings: Settings) -> None:
+        assert settings.rewards["hub"].model_dump()["path"] == "someone/head"
+
+    def test_a_relative_file_gives_absolute_paths(
+        self, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "model").mkdir()
+        write("model: model")
+        monkeypatch.chdir(tmp_path)
+        assert load(Path("cdserve.yaml")).model == str(tmp_path / "model")
+
+    def test_absolute_paths_stay(self, write: Write, tmp_path: Path) -> None:
+        assert load(write(f"model: {tmp_path}")).model == str(tmp_path)

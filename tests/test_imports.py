@@ -1,0 +1,149 @@
+"""What imports what: one direction, and nothing heavy before it is needed."""
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import cdserve
+
+ROOT = Path(cdserve.__file__).parent.parent
+HEAVY = ["torch", "vllm", "transformers"]
+LIGHT = [
+    "cdserve",
+    "cdserve.errors",
+    "cdserve.kl",
+    "cdserve.policy",
+    "cdserve.config",
+    "cdserve.decoders",
+    "cdserve.scoring",
+    "cdserve.report",
+    "cdserve.value_table",
+    "cdserve.plugin.rows",
+    "cdserve.plugin.register",
+    "cdserve.demo",
+    "cdserve.demo.reward",
+    "cdserve.cli",
+]
+PURE = ["decoders", "scoring", "policy", "config", "errors", "kl", "report", "value_table"]
+IMPORTING = """
+import importlib, json, sys
+loaded = {}
+heavy, light = (names.split(",") for names in sys.argv[1:])
+for name in light:
+    importlib.import_module(name)
+    loaded[name] = [package for package in heavy if package in sys.modules]
+print(json.dumps(loaded))
+"""
+
+
+@pytest.fixture(scope="module")
+def loaded() -> dict[str, list[str]]:
+    """What heavy packages are there after each of the light modules was imported, in order."""
+    command = [sys.executable, "-c", IMPORTING, ",".join(HEAVY), ",".join(LIGHT)]
+    run = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=120)
+    found: dict[str, list[str]] = json.loads(run.stdout)
+    return found
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_it_loads_nothing_heavy(loaded: dict[str, list[str]], module: str) -> None:
+    assert loaded[module] == []
+
+
+def modules(package: str) -> Iterator[Path]:
+    """All source files of a module or package, such as ``cdserve.decoders``."""
+    place = ROOT / package.replace(".", "/")
+    files = sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
+    assert files
+    return iter(files)
+
+
+@cache
+def imports(file: Path) -> frozenset[str]:
+    """Everything a file imports, wherever in it, as absolute dotted names."""
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = parts[: len(parts) - node.level] if node.level else ()
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+    return frozenset(found)
+
+
+def imported(package: str, *targets: str) -> list[str]:
+    """Where a package imports one of the targets, or what is in them."""
+    return [
+        f"{file.relative_to(ROOT)} imports {name}"
+        for file in modules(package)
+        for name in sorted(imports(file))
+        if any(name == target or name.startswith(f"{target}.") for target in targets)
+    ]
+
+
+def test_the_walk_sees_imports() -> None:
+    assert imported("cdserve.plugin", "cdserve.value_table")
+    assert imported("cdserve.engine", "vllm")
+    assert imported("cdserve.demo", "cdserve.demo.lexicon")  # a relative one
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_the_mathematics_knows_no_engine(module: str) -> None:
+    outside = ["vllm", "torch", "fastapi", "value_heads"]
+    ours = [f"cdserve.{name}" for name in ("engine", "api", "plugin", "demo", "cli")]
+    assert imported(f"cdserve.{module}", *outside, *ours) == []
+
+
+@pytest.mark.parametrize("module", ["errors", "kl", "value_table", "policy", "config"])
+def test_the_bottom_knows_nothing_above_it(module: str) -> None:
+    above = [f"cdserve.{name}" for name in ("decoders", "scoring", "report")]
+    assert imported(f"cdserve.{module}", *above) == []
+
+
+def test_decoders_know_no_rewards() -> None:
+    assert imported("cdserve.decoders", "cdserve.scoring", "cdserve.config") == []
+
+
+def test_the_engine_knows_no_wire() -> None:
+    assert imported("cdserve.engine", "cdserve.api", "fastapi") == []
+
+
+def test_the_plugin_knows_the_table_and_the_heads_only() -> None:
+    allowed = ("cdserve.plugin", "cdserve.value_table")
+    beside = [
+        line
+        for line in imported("cdserve.plugin", "cdserve")
+        if not line.partition(" imports ")[2].startswith(allowed)
+    ]
+    assert beside == []
+
+
+def test_value_heads_stand_alone() -> None:
+    assert imported("value_heads", "cdserve", "vllm") == []
+
+
+@pytest.mark.parametrize("package", ["cdserve", "value_heads"])
+def test_exported_names_are_sorted(package: str) -> None:
+    exports = {file: names for file in modules(package) for names in exported(file)}
+    assert exports
+    assert exports == {file: sorted(names, key=_rank) for file, names in exports.items()}
+
+
+def exported(file: Path) -> Iterator[list[str]]:
+    """The file's ``__all__``, if it has one."""
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            yield ast.literal_eval(node.value)
+
+
+def _rank(name: str) -> tuple[int, str]:
+    """Constants, then classes, then functions, as ruff sorts them."""
+    return (0 if name.isupper() else 1 if name[0].isupper() else 2, name)

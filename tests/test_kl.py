@@ -1,0 +1,149 @@
+"""KL bounds and estimates against exact values and their own inequalities."""
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cdserve.kl import best_of_n_bound, best_of_n_estimate, flag
+
+COUNTS = st.integers(1, 10**6)
+LOGPROBS = st.floats(-60, -1e-6)
+reproducible = settings(derandomize=True, deadline=None, max_examples=300)
+
+
+class TestBound:
+    @pytest.mark.parametrize(
+        ("n", "nats"),
+        [
+            (1, 0),
+            (2, 0.1931),
+            (4, 0.6363),
+            (6, 0.9584),
+            (8, 1.2044),
+            (16, 1.8351),
+            (32, 2.4970),
+            (50, 2.9320),
+            (64, 3.1745),
+            (128, 3.8598),
+            (1024, 5.9324),
+        ],
+    )
+    def test_published_values(self, n: int, nats: float) -> None:
+        assert best_of_n_bound(n) == pytest.approx(nats, abs=5e-5)
+
+    @pytest.mark.parametrize(
+        ("k", "decisions", "n"),
+        [(6, 3, 47.2), (4, 4, 33.6), (4, 8, 440.6), (8, 2, 29.2), (8, 4, 335)],
+    )
+    def test_decisions_add_up_to_an_effective_n(self, k: int, decisions: int, n: float) -> None:
+        spent = decisions * best_of_n_bound(k)
+        assert best_of_n_bound(math.floor(n)) < spent < best_of_n_bound(math.ceil(n + 0.5))
+
+    @reproducible
+    @given(COUNTS)
+    def test_it_grows_with_n_and_stays_below_log_n(self, n: int) -> None:
+        assert best_of_n_bound(n) < best_of_n_bound(n + 1)
+        assert 0 <= best_of_n_bound(n) <= math.log(n)
+
+    @pytest.mark.parametrize("n", [0, -1])
+    def test_n_must_be_positive(self, n: int) -> None:
+        with pytest.raises(ValueError, match=f"got {n}"):
+            best_of_n_bound(n)
+
+
+class TestEstimate:
+    @pytest.mark.parametrize(
+        ("logp", "nats"), [(-0.7, 0.699827134), (-5, 1.835044802), (-200, 1.835088722)]
+    )
+    def test_published_values(self, logp: float, nats: float) -> None:
+        assert best_of_n_estimate(logp, 16) == pytest.approx(nats, abs=1e-9)
+
+    @pytest.mark.parametrize(
+        ("n", "exact", "estimate", "bound"),
+        [
+            (1, 0, 0, 0),
+            (2, 0.1308120359, 0.179099, 0.193147),
+            (3, 0.3163770193, 0.370370, 0.431946),
+            (4, 0.4593555219, 0.499124, 0.636294),
+            (8, 0.6675877205, 0.672293, 1.204442),
+            (64, 0.6931471806, 0.693147, 3.174508),
+        ],
+    )
+    def test_two_equally_likely_responses(
+        self, n: int, exact: float, estimate: float, bound: float
+    ) -> None:
+        q = 2.0**-n  # P(the worse one is taken)
+        kl = math.log(2) + q * math.log(q) + (1 - q) * math.log1p(-q) if n > 1 else 0
+        assert kl == pytest.approx(exact, abs=1e-10)
+        assert best_of_n_estimate(math.log(0.5), n) == pytest.approx(estimate, abs=5e-7)
+        assert best_of_n_bound(n) == pytest.approx(bound, abs=5e-7)
+
+    @pytest.mark.parametrize(
+        ("size", "n", "exact", "estimate"),
+        [
+            (10, 4, 0.628825, 0.634870),
+            (10, 64, 2.293451, 2.294609),
+            (100, 16, 1.834018, 1.834948),
+        ],
+    )
+    def test_uniform_over_distinct_rewards(
+        self, size: int, n: int, exact: float, estimate: float
+    ) -> None:
+        law = [((i + 1) / size) ** n - (i / size) ** n for i in range(size)]
+        kl = sum(p * math.log(p * size) for p in law if p > 0)
+        assert kl == pytest.approx(exact, abs=5e-7)
+        assert best_of_n_estimate(-math.log(size), n) == pytest.approx(estimate, abs=5e-7)
+
+    @reproducible
+    @given(LOGPROBS, COUNTS)
+    def test_it_lies_between_zero_and_the_smaller_bound(self, logp: float, n: int) -> None:
+        estimate = best_of_n_estimate(logp, n)
+        assert 0 <= estimate <= min(best_of_n_bound(n), -logp) + 1e-12
+
+    @reproducible
+    @given(LOGPROBS)
+    def test_one_candidate_costs_nothing(self, logp: float) -> None:
+        assert best_of_n_estimate(logp, 1) == 0
+
+    @pytest.mark.parametrize("logp", [0.0, 1e-9, 2.0])
+    def test_a_certain_response_costs_nothing(self, logp: float) -> None:
+        assert best_of_n_estimate(logp, 8) == 0
+
+    @pytest.mark.parametrize("logp", [-1e-15, -1e-16, -1e-17, -5e-324])
+    def test_an_almost_certain_response_costs_almost_nothing(self, logp: float) -> None:
+        assert best_of_n_estimate(logp, 8) == pytest.approx(0, abs=2e-15)
+
+    @pytest.mark.parametrize("logp", [-700.0, -745.0, -1e6, -math.inf])
+    def test_an_underflowing_probability_costs_the_bound(self, logp: float) -> None:
+        assert best_of_n_estimate(logp, 16) == best_of_n_bound(16)
+
+    def test_n_must_be_positive(self) -> None:
+        with pytest.raises(ValueError, match="got 0"):
+            best_of_n_estimate(-1.0, 0)
+
+
+@pytest.mark.parametrize(
+    ("nats", "expected"),
+    [(0, "ok"), (7.999, "ok"), (8, "inspect"), (14.999, "inspect"), (15, "high"), (1e9, "high")],
+)
+def test_flag(nats: float, expected: str) -> None:
+    assert flag(nats) == expected
+
+
+@pytest.mark.parametrize(
+    ("k", "tokens", "nats", "expected"),
+    [
+        (4, 256, 5.09, "ok"),
+        (4, 512, 10.18, "inspect"),
+        (4, 1024, 20.36, "high"),
+        (8, 128, 4.82, "ok"),
+        (8, 256, 9.64, "inspect"),
+        (8, 512, 19.27, "high"),
+    ],
+)
+def test_length_budget_at_blocks_of_32(k: int, tokens: int, nats: float, expected: str) -> None:
+    spent = tokens / 32 * best_of_n_bound(k)
+    assert spent == pytest.approx(nats, abs=6e-3)
+    assert flag(spent) == expected

@@ -1,0 +1,284 @@
+"""What a client may ask for: every refusal names the field, the value and what is accepted."""
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cdserve.decoders import BestOfNPolicy, BlockwiseCDPolicy, load
+from cdserve.errors import PolicyError
+from cdserve.policy import Policy, SoftmaxSelection, parse
+
+METHODS = {name: decoder.policy for name, decoder in load([]).items()}
+SAFE = BlockwiseCDPolicy(method="blockwise_cd", k=8, m=32)
+PRESETS: dict[str, Policy] = {"safe": SAFE, "best": BestOfNPolicy(method="best_of_n", n=4)}
+LONGEST_MESSAGE = 1000
+LONGEST_PARAM = 200
+
+
+def refused(sent: object) -> PolicyError:
+    with pytest.raises(PolicyError) as caught:
+        parse(sent, METHODS, PRESETS)
+    assert_on_the_wire(caught.value)
+    return caught.value
+
+
+def assert_on_the_wire(error: PolicyError) -> None:
+    """It fits into an answer: short, and valid as UTF-8."""
+    message_size, param_size = len(str(error).encode()), len(error.param.encode())
+    assert message_size < LONGEST_MESSAGE
+    assert param_size < LONGEST_PARAM
+    assert error.param.split(".")[0] == "alignment"
+
+
+def best_of(**fields: object) -> dict[str, object]:
+    return {"method": "best_of_n", "n": 2, **fields}
+
+
+class TestAccepted:
+    @pytest.mark.parametrize("sent", [None, {"method": "none"}])
+    def test_plain_decoding(self, sent: object) -> None:
+        assert parse(sent, METHODS, PRESETS) is None
+
+    def test_preset(self) -> None:
+        assert parse("safe", METHODS, PRESETS) is SAFE
+
+    def test_best_of_n(self) -> None:
+        sent = best_of(rewards={"a": 1, "b": -0.5}, selection={"softmax": 0.1}, report="trace")
+        assert parse(sent, METHODS, PRESETS) == BestOfNPolicy(
+            method="best_of_n",
+            n=2,
+            rewards={"a": 1.0, "b": -0.5},
+            selection=SoftmaxSelection(softmax=0.1),
+            report="trace",
+        )
+
+    def test_defaults(self) -> None:
+        policy = parse({"method": "blockwise_cd", "k": 8, "m": 32}, METHODS, PRESETS)
+        assert policy == SAFE
+        assert (SAFE.rewards, SAFE.selection, SAFE.report) == (None, "argmax", "summary")
+
+    def test_width_is_what_is_alive_at_once(self) -> None:
+        assert SAFE.width == 8
+        assert PRESETS["best"].width == 4
+
+
+class TestRefused:
+    @pytest.mark.parametrize("sent", [3, 2.5, True, [], ["safe"], math.nan])
+    def test_neither_name_nor_object(self, sent: object) -> None:
+        error = refused(sent)
+        assert error.param == "alignment"
+        assert repr(sent) in str(error)
+
+    @pytest.mark.parametrize("sent", ["unsafe", "", "none", "Safe"])
+    def test_unknown_preset(self, sent: str) -> None:
+        error = refused(sent)
+        assert error.param == "alignment"
+        assert str(error) == f"alignment names the preset {sent!r}; this server has 'safe', 'best'"
+
+    def test_unknown_preset_of_a_server_without_any(self) -> None:
+        with pytest.raises(PolicyError, match="this server has none"):
+            parse("safe", METHODS, {})
+
+    @pytest.mark.parametrize("sent", [{}, {"method": "best-of-n"}, {"method": ["none"]}, {"n": 2}])
+    def test_unknown_method(self, sent: dict[str, object]) -> None:
+        error = refused(sent)
+        assert error.param == "alignment.method"
+        assert repr(sent.get("method")) in str(error)
+        assert "'none', 'best_of_n', 'blockwise_cd'" in str(error)
+
+    @pytest.mark.parametrize("value", [0, -1, "x", 2.5, None, [2], {}, math.nan, math.inf, 1e400])
+    def test_count(self, value: object) -> None:
+        error = refused({"method": "best_of_n", "n": value})
+        assert error.param == "alignment.n"
+        assert f"alignment.n is {value!r}: " in str(error)
+
+    @pytest.mark.parametrize("field", ["k", "m"])
+    def test_block_count_and_length(self, field: str) -> None:
+        error = refused({"method": "blockwise_cd", "k": 2, "m": 2, field: 0})
+        assert error.param == f"alignment.{field}"
+        assert f"alignment.{field} is 0" in str(error)
+        assert "greater than or equal to 1" in str(error)
+
+    def test_missing(self) -> None:
+        error = refused({"method": "blockwise_cd", "k": 2})
+        assert error.param == "alignment.m"
+        assert "alignment.m is missing" in str(error)
+
+    @pytest.mark.parametrize("field", ["k", "N", "", "kl", "with space", "a.b"])
+    def test_unknown_field(self, field: str) -> None:
+        error = refused(best_of(**{field: 1}))
+        assert error.param == f"alignment.{field}"
+        assert "accepted here: method, n, report, rewards, selection" in str(error)
+
+    @pytest.mark.parametrize("field", ["Softmax", "SoftmaxSelection", "literal[x"])
+    def test_unknown_field_that_looks_like_a_branch_of_a_union(self, field: str) -> None:
+        error = refused(best_of(**{field: 1}))
+        assert error.param == f"alignment.{field}"
+        assert "accepted here: method, n, report, rewards, selection" in str(error)
+
+    def test_a_reward_that_looks_like_a_branch_of_a_union(self) -> None:
+        assert refused(best_of(rewards={"Softmax": "x"})).param == "alignment.rewards.Softmax"
+
+    def test_the_method_none_takes_nothing_else(self) -> None:
+        error = refused({"method": "none", "n": 2})
+        assert error.param == "alignment.n"
+        assert "'none'" in str(error)
+
+    @pytest.mark.parametrize("weight", [math.nan, math.inf, -math.inf, "x", None, [1], {}])
+    def test_weight(self, weight: object) -> None:
+        error = refused(best_of(rewards={"a": 1, "b": weight}))
+        assert error.param == "alignment.rewards.b"
+        assert f"alignment.rewards.b is {weight!r}: " in str(error)
+
+    @pytest.mark.parametrize("rewards", [{}, [], "a", 1, {str(i): 1 for i in range(65)}])
+    def test_rewards(self, rewards: object) -> None:
+        assert refused(best_of(rewards=rewards)).param == "alignment.rewards"
+
+    @pytest.mark.parametrize(
+        "selection",
+        [
+            "max",
+            "softmax",
+            1,
+            None,
+            {},
+            {"softmax": 0},
+            {"softmax": -1},
+            {"softmax": math.nan},
+            {"softmax": math.inf},
+            {"softmax": "x"},
+            {"softmax": 1, "temperature": 2},
+        ],
+    )
+    def test_selection(self, selection: object) -> None:
+        error = refused(best_of(selection=selection))
+        assert error.param == "alignment.selection"
+        assert f"alignment.selection is {selection!r}" in str(error)
+        assert "'argmax' or {'softmax': λ} with λ > 0" in str(error)
+
+    def test_report(self) -> None:
+        error = refused(best_of(report="all"))
+        assert error.param == "alignment.report"
+        assert all(repr(known) in str(error) for known in ("all", "none", "summary", "trace"))
+
+
+class TestHostile:
+    """A message never grows with what was sent, and always goes out as UTF-8."""
+
+    HUGE = "x" * 1_000_000
+
+    @pytest.mark.parametrize(
+        "sent",
+        [
+            HUGE,
+            [HUGE],
+            {"method": HUGE},
+            {"method": "none", HUGE: 1},
+            {"method": "best_of_n", "n": HUGE},
+            best_of(report=HUGE),
+            best_of(selection=HUGE),
+            best_of(selection={"softmax": HUGE}),
+            best_of(selection={HUGE: 1}),
+            best_of(rewards={"a": HUGE}),
+            best_of(rewards={HUGE: "x"}),
+            best_of(**{HUGE: 1}),
+        ],
+        ids=range(12),
+    )
+    def test_huge_strings(self, sent: object) -> None:
+        refused(sent)
+
+    @pytest.mark.parametrize("wrap", [lambda x: x, lambda x: best_of(n=x), lambda x: {"method": x}])
+    def test_deep_nesting(self, wrap: Any) -> None:
+        deep: list[Any] = []
+        for _ in range(100_000):
+            deep = [deep]
+        refused(wrap(deep))
+
+    @pytest.mark.parametrize(
+        "sent",
+        [
+            "\ud800",
+            {"method": "\ud800"},
+            {"method": "none", "\ud800": 1},
+            best_of(n="\ud800"),
+            best_of(report="\ud800"),
+            best_of(**{"\ud800": 1}),
+            best_of(rewards={"\ud800": "x"}),
+        ],
+        ids=range(7),
+    )
+    def test_lone_surrogates(self, sent: object) -> None:
+        refused(sent)
+
+
+@dataclass
+class Small:
+    max_n: int = 8
+    max_k: int = 4
+    max_candidate_tokens: int = 100
+
+
+class TestLimits:
+    @pytest.mark.parametrize("n", [1, 8])
+    def test_within(self, n: int) -> None:
+        BestOfNPolicy(method="best_of_n", n=n).check_limits(Small())
+
+    def test_best_of_n(self) -> None:
+        with pytest.raises(PolicyError, match=r"alignment\.n is 9; .*1 to 8") as caught:
+            BestOfNPolicy(method="best_of_n", n=9).check_limits(Small())
+        assert caught.value.param == "alignment.n"
+
+    def test_blockwise_cd(self) -> None:
+        with pytest.raises(PolicyError, match=r"alignment\.k is 5; .*1 to 4") as caught:
+            BlockwiseCDPolicy(method="blockwise_cd", k=5, m=99).check_limits(Small())
+        assert caught.value.param == "alignment.k"
+
+    def test_a_huge_count_makes_no_huge_message(self) -> None:
+        policy = parse({"method": "best_of_n", "n": 10**4000}, METHODS, PRESETS)
+        assert policy is not None
+        with pytest.raises(PolicyError) as caught:
+            policy.check_limits(Small())
+        assert_on_the_wire(caught.value)
+
+
+NAMES = st.sampled_from(["method", "n", "k", "m", "rewards", "selection", "softmax", "report"])
+KNOWN = st.sampled_from(["none", "best_of_n", "blockwise_cd", "argmax", "safe", "trace"])
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters(), max_size=100)
+    | KNOWN
+)
+JSON = st.recursive(
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(NAMES | st.text(st.characters(), max_size=100), inner, max_size=6)
+    ),
+    max_leaves=20,
+)
+NEAR_POLICIES = st.builds(
+    lambda method, fields: {**fields, "method": method},
+    st.sampled_from([*METHODS, "none"]),
+    st.dictionaries(NAMES | st.text(st.characters(), max_size=100), JSON, max_size=5),
+)
+
+
+@settings(derandomize=True, deadline=None, max_examples=200)
+@given(JSON | NEAR_POLICIES)
+def test_any_json_is_a_policy_or_a_policy_error(sent: object) -> None:
+    arrived = json.loads(json.dumps(sent))
+    try:
+        policy = parse(arrived, METHODS, PRESETS)
+    except PolicyError as error:
+        assert_on_the_wire(error)
+    else:
+        assert policy is None or isinstance(policy, Policy)
