@@ -1,10 +1,10 @@
 """Values on their way from the worker to the server: a table in shared memory.
 
-The server hands out a ticket (a range of rows) with every request whose values it wants. In vLLM's
-step the worker writes V(prefix) into the ticket's rows, one row a prefix length, as a ring. The
-server reads once the request's output has arrived, which the worker sent after it wrote. So values
-cost no message, no waiting and no work per token on the server's side (measured against the
-alternatives in docs/log.md). Worker and server must share a machine's memory.
+The server hands out a ticket (some rows) with every request whose values it wants. In vLLM's step
+the worker writes V(prefix) into the ticket's rows. The server reads once the request's output has
+arrived, which the worker sent after it wrote. So values cost no message, no waiting and no work per
+token on the server's side (measured against the alternatives in docs/log.md). Worker and server
+must share a machine's memory.
 
 A row carries the ticket and the prefix length it was written for: what was never written, or was
 overwritten, reads as missing, never as another prefix's value.
@@ -81,11 +81,11 @@ class ValueTable:
 
     Args:
         slots: tickets that can be out at once.
-        length: rows a ticket, i.e. how many of the latest prefix lengths are kept.
+        length: rows a ticket; V of a prefix of n tokens goes to row n modulo ``length``.
         columns: values a row (the heads' outputs, in order).
     """
 
-    def __init__(self, *, slots: int, length: int, columns: int) -> None:
+    def __init__(self, *, slots: int, columns: int, length: int = 1) -> None:
         folder = "/dev/shm" if os.path.isdir("/dev/shm") else None
         descriptor, self.path = tempfile.mkstemp(prefix="cdserve-values-", dir=folder)
         os.truncate(descriptor, slots * length * (16 + 4 * columns))

@@ -131,7 +131,8 @@ class EngineProposal:
         with self._values.ticket() as ticket:
             # One token more: the row that samples it is the one that knows V of the block's last.
             params.max_tokens = length + 1
-            params.extra_args = {**(params.extra_args or {}), **ask(ticket)}
+            wanted = ask(ticket, len(self._prefix) + length)
+            params.extra_args = {**(params.extra_args or {}), **wanted}
             candidate = self._read(await self._run(params, request_id, first), length)
             return await self._with_values(candidate, ticket, request_id)
 

@@ -19,12 +19,15 @@ from cdserve.plugin.rows import REQUEST_KEY
 from cdserve.value_table import Ticket, ValueTable
 
 _SLOTS = 65536
-_LATEST = 4
 
 
-def ask(ticket: Ticket, every: bool = False) -> dict[str, object]:
-    """``extra_args`` of an engine request whose values are wanted."""
-    return {REQUEST_KEY: {"values": ticket.to_wire(), "every": every}}
+def ask(ticket: Ticket, length: int | None) -> dict[str, object]:
+    """``extra_args`` of an engine request whose values are wanted.
+
+    Args:
+        length: tokens of the prefix whose V is wanted; None for every prefix of the prompt.
+    """
+    return {REQUEST_KEY: {"values": ticket.to_wire(), "length": length}}
 
 
 class Values:
@@ -38,7 +41,7 @@ class Values:
     def __init__(self, engine: EngineClient, heads: Heads) -> None:
         self._engine = engine
         self._heads = heads
-        self._table = ValueTable(slots=_SLOTS, length=_LATEST, columns=max(1, heads.width))
+        self._table = ValueTable(slots=_SLOTS, columns=max(1, heads.width))
 
     @contextmanager
     def ticket(self) -> Iterator[Ticket]:
@@ -59,7 +62,8 @@ class Values:
     ) -> Mapping[str, float]:
         """V of a whole sequence, by a one-token request on its (cached) prefix."""
         with self.ticket() as ticket:
-            await self._forward(token_ids, ask(ticket), request_id, cache_salt)
+            wanted = ask(ticket, len(token_ids))
+            await self._forward(token_ids, wanted, request_id, cache_salt)
             values = self.read(ticket, len(token_ids))
         if values is None:
             raise ScoringError("the engine computed no value for a prefix that asked for one")
@@ -72,7 +76,7 @@ class Values:
         table = ValueTable(slots=1, length=len(token_ids) + 1, columns=self._heads.width)
         try:
             ticket = table.acquire()
-            await self._forward(token_ids, ask(ticket, every=True), request_id, None)
+            await self._forward(token_ids, ask(ticket, None), request_id, every=True)
             rows = [table.read(ticket, n) for n in range(start + 1, len(token_ids) + 1)]
         finally:
             table.close()
@@ -86,7 +90,8 @@ class Values:
         token_ids: Sequence[int],
         extra_args: dict[str, object],
         request_id: str,
-        cache_salt: str | None,
+        cache_salt: str | None = None,
+        every: bool = False,
     ) -> None:
         params = SamplingParams(
             max_tokens=1,
@@ -94,7 +99,7 @@ class Values:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
             extra_args=extra_args,
-            skip_reading_prefix_cache=extra_args[REQUEST_KEY]["every"],  # type: ignore[index]
+            skip_reading_prefix_cache=every,
         )
         prompt = tokens_input(list(token_ids), cache_salt=cache_salt)
         async for _ in self._engine.generate(prompt, params, request_id):

@@ -21,13 +21,13 @@ class ValueRow:
     prompt_length: int
     output: Sequence[int]
     """The request's output tokens so far; vLLM keeps this list up to date."""
-    every: bool
-    """Whether V of every prompt prefix is wanted, not only of the latest."""
+    length: int | None
+    """Tokens of the prefix whose V is wanted; None for every prefix of the prompt."""
 
     @property
-    def length(self) -> int:
-        """Tokens in the prefix that the row's next logits are conditioned on."""
-        return self.prompt_length + len(self.output)
+    def due(self) -> bool:
+        """Whether this step's logits are conditioned on the wanted prefix."""
+        return self.prompt_length + len(self.output) == self.length
 
 
 class RowTable:
@@ -42,19 +42,20 @@ class RowTable:
         self._armed = True
 
     def take(self) -> dict[int, ValueRow]:
-        """The rows to score, once a step.
+        """The rows whose wanted prefix is this step's, once a step.
 
+        While a prompt is computed in chunks, its row is due at each and right after the last.
         vLLM also computes logits for prompt logprobs and dummy runs, where rows mean other things:
         those come after the step's own, or without a step, and get none.
         """
         if not self._armed:
             return {}
         self._armed = False
-        return self._rows
+        return {i: row for i, row in self._rows.items() if row.due}
 
     def every_position(self) -> dict[int, ValueRow]:
         """The rows that want V of every prompt prefix."""
-        return {i: row for i, row in self._rows.items() if row.every} if self._rows else {}
+        return {i: row for i, row in self._rows.items() if row.length is None}
 
     def remove(self, indices: Iterable[int]) -> None:
         """Requests left the batch."""
@@ -73,7 +74,7 @@ class RowTable:
         wanted = (extra_args or {}).get(REQUEST_KEY)
         if isinstance(wanted, dict):
             ticket = Ticket.from_wire(wanted["values"])
-            self._rows[index] = ValueRow(ticket, len(prompt or ()), output, wanted["every"])
+            self._rows[index] = ValueRow(ticket, len(prompt or ()), output, wanted["length"])
 
     def move(self, source: int, target: int, swap: bool) -> None:
         """The row at ``source`` now stands at ``target`` (and the other way round in a swap)."""

@@ -37,12 +37,13 @@ class ValueScorer:
         if not rows:
             return
         values = self._values(hidden[list(rows)])
-        by_table: dict[str, list[tuple[int, ValueRow]]] = {}
+        by_table: dict[str, list[int]] = {}
         for i, row in enumerate(rows.values()):
-            by_table.setdefault(row.ticket.path, []).append((i, row))
-        for path, group in by_table.items():
-            lengths = np.array([row.length for _, row in group])
-            self._write(path, [row for _, row in group], lengths, values[[i for i, _ in group]])
+            by_table.setdefault(row.ticket.path, []).append(i)
+        due = list(rows.values())
+        for indices in by_table.values():
+            group = [due[i] for i in indices]
+            self._write(group, np.array([row.length for row in group]), values[indices])
 
     def score_every(
         self, hidden: torch.Tensor, positions: torch.Tensor, starts: Sequence[int]
@@ -57,19 +58,18 @@ class ValueScorer:
         for index, row in ROWS.every_position().items():
             span = slice(starts[index], starts[index + 1])
             lengths = positions[span].cpu().numpy() + 1
-            self._write(row.ticket.path, [row] * len(lengths), lengths, self._values(hidden[span]))
+            self._write([row] * len(lengths), lengths, self._values(hidden[span]))
 
     @torch.inference_mode()
     def _values(self, hidden: torch.Tensor) -> np.ndarray:  # [N, d] -> [N, G] float32
         return torch.cat([head(hidden) for head in self._heads], dim=-1).cpu().numpy()
 
-    def _write(
-        self, path: str, rows: Sequence[ValueRow], lengths: np.ndarray, values: np.ndarray
-    ) -> None:
+    def _write(self, rows: Sequence[ValueRow], lengths: np.ndarray, values: np.ndarray) -> None:
+        """Into the rows' common table."""
         tickets = np.array([row.ticket.number for row in rows])
         offsets = np.array([row.ticket.offset for row in rows])
         rings = np.array([row.ticket.length for row in rows])
-        self._table(path).write(offsets + lengths % rings, tickets, lengths, values)
+        self._table(rows[0].ticket.path).write(offsets + lengths % rings, tickets, lengths, values)
 
     def _table(self, path: str) -> TableView:
         table = self._tables.get(path)

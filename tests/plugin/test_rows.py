@@ -11,9 +11,9 @@ from cdserve.plugin.rows import REQUEST_KEY, RowTable
 from cdserve.value_table import Ticket
 
 
-def asks(number: int, every: bool = False) -> dict[str, Any]:
+def asks(number: int, length: int | None = 1) -> dict[str, Any]:
     ticket = Ticket("/table", number, number * 8, 8)
-    return {REQUEST_KEY: {"values": ticket.to_wire(), "every": every}}
+    return {REQUEST_KEY: {"values": ticket.to_wire(), "length": length}}
 
 
 def numbers(table: RowTable) -> dict[int, int]:
@@ -29,7 +29,7 @@ def table() -> RowTable:
 
 class TestRows:
     def test_the_ticket_arrives(self, table: RowTable) -> None:
-        table.add(3, asks(5), [1, 2], [])
+        table.add(3, asks(5, 2), [1, 2], [])
         table.arm()
         assert table.take()[3].ticket == Ticket("/table", 5, 40, 8)
 
@@ -40,25 +40,25 @@ class TestRows:
         table.add(0, extra, [1, 2], [])
         assert numbers(table) == {}
 
-    def test_length_follows_the_output(self, table: RowTable) -> None:
+    def test_a_row_is_scored_at_the_length_it_asks_for(self, table: RowTable) -> None:
         output = [7]
-        table.add(0, asks(1), [1, 2, 3], output)
-        table.arm()
-        row = table.take()[0]
-        assert row.length == 4
-        output += [8, 9]
-        assert row.length == 6
+        table.add(0, asks(1, 5), [1, 2, 3], output)
+        assert numbers(table) == {}
+        output.append(8)
+        assert numbers(table) == {0: 1}
+        output.append(9)
+        assert numbers(table) == {}
 
     def test_a_request_without_prompt_ids(self, table: RowTable) -> None:
-        table.add(0, asks(1), None, [7])
-        table.arm()
-        assert table.take()[0].length == 1
+        table.add(0, asks(1, 1), None, [7])
+        assert numbers(table) == {0: 1}
 
     def test_only_some_ask_for_every_position(self, table: RowTable) -> None:
         table.add(0, asks(1), [1], [])
-        table.add(1, asks(2, every=True), [1], [])
+        table.add(1, asks(2, None), [1], [])
         table.add(2, None, [1], [])
         assert list(table.every_position()) == [1]
+        assert numbers(table) == {0: 1}
 
     def test_a_plain_request_takes_the_place_of_one_that_asked(self, table: RowTable) -> None:
         table.add(0, asks(1), [1], [])
@@ -110,7 +110,7 @@ class TestSteps:
         assert table.take() == {}
 
     def test_every_position_may_be_asked_for_at_any_time(self, table: RowTable) -> None:
-        table.add(0, asks(1, every=True), [1], [])
+        table.add(0, asks(1, None), [1], [])
         assert list(table.every_position()) == list(table.every_position()) == [0]
 
 
