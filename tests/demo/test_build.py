@@ -1,0 +1,70 @@
+"""The build script end to end, at a tiny scale."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from cdserve.demo.build import QUICK, run
+from cdserve.demo.folders import load_model, load_tokenizer
+from cdserve.demo.rollouts import sample
+from value_heads import ValueHead, check_base
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("build")
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    run(folder, QUICK)
+    torch.use_deterministic_algorithms(deterministic)
+    return folder
+
+
+def test_a_build_makes_everything(out: Path) -> None:
+    assert len((out / "prompts.jsonl").read_text().splitlines()) >= 256
+    artifacts = out / "artifacts"
+    for name in ("model", "members/ref", "members/tuned"):
+        files = {path.name for path in (artifacts / name).iterdir()}
+        assert {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json"} <= (
+            files
+        )
+        load_model(artifacts / name)
+    head = ValueHead.from_pretrained(artifacts / "heads" / "sentiment")
+    check_base(head.config, artifacts / "model")
+    card = (artifacts / "heads" / "sentiment" / "README.md").read_text()
+    assert '"by_position"' in card
+    report = json.loads((artifacts / "report.json").read_text())
+    assert report.keys() == {"model", "members", "head", "decoding"}
+    assert report["decoding"]["none"]["prompts"] == QUICK.test_prompts
+
+
+def test_a_stage_repeated_alone_writes_the_same_files(out: Path) -> None:
+    weights = out / "artifacts" / "members" / "tuned" / "model.safetensors"
+    before = weights.read_bytes()
+    run(out, QUICK, ("members",))
+    torch.use_deterministic_algorithms(False)
+    assert weights.read_bytes() == before
+
+
+def test_stored_configuration_asks_for_float32_and_holds_float16(out: Path) -> None:
+    folder = out / "artifacts" / "model"
+    config = json.loads((folder / "config.json").read_text())
+    assert config["dtype"] == "float32"
+    assert config["architectures"] == ["LlamaForCausalLM"]
+    model = load_model(folder)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert (folder / "model.safetensors").stat().st_size < 2.1 * model.num_parameters()
+
+
+def test_sampling_depends_on_the_seed_alone(out: Path) -> None:
+    model = load_model(out / "artifacts" / "model")
+    tokenizer = load_tokenizer(out / "artifacts" / "model")
+    prompts = [tokenizer.encode(text) for text in ("Review:", "A much longer prompt than that:")]
+    first, again, other = (sample(model, prompts, max_tokens=8, seed=seed) for seed in (1, 1, 2))
+    assert [r.response for r in first] == [r.response for r in again]
+    assert [r.response for r in first] != [r.response for r in other]
+    for prompt, rollout in zip(prompts, first, strict=True):
+        assert rollout.prompt == prompt
+        assert 1 <= len(rollout.response) == len(rollout.hidden) <= 8
+        assert rollout.finished == (rollout.response[-1] == tokenizer.eos_token_id)

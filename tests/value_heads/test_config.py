@@ -1,0 +1,83 @@
+import json
+from dataclasses import replace
+
+import pytest
+
+from value_heads import HeadConfig
+
+MLP = HeadConfig(
+    architecture="mlp",
+    rewards=("helpful", "brief"),
+    hidden_size=8,
+    mlp_width=16,
+    shift=(0.5, -1.0),
+    scale=(2.0, 0.1),
+    base_model="tiny",
+    base_hash="0" * 64,
+)
+
+
+def test_json_keeps_every_field() -> None:
+    assert HeadConfig.from_json(MLP.to_json()) == MLP
+
+
+def test_a_linear_head_has_no_width() -> None:
+    linear = replace(MLP, architecture="linear", mlp_width=None)
+    assert HeadConfig.from_json(linear.to_json()) == linear
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "accepted"),
+    [
+        ("architecture", "transformer", '"linear" or "mlp"'),
+        ("kind", "max", '"mean" or "soft"'),
+        ("rewards", [], "non-empty names"),
+        ("rewards", ["a", "a"], "different"),
+        ("rewards", "helpful", "names"),
+        ("hidden_size", 0, "a positive integer"),
+        ("hidden_size", True, "a positive integer"),
+        ("mlp_width", None, "a positive integer"),
+        ("shift", [0.0], "2 finite numbers"),
+        ("shift", [0.0, float("nan")], "2 finite numbers"),
+        ("scale", [1.0, 0.0], "2 positive numbers"),
+        ("base_model", None, "a string"),
+        ("base_hash", "abc", "64 hexadecimal digits or null"),
+        ("layer", 1.0, "an integer"),
+        ("post_norm", 1, "true or false"),
+        ("dtype", "float16", '"float32"'),
+        ("version", 2, "1"),
+    ],
+)
+def test_a_bad_value_is_named(field: str, value: object, accepted: str) -> None:
+    text = json.dumps(json.loads(MLP.to_json()) | {field: value})
+    with pytest.raises(ValueError, match=f"^{field} must be .*{accepted}.*, got "):
+        HeadConfig.from_json(text)
+
+
+def test_an_unknown_key_is_named() -> None:
+    text = json.dumps(json.loads(MLP.to_json()) | {"activation": "gelu"})
+    with pytest.raises(ValueError, match=r"unknown key 'activation'; accepted: .*architecture"):
+        HeadConfig.from_json(text)
+
+
+def test_a_missing_key_is_named() -> None:
+    data = json.loads(MLP.to_json())
+    del data["post_norm"]
+    with pytest.raises(ValueError, match="missing key 'post_norm'"):
+        HeadConfig.from_json(json.dumps(data))
+
+
+def test_a_linear_head_refuses_a_width() -> None:
+    with pytest.raises(ValueError, match="mlp_width must be null"):
+        replace(MLP, architecture="linear")
+
+
+def test_only_an_object_is_a_config() -> None:
+    with pytest.raises(ValueError, match="must be an object"):
+        HeadConfig.from_json("[]")
+
+
+def test_an_echoed_value_is_capped() -> None:
+    with pytest.raises(ValueError, match="architecture") as caught:
+        replace(MLP, architecture="x" * 10_000)  # type: ignore[arg-type]
+    assert len(str(caught.value)) < 200

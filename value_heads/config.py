@@ -1,0 +1,140 @@
+"""What a value head is and which model it reads."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+FORMAT_VERSION = 1
+
+Architecture = Literal["linear", "mlp"]
+Kind = Literal["mean", "soft"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadConfig:
+    """The configuration of a value head, stored as its `config.json`.
+
+    Attributes:
+        architecture: "linear", or "mlp" with one hidden layer.
+        kind: what the value is of the rewards to come: "mean" is E[r | prefix], "soft" is
+            beta log E[exp(r / beta) | prefix].
+        rewards: names of the G outputs.
+        hidden_size: size d of the base model's hidden state.
+        mlp_width: width of the hidden layer; None for a linear head.
+        shift, scale: G numbers each; V = shift + scale * net(h), in units of the raw reward.
+        base_model: name of the base model, for people.
+        base_hash: `hash_base` of the base model's folder; None for a head that may be attached
+            to any model of the same hidden size.
+        layer: index into the Transformers tuple `hidden_states`; -1 is the last.
+        post_norm: whether the state is read after the final norm, as `hidden_states[-1]` is for
+            Llama-class models.
+        dtype: the dtype of the stored weights; the head always computes in float32.
+        version: version of this file format.
+    """
+
+    architecture: Architecture
+    kind: Kind = "mean"
+    rewards: tuple[str, ...]
+    hidden_size: int
+    mlp_width: int | None = None
+    shift: tuple[float, ...]
+    scale: tuple[float, ...]
+    base_model: str
+    base_hash: str | None = None
+    layer: int = -1
+    post_norm: bool = True
+    dtype: Literal["float32"] = "float32"
+    version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        """Refuse values outside the accepted sets."""
+        count = len(self.rewards) if _is_names(self.rewards) else 0
+        _check("architecture", self.architecture, '"linear" or "mlp"', _one_of("linear", "mlp"))
+        _check("kind", self.kind, '"mean" or "soft"', _one_of("mean", "soft"))
+        _check("rewards", self.rewards, "one or more different, non-empty names", _is_names)
+        _check("hidden_size", self.hidden_size, "a positive integer", _is_positive_int)
+        if self.architecture == "mlp":
+            _check("mlp_width", self.mlp_width, "a positive integer", _is_positive_int)
+        else:
+            _check("mlp_width", self.mlp_width, "null, as the head is linear", _one_of(None))
+        numbers = f"{count} finite numbers, one for each reward"
+        _check("shift", self.shift, numbers, lambda value: _is_numbers(value, count))
+        positive = f"{count} positive numbers, one for each reward"
+        _check("scale", self.scale, positive, lambda value: _is_positives(value, count))
+        _check("base_model", self.base_model, "a string", lambda value: isinstance(value, str))
+        _check("base_hash", self.base_hash, "64 hexadecimal digits or null", _is_hash)
+        _check("layer", self.layer, "an integer", lambda value: type(value) is int)
+        _check("post_norm", self.post_norm, "true or false", lambda value: type(value) is bool)
+        _check("dtype", self.dtype, '"float32"', _one_of("float32"))
+        _check("version", self.version, str(FORMAT_VERSION), _one_of(FORMAT_VERSION))
+
+    def to_json(self) -> str:
+        """Return the configuration as JSON text."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "HeadConfig":
+        """Read a configuration.
+
+        Raises:
+            ValueError: a key is unknown or missing, or a value is outside its accepted set; the
+                message names the field, the value and the set.
+        """
+        data = json.loads(text)
+        if not isinstance(data, dict):
+            raise ValueError(f"a head's config.json must be an object, got {_shown(data)}")
+        names = [field.name for field in fields(cls)]
+        if unknown := sorted(data.keys() - set(names)):
+            raise ValueError(f"unknown key {_shown(unknown[0])}; accepted: {', '.join(names)}")
+        if missing := sorted(set(names) - data.keys()):
+            raise ValueError(f"missing key {missing[0]!r}; required: {', '.join(names)}")
+        for name in ("rewards", "shift", "scale"):
+            if isinstance(data[name], list):
+                data[name] = tuple(data[name])
+        return cls(**data)
+
+
+def _check(field: str, value: object, accepted: str, accepts: Callable[[Any], bool]) -> None:
+    if not accepts(value):
+        raise ValueError(f"{field} must be {accepted}, got {_shown(value)}")
+
+
+def _shown(value: object) -> str:
+    return repr(value)[:80]
+
+
+def _one_of(*options: object) -> Callable[[object], bool]:
+    return lambda value: any(type(value) is type(option) and value == option for option in options)
+
+
+def _is_positive_int(value: object) -> bool:
+    return type(value) is int and value > 0
+
+
+def _is_names(value: object) -> bool:
+    return (
+        isinstance(value, tuple)
+        and len(value) > 0
+        and all(isinstance(name, str) and name for name in value)
+        and len(set(value)) == len(value)
+    )
+
+
+def _is_numbers(value: object, count: int) -> bool:
+    return (
+        isinstance(value, tuple)
+        and len(value) == count
+        and all(type(number) in (int, float) and math.isfinite(number) for number in value)
+    )
+
+
+def _is_positives(value: Any, count: int) -> bool:
+    return _is_numbers(value, count) and all(number > 0 for number in value)
+
+
+def _is_hash(value: object) -> bool:
+    if value is None:
+        return True
+    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")

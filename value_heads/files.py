@@ -1,0 +1,39 @@
+"""The base model that a head belongs to, told apart by a hash of its files."""
+
+import hashlib
+from pathlib import Path
+
+from .config import HeadConfig
+
+HASHED = ("config.json", "model.safetensors")
+
+
+def hash_base(base_dir: Path) -> str:
+    """Return the sha256 over a base model's `config.json` and `model.safetensors`.
+
+    Raises:
+        FileNotFoundError: one of the two is not in the folder.
+    """
+    digest = hashlib.sha256()
+    for name in HASHED:
+        with (base_dir / name).open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def check_base(config: HeadConfig, base_dir: Path, *, force: bool = False) -> None:
+    """Refuse to attach a head to another base model than the one it was trained on.
+
+    A head without a `base_hash` fits any base; `force` skips the check.
+
+    Raises:
+        ValueError: the folder's hash is not the head's `base_hash`.
+    """
+    if force or config.base_hash is None:
+        return
+    found = hash_base(base_dir)
+    if found != config.base_hash:
+        raise ValueError(
+            f"base_hash of the head ({config.base_model}) is {config.base_hash[:12]}..., but "
+            f"{base_dir} has {found[:12]}...; attach it to its own base model, or force it"
+        )

@@ -1,0 +1,106 @@
+"""Fitting a value head on cached hidden states."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .heads import ValueHead
+from .losses import masked_squared_error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examples:
+    """Hidden states with their targets, padded to one length.
+
+    Attributes:
+        hidden: floating [B, T, d].
+        targets: float32 [B, T, G], in reward units.
+        mask: bool [B, T]; True where a target counts.
+    """
+
+    hidden: Tensor
+    targets: Tensor
+    mask: Tensor
+
+    def flat(self) -> tuple[Tensor, Tensor]:
+        """Return the states [N, d] and targets [N, G] of the positions that count."""
+        return self.hidden[self.mask], self.targets[self.mask]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitOptions:
+    """How to fit; `patience` counts epochs without a better held-out loss."""
+
+    lr: float = 1e-3
+    batch: int = 4096
+    max_epochs: int = 20
+    patience: int = 3
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitReport:
+    """What a fit did; losses are half mean squared errors in reward units."""
+
+    epochs: int
+    best_epoch: int
+    train_loss: tuple[float, ...]
+    held_out_loss: tuple[float, ...]
+
+
+def fit(
+    head: ValueHead, train: Examples, held_out: Examples, options: FitOptions | None = None
+) -> FitReport:
+    """Fit a head in place with Adam, and keep the weights of the best held-out epoch.
+
+    The learning rate falls to zero along half a cosine over `max_epochs`. The same seed gives the
+    same weights on the same machine.
+    """
+    options = options or FitOptions()
+    hidden, targets = train.flat()
+    generator = torch.Generator().manual_seed(options.seed)
+    optimizer = torch.optim.Adam(head.parameters(), lr=options.lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.max_epochs)
+    train_loss: list[float] = []
+    held_out_loss: list[float] = []
+    best_epoch = 0
+    best = {name: value.clone() for name, value in head.state_dict().items()}
+    for epoch in range(options.max_epochs):
+        head.train()
+        losses: list[float] = []
+        order = torch.randperm(len(hidden), generator=generator)
+        for start in range(0, len(order), options.batch):
+            rows = order[start : start + options.batch]
+            loss = _loss(head, hidden[rows], targets[rows])
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            losses.append(loss.item())
+        schedule.step()
+        train_loss.append(sum(losses) / len(losses))
+        held_out_loss.append(_held_out_loss(head, held_out))
+        if held_out_loss[epoch] <= min(held_out_loss):
+            best_epoch = epoch
+            best = {name: value.clone() for name, value in head.state_dict().items()}
+        if epoch - best_epoch >= options.patience:
+            break
+    head.load_state_dict(best)
+    head.eval()
+    return FitReport(
+        epochs=len(train_loss),
+        best_epoch=best_epoch,
+        train_loss=tuple(train_loss),
+        held_out_loss=tuple(held_out_loss),
+    )
+
+
+def _loss(head: ValueHead, hidden: Tensor, targets: Tensor) -> Tensor:
+    counted = torch.ones(len(hidden), dtype=torch.bool)
+    return masked_squared_error(head(hidden), targets, counted)
+
+
+@torch.no_grad()
+def _held_out_loss(head: ValueHead, held_out: Examples) -> float:
+    head.eval()
+    return float(_loss(head, *held_out.flat()))
