@@ -59,7 +59,10 @@ def _settings(model: Path, head: Path, kv_cache_bytes: int) -> Path:
     settings = {
         "model": str(model),
         "served_model_name": "bench",
-        "rewards": {"reward": {"kind": "value_head", "path": str(head)}},
+        "rewards": {
+            "reward": {"kind": "value_head", "path": str(head)},
+            "length": {"kind": "length", "target": 64},
+        },
         "default_reward": "reward",
         "engine": {**_ENGINE, "kv_cache_memory_bytes": kv_cache_bytes},
     }

@@ -121,11 +121,14 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128, help="tokens a candidate")
     parser.add_argument("--prompt-tokens", type=int, nargs="+", default=[24, 33, 41, 57, 64, 78])
     parser.add_argument("--output", type=Path)
+    parser.add_argument(
+        "flags", nargs="*", help="for the server, such as -- --set reuse_tails=true"
+    )
     args = parser.parse_args()
     results: list[dict[str, Any]] = []
     for model in args.model or ["demo", "100m"]:
         config = demo_config() if model == "demo" else random_config()
-        with Server(config) as server:
+        with Server(config, *args.flags) as server:
             for concurrency in args.concurrency:
                 row = asyncio.run(measure(server.base_url, args, concurrency))
                 results.append({"model": model, **row})

@@ -74,7 +74,7 @@ class Settings(_Section):
         default=5.0, gt=0, description="Seconds between comments on a silent aligned stream."
     )
     reuse_tails: bool = Field(
-        default=True,
+        default=False,
         description="Reuse the KV of a prefix's unfinished block; takes vLLM's KV connector.",
     )
     engine: dict[str, Any] = Field(default_factory=dict, description="vLLM flags.")
