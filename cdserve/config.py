@@ -56,7 +56,7 @@ class Limits(_Section):
     max_n: int = Field(default=64, ge=1, description="Candidates of best-of-n.")
     max_k: int = Field(default=32, ge=1, description="Candidates a block.")
     max_candidate_tokens: int = Field(
-        default=65536, ge=1, description="Candidates times max_tokens times choices."
+        default=65536, ge=1, description="Candidates × max_tokens × answers of a request."
     )
 
 

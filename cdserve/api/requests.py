@@ -50,11 +50,17 @@ class _Aligned:
             _check_combination(self, self._run)
         return self._run
 
+    @property
+    def prompts(self) -> int:
+        """Prompts in the request, each answered on its own."""
+        return 1
+
     def to_sampling_params(self, *args: Any, **kwargs: Any) -> SamplingParams:
         """As vLLM's; the policy rides in ``extra_args``."""
         params = super().to_sampling_params(*args, **kwargs)  # type: ignore[misc]
         if self._run is not None:
-            _check_params(params, self._run, self._server.settings.limits.max_candidate_tokens)
+            limit = self._server.settings.limits.max_candidate_tokens
+            _check_params(params, self._run, self.prompts, limit)
             params.extra_args = {**(params.extra_args or {}), REQUEST_KEY: self._run}
         return params
 
@@ -65,6 +71,13 @@ class AlignedCompletionRequest(_Aligned, CompletionRequest):  # type: ignore[mis
     alignment: Any = Field(default=None, description=_DESCRIPTION)
     _run: AlignmentRun | None = PrivateAttr(None)
     _server: AlignmentServer = PrivateAttr()
+
+    @property
+    def prompts(self) -> int:
+        """Prompts in the request: a list of texts or of token lists holds several."""
+        prompt = self.prompt
+        several = isinstance(prompt, list) and not all(isinstance(item, int) for item in prompt)
+        return len(prompt) if several else 1
 
 
 class AlignedChatCompletionRequest(_Aligned, ChatCompletionRequest):  # type: ignore[misc]
@@ -113,7 +126,10 @@ _OUTPUT_ONLY: dict[str, Any] = {
 }
 
 
-def _check_params(params: SamplingParams, run: AlignmentRun, max_candidate_tokens: int) -> None:
+def _check_params(params: SamplingParams, run: AlignmentRun, prompts: int, limit: int) -> None:
+    if REQUEST_KEY in (params.extra_args or {}):
+        field = f"vllm_xargs.{REQUEST_KEY}"
+        raise PolicyError(f"{field} is reserved; use the field {FIELD!r}", field)
     width = run.policy.width
     if width > 1 and params.temperature == 0:
         raise PolicyError(
@@ -121,11 +137,12 @@ def _check_params(params: SamplingParams, run: AlignmentRun, max_candidate_token
             f"{run.policy.method!r} needs a temperature above 0",
             "temperature",
         )
-    tokens = width * params.max_tokens * params.n
-    if tokens > max_candidate_tokens:
-        choices = f" × {params.n} choices" if params.n > 1 else ""
+    answers = prompts * params.n
+    tokens = width * params.max_tokens * answers
+    if tokens > limit:
+        times = f" × {answers} answers" if answers > 1 else ""
         raise PolicyError(
-            f"max_tokens is {params.max_tokens}; {width} candidates{choices} would be {tokens} "
-            f"tokens, and this server accepts up to {max_candidate_tokens}",
+            f"max_tokens is {params.max_tokens}; {width} candidates{times} would be {tokens} "
+            f"tokens, and this server accepts up to {limit}",
             "max_tokens",
         )

@@ -17,13 +17,12 @@ from vllm.entrypoints.serve.utils.api_utils import (
     with_cancellation,
 )
 from vllm.entrypoints.serve.utils.sse_keep_alive import with_sse_keep_alive
-from vllm.exceptions import VLLMValidationError
 
+from cdserve.api.errors import as_vllm_errors
 from cdserve.api.requests import AlignedChatCompletionRequest, AlignedCompletionRequest
 from cdserve.api.scoring import ScoreRequest, score
 from cdserve.api.server import AlignmentServer
 from cdserve.engine.run import AlignmentRun
-from cdserve.errors import PolicyError
 
 router = APIRouter()
 _json = [Depends(validate_json_request)]
@@ -65,10 +64,8 @@ async def describe(raw_request: Request) -> JSONResponse:
 @with_cancellation  # type: ignore[untyped-decorator]
 async def create_score(request: ScoreRequest, raw_request: Request) -> JSONResponse:
     """Scores given responses with this server's rewards."""
-    try:
+    with as_vllm_errors():
         return JSONResponse(await score(request, _server(raw_request), raw_request.app.state))
-    except PolicyError as error:
-        raise VLLMValidationError(str(error), parameter=error.param) from error
 
 
 @router.get("/v1/models")
@@ -85,10 +82,8 @@ async def list_models(raw_request: Request) -> JSONResponse:
 
 
 def _resolve(request: Any, raw_request: Request) -> AlignmentRun | None:
-    try:
+    with as_vllm_errors():
         run: AlignmentRun | None = request.resolve(_server(raw_request))
-    except PolicyError as error:
-        raise VLLMValidationError(str(error), parameter=error.param) from error
     return run
 
 
@@ -103,10 +98,8 @@ async def _aligned(
         handler: vLLM's, for the request's class.
         model: the id the client asked for, which may be a preset's.
     """
-    try:
+    with as_vllm_errors():
         answer = await handler(request, raw_request)
-    except PolicyError as error:
-        raise VLLMValidationError(str(error), parameter=error.param) from error
     if isinstance(answer, ErrorResponse):
         return JSONResponse(answer.model_dump(), status_code=answer.error.code)
     if not isinstance(answer, AsyncGenerator):

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.exceptions import VLLMValidationError
 from vllm.utils import random_uuid
 
 from cdserve import scoring
@@ -81,7 +82,7 @@ class _Scorer:
         response = Response(
             prompt=self._prompt_text,
             text=text,
-            tokens=len(token_ids),
+            tokens=len(token_ids) + (self._tokenizer.eos_token_id is not None),
             finished=True,
             values=values[-1] if values else {},
         )
@@ -121,7 +122,13 @@ def _objective(request: ScoreRequest, server: AlignmentServer) -> Objective:
 
 async def _rendered(request: ScoreRequest, state: Any) -> dict[str, Any]:
     """The prompt as the generating routes would see it."""
-    renderer = state.online_renderer
+    try:
+        return await _render(request, state.online_renderer)
+    except VLLMValidationError as error:
+        raise PolicyError(str(error.args[0]), error.parameter or "prompt") from error
+
+
+async def _render(request: ScoreRequest, renderer: Any) -> dict[str, Any]:
     if isinstance(request.prompt, list) and request.prompt and isinstance(request.prompt[0], dict):
         chat = ChatCompletionRequest(model=request.model, messages=request.prompt)
         rendered = await renderer.render_chat(chat)
