@@ -211,9 +211,9 @@ class EngineProposal:
         return params
 
     def _seed(self, decision: int, index: int) -> int | None:
-        """A seed of its own for every candidate; the first ones are those vLLM gives to n=K."""
+        """A seed of its own for every candidate; the very first has the request's."""
         seed: int | None = self._params.seed
-        if seed is None or (self._choice == 0 and decision == 0):
-            return None if seed is None else seed + index
+        if seed is None or self._choice == decision == index == 0:
+            return seed
         key = f"{seed}/{self._choice}/{decision}/{index}".encode()
         return int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "big")
