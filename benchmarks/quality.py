@@ -108,7 +108,7 @@ def wilson(wins: float, count: int) -> list[float]:
 
 async def evaluate(base_url: str, prompts: Sequence[str], concurrency: int) -> dict[str, Any]:
     evaluation = Evaluation(base_url, concurrency)
-    base = await evaluation.run(prompts, None, seed=1_000_000_000)
+    base = await evaluation.run(prompts, None, seed=2_000_000_000)
     return {
         name: row(await evaluation.run(prompts, policy, seed=i * 1_000_000), base)
         for i, (name, policy) in enumerate(POLICIES.items())

@@ -1,0 +1,132 @@
+"""A ``cdserve serve`` of the tests' own: started, asked for its numbers, stopped."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import httpx2
+import yaml
+
+from cdserve.demo import DEMO_DIR, HEAD_DIR, MODEL_DIR
+
+START_SECONDS = 280.0
+STOP_SECONDS = 30.0
+
+
+def demo_settings(**changes: Any) -> dict[str, Any]:
+    """The demo's settings with absolute paths, so that they can be served from any folder."""
+    settings = yaml.safe_load((DEMO_DIR / "cdserve.yaml").read_text())
+    settings["model"] = str(MODEL_DIR)
+    settings["rewards"]["sentiment"]["path"] = str(HEAD_DIR)
+    return settings | changes
+
+
+class Served:
+    """A server on a free port of this machine.
+
+    Args:
+        settings: what goes into its YAML file.
+        folder: where that file and the log are written.
+        flags: vLLM's flags.
+    """
+
+    def __init__(
+        self, settings: Mapping[str, Any], folder: Path, flags: Sequence[str] = ()
+    ) -> None:
+        self._config = folder / "cdserve.yaml"
+        self._config.write_text(yaml.safe_dump(dict(settings)))
+        self._log = folder / "server.log"
+        self._flags = flags
+        self.base_url = f"http://127.0.0.1:{_free_port()}"
+
+    def __enter__(self) -> "Served":
+        command = [sys.executable, "-m", "cdserve", "serve", "--config", str(self._config)]
+        host, port = self.base_url.removeprefix("http://").split(":")
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(
+                [*command, "--host", host, "--port", port, *self._flags],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        try:
+            self._wait_until_it_answers()
+        except BaseException:
+            self._kill()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        alive = self._process.poll() is None
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._kill()
+            raise AssertionError(f"alive {STOP_SECONDS} s after SIGTERM:\n{self.log()}") from None
+        assert alive, f"the server died during the tests:\n{self.log()}"
+
+    def log(self) -> str:
+        """The end of what it printed."""
+        return self._log.read_text()[-6000:]
+
+    def client(self) -> httpx2.Client:
+        """A plain HTTP client of it."""
+        return httpx2.Client(base_url=self.base_url, timeout=120)
+
+    def async_client(self) -> httpx2.AsyncClient:
+        """A plain HTTP client of it, for many requests at once."""
+        return httpx2.AsyncClient(base_url=self.base_url, timeout=120)
+
+    def metric(self, name: str) -> float:
+        """A number of vLLM's own, such as ``num_requests_running``."""
+        text = httpx2.get(f"{self.base_url}/metrics", timeout=30).text
+        lines = (line for line in text.splitlines() if line.startswith(f"vllm:{name}{{"))
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+
+    def requests_in_engine(self) -> float:
+        """Engine requests that are running or waiting."""
+        return self.metric("num_requests_running") + self.metric("num_requests_waiting")
+
+    def wait_for_requests(self, busy: bool, seconds: float = 10.0) -> None:
+        """Waits until the engine has requests, or has none."""
+        deadline = time.monotonic() + seconds
+        while bool(self.requests_in_engine()) != busy:
+            expected = "requests" if busy else "no request"
+            assert time.monotonic() < deadline, f"{expected} in the engine after {seconds} s"
+            time.sleep(0.1)
+
+    def _kill(self) -> None:
+        """Kills it with vLLM's processes, which would outlive it."""
+        os.killpg(self._process.pid, signal.SIGKILL)
+
+    def _wait_until_it_answers(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            if self._process.poll() is not None:
+                break
+            try:
+                if httpx2.get(f"{self.base_url}/health", timeout=5).status_code == 200:
+                    return
+            except httpx2.TransportError:
+                time.sleep(0.5)
+        raise AssertionError(f"the server did not start:\n{self.log()}")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port

@@ -1,0 +1,287 @@
+"""What cannot be done is a 400 in OpenAI's shape that names the field, before any work."""
+
+import re
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+from openai import OpenAI
+
+from .served import Served
+from .wire import BEST_OF_N, BLOCKWISE, PROMPT, Ask, chat, complete
+
+ROUTES = pytest.mark.parametrize("ask", [complete, chat])
+HUGE = "x" * 100_000
+
+POLICIES: dict[str, tuple[Any, str, list[str]]] = {
+    # name: (policy, the error's param, what its message says)
+    "a number": (7, "alignment", ["7", "preset", "method"]),
+    "a list": ([BLOCKWISE], "alignment", ["preset", "method"]),
+    "no method": ({"k": 4, "m": 32}, "alignment.method", ["None", "best_of_n", "blockwise_cd"]),
+    "another method": ({"method": "beam"}, "alignment.method", ["'beam'", "none", "best_of_n"]),
+    "another preset": ("unsafe", "alignment", ["'unsafe'", "'safe'", "'best-of-4'"]),
+    "another key": ({**BLOCKWISE, "kk": 4}, "alignment.kk", ["kk", "k, m, method"]),
+    "a key beside none": ({"method": "none", "k": 4}, "alignment.k", ["k", "none"]),
+    "no k": ({"method": "blockwise_cd", "m": 32}, "alignment.k", ["missing"]),
+    "k = 0": ({**BLOCKWISE, "k": 0}, "alignment.k", ["0", "greater than or equal to 1"]),
+    "k above the limit": ({**BLOCKWISE, "k": 9}, "alignment.k", ["9", "1 to 8"]),
+    "k of another type": ({**BLOCKWISE, "k": "many"}, "alignment.k", ["'many'", "integer"]),
+    "m = 0": ({**BLOCKWISE, "m": 0}, "alignment.m", ["0", "greater than or equal to 1"]),
+    "n = 0": ({**BEST_OF_N, "n": 0}, "alignment.n", ["0", "greater than or equal to 1"]),
+    "n above the limit": ({**BEST_OF_N, "n": 17}, "alignment.n", ["17", "1 to 16"]),
+    "another reward": (
+        {**BLOCKWISE, "rewards": {"safety": 1}},
+        "alignment.rewards",
+        ["'safety'", "sentiment", "brevity"],
+    ),
+    "no rewards": ({**BLOCKWISE, "rewards": {}}, "alignment.rewards", ["{}", "at least 1"]),
+    "a weight of another type": (
+        {**BLOCKWISE, "rewards": {"sentiment": "much"}},
+        "alignment.rewards.sentiment",
+        ["'much'", "number"],
+    ),
+    "a weight beyond all use": (
+        {**BLOCKWISE, "rewards": {"sentiment": 1e7}},
+        "alignment.rewards.sentiment",
+        ["10000000.0"],
+    ),
+    "a reward of finished texts": (
+        {**BLOCKWISE, "rewards": {"sentiment_gold": 1}},
+        "alignment.rewards.sentiment_gold",
+        ["sentiment_gold", "finished", "blockwise_cd", "best_of_n"],
+    ),
+    "another selection": (
+        {**BLOCKWISE, "selection": "best"},
+        "alignment.selection",
+        ["'best'", "argmax", "softmax"],
+    ),
+    "softmax of 0": (
+        {**BLOCKWISE, "selection": {"softmax": 0}},
+        "alignment.selection",
+        ["0", "argmax", "> 0"],
+    ),
+    "another report": ({**BLOCKWISE, "report": "all"}, "alignment.report", ["'all'", "'trace'"]),
+}
+
+COMBINATIONS: dict[str, tuple[Any, dict[str, Any], str, list[str]]] = {
+    # name: (policy, the request's other fields, the error's param, what its message says)
+    "best_of_n, beam search": (
+        *(BEST_OF_N, {"use_beam_search": True}),
+        *("use_beam_search", ["use_beam_search", "best_of_n"]),
+    ),
+    "blockwise, beam search": (
+        *(BLOCKWISE, {"use_beam_search": True}),
+        *("use_beam_search", ["use_beam_search", "blockwise_cd"]),
+    ),
+    "blockwise, presence penalty": (
+        *(BLOCKWISE, {"presence_penalty": 0.5}),
+        *("presence_penalty", ["0.5", "blockwise_cd", "repetition_penalty"]),
+    ),
+    "blockwise, frequency penalty": (
+        *(BLOCKWISE, {"frequency_penalty": -0.5}),
+        *("frequency_penalty", ["-0.5", "blockwise_cd", "repetition_penalty"]),
+    ),
+    "blockwise, bad words": (
+        *(BLOCKWISE, {"bad_words": ["awful"]}),
+        *("bad_words", ["awful", "blockwise_cd"]),
+    ),
+    "blockwise, a grammar": (
+        *(BLOCKWISE, {"structured_outputs": {"regex": "(good|bad)"}}),
+        *("structured_outputs", ["grammar", "blockwise_cd", "best_of_n"]),
+    ),
+    "blockwise, a response format": (
+        *(BLOCKWISE, {"response_format": {"type": "json_object"}}),
+        *("response_format", ["grammar", "blockwise_cd", "best_of_n"]),
+    ),
+    "best_of_n, temperature 0": (
+        *(BEST_OF_N, {"temperature": 0}),
+        *("temperature", ["0", "best_of_n", "same"]),
+    ),
+    "blockwise, temperature 0": (
+        *(BLOCKWISE, {"temperature": 0}),
+        *("temperature", ["0", "blockwise_cd", "same"]),
+    ),
+    "a preset's model and a policy": (
+        *(BEST_OF_N, {"model": "demo:safe"}),
+        *("alignment", ["demo:safe", "'demo'"]),
+    ),
+    "too many candidate tokens": (
+        *({"method": "best_of_n", "n": 16}, {"max_tokens": 600}),
+        *("max_tokens", ["600", "16", "9600", "8192"]),
+    ),
+    "too many with the choices": (
+        *(BLOCKWISE, {"max_tokens": 600, "n": 4}),
+        *("max_tokens", ["600", "4", "9600", "8192"]),
+    ),
+    "cdserve's own key": (
+        *(None, {"vllm_xargs": {"cdserve": "x"}}),
+        *("vllm_xargs.cdserve", ["reserved", "alignment"]),
+    ),
+    "cdserve's own key beside a policy": (
+        *(BLOCKWISE, {"vllm_xargs": {"cdserve": "x"}}),
+        *("vllm_xargs.cdserve", ["reserved", "alignment"]),
+    ),
+}
+
+
+def check(error: openai.APIStatusError, param: str, says: list[str]) -> None:
+    """Asserts OpenAI's shape, the field's name, and the message's parts."""
+    assert isinstance(error, openai.BadRequestError)
+    assert set(error.body) == {"message", "type", "param", "code"}
+    assert error.body["param"] == param
+    assert error.body["code"] == 400
+    for part in says:
+        assert part in error.body["message"]
+
+
+@pytest.mark.parametrize(("policy", "param", "says"), POLICIES.values(), ids=POLICIES)
+@pytest.mark.parametrize("stream", [False, True])
+@ROUTES
+def test_a_policy_that_cannot_be(
+    client: OpenAI, ask: Ask, stream: bool, policy: Any, param: str, says: list[str]
+) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask(client, policy, stream=stream)
+    check(caught.value, param, says)
+
+
+@pytest.mark.parametrize(
+    ("policy", "fields", "param", "says"), COMBINATIONS.values(), ids=COMBINATIONS
+)
+@pytest.mark.parametrize("stream", [False, True])
+@ROUTES
+def test_fields_that_cannot_be_combined(
+    client: OpenAI,
+    ask: Ask,
+    stream: bool,
+    policy: Any,
+    fields: dict[str, Any],
+    param: str,
+    says: list[str],
+) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask(client, policy, stream=stream, **fields)
+    check(caught.value, param, says)
+
+
+def test_several_prompts_count_as_candidate_tokens(client: OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        complete(client, BLOCKWISE, prompt=[PROMPT] * 5, max_tokens=500)
+    check(caught.value, "max_tokens", ["500", "10000", "8192"])
+
+
+def test_best_of_n_works_with_a_grammar(client: OpenAI) -> None:
+    answer = complete(client, BEST_OF_N, structured_outputs={"regex": "(good|bad){3}"})
+    assert re.fullmatch("(good|bad){3}", answer.choices[0].text)
+
+
+def test_best_of_n_works_with_a_json_schema(client: OpenAI) -> None:
+    schema = {"type": "object", "properties": {"good": {"type": "boolean"}}, "required": ["good"]}
+    form = {"type": "json_schema", "json_schema": {"name": "verdict", "schema": schema}}
+    answer = chat(client, BEST_OF_N, response_format=form)
+    assert re.match(r'\{\s*"good":\s*(true|false)', answer.choices[0].message.content)
+
+
+def test_a_policy_with_one_candidate_takes_temperature_0(client: OpenAI) -> None:
+    policy = {"method": "best_of_n", "n": 1}
+    answer = complete(client, policy, temperature=0)
+    assert answer.choices == complete(client, temperature=0).choices
+
+
+def test_vllms_own_errors_stay(client: OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        complete(client, BLOCKWISE, max_tokens=5000)
+    check(caught.value, "max_tokens", ["5000", "2048"])
+
+
+@pytest.mark.parametrize("policy", [None, BLOCKWISE])
+def test_an_unknown_model_is_a_404(client: OpenAI, policy: dict[str, Any] | None) -> None:
+    with pytest.raises(openai.NotFoundError) as caught:
+        complete(client, policy, model="demo:unknown")
+    assert caught.value.body["param"] == "model"
+    assert "demo:unknown" in caught.value.body["message"]
+
+
+@pytest.mark.parametrize(
+    ("route", "prompt"),
+    [
+        ("/v1/responses", {"input": PROMPT}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": PROMPT}], "max_tokens": 8}),
+        ("/v1/chat/completions/batch", {"messages": [[{"role": "user", "content": PROMPT}]]}),
+    ],
+)
+def test_a_route_without_policies_refuses_the_field(
+    http: httpx2.Client, route: str, prompt: dict[str, Any]
+) -> None:
+    body = {"model": "demo", **prompt}
+    assert http.post(route, json=body).status_code == 200
+    answer = http.post(route, json=body | {"alignment": "safe"})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "alignment"
+    assert route in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("route", ["/v1/completions", "/v1/chat/completions"])
+@pytest.mark.parametrize("body", ["{", "[1]", '"text"', ""])
+def test_a_body_that_is_no_object(http: httpx2.Client, route: str, body: str) -> None:
+    answer = http.post(route, content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 400
+    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        HUGE,
+        {"method": HUGE},
+        {**BLOCKWISE, "k": HUGE},
+        {**BLOCKWISE, HUGE: 1},
+        {"method": "none", HUGE: 1},
+        {**BLOCKWISE, "rewards": {HUGE: 1}},
+        {**BLOCKWISE, "rewards": {HUGE: "a"}},
+        {**BLOCKWISE, "selection": {HUGE: 1}},
+        {**BLOCKWISE, "k": 10**4000},
+    ],
+    ids=["preset", "method", "k", "key", "none", "reward", "weight", "selection", "digits"],
+)
+def test_an_error_does_not_repeat_a_huge_value(http: httpx2.Client, policy: Any) -> None:
+    body = {"model": "demo", "prompt": PROMPT, "max_tokens": 8, "alignment": policy}
+    answer = http.post("/v1/completions", json=body)
+    assert answer.status_code == 400
+    assert len(answer.text) < 2000
+
+
+def test_an_error_comes_before_any_work(client: OpenAI, server: Served) -> None:
+    before = server.metric("prompt_tokens_total")
+    with pytest.raises(openai.BadRequestError):
+        complete(client, {**BLOCKWISE, "k": 9}, stream=True)
+    with pytest.raises(openai.BadRequestError):
+        complete(client, BLOCKWISE, prompt=[PROMPT, PROMPT], temperature=0)
+    assert server.metric("prompt_tokens_total") == before
+
+
+class TestAFailingReward:
+    POLICY = {"method": "best_of_n", "n": 4, "rewards": {"broken": 1.0}}  # noqa: RUF012
+
+    @ROUTES
+    def test_is_a_500_that_names_it(self, client: OpenAI, ask: Ask) -> None:
+        with pytest.raises(openai.InternalServerError) as caught:
+            ask(client, self.POLICY)
+        assert set(caught.value.body) == {"message", "type", "param", "code"}
+        assert "broken" in caught.value.body["message"]
+
+    @ROUTES
+    def test_ends_a_stream_with_an_error(self, client: OpenAI, ask: Ask) -> None:
+        with pytest.raises(openai.APIError, match="broken"):
+            list(ask(client, self.POLICY, stream=True))
+
+    def test_leaves_the_connection_open(self, http: httpx2.Client) -> None:
+        body = {"model": "demo", "prompt": PROMPT, "max_tokens": 4, "alignment": self.POLICY}
+        answers = [http.post("/v1/completions", json=body) for _ in range(3)]
+        assert [answer.status_code for answer in answers] == [500] * 3
+
+    def test_leaves_nothing_behind(self, client: OpenAI, server: Served) -> None:
+        with pytest.raises(openai.InternalServerError):
+            complete(client, self.POLICY)
+        server.wait_for_requests(busy=False)

@@ -1,0 +1,125 @@
+"""Clients that leave take their candidates with them; many at once are all answered."""
+
+import asyncio
+import random
+from typing import Any
+
+import httpx2
+import pytest
+from openai import OpenAI
+
+from .served import Served
+from .wire import BEST_OF_N, BLOCKWISE, PROMPT, check_report, complete
+
+LONG = {"model": "demo", "max_tokens": 1000, "ignore_eos": True}
+SEARCHES = pytest.mark.parametrize("policy", [BEST_OF_N, BLOCKWISE], ids=lambda p: p["method"])
+
+
+@SEARCHES
+@pytest.mark.parametrize(
+    "more", [{"prompt": PROMPT}, {"prompt": PROMPT, "n": 2}, {"prompt": [PROMPT, PROMPT]}]
+)
+def test_leaving_a_stream_drops_its_candidates(
+    server: Served, http: httpx2.Client, policy: dict[str, Any], more: dict[str, Any]
+) -> None:
+    """Best-of-n is silent then but for comments; blockwise is between two blocks."""
+    body = {**LONG, **more, "stream": True, "alignment": policy}
+    with http.stream("POST", "/v1/completions", json=body) as answer:
+        lines = answer.iter_lines()
+        wanted = "data: " if policy is BLOCKWISE else ": "
+        assert any(line.startswith(wanted) for line in lines)
+        server.wait_for_requests(busy=True)
+    server.wait_for_requests(busy=False)
+
+
+@SEARCHES
+@pytest.mark.parametrize(
+    ("route", "more"),
+    [
+        ("/v1/completions", {"prompt": PROMPT}),
+        ("/v1/completions", {"prompt": PROMPT, "n": 2}),
+        ("/v1/completions", {"prompt": [PROMPT, PROMPT]}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": PROMPT}]}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": PROMPT}], "n": 2}),
+    ],
+)
+async def test_leaving_before_the_answer_drops_its_candidates(
+    server: Served, route: str, policy: dict[str, Any], more: dict[str, Any]
+) -> None:
+    body = {**LONG, **more, "alignment": policy}
+    async with server.async_client() as client:
+        request = asyncio.create_task(client.post(route, json=body))
+        await asyncio.to_thread(server.wait_for_requests, busy=True)
+        request.cancel()
+        await asyncio.gather(request, return_exceptions=True)
+    await asyncio.to_thread(server.wait_for_requests, busy=False)
+
+
+async def test_thirty_that_leave_at_random_moments_leave_nothing(
+    server: Served, client: OpenAI
+) -> None:
+    rng = random.Random(0)
+
+    async def leave(asynchronous: httpx2.AsyncClient, policy: dict[str, Any], wait: float) -> None:
+        body = {**LONG, "prompt": PROMPT, "stream": rng.random() < 0.5, "alignment": policy}
+        request = asyncio.create_task(_read_all(asynchronous, body))
+        await asyncio.sleep(wait)
+        request.cancel()
+        await asyncio.gather(request, return_exceptions=True)
+
+    async with server.async_client() as asynchronous:
+        for _ in range(5):
+            policies = [rng.choice([BEST_OF_N, BLOCKWISE]) for _ in range(6)]
+            leaving = (leave(asynchronous, policy, rng.uniform(0, 1.0)) for policy in policies)
+            await asyncio.gather(*leaving)
+    await asyncio.to_thread(server.wait_for_requests, busy=False)
+    answer = await asyncio.to_thread(complete, client, BLOCKWISE)
+    check_report(answer.alignment, BLOCKWISE, answer.usage.completion_tokens)
+
+
+async def test_a_mixed_crowd_is_answered(server: Served) -> None:
+    policies = [None, BEST_OF_N, BLOCKWISE, {**BLOCKWISE, "k": 3, "m": 20}] * 6
+    bodies = [
+        {
+            **{"model": "demo", "prompt": PROMPT, "seed": i, "max_tokens": 30 + 3 * i},
+            **{"ignore_eos": True, "alignment": policy},
+        }
+        for i, policy in enumerate(policies)
+    ]
+    async with server.async_client() as client:
+        answers = await asyncio.gather(
+            *(client.post("/v1/completions", json=body) for body in bodies)
+        )
+    for body, policy, answer in zip(bodies, policies, answers, strict=True):
+        made = answer.raise_for_status().json()
+        assert made["usage"]["completion_tokens"] == body["max_tokens"]
+        if policy is None:
+            assert "alignment" not in made
+        else:
+            check_report(made["alignment"], policy, body["max_tokens"])
+    await asyncio.to_thread(server.wait_for_requests, busy=False)
+
+
+async def test_a_mixed_crowd_is_streamed(server: Served) -> None:
+    policies = [None, BEST_OF_N, BLOCKWISE] * 4
+    async with server.async_client() as client:
+        streams = await asyncio.gather(
+            *(
+                _read_all(
+                    client,
+                    {
+                        **{"model": "demo", "prompt": PROMPT, "seed": i, "max_tokens": 60},
+                        **{"stream": True, "alignment": policy},
+                    },
+                )
+                for i, policy in enumerate(policies)
+            )
+        )
+    for policy, text in zip(policies, streams, strict=True):
+        assert text.endswith("data: [DONE]\n\n")
+        assert ('"alignment":' in text) == (policy is not None)
+
+
+async def _read_all(client: httpx2.AsyncClient, body: dict[str, Any]) -> str:
+    async with client.stream("POST", "/v1/completions", json=body) as answer:
+        return "".join([text async for text in answer.aiter_text()])

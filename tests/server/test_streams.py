@@ -1,0 +1,130 @@
+"""Streams: a chunk per block as it is accepted, the report at the end, what stands on the wire."""
+
+import itertools
+import time
+from typing import Any
+
+import httpx2
+import pytest
+from openai import OpenAI
+
+from .wire import (
+    BEST_OF_N,
+    BLOCKWISE,
+    PROMPT,
+    Ask,
+    chat,
+    check_report,
+    complete,
+    events,
+    joined,
+    text_of,
+)
+
+SEARCHES = pytest.mark.parametrize("policy", [BEST_OF_N, BLOCKWISE], ids=lambda p: p["method"])
+ROUTES = pytest.mark.parametrize("ask", [complete, chat])
+FIVE_BLOCKS = {"max_tokens": 160, "ignore_eos": True}
+
+
+@SEARCHES
+@ROUTES
+def test_it_says_what_the_whole_answer_says(
+    client: OpenAI, ask: Ask, policy: dict[str, Any]
+) -> None:
+    whole = ask(client, policy)
+    chunks = list(ask(client, policy, stream=True))
+    assert joined(chunks) == text_of(whole.choices[0])
+    assert chunks[-1].choices[0].finish_reason == whole.choices[0].finish_reason
+
+
+@ROUTES
+def test_blockwise_sends_one_chunk_a_block(client: OpenAI, ask: Ask) -> None:
+    chunks = list(ask(client, BLOCKWISE, stream=True, **FIVE_BLOCKS))
+    texts = [text_of(choice) for chunk in chunks for choice in chunk.choices]
+    assert sum(1 for text in texts if text) == 5
+
+
+@ROUTES
+def test_each_block_is_sent_as_it_is_accepted(client: OpenAI, ask: Ask) -> None:
+    start = time.perf_counter()
+    arrivals = [
+        time.perf_counter() - start
+        for chunk in ask(client, BLOCKWISE, stream=True, **FIVE_BLOCKS)
+        if text_of(chunk.choices[0])
+    ]
+    gaps = [later - earlier for earlier, later in itertools.pairwise(arrivals)]
+    assert arrivals[0] < arrivals[-1] / 2
+    assert min(gaps) > max(gaps) / 20  # not held back and sent at once
+
+
+@ROUTES
+def test_best_of_n_sends_its_text_at_once(client: OpenAI, ask: Ask) -> None:
+    chunks = list(ask(client, BEST_OF_N, stream=True))
+    assert sum(1 for chunk in chunks if text_of(chunk.choices[0])) == 1
+
+
+@SEARCHES
+@ROUTES
+def test_the_report_is_on_the_last_chunk_with_choices(
+    client: OpenAI, ask: Ask, policy: dict[str, Any]
+) -> None:
+    options = {"include_usage": True}
+    chunks = list(ask(client, policy, stream=True, stream_options=options))
+    with_report = [chunk for chunk in chunks if hasattr(chunk, "alignment")]
+    assert with_report == [[chunk for chunk in chunks if chunk.choices][-1]]
+    assert chunks[-1].choices == []
+    check_report(with_report[0].alignment, policy, chunks[-1].usage.completion_tokens)
+
+
+def test_report_none_leaves_it_out(client: OpenAI) -> None:
+    chunks = complete(client, {**BLOCKWISE, "report": "none"}, stream=True)
+    assert not any(hasattr(chunk, "alignment") for chunk in chunks)
+
+
+def test_the_trace_comes_with_it(client: OpenAI) -> None:
+    *_, last = complete(client, {**BLOCKWISE, "report": "trace"}, stream=True)
+    assert len(last.alignment["trace"]) == last.alignment["decisions"]
+
+
+def test_usage_grows_with_the_blocks(client: OpenAI) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    chunks = complete(client, BLOCKWISE, stream=True, stream_options=options, **FIVE_BLOCKS)
+    counts = [chunk.usage.completion_tokens for chunk in chunks]
+    assert counts == [32, 64, 96, 128, 160, 160]
+
+
+def test_a_silent_stream_is_kept_alive(http: httpx2.Client) -> None:
+    body = {
+        **{"model": "demo", "prompt": PROMPT, "stream": True, "max_tokens": 200},
+        **{"ignore_eos": True, "alignment": {"method": "best_of_n", "n": 16}},
+    }
+    with http.stream("POST", "/v1/completions", json=body) as answer:
+        lines = [line for line in answer.iter_lines() if line]
+    first_data = next(i for i, line in enumerate(lines) if line.startswith("data: "))
+    assert first_data >= 2
+    assert all(line.startswith(":") for line in lines[:first_data])
+
+
+@SEARCHES
+@pytest.mark.parametrize(
+    ("route", "prompt"),
+    [
+        ("/v1/completions", {"prompt": PROMPT}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": PROMPT}]}),
+    ],
+)
+def test_what_stands_on_the_wire(
+    http: httpx2.Client, route: str, prompt: dict[str, Any], policy: dict[str, Any]
+) -> None:
+    body = {"model": "demo", **prompt, "max_tokens": 40, "stream": True, "alignment": policy}
+    with http.stream("POST", route, json=body) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        text = "".join(answer.iter_text())
+    frames = text.split("\n\n")
+    assert frames.pop() == ""
+    assert [frame for frame in frames if not frame.startswith(("data: {", ": "))] == [frames[-1]]
+    assert frames[-1] == "data: [DONE]"
+    chunks = events(frames)
+    for constant in ("id", "object", "created", "model"):
+        assert len({chunk[constant] for chunk in chunks}) == 1
+    assert chunks[0]["id"].startswith(("cmpl-", "chatcmpl-"))

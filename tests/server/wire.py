@@ -1,0 +1,99 @@
+"""What goes over the wire in these tests: policies, requests, and how answers are read."""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from openai import OpenAI
+
+from cdserve import kl
+
+PROMPT = "Review: travel lawn mower (garden)."
+
+BEST_OF_N = {"method": "best_of_n", "n": 4}
+BLOCKWISE = {"method": "blockwise_cd", "k": 4, "m": 32}
+
+Ask = Callable[..., Any]
+
+
+def complete(client: OpenAI, policy: Any = None, **fields: Any) -> Any:
+    """A completion, token ids included; fields that only vLLM has go in beside OpenAI's."""
+    request = {"model": "demo", "prompt": PROMPT, "max_tokens": 80, "seed": 7}
+    return client.completions.create(**_split(request | fields, policy))
+
+
+def chat(client: OpenAI, policy: Any = None, **fields: Any) -> Any:
+    """As ``complete``, a chat turn."""
+    messages = [{"role": "user", "content": "Please write a review of the travel lawn mower."}]
+    request = {"model": "demo", "messages": messages, "max_tokens": 80, "seed": 7}
+    return client.chat.completions.create(**_split(request | fields, policy))
+
+
+def text_of(choice: Any) -> str:
+    """A choice's text: of a completion or a chat turn, whole or a chunk."""
+    for holder in ("message", "delta"):
+        if hasattr(choice, holder):
+            return getattr(choice, holder).content or ""
+    return choice.text
+
+
+def joined(chunks: Iterable[Any], index: int = 0) -> str:
+    """The text of one choice of a stream."""
+    return "".join(text_of(c) for chunk in chunks for c in chunk.choices if c.index == index)
+
+
+def check_report(report: dict[str, Any], policy: dict[str, Any], tokens: int) -> None:
+    """Asserts the report's shape, and its counts for a response of ``tokens`` tokens."""
+    decisions = math.ceil(tokens / policy["m"]) if "m" in policy else 1
+    width = policy["k"] if "k" in policy else policy["n"]
+    assert {name: type(value) for name, value in report.items()} == {
+        "method": str,
+        "score": float,
+        "rewards": dict,
+        "scores": dict,
+        "decisions": int,
+        "candidates": int,
+        "candidate_tokens": int,
+        "ties": int,
+        "kl": dict,
+    }
+    assert report["method"] == policy["method"]
+    assert set(report["rewards"]) == set(policy.get("rewards", {"sentiment": 1.0}))
+    assert set(report["scores"]) == {"mean", "max", "min"}
+    assert report["scores"]["min"] <= report["scores"]["mean"] <= report["scores"]["max"]
+    assert report["scores"]["min"] <= report["score"] <= report["scores"]["max"]
+    assert report["decisions"] == decisions
+    assert report["candidates"] == width * decisions
+    assert report["candidate_tokens"] >= tokens
+    assert 0 <= report["ties"] <= decisions
+    assert set(report["kl"]) == {"bound", "estimate", "estimator", "flag"}
+    assert math.isclose(report["kl"]["bound"], decisions * (math.log(width) - (width - 1) / width))
+    assert 0 <= report["kl"]["estimate"] <= report["kl"]["bound"] + 1e-9
+    assert report["kl"]["flag"] == kl.flag(report["kl"]["bound"])
+
+
+def events(lines: Iterable[str]) -> list[dict[str, Any]]:
+    """The JSON objects of a raw event stream."""
+    data = [line.removeprefix("data: ") for line in lines if line.startswith("data: {")]
+    return [json.loads(line) for line in data]
+
+
+def blocks(token_ids: Sequence[int], m: int) -> list[Sequence[int]]:
+    """Tokens cut into the blocks they were decided in."""
+    return [token_ids[start : start + m] for start in range(0, len(token_ids), m)]
+
+
+def _split(request: dict[str, Any], policy: Any) -> dict[str, Any]:
+    """OpenAI's own fields as arguments, all others as ``extra_body``."""
+    openai = {
+        *("model", "prompt", "messages", "max_tokens", "max_completion_tokens", "seed", "n"),
+        *("temperature", "top_p", "stop", "stream", "stream_options", "echo", "logprobs"),
+        *("top_logprobs", "logit_bias", "presence_penalty", "frequency_penalty"),
+    }
+    extra: dict[str, Any] = {"return_token_ids": True} | {
+        name: value for name, value in request.items() if name not in openai
+    }
+    if policy is not None:
+        extra["alignment"] = policy
+    return {n: v for n, v in request.items() if n in openai} | {"extra_body": extra}
