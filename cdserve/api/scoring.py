@@ -126,6 +126,8 @@ async def _rendered(request: ScoreRequest, state: Any) -> dict[str, Any]:
         return await _render(request, state.online_renderer)
     except VLLMValidationError as error:
         raise PolicyError(str(error.args[0]), error.parameter or "prompt") from error
+    except ValueError as error:
+        raise PolicyError(str(error), "prompt") from error
 
 
 async def _render(request: ScoreRequest, renderer: Any) -> dict[str, Any]:

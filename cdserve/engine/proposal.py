@@ -187,9 +187,11 @@ class EngineProposal:
             stop_reason=stop or (output.stop_reason if by_token else None),
             text=text,
             logprobs=logprobs,
-            cumulative_logprob=None
-            if logprobs is None
-            else sum(row[t].logprob for row, t in zip(logprobs, token_ids, strict=True)),
+            cumulative_logprob=sum(
+                row[t].logprob for row, t in zip(logprobs, token_ids, strict=True)
+            )
+            if logprobs is not None and _samples_raw(self._params)
+            else None,
         )
 
     def _block_params(self, length: int, seed: int | None, first: bool) -> SamplingParams:
@@ -197,7 +199,8 @@ class EngineProposal:
         params.n = 1
         params.seed = seed
         params.max_tokens = length
-        params.min_tokens = max(0, self._params.min_tokens - self._written)
+        # vLLM refuses a minimum above the maximum.
+        params.min_tokens = min(max(0, self._params.min_tokens - self._written), length)
         params.output_kind = RequestOutputKind.FINAL_ONLY
         params.detokenize = bool(params.stop) or params.logprobs is not None
         params.skip_clone = True
@@ -217,3 +220,22 @@ class EngineProposal:
             return seed
         key = f"{seed}/{self._choice}/{decision}/{index}".encode()
         return int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "big")
+
+
+def _samples_raw(params: SamplingParams) -> bool:
+    """Whether tokens are drawn from the raw distribution, which is what vLLM's logprobs are of."""
+    return (
+        (params.temperature, params.top_p, params.min_p) == (1.0, 1.0, 0.0)
+        and params.top_k in (0, -1)
+        and (params.presence_penalty, params.frequency_penalty) == (0.0, 0.0)
+        and params.repetition_penalty == 1.0
+        and params.min_tokens == 0
+        and not any(
+            (
+                params.logit_bias,
+                params.allowed_token_ids,
+                params.bad_words,
+                params.structured_outputs,
+            )
+        )
+    )

@@ -42,8 +42,10 @@ class ResponseWriter:
         logprobs = None if candidate.logprobs is None else candidate.logprobs[:new]
         if logprobs is not None:
             self._logprobs = logprobs if self._logprobs is None else [*self._logprobs, *logprobs]
-        if candidate.cumulative_logprob is not None and self._cumulative_logprob is not None:
-            self._cumulative_logprob += candidate.cumulative_logprob
+        if logprobs is not None and self._cumulative_logprob is not None:
+            self._cumulative_logprob += sum(
+                row[t].logprob for row, t in zip(logprobs, token_ids[written:], strict=True)
+            )
         finish_reason = "stop" if stop is not None else candidate.finish_reason
         delta = self._kind == RequestOutputKind.DELTA
         return CompletionOutput(

@@ -77,6 +77,14 @@ async def test_thirty_that_leave_at_random_moments_leave_nothing(
     check_report(answer.alignment, BLOCKWISE, answer.usage.completion_tokens)
 
 
+@SEARCHES
+def test_long_prompts_with_a_seed_are_answered(client: OpenAI, policy: dict[str, Any]) -> None:
+    """The candidates' prompts together are more tokens than the engine takes in a step."""
+    prompt = list(range(6, 1006))
+    answers = [complete(client, policy, prompt=prompt, max_tokens=8) for _ in range(2)]
+    assert answers[0].choices == answers[1].choices
+
+
 async def test_a_mixed_crowd_is_answered(server: Served) -> None:
     policies = [None, BEST_OF_N, BLOCKWISE, {**BLOCKWISE, "k": 3, "m": 20}] * 6
     bodies = [
