@@ -53,6 +53,8 @@ async def score(request: ScoreRequest, server: AlignmentServer, state: Any) -> d
             f"{shown(server.settings.model_name)}",
             "model",
         )
+    if not request.prompt:
+        raise PolicyError("prompt is empty; text, token ids or chat messages are expected", "prompt")
     limit = server.settings.limits.max_n
     if len(request.responses) > limit:
         raise PolicyError(
