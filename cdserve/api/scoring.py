@@ -54,7 +54,7 @@ async def score(request: ScoreRequest, server: AlignmentServer, state: Any) -> d
             "model",
         )
     if not request.prompt:
-        raise PolicyError("prompt is empty; text, token ids or chat messages are expected", "prompt")
+        raise PolicyError("prompt is empty; it takes text, token ids or chat messages", "prompt")
     limit = server.settings.limits.max_n
     if len(request.responses) > limit:
         raise PolicyError(
