@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
-from vllm.exceptions import VLLMValidationError
+from vllm.exceptions import VLLMClientError, VLLMValidationError
 from vllm.utils import random_uuid
 
 from cdserve import scoring
@@ -64,7 +64,10 @@ async def score(request: ScoreRequest, server: AlignmentServer, state: Any) -> d
     objective = _objective(request, server)
     prompt = await _rendered(request, state)
     scorer = _Scorer(state.engine_client, objective, prompt, request.per_token)
-    return {"scores": [await scorer.score(response) for response in request.responses]}
+    try:
+        return {"scores": [await scorer.score(response) for response in request.responses]}
+    except VLLMClientError as error:  # the engine refuses the tokens of the prompt
+        raise PolicyError(str(error.args[0]), "prompt") from error
 
 
 class _Scorer:
