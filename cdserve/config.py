@@ -73,10 +73,6 @@ class Settings(_Section):
     keep_alive: float = Field(
         default=5.0, gt=0, description="Seconds between comments on a silent aligned stream."
     )
-    reuse_tails: bool = Field(
-        default=False,
-        description="Reuse the KV of a prefix's unfinished block; takes vLLM's KV connector.",
-    )
     engine: dict[str, Any] = Field(default_factory=dict, description="vLLM flags.")
 
     @property

@@ -9,11 +9,11 @@ from importlib.metadata import entry_points
 from typing import Any
 
 import uvloop
-from vllm.config import KVTransferConfig
 from vllm.entrypoints.launchers.api_server.entry import build_and_serve, build_async_engine_client
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
 from vllm.entrypoints.launchers.launcher import setup_server
 from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+from vllm.platforms import current_platform
 from vllm.transformers_utils.config import get_config
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.utils.system_utils import decorate_logs
@@ -28,11 +28,7 @@ from cdserve.plugin.register import ARCHITECTURE
 
 _PLUGIN = "cdserve"
 _PROCESSOR = "cdserve.plugin.logits_processor:RowTracker"
-_TAIL_CACHE = {
-    "kv_connector": "TailCache",
-    "kv_connector_module_path": "cdserve.plugin.tail_cache",
-    "kv_role": "kv_consumer",
-}
+_SCHEDULER = "cdserve.plugin.scheduler.scheduler"
 _PLUGIN_GROUPS = ("vllm.general_plugins", "vllm.platform_plugins", "vllm.io_processor_plugins")
 
 
@@ -53,14 +49,16 @@ def parse(settings: Settings, heads: Heads, flags: Sequence[str]) -> Namespace:
         args.served_model_name = [settings.served_model_name]
     if (args.api_server_count or 1) > 1:
         raise ConfigError(f"--api-server-count is {args.api_server_count}; cdserve serves with 1")
+    if current_platform.is_cpu() and args.max_num_batched_tokens is None:
+        # On CPU, vLLM 0.32 dies of a prompt that has a seed and is computed in chunks.
+        args.enable_chunked_prefill = bool(args.enable_chunked_prefill)
     if heads.paths:
         args.logits_processors = [*(args.logits_processors or []), _PROCESSOR]
         args.additional_config = {
             **(args.additional_config or {}),
             "cdserve": {"heads": list(heads.paths)},
         }
-        if settings.reuse_tails and args.kv_transfer_config is None:
-            args.kv_transfer_config = KVTransferConfig(**_TAIL_CACHE)
+        args.scheduler_cls = args.scheduler_cls or _SCHEDULER
     return args
 
 
@@ -99,6 +97,9 @@ def _interrupt(*_: object) -> None:
 def _set_environment(args: Namespace, attach: bool) -> None:
     # vLLM's processes are spawned: what they are to know stands in the environment.
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+    if current_platform.is_cpu() and args.enforce_eager:
+        # Else vLLM compiles some sampling code at the first request that needs it, for a minute.
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     if "VLLM_PLUGINS" not in os.environ:
         # Endpoint plugins load only by name; with names given, all other groups need theirs too.
         installed = {point.name for group in _PLUGIN_GROUPS for point in entry_points(group=group)}

@@ -54,7 +54,7 @@ class Served:
                 [*command, "--host", host, "--port", port, *self._flags],
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,
+                process_group=0,
             )
         try:
             self._wait_until_it_answers()
