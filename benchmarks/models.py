@@ -1,9 +1,11 @@
 """The models that benchmarks serve: the demo, and a randomly initialised one of about 100M."""
 
+import os
 import tempfile
 from pathlib import Path
 
 import torch
+import vllm
 import yaml
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -16,6 +18,13 @@ _ENGINE = {
     "enforce_eager": True,
     "block_size": 32,
 }
+
+
+def machine() -> str:
+    """What the figures are from."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
+    return f"{cpu}, {os.cpu_count()} cores; vLLM {vllm.__version__}, torch {torch.__version__}"
 
 
 def demo_config() -> Path:

@@ -1,23 +1,24 @@
 """What the search costs: candidate tokens per second against vLLM's own n=K sampling.
 
 Each round runs the same prompts as plain ``n=K``, as best-of-K and as blockwise CD on one server,
-alternating; ratios are taken within a round and their medians printed. Also the time to the first
-streamed block over best-of-K's end-to-end time.
+in an order that rotates. A ratio is that of the arms' median rates; beside it stand the quartiles
+of the rounds' own ratios. Also the time to the first streamed block over best-of-K's whole time.
 
-    python benchmarks/overhead.py --output benchmarks/results/overhead.json
+    python benchmarks/overhead.py --model demo --rounds 21 --output benchmarks/results/overhead.json
+    python benchmarks/overhead.py --model 100m --rounds 5 --tokens 64 \
+        --output benchmarks/results/overhead-100m.json
 """
 
 import argparse
 import asyncio
 import json
-import platform
 import statistics
 import time
 from pathlib import Path
 from typing import Any
 
 import httpx2
-from models import demo_config, random_config
+from models import demo_config, machine, random_config
 from server import Server
 
 K, M = 8, 32
@@ -87,7 +88,7 @@ async def measure(base: str, args: argparse.Namespace, concurrency: int) -> dict
             prompts = [
                 prompt_ids(args.prompt_tokens, seed=i * 1000 + c) for c in range(concurrency)
             ]
-            order = list(ARMS) if i % 2 else list(reversed(ARMS))
+            order = [*list(ARMS)[i % 3 :], *list(ARMS)[: i % 3]]
             rates = {arm: await run_arm(client, arm, prompts, args.tokens) for arm in order}
             if i:  # the first round warms up
                 rounds.append(rates)
@@ -100,8 +101,9 @@ async def measure(base: str, args: argparse.Namespace, concurrency: int) -> dict
         "plain_tokens_per_s": statistics.median(r["plain"] for r in rounds),
     }
     for arm in ("best_of_n", "blockwise_cd"):
-        ratios = [r[arm] / r["plain"] for r in rounds]
-        row[arm] = {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
+        low, _, high = statistics.quantiles([r[arm] / r["plain"] for r in rounds], n=4)
+        rate = statistics.median(r[arm] for r in rounds)
+        row[arm] = {"ratio": rate / row["plain_tokens_per_s"], "quartiles": [low, high]}
     if times:
         row["first_block_over_best_of_k"] = statistics.median(a / b for a, b in times)
     return row
@@ -121,9 +123,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128, help="tokens a candidate")
     parser.add_argument("--prompt-tokens", type=int, nargs="+", default=[24, 33, 41, 57, 64, 78])
     parser.add_argument("--output", type=Path)
-    parser.add_argument(
-        "flags", nargs="*", help="for the server, such as -- --set reuse_tails=true"
-    )
+    parser.add_argument("flags", nargs="*", help="for the server, such as -- --block-size 64")
     args = parser.parse_args()
     results: list[dict[str, Any]] = []
     for model in args.model or ["demo", "100m"]:
@@ -140,7 +140,7 @@ def main() -> None:
             "tokens": args.tokens,
             "prompt_tokens": args.prompt_tokens,
             "rounds": args.rounds,
-            "machine": platform.processor() or platform.machine(),
+            "machine": machine(),
             "results": results,
         }
         args.output.write_text(json.dumps(made, indent=2) + "\n")

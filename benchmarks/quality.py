@@ -1,8 +1,8 @@
 """Does it work: ground-truth reward of plain, blockwise and best-of-n decoding on the demo.
 
-Held-out prompts, one answer each, through an unmodified OpenAI client. Prints means with 95 %
-confidence intervals, and best-of-n's win-rate against the base under its own reward beside
-n / (n + 1), with Wilson intervals.
+Held-out prompts through an unmodified OpenAI client. Prints means with 95 % confidence intervals,
+over prompts, and the win-rate against the base under the policy's own reward; best-of-n's is
+n / (n + 1). Each answer is compared with several of the base, drawn afresh for every policy.
 
     python benchmarks/quality.py --prompts 256 --output benchmarks/results/quality.json
 """
@@ -12,6 +12,7 @@ import asyncio
 import json
 import math
 import statistics
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,9 @@ POLICIES: dict[str, dict[str, Any] | None] = {
     "best_of_n n=2": {"method": "best_of_n", "n": 2},
     "best_of_n n=4": {"method": "best_of_n", "n": 4},
     "best_of_n n=8": {"method": "best_of_n", "n": 8},
+    "tokenwise_cd beta=0.2": {"method": "tokenwise_cd", "beta": 0.2},
+    "tokenwise_cd beta=0.1": {"method": "tokenwise_cd", "beta": 0.1},
+    "tokenwise_cd beta=0.05": {"method": "tokenwise_cd", "beta": 0.05},
 }
 
 
@@ -52,11 +56,11 @@ class Evaluation:
         self._slots = asyncio.Semaphore(concurrency)
 
     async def run(
-        self, prompts: Sequence[str], policy: dict[str, Any] | None, seed: int
+        self, prompts: Sequence[str], policy: dict[str, Any] | None, draw: str
     ) -> list[Answer]:
-        """One answer a prompt; prompt i is sampled with seed ``seed + i``."""
+        """One answer a prompt; ``draw`` and the prompt make its seed."""
         return await asyncio.gather(
-            *(self._answer(p, policy, seed + 100 * i) for i, p in enumerate(prompts))
+            *(self._answer(p, policy, zlib.crc32(f"{draw}/{p}".encode())) for p in prompts)
         )
 
     async def _answer(self, prompt: str, policy: dict[str, Any] | None, seed: int) -> Answer:
@@ -79,14 +83,16 @@ class Evaluation:
         )
 
 
-def row(answers: Sequence[Answer], base: Sequence[Answer]) -> dict[str, Any]:
-    """A policy's figures, against answers of the base drawn independently."""
-    pairs = list(zip(answers, base, strict=True))
-    wins = sum((a.value > b.value) + 0.5 * (a.value == b.value) for a, b in pairs)
+def row(answers: Sequence[Answer], bases: Sequence[Sequence[Answer]]) -> dict[str, Any]:
+    """A policy's figures, against several answers of the base to each prompt."""
+    wins = [
+        statistics.mean((a.value > b.value) + 0.5 * (a.value == b.value) for b in drawn)
+        for a, drawn in zip(answers, zip(*bases, strict=True), strict=True)
+    ]
     return {
         "gold": mean_ci([a.gold for a in answers]),
         "value": mean_ci([a.value for a in answers]),
-        "win_rate": wilson(wins, len(pairs)),
+        "win_rate": mean_ci(wins),
         "kl_bound": statistics.mean(a.kl_bound for a in answers),
         "tokens": statistics.mean(a.tokens for a in answers),
         "candidate_tokens": statistics.mean(a.candidate_tokens for a in answers),
@@ -98,44 +104,44 @@ def mean_ci(values: Sequence[float]) -> list[float]:
     return [statistics.mean(values), 1.96 * statistics.stdev(values) / math.sqrt(len(values))]
 
 
-def wilson(wins: float, count: int) -> list[float]:
-    """Share, and its 95 % Wilson interval."""
-    z, share = 1.96, wins / count
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count**2)) / (1 + z * z / count)
-    return [share, centre - half, centre + half]
-
-
-async def evaluate(base_url: str, prompts: Sequence[str], concurrency: int) -> dict[str, Any]:
+async def evaluate(
+    base_url: str, prompts: Sequence[str], draws: int, concurrency: int
+) -> dict[str, Any]:
     evaluation = Evaluation(base_url, concurrency)
-    base = await evaluation.run(prompts, None, seed=2_000_000_000)
-    return {
-        name: row(await evaluation.run(prompts, policy, seed=i * 1_000_000), base)
-        for i, (name, policy) in enumerate(POLICIES.items())
-    }
+    rows: dict[str, Any] = {}
+    for name, policy in POLICIES.items():
+        bases = [await evaluation.run(prompts, None, f"{name}/base/{i}") for i in range(draws)]
+        rows[name] = row(await evaluation.run(prompts, policy, name), bases)
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompts", type=int, default=256)
+    parser.add_argument("--draws", type=int, default=4, help="answers of the base to each prompt")
     parser.add_argument("--concurrency", type=int, default=16)
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     lines = PROMPTS_PATH.read_text(encoding="utf-8").splitlines()[: args.prompts]
     prompts = [json.loads(line)["prompt"] for line in lines]
     with Server(DEMO_DIR / "cdserve.yaml") as server:
-        rows = asyncio.run(evaluate(server.base_url, prompts, args.concurrency))
+        rows = asyncio.run(evaluate(server.base_url, prompts, args.draws, args.concurrency))
     print(f"{len(prompts)} prompts            gold reward       value            win-rate vs base")
     for name, made in rows.items():
         (gold, gold_ci), (value, value_ci) = made["gold"], made["value"]
-        share, low, high = made["win_rate"]
+        share, share_ci = made["win_rate"]
         print(
             f"{name:24s} {gold:+.3f} ± {gold_ci:.3f}   {value:+.3f} ± {value_ci:.3f}   "
-            f"{share:.3f} [{low:.3f}, {high:.3f}]   {made['tokens']:.0f} of "
+            f"{share:.3f} ± {share_ci:.3f}   {made['tokens']:.0f} of "
             f"{made['candidate_tokens']:.0f} tokens, KL ≤ {made['kl_bound']:.2f}"
         )
     if args.output:
-        made = {"prompts": len(prompts), "max_tokens": MAX_TOKENS, "policies": rows}
+        made = {
+            "prompts": len(prompts),
+            "draws": args.draws,
+            "max_tokens": MAX_TOKENS,
+            "policies": rows,
+        }
         args.output.write_text(json.dumps(made, indent=2) + "\n")
 
 

@@ -91,7 +91,7 @@ async def measure() -> dict[str, float]:
     result = {
         "shared_memory_ms": await timed_under_load(engine, shared_memory()),
         "collective_rpc_ms": await timed_under_load(
-            engine, lambda: engine.collective_rpc("list_loras")
+            engine, lambda: engine.collective_rpc("check_health")
         ),
         "in_band_throughput_ratio": statistics.median(b / a for a, b in rates),
     }

@@ -46,7 +46,7 @@ def _serve(config: Path, overrides: Sequence[str], flags: Sequence[str]) -> None
 
     settings = load(config, overrides)
     heads = attach(settings)
-    server = AlignmentServer.build(settings, heads.kinds)
+    server = AlignmentServer.build(settings, heads)
     args = launch.parse(settings, heads, flags)
     args.cdserve = server
     logging.getLogger("vllm").info("cdserve serves %s", server.summary())

@@ -26,8 +26,11 @@ class ValueHeadReward(_Section):
 
     kind: Literal["value_head"]
     path: str = Field(description="Folder of the head, as value_heads saves it.")
+    q_head: str | None = Field(
+        default=None, description="Folder of a Q-head of the same reward, for tokenwise_cd."
+    )
     output: str | None = Field(
-        default=None, description="Which of the head's rewards; needed if it has several."
+        default=None, description="Which of the heads' rewards; needed if they have several."
     )
     force: bool = Field(default=False, description="Attach it to another base than its own.")
 
@@ -143,7 +146,12 @@ def _with_paths(settings: Settings, folder: Path) -> Settings:
         return str((folder / value).resolve()) if (folder / value).exists() else value
 
     rewards = {
-        name: reward.model_copy(update={"path": resolved(reward.path)})
+        name: reward.model_copy(
+            update={
+                "path": resolved(reward.path),
+                "q_head": reward.q_head and resolved(reward.q_head),
+            }
+        )
         if isinstance(reward, ValueHeadReward)
         else reward
         for name, reward in settings.rewards.items()

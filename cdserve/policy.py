@@ -26,8 +26,8 @@ class Limits(Protocol):
     max_candidate_tokens: int
 
 
-class Policy(BaseModel):
-    """Base of every method's policy."""
+class Sent(BaseModel):
+    """What every object that names a method has."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -38,6 +38,28 @@ class Policy(BaseModel):
         max_length=MAX_REWARDS,
         description="Weight of each reward; the server's default reward if absent.",
     )
+
+
+class Tilt(Sent):
+    """Next tokens drawn in proportion to p(z|s) exp(Q(s, z) / beta), with Q the weighted rewards'.
+
+    Token-wise controlled decoding (arXiv 2310.17022, equation 2).
+    """
+
+    method: Literal["tokenwise_cd"]
+    beta: float = Field(
+        ge=1e-6, le=1e12, description="Strength of the base model, in units of the reward."
+    )
+    top_k: int | None = Field(
+        default=None,
+        ge=1,
+        description="Tilt the k most likely tokens only, about their mean; all if absent.",
+    )
+
+
+class Policy(Sent):
+    """Base of every method's policy."""
+
     report: Report = Field(default="summary", description="How much the answer says of its making.")
 
     scores_prefixes: ClassVar[bool] = False
@@ -47,6 +69,11 @@ class Policy(BaseModel):
     def width(self) -> int:
         """Candidates alive at once; the cost of a request is this times ``max_tokens``."""
         raise NotImplementedError
+
+    @property
+    def tilt(self) -> Tilt | None:
+        """How the tokens it draws are tilted; None for the base model's own."""
+        return None
 
     def check_limits(self, limits: Limits) -> None:
         """Raises PolicyError where the operator's limits are exceeded."""
@@ -66,6 +93,13 @@ class SearchPolicy(Policy):
     selection: Literal["argmax"] | SoftmaxSelection = Field(
         default="argmax", description="How one of the candidates is chosen by its score."
     )
+    proposal: Tilt | None = Field(
+        default=None, description="What candidates are drawn from; the base model if absent."
+    )
+
+    @property
+    def tilt(self) -> Tilt | None:
+        return self.proposal
 
 
 def at_most(field: str, value: int, limit: int) -> None:

@@ -16,8 +16,7 @@ def report(method: str, decisions: Sequence[Decision], trace: bool) -> dict[str,
     """
     last = decisions[-1].score
     totals = [score.total for decision in decisions for score in decision.scores]
-    bound = sum(decision.kl_bound for decision in decisions)
-    measured = any(decision.candidate.cumulative_logprob is not None for decision in decisions)
+    kl_of = _kl(decisions)
     made: dict[str, Any] = {
         "method": method,
         "score": last.total,
@@ -27,12 +26,7 @@ def report(method: str, decisions: Sequence[Decision], trace: bool) -> dict[str,
         "candidates": len(totals),
         "candidate_tokens": sum(len(c.token_ids) for d in decisions for c in d.candidates),
         "ties": sum(decision.tie for decision in decisions),
-        "kl": {
-            "bound": bound,
-            "estimate": sum(decision.kl_estimate for decision in decisions),
-            "estimator": "epsilon_n" if measured else "bound",
-            "flag": kl.flag(bound),
-        },
+        "kl": {**kl_of, "flag": kl.flag(kl_of["bound"])},
     }
     if trace:
         made["trace"] = [_traced(decision) for decision in decisions]
@@ -61,6 +55,19 @@ def merged(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
         },
         "kl": farthest["kl"],
         "choices": list(reports),
+    }
+
+
+def _kl(decisions: Sequence[Decision]) -> dict[str, Any]:
+    """KL of the selections, and of the steering of the tokens taken, which is known exactly."""
+    steering = sum(decision.candidate.kl or 0.0 for decision in decisions)
+    estimator = decisions[-1].kl_estimator
+    if estimator != "exact_path" and decisions[-1].candidate.kl is not None:
+        estimator = f"{estimator}+exact_path"
+    return {
+        "bound": sum(decision.kl_bound for decision in decisions) + steering,
+        "estimate": sum(decision.kl_estimate for decision in decisions) + steering,
+        "estimator": estimator,
     }
 
 

@@ -75,6 +75,13 @@ class TableView:
         self.keys[rows, 1] = lengths
         self.keys[rows, 0] = tickets
 
+    def read(self, ticket: Ticket, length: int) -> npt.NDArray[np.float32] | None:
+        """The values of the prefix of ``length`` tokens, ``[G]``; None if they are not there."""
+        row = ticket.offset + length % ticket.length
+        values = np.array(self.values[row])
+        written = self.keys[row, 0] == ticket.number and self.keys[row, 1] == length
+        return values if written else None
+
 
 class ValueTable:
     """The server's side: makes the table, hands out tickets, reads values.
@@ -114,10 +121,7 @@ class ValueTable:
 
     def read(self, ticket: Ticket, length: int) -> npt.NDArray[np.float32] | None:
         """V of the prefix of ``length`` tokens, ``[G]``; None if it was not computed."""
-        row = ticket.offset + length % ticket.length
-        values = np.array(self._view.values[row])
-        written = self._view.keys[row, 0] == ticket.number and self._view.keys[row, 1] == length
-        return values if written else None
+        return self._view.read(ticket, length)
 
     def close(self) -> None:
         """Removes the table; views that are still mapped stay readable."""

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from cdserve import kl
 from cdserve.decoders import Candidate, Decision, Score
 from cdserve.report import merged, report
 
@@ -28,7 +27,7 @@ def decision(
     tokens: int = 2,
     bound: float = 0.5,
     estimate: float = 0.25,
-    logprob: float | None = -1.0,
+    estimator: str = "epsilon_n",
 ) -> Decision:
     return Decision(
         candidates=[
@@ -36,7 +35,6 @@ def decision(
                 token_ids=tuple(range(tokens + i)),
                 finish_reason="stop" if i else None,
                 text=f"text {i}",
-                cumulative_logprob=logprob,
             )
             for i in range(len(totals))
         ],
@@ -45,6 +43,7 @@ def decision(
         tie=len(set(totals)) < len(totals),
         kl_bound=bound,
         kl_estimate=estimate,
+        kl_estimator=estimator,
     )
 
 
@@ -92,10 +91,9 @@ class TestReport:
             "flag": "ok",
         }
 
-    def test_without_logprobs_the_estimator_is_the_bound(self) -> None:
-        bound = kl.best_of_n_bound(2)
-        one = decision(1.0, 2.0, bound=bound, estimate=bound, logprob=None)
-        assert report("best_of_n", [one], trace=False)["kl"]["estimator"] == "bound"
+    def test_the_estimator_is_the_selection_rule_s(self) -> None:
+        one = decision(1.0, 2.0, estimator="selection_entropy")
+        assert report("best_of_n", [one], trace=False)["kl"]["estimator"] == "selection_entropy"
 
     @pytest.mark.parametrize(("count", "flag"), [(15, "ok"), (16, "inspect"), (30, "high")])
     def test_flag_is_that_of_the_bound(self, count: int, flag: str) -> None:

@@ -4,11 +4,11 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 FORMAT_VERSION = 1
 
-Architecture = Literal["linear", "mlp"]
+Architecture = Literal["linear", "mlp", "lowrank", "tied"]
 Kind = Literal["mean", "soft"]
 
 
@@ -17,12 +17,15 @@ class HeadConfig:
     """The configuration of a value head, stored as its `config.json`.
 
     Attributes:
-        architecture: "linear", or "mlp" with one hidden layer.
+        architecture: of a value head "linear", or "mlp" with one hidden layer; of a Q-head
+            "lowrank", or "tied" to the base model's LM head.
         kind: what the value is of the rewards to come: "mean" is E[r | prefix], "soft" is
             beta log E[exp(r / beta) | prefix].
         rewards: names of the G outputs.
         hidden_size: size d of the base model's hidden state.
-        mlp_width: width of the hidden layer; None for a linear head.
+        mlp_width: width of the hidden layer of an "mlp"; None for the others.
+        rank: inner width r of a "lowrank" Q-head; None for the others.
+        vocab_size: tokens that a Q-head has values of; None for a value head.
         shift, scale: G numbers each; V = shift + scale * net(h), in units of the raw reward.
         base_model: name of the base model, for people.
         base_hash: `hash_base` of the base model's folder; None for a head that may be attached
@@ -39,6 +42,8 @@ class HeadConfig:
     rewards: tuple[str, ...]
     hidden_size: int
     mlp_width: int | None = None
+    rank: int | None = None
+    vocab_size: int | None = None
     shift: tuple[float, ...]
     scale: tuple[float, ...]
     base_model: str
@@ -51,14 +56,14 @@ class HeadConfig:
     def __post_init__(self) -> None:
         """Refuse values outside the accepted sets."""
         count = len(self.rewards) if _is_names(self.rewards) else 0
-        _check("architecture", self.architecture, '"linear" or "mlp"', _one_of("linear", "mlp"))
+        known = get_args(Architecture)
+        _check("architecture", self.architecture, f"one of {', '.join(known)}", _one_of(*known))
         _check("kind", self.kind, '"mean" or "soft"', _one_of("mean", "soft"))
         _check("rewards", self.rewards, "one or more different, non-empty names", _is_names)
         _check("hidden_size", self.hidden_size, "a positive integer", _is_positive_int)
-        if self.architecture == "mlp":
-            _check("mlp_width", self.mlp_width, "a positive integer", _is_positive_int)
-        else:
-            _check("mlp_width", self.mlp_width, "null, as the head is linear", _one_of(None))
+        self._check_size("mlp_width", "mlp")
+        self._check_size("rank", "lowrank")
+        self._check_size("vocab_size", "lowrank", "tied")
         numbers = f"{count} finite numbers, one for each reward"
         _check("shift", self.shift, numbers, lambda value: _is_numbers(value, count))
         positive = f"{count} positive numbers, one for each reward"
@@ -69,6 +74,14 @@ class HeadConfig:
         _check("post_norm", self.post_norm, "true or false", lambda value: type(value) is bool)
         _check("dtype", self.dtype, '"float32"', _one_of("float32"))
         _check("version", self.version, str(FORMAT_VERSION), _one_of(FORMAT_VERSION))
+
+    def _check_size(self, field: str, *architectures: Architecture) -> None:
+        """Refuse a size where its architectures need one, or where another has none."""
+        value = getattr(self, field)
+        if self.architecture in architectures:
+            _check(field, value, "a positive integer", _is_positive_int)
+        else:
+            _check(field, value, f"null, as the head is {self.architecture}", _one_of(None))
 
     def to_json(self) -> str:
         """Return the configuration as JSON text."""
@@ -88,12 +101,16 @@ class HeadConfig:
         names = [field.name for field in fields(cls)]
         if unknown := sorted(data.keys() - set(names)):
             raise ValueError(f"unknown key {_shown(unknown[0])}; accepted: {', '.join(names)}")
-        if missing := sorted(set(names) - data.keys()):
-            raise ValueError(f"missing key {missing[0]!r}; required: {', '.join(names)}")
+        required = {field.name for field in fields(cls)} - _SINCE_VERSION_1
+        if missing := sorted(required - data.keys()):
+            raise ValueError(f"missing key {missing[0]!r}; required: {', '.join(sorted(required))}")
         for name in ("rewards", "shift", "scale"):
             if isinstance(data[name], list):
                 data[name] = tuple(data[name])
         return cls(**data)
+
+
+_SINCE_VERSION_1 = {"rank", "vocab_size"}  # older files lack them
 
 
 def _check(field: str, value: object, accepted: str, accepts: Callable[[Any], bool]) -> None:

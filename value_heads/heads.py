@@ -1,6 +1,7 @@
-"""The value head: hidden states in, values out, and its folder on disk or on the Hub."""
+"""Heads: hidden states in, values out, and their folder on disk or on the Hub."""
 
 from pathlib import Path
+from typing import ClassVar, Self
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, snapshot_download
@@ -8,52 +9,47 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .config import HeadConfig
+from .config import Architecture, HeadConfig
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 
 
-class ValueHead(nn.Module, ModelHubMixin, library_name="cdserve", tags=["value-head"]):
-    """Values of prefixes, read off a frozen language model's hidden states.
+class Head(nn.Module, ModelHubMixin, library_name="cdserve", tags=["value-head"]):
+    """What all heads share: a configuration, a scale, and files.
 
     A head folder holds `config.json`, `model.safetensors` and the model card `README.md`.
     `save_pretrained` and `push_to_hub` are huggingface_hub's; `from_pretrained` is strict: it
     reads safetensors alone and accepts no missing and no unexpected weight.
-
-    Source: a scalar head on the hidden state is TRL's ValueHead; the value of a prefix is V* of
-    Controlled Decoding (arXiv 2310.17022, equation 1).
     """
 
-    def __init__(self, config: HeadConfig, report: str = "") -> None:
-        """Build a head with fresh weights; `report` goes into its model card."""
-        super().__init__()
-        self.config = config
-        self.report = report
-        outputs = len(config.rewards)
-        if config.mlp_width is None:
-            self.net: nn.Module = nn.Linear(config.hidden_size, outputs)
-        else:
-            self.net = nn.Sequential(
-                nn.Linear(config.hidden_size, config.mlp_width),
-                nn.GELU(),
-                nn.Linear(config.mlp_width, outputs),
-            )
-        self.register_buffer("shift", torch.tensor(config.shift), persistent=False)
-        self.register_buffer("scale", torch.tensor(config.scale), persistent=False)
+    architectures: ClassVar[tuple[Architecture, ...]]
+    name: ClassVar[str]
 
     shift: Tensor
     scale: Tensor
 
+    def __init__(self, config: HeadConfig, report: str = "") -> None:
+        """Build a head with fresh weights; `report` goes into its model card.
+
+        Raises:
+            ValueError: the architecture is that of another kind of head.
+        """
+        super().__init__()
+        if config.architecture not in self.architectures:
+            raise ValueError(
+                f"architecture of a {self.name} must be one of {', '.join(self.architectures)}, "
+                f"got {config.architecture!r}"
+            )
+        self.config = config
+        self.report = report
+        self.register_buffer("shift", torch.tensor(config.shift), persistent=False)
+        self.register_buffer("scale", torch.tensor(config.scale), persistent=False)
+
     @classmethod
-    def from_config(cls, config: HeadConfig) -> "ValueHead":
+    def from_config(cls, config: HeadConfig) -> Self:
         """Build a head with fresh weights."""
         return cls(config)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Return values float32 [..., G], in reward units, of hidden states [..., d]."""
-        values: Tensor = self.shift + self.scale * self.net(hidden.float())
-        return values
 
     def _save_pretrained(self, save_directory: Path) -> None:
         (save_directory / CONFIG_NAME).write_text(self.config.to_json())
@@ -69,7 +65,7 @@ class ValueHead(nn.Module, ModelHubMixin, library_name="cdserve", tags=["value-h
         cache_dir: str | Path | None = None,
         token: str | bool | None = None,
         local_files_only: bool = False,
-    ) -> "ValueHead":
+    ) -> Self:
         """Load a head from a local folder, or else from the Hub.
 
         Raises:
@@ -95,7 +91,7 @@ class ValueHead(nn.Module, ModelHubMixin, library_name="cdserve", tags=["value-h
 
     def _load(self, path: Path) -> None:
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: a value head's weights are read from safetensors")
+            raise FileNotFoundError(f"{path}: a head's weights are read from safetensors")
         try:
             weights = load_file(path)
         except SafetensorError as error:
@@ -115,8 +111,105 @@ class ValueHead(nn.Module, ModelHubMixin, library_name="cdserve", tags=["value-h
         place = "after" if config.post_norm else "before"
         return ModelCard(
             f"---\n{data.to_yaml()}\n---\n\n"
-            f"# Value head: {', '.join(config.rewards)}\n\n"
+            f"# {self.name}: {', '.join(config.rewards)}\n\n"
             f"A {config.architecture} head ({config.kind} value) on `hidden_states[{config.layer}]`"
             f" of `{config.base_model}`, {place} the final norm, {config.hidden_size} wide.\n"
             f"Values are in units of the raw reward.\n\n{self.report}"
         )
+
+
+class ValueHead(Head):
+    """Values of prefixes, read off a frozen language model's hidden states.
+
+    Source: a scalar head on the hidden state is TRL's ValueHead; the value of a prefix is V* of
+    Controlled Decoding (arXiv 2310.17022, equation 1).
+    """
+
+    architectures = ("linear", "mlp")
+    name = "Value head"
+
+    def __init__(self, config: HeadConfig, report: str = "") -> None:
+        """As every head's."""
+        super().__init__(config, report)
+        outputs = len(config.rewards)
+        if config.mlp_width is None:
+            self.net: nn.Module = nn.Linear(config.hidden_size, outputs)
+        else:
+            self.net = nn.Sequential(
+                nn.Linear(config.hidden_size, config.mlp_width),
+                nn.GELU(),
+                nn.Linear(config.mlp_width, outputs),
+            )
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return values float32 [..., G], in reward units, of hidden states [..., d]."""
+        values: Tensor = self.shift + self.scale * self.net(hidden.float())
+        return values
+
+
+class QHead(Head):
+    """Values of every next token in one pass, read off a frozen language model's hidden states.
+
+    Q(s, z) = shift + scale (v(h) + u(h) . B_z), with h the state behind prefix s. A "lowrank" head
+    has its own B, a "tied" one takes the base model's LM head for it. V(s) = sum_z p(z|s) Q(s, z).
+
+    Source: Controlled Decoding (arXiv 2310.17022, section 3.2), token-wise, with the |V| outputs
+    factored.
+    """
+
+    architectures = ("lowrank", "tied")
+    name = "Q-head"
+
+    def __init__(self, config: HeadConfig, report: str = "") -> None:
+        """As every head's; u starts at zero, so that Q(s, z) is the same for every z."""
+        super().__init__(config, report)
+        outputs, width = len(config.rewards), config.rank or config.hidden_size
+        self.state = nn.Linear(config.hidden_size, outputs)
+        self.factor = nn.Linear(config.hidden_size, outputs * width)
+        nn.init.zeros_(self.factor.weight)
+        nn.init.zeros_(self.factor.bias)
+        if config.architecture == "lowrank":
+            tokens = torch.randn(outputs, config.vocab_size or 0, width) / width**0.5
+            self.tokens = nn.Parameter(tokens)
+
+    def factors(self, hidden: Tensor) -> Tensor:
+        """Return u, float32 [..., G, r], of hidden states [..., d]; for a tied head r = d."""
+        factors: Tensor = self.factor(hidden.float()).unflatten(-1, (len(self.config.rewards), -1))
+        return factors
+
+    def matrix(self, lm_head: Tensor | None) -> Tensor:
+        """Return B, float32 [G, |V|, r].
+
+        Args:
+            lm_head: the base model's output embedding [>= |V|, d]; only a tied head reads it.
+
+        Raises:
+            ValueError: the head is tied, and the embedding is missing or too small.
+        """
+        if self.config.architecture == "lowrank":
+            return self.tokens
+        size = (self.config.vocab_size or 0, self.config.hidden_size)
+        if lm_head is None or len(lm_head) < size[0] or lm_head.shape[1] != size[1]:
+            found = None if lm_head is None else list(lm_head.shape)
+            raise ValueError(f"a tied head needs an LM head of {list(size)}, got {found}")
+        return lm_head[: size[0]].float().expand(len(self.config.rewards), -1, -1)
+
+    def of_token(self, hidden: Tensor, tokens: Tensor, lm_head: Tensor | None = None) -> Tensor:
+        """Return Q(s, z) of one token a state: float32 [N, G], of [N, d] and token ids [N]."""
+        chosen = self.matrix(lm_head)[:, tokens].transpose(0, 1)
+        return self._scaled(hidden, (self.factors(hidden) * chosen).sum(-1))
+
+    def expected(self, hidden: Tensor, p: Tensor, lm_head: Tensor | None = None) -> Tensor:
+        """Return V(s) = sum_z p(z|s) Q(s, z), float32 [N, G], of [N, d] and p [N, |V|]."""
+        mean = torch.einsum("nv,gvr->ngr", p, self.matrix(lm_head))
+        return self._scaled(hidden, (self.factors(hidden) * mean).sum(-1))
+
+    def _scaled(self, hidden: Tensor, by_token: Tensor) -> Tensor:
+        values: Tensor = self.shift + self.scale * (self.state(hidden.float()) + by_token)
+        return values
+
+    def forward(self, hidden: Tensor, lm_head: Tensor | None = None) -> Tensor:
+        """Return values float32 [..., G, |V|], in reward units, of hidden states [..., d]."""
+        by_token = torch.einsum("...gr,gvr->...gv", self.factors(hidden), self.matrix(lm_head))
+        values: Tensor = self.state(hidden.float())[..., None] + by_token
+        return self.shift[:, None] + self.scale[:, None] * values

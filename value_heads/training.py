@@ -1,9 +1,10 @@
 """Fitting a value head on cached hidden states."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .heads import ValueHead
 from .losses import masked_squared_error
@@ -57,30 +58,47 @@ def fit(
     The learning rate falls to zero along half a cosine over `max_epochs`. The same seed gives the
     same weights on the same machine.
     """
-    options = options or FitOptions()
     hidden, targets = train.flat()
+    return optimise(
+        head,
+        len(hidden),
+        lambda rows: _loss(head, hidden[rows], targets[rows]),
+        lambda: float(_loss(head, *held_out.flat())),
+        options or FitOptions(),
+    )
+
+
+def optimise(
+    head: nn.Module,
+    count: int,
+    loss: Callable[[Tensor], Tensor],
+    held_out_loss: Callable[[], float],
+    options: FitOptions,
+) -> FitReport:
+    """Fit any head; `loss` takes indices of training rows, of which there are `count`."""
     generator = torch.Generator().manual_seed(options.seed)
     optimizer = torch.optim.Adam(head.parameters(), lr=options.lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.max_epochs)
-    train_loss: list[float] = []
-    held_out_loss: list[float] = []
+    trained: list[float] = []
+    held_out: list[float] = []
     best_epoch = 0
     best = {name: value.clone() for name, value in head.state_dict().items()}
     for epoch in range(options.max_epochs):
         head.train()
         losses: list[float] = []
-        order = torch.randperm(len(hidden), generator=generator)
-        for start in range(0, len(order), options.batch):
-            rows = order[start : start + options.batch]
-            loss = _loss(head, hidden[rows], targets[rows])
+        order = torch.randperm(count, generator=generator)
+        for start in range(0, count, options.batch):
+            batch_loss = loss(order[start : start + options.batch])
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            batch_loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-            losses.append(loss.item())
+            losses.append(batch_loss.item())
         schedule.step()
-        train_loss.append(sum(losses) / len(losses))
-        held_out_loss.append(_held_out_loss(head, held_out))
-        if held_out_loss[epoch] <= min(held_out_loss):
+        trained.append(sum(losses) / len(losses))
+        head.eval()
+        with torch.no_grad():
+            held_out.append(held_out_loss())
+        if held_out[epoch] <= min(held_out):
             best_epoch = epoch
             best = {name: value.clone() for name, value in head.state_dict().items()}
         if epoch - best_epoch >= options.patience:
@@ -88,19 +106,13 @@ def fit(
     head.load_state_dict(best)
     head.eval()
     return FitReport(
-        epochs=len(train_loss),
+        epochs=len(trained),
         best_epoch=best_epoch,
-        train_loss=tuple(train_loss),
-        held_out_loss=tuple(held_out_loss),
+        train_loss=tuple(trained),
+        held_out_loss=tuple(held_out),
     )
 
 
 def _loss(head: ValueHead, hidden: Tensor, targets: Tensor) -> Tensor:
     counted = torch.ones(len(hidden), dtype=torch.bool)
     return masked_squared_error(head(hidden), targets, counted)
-
-
-@torch.no_grad()
-def _held_out_loss(head: ValueHead, held_out: Examples) -> float:
-    head.eval()
-    return float(_loss(head, *held_out.flat()))

@@ -1,15 +1,17 @@
 """What the routes need to know: the operator's settings, resolved and checked."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cdserve import decoders, scoring
 from cdserve.config import Settings
 from cdserve.decoders import Decoder
+from cdserve.engine.heads import Heads
 from cdserve.engine.run import AlignmentRun
+from cdserve.engine.steering import tilt_to_wire
 from cdserve.errors import ConfigError, PolicyError
-from cdserve.policy import FIELD, Policy, parse, parse_object
+from cdserve.policy import FIELD, Policy, Tilt, parse, parse_object
 from cdserve.scoring import Reward
 
 
@@ -20,21 +22,23 @@ class AlignmentServer:
     settings: Settings
     decoders: Mapping[str, type[Decoder]]
     rewards: Mapping[str, Reward]
+    q_columns: Mapping[str, int]
+    """Which output of the Q-heads each reward reads that has one."""
     presets: Mapping[str, Policy]
 
     @classmethod
-    def build(cls, settings: Settings, head_kinds: Mapping[str, str]) -> "AlignmentServer":
+    def build(cls, settings: Settings, heads: Heads) -> "AlignmentServer":
         """Resolves the settings.
 
         Args:
-            head_kinds: the declared kind of each value-head reward.
+            heads: what is attached to the engine.
 
         Raises:
             ConfigError: a reward, a preset or a decoder is wrong.
         """
         loaded = decoders.load(settings.decoders)
         rewards = {
-            name: scoring.build(name, reward, head_kinds.get(name))
+            name: scoring.build(name, reward, heads.kinds.get(name))
             for name, reward in settings.rewards.items()
         }
         if settings.default_reward is not None and settings.default_reward not in rewards:
@@ -42,13 +46,15 @@ class AlignmentServer:
                 f"default_reward is {settings.default_reward!r}; "
                 f"rewards: {', '.join(sorted(rewards)) or 'none'}"
             )
-        server = cls(settings=settings, decoders=loaded, rewards=rewards, presets={})
-        return cls(
+        server = cls(
             settings=settings,
             decoders=loaded,
             rewards=rewards,
-            presets={n: server._preset(n, sent) for n, sent in settings.presets.items()},
+            q_columns=heads.q.columns,
+            presets={},
         )
+        presets = {n: server._preset(n, sent) for n, sent in settings.presets.items()}
+        return replace(server, presets=presets)
 
     def run(self, sent: object) -> AlignmentRun | None:
         """What a request's ``alignment`` field asks for; None for plain decoding.
@@ -72,8 +78,11 @@ class AlignmentServer:
             | methods,
             "rewards": {
                 name: {
-                    **self.settings.rewards[name].model_dump(exclude={"path", "callable", "force"}),
+                    **self.settings.rewards[name].model_dump(
+                        exclude={"path", "q_head", "callable", "force"}
+                    ),
                     "prefixes": reward.prefixes,
+                    "next_tokens": name in self.q_columns,
                     "default": name == self.settings.default_reward,
                 }
                 for name, reward in self.rewards.items()
@@ -94,8 +103,17 @@ class AlignmentServer:
         policy.check_limits(self.settings.limits)
         objective = scoring.objective(policy, self.rewards, self.settings.default_reward)
         return AlignmentRun(
-            policy=policy, decoder=self.decoders[policy.method], objective=objective
+            policy=policy,
+            decoder=self.decoders[policy.method],
+            objective=objective,
+            tilt=self._tilt(policy),
         )
+
+    def _tilt(self, policy: Policy) -> Mapping[str, Any] | None:
+        if policy.tilt is None:
+            return None
+        field = FIELD if isinstance(policy, Tilt) else f"{FIELD}.proposal"
+        return tilt_to_wire(policy.tilt, self.q_columns, self.settings.default_reward, field)
 
     def _methods(self) -> dict[str, type[Policy]]:
         return {name: cls.policy for name, cls in self.decoders.items()}

@@ -6,6 +6,7 @@ from cdserve.decoders.candidate import Candidate, Decision, Proposal, Score
 from cdserve.decoders.registry import Decoder, load
 from cdserve.decoders.search import search
 from cdserve.decoders.selection import Argmax, Select, Softmax
+from cdserve.decoders.tokenwise_cd import TokenwiseCD, TokenwiseCDPolicy
 
 __all__ = [
     "Argmax",
@@ -20,6 +21,8 @@ __all__ = [
     "Score",
     "Select",
     "Softmax",
+    "TokenwiseCD",
+    "TokenwiseCDPolicy",
     "load",
     "search",
 ]

@@ -23,6 +23,8 @@ class Candidate:
     """vLLM's logprobs of the tokens, where the request asked for them."""
     cumulative_logprob: float | None = None
     """log p of the block in nats, where the request asked for logprobs."""
+    kl: float | None = None
+    """KL of its tokens' distributions from the base model's, in nats, where they are steered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,8 @@ class Decision:
     """Bound on this decision's KL from the proposal, in nats."""
     kl_estimate: float
     """Estimate of the same, in nats."""
+    kl_estimator: str
+    """How it was estimated."""
 
     @property
     def candidate(self) -> Candidate:

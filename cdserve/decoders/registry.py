@@ -15,23 +15,28 @@ from cdserve.policy import Policy
 ENTRY_POINTS = "cdserve.decoders"
 
 
-class Decoder(Protocol):
-    """A decoding method: the policy a client may send, and what is done with it."""
+class Run(Protocol):
+    """Decodes one response, a decision at a time."""
 
-    policy: ClassVar[type[Policy]]
-
-    @classmethod
-    def run(
-        cls, policy: Any, proposal: Proposal, seed: int | None
+    def __call__(
+        self, policy: Any, proposal: Proposal, seed: int | None
     ) -> AsyncGenerator[Decision, None]:
-        """Decodes one response.
+        """Starts.
 
         Args:
-            policy: a validated instance of ``cls.policy``.
+            policy: a validated instance of the decoder's policy.
             proposal: where candidates come from.
             seed: seeds whatever the method draws itself; None for fresh randomness.
         """
         ...
+
+
+class Decoder(Protocol):
+    """A decoding method: the policy a client may send, and what is done with it."""
+
+    policy: ClassVar[type[Policy]]
+    run: ClassVar[Run | None]
+    """Decodes one response; None where the engine's own sampling does, under the policy's tilt."""
 
 
 BUILT_IN: dict[str, type[Decoder]] = {}

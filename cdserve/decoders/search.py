@@ -35,6 +35,7 @@ async def search(
             tie=totals.count(max(totals)) > 1,
             kl_bound=select.kl_bound(k),
             kl_estimate=select.kl_estimate(totals, candidate.cumulative_logprob),
+            kl_estimator=select.kl_estimator(candidate.cumulative_logprob),
         )
         if candidate.finish_reason is not None:
             return

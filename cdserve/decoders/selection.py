@@ -28,6 +28,10 @@ class Select(Protocol):
         """Estimate of it from one decision, in nats; ``logprob`` is log p of the draw taken."""
         ...
 
+    def kl_estimator(self, logprob: float | None) -> str:
+        """Name of that estimate: ``epsilon_n``, ``bound`` or ``selection_entropy``."""
+        ...
+
 
 class Argmax:
     """Takes the highest score; of equal ones the first drawn. Best-of-n (arXiv 2401.01879)."""
@@ -42,6 +46,9 @@ class Argmax:
         if logprob is None:
             return kl.best_of_n_bound(len(scores))
         return kl.best_of_n_estimate(logprob, len(scores))
+
+    def kl_estimator(self, logprob: float | None) -> str:
+        return "bound" if logprob is None else "epsilon_n"
 
 
 class Softmax:
@@ -70,6 +77,9 @@ class Softmax:
         weights = self._weights(scores)
         entropy = -sum(w * math.log(w) for w in weights if w > 0)
         return min(math.log(len(scores)) - entropy, kl.best_of_n_bound(len(scores)))
+
+    def kl_estimator(self, logprob: float | None) -> str:
+        return "selection_entropy"
 
     def _weights(self, scores: Sequence[float]) -> list[float]:
         top = max(scores)

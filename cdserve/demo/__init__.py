@@ -9,6 +9,7 @@ DEMO_DIR = Path(__file__).parent
 ARTIFACTS_DIR = DEMO_DIR / "artifacts"
 MODEL_DIR = ARTIFACTS_DIR / "model"
 HEAD_DIR = ARTIFACTS_DIR / "heads" / "sentiment"
+Q_HEAD_DIR = ARTIFACTS_DIR / "heads" / "sentiment-q"
 TUNED_DIR = ARTIFACTS_DIR / "members" / "tuned"
 REF_DIR = ARTIFACTS_DIR / "members" / "ref"
 REPORT_PATH = ARTIFACTS_DIR / "report.json"
@@ -20,6 +21,7 @@ __all__ = [
     "HEAD_DIR",
     "MODEL_DIR",
     "PROMPTS_PATH",
+    "Q_HEAD_DIR",
     "REF_DIR",
     "REPORT_PATH",
     "TUNED_DIR",

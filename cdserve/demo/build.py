@@ -15,13 +15,15 @@ from pathlib import Path
 
 import torch
 
-from value_heads import FitOptions, ValueHead
+from value_heads import FitOptions, QHead, ValueHead
+from value_heads.q_training import Method
 
 from . import DEMO_DIR
 from .corpus import documents, held_out_prompts
 from .evaluate import compare_decoders, mean_reward
 from .folders import load_model, load_tokenizer, save_model
 from .head import correlations, draw_rollouts, train_head
+from .q_head import measure, train_q_head, transitions
 from .tokenizer import train_tokenizer
 from .train import BASE, MEMBER, new_model, train
 
@@ -41,6 +43,7 @@ class Scale:
     rollouts: int
     test_rollouts: int
     head_epochs: int
+    q_epochs: int
     test_prompts: int
 
 
@@ -52,6 +55,7 @@ FULL = Scale(
     rollouts=4500,
     test_rollouts=1000,
     head_epochs=20,
+    q_epochs=12,
     test_prompts=200,
 )
 QUICK = Scale(
@@ -62,6 +66,7 @@ QUICK = Scale(
     rollouts=40,
     test_rollouts=20,
     head_epochs=2,
+    q_epochs=2,
     test_prompts=4,
 )
 
@@ -133,6 +138,33 @@ class Build:
         head.save_pretrained(folder)
         self.record("head", found)
 
+    def q_head(self) -> None:
+        """Fit a Q-head by Monte Carlo, and from it the one that is served, by CD-Q."""
+        base_dir = self.artifacts / "model"
+        model, tokenizer = load_model(base_dir), load_tokenizer(base_dir)
+        scale = self.scale
+        rollouts = draw_rollouts(model, tokenizer, scale.rollouts, held_out=False, seed=SEED)
+        stop = max(1, len(rollouts) // 10)
+        train, held_out = (transitions(r, tokenizer) for r in (rollouts[stop:], rollouts[:stop]))
+        options = FitOptions(max_epochs=scale.q_epochs, patience=scale.q_epochs, seed=SEED)
+        test_rollouts = draw_rollouts(
+            model, tokenizer, scale.test_rollouts, held_out=True, seed=SEED + 1
+        )
+        test = transitions(test_rollouts, tokenizer)
+        found: dict[str, dict[str, float]] = {}
+        methods: tuple[Method, ...] = ("mc", "cdq")
+        head: QHead | None = None
+        for method in methods:
+            head, fitted = train_q_head(base_dir, model, train, held_out, method, options, head)
+            best = {"held_out_loss": fitted.held_out_loss[fitted.best_epoch]}
+            found[method] = {**measure(head, test), **best, "epochs": fitted.epochs}
+        assert head is not None
+        head.report = f"## Held-out rollouts\n\n```json\n{json.dumps(found, indent=2)}\n```\n"
+        folder = self.artifacts / "heads" / "sentiment-q"
+        (folder / "README.md").unlink(missing_ok=True)
+        head.save_pretrained(folder)
+        self.record("q_head", found)
+
     def decoding(self) -> None:
         """Measure what each way to decode gains, on held-out prompts."""
         base_dir = self.artifacts / "model"
@@ -156,7 +188,7 @@ class Build:
         print(json.dumps(found, indent=2), flush=True)
 
 
-STAGES = ("prompts", "model", "members", "head", "decoding")
+STAGES = ("prompts", "model", "members", "head", "q_head", "decoding")
 
 
 def run(out: Path, scale: Scale, only: tuple[str, ...] = STAGES) -> None:
@@ -169,6 +201,7 @@ def run(out: Path, scale: Scale, only: tuple[str, ...] = STAGES) -> None:
         "model": build.model,
         "members": build.members,
         "head": build.head,
+        "q_head": build.q_head,
         "decoding": build.decoding,
     }
     for name in STAGES:

@@ -19,12 +19,14 @@ class Rollout:
         response: sampled token ids, the end token included where it was sampled.
         hidden: float32 [len(response), d]; row t is the final hidden state, after the final norm,
             once response[t] has been fed, so it sees the prefix up to and including that token.
+        start: float32 [d]; the same of the prompt alone.
         finished: whether the response ends with the end token.
     """
 
     prompt: list[int]
     response: list[int]
     hidden: torch.Tensor
+    start: torch.Tensor
     finished: bool
 
 
@@ -44,7 +46,7 @@ def _sample_batch(
     cache = DynamicCache()
 
     tokens = torch.zeros(len(prompts), max_tokens, dtype=torch.long)
-    states = torch.zeros(len(prompts), max_tokens, model.config.hidden_size)
+    states = torch.zeros(len(prompts), max_tokens + 1, model.config.hidden_size)
     lengths = torch.zeros(len(prompts), dtype=torch.long)
     rows = torch.arange(len(prompts))  # the prompts still in the batch
     ended = torch.zeros(len(prompts), dtype=torch.bool)  # of those rows, which sampled the end
@@ -52,8 +54,7 @@ def _sample_batch(
         hidden = model.model(
             input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache
         ).last_hidden_state[:, -1]
-        if step > 0:
-            states[rows, step - 1] = hidden
+        states[rows, step] = hidden
         if step == max_tokens or bool(ended.all()):
             break
         uniform = torch.rand(len(rows), 1, generator=generator)
@@ -74,7 +75,8 @@ def _sample_batch(
         Rollout(
             prompt=list(prompt),
             response=response,
-            hidden=state[: len(response)].clone(),
+            hidden=state[1 : len(response) + 1].clone(),
+            start=state[0].clone(),
             finished=response[-1] == eos,
         )
         for prompt, response, state in zip(prompts, responses, states, strict=True)

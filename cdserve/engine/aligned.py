@@ -1,17 +1,15 @@
 """AlignedEngine: an EngineClient that decodes towards a reward where a request asks for it."""
 
-import random
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import Any
 
-from cdserve.decoders import Decision
-from cdserve.engine.proposal import EngineProposal, Stopped
+from cdserve.engine.choices import AlignedRequest, Choice, SearchedChoice, SteeredChoice
+from cdserve.engine.proposal import EngineProposal
 from cdserve.engine.proxy import EngineProxy
-from cdserve.engine.response import ResponseWriter
 from cdserve.engine.run import AlignmentRun
+from cdserve.engine.steering import Paths
 from cdserve.engine.values import Values, refuse_reserved
 from cdserve.engine.vllm import (
     CompletionOutput,
@@ -23,23 +21,8 @@ from cdserve.engine.vllm import (
     merge_async_iterators,
 )
 from cdserve.plugin.rows import REQUEST_KEY
-from cdserve.report import report
 
 PASSED_ON = ("lora_request", "trace_headers", "priority", "data_parallel_rank", "session_id")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Request:
-    """One prompt on its way through the aligned engine."""
-
-    run: AlignmentRun
-    index: int
-    prompt: list[int]
-    prompt_text: str
-    cache_salt: str | None
-    params: SamplingParams
-    request_id: str
-    options: Mapping[str, Any]
 
 
 class AlignedEngine(EngineProxy):
@@ -48,12 +31,14 @@ class AlignedEngine(EngineProxy):
     Args:
         inner: vLLM's engine.
         values: reads V out of it.
+        paths: reads the KL of steered requests out of it.
     """
 
-    def __init__(self, inner: EngineClient, values: Values) -> None:
+    def __init__(self, inner: EngineClient, values: Values, paths: Paths) -> None:
         super().__init__(inner)
         self.values = values
-        self._live: defaultdict[str, list[EngineProposal]] = defaultdict(list)
+        self._paths = paths
+        self._live: defaultdict[str, list[Choice]] = defaultdict(list)
 
     def generate(
         self, prompt: Any, sampling_params: SamplingParams, request_id: str, **options: Any
@@ -84,12 +69,12 @@ class AlignedEngine(EngineProxy):
                 parameter="prompt",
             )
         return self._aligned(
-            _Request(
+            AlignedRequest(
                 run=run,
                 index=run.begin(),
+                inputs=prompt,
                 prompt=token_ids,
                 prompt_text=self._prompt_text(prompt) if run.objective.reads_text else "",
-                cache_salt=prompt.get("cache_salt"),
                 params=params,
                 request_id=request_id,
                 options={k: v for k, v in options.items() if k in PASSED_ON and v is not None},
@@ -99,70 +84,48 @@ class AlignedEngine(EngineProxy):
     async def abort(self, request_id: str | Iterable[str]) -> None:
         """As vLLM's; an aligned request's candidates are aborted with it."""
         ids = [request_id] if isinstance(request_id, str) else list(request_id)
-        alive = [i for one in ids for proposal in self._live.get(one, ()) for i in proposal.alive]
+        alive = [i for one in ids for choice in self._live.get(one, ()) for i in choice.alive]
         await self.inner.abort([*ids, *alive])
 
-    async def _aligned(self, request: _Request) -> AsyncGenerator[RequestOutput, None]:
-        proposals = [self._proposal(request, choice) for choice in range(request.params.n)]
-        self._live[request.request_id].extend(proposals)
-        choices = [self._choice(request, i, proposal) for i, proposal in enumerate(proposals)]
+    async def _aligned(self, request: AlignedRequest) -> AsyncGenerator[RequestOutput, None]:
+        choices = [self._choice(request, i) for i in range(request.params.n)]
+        self._live[request.request_id].extend(choices)
         final_only = request.params.output_kind == RequestOutputKind.FINAL_ONLY
         finished: dict[int, CompletionOutput] = {}
         try:
-            async with aclosing(merge_async_iterators(*choices)) as outputs:
-                async for choice, output in outputs:
+            streams = merge_async_iterators(*(choice.outputs() for choice in choices))
+            async with aclosing(streams) as outputs:
+                async for index, output in outputs:
                     if output.finished():
-                        finished[choice] = output
+                        finished[index] = output
                     done = len(finished) == request.params.n
                     if done or not final_only:
                         ready = [finished[i] for i in sorted(finished)] if final_only else [output]
-                        yield _request_output(request, ready, done, proposals[0].first)
+                        yield _request_output(request, ready, done, choices[0].first)
         finally:
             del self._live[request.request_id]
 
-    async def _choice(
-        self, request: _Request, choice: int, proposal: EngineProposal
-    ) -> AsyncGenerator[CompletionOutput, None]:
-        run = request.run
-        writer = ResponseWriter(choice, request.prompt, request.params, self._tokenizer())
-        decisions: list[Decision] = []
-        try:
-            async with aclosing(self._decisions(request, proposal, choice)) as made:
-                async for decision in made:
-                    decisions.append(decision)
-                    output = writer.append(decision.candidate)
-                    if output.finished():
-                        run.reports[request.index, choice] = report(
-                            run.policy.method, decisions, run.policy.report == "trace"
-                        )
-                    yield output
-                    if output.finished():
-                        return
-        except Stopped as stopped:
-            yield writer.stop(stopped.reason)
-
-    def _decisions(
-        self, request: _Request, proposal: EngineProposal, choice: int
-    ) -> AsyncGenerator[Decision, None]:
-        seed = request.params.seed
-        seeded = None if seed is None else random.Random(f"{seed}/{choice}").getrandbits(63)
-        return request.run.decoder.run(request.run.policy, proposal, seeded)
-
-    def _proposal(self, request: _Request, choice: int) -> EngineProposal:
-        return EngineProposal(
+    def _choice(self, request: AlignedRequest, index: int) -> Choice:
+        search = request.run.decoder.run
+        if search is None:
+            return SteeredChoice(request, index, self.inner, self.values, self._paths)
+        proposal = EngineProposal(
             engine=self.inner,
             values=self.values,
+            paths=self._paths,
             objective=request.run.objective,
+            tilt=request.run.tilt,
             tokenizer=self._tokenizer(),
             prompt=request.prompt,
             prompt_text=request.prompt_text,
-            cache_salt=request.cache_salt,
+            cache_salt=request.inputs.get("cache_salt"),
             params=request.params,
             request_id=request.request_id,
-            choice=choice,
+            choice=index,
             reads_text=request.run.policy.report == "trace",
             options=request.options,
         )
+        return SearchedChoice(request, search, proposal, index, self._tokenizer())
 
     def _prompt_text(self, prompt: Any) -> str:
         text: str = prompt.get("prompt") or self._tokenizer().decode(prompt["prompt_token_ids"])
@@ -183,7 +146,7 @@ def _token_ids(prompt: Any) -> list[int]:
 
 
 def _request_output(
-    request: _Request,
+    request: AlignedRequest,
     outputs: list[CompletionOutput],
     finished: bool,
     first: RequestOutput | None,

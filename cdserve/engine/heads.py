@@ -1,58 +1,88 @@
-"""The operator's value heads, checked before the engine starts."""
+"""The operator's heads, checked before the engine starts."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cdserve.config import Settings, ValueHeadReward
 from cdserve.errors import ConfigError
-from value_heads import HeadConfig, check_base
+from value_heads import Head, HeadConfig, QHead, ValueHead, check_base
+
+
+@dataclass(slots=True)
+class Attached:
+    """Heads of one kind, each loaded once, and which of their outputs each reward reads."""
+
+    kind: type[Head]
+    configs: dict[str, HeadConfig] = field(default_factory=dict)
+    """By the head's folder."""
+    columns: dict[str, int] = field(default_factory=dict)
+    """By the reward's name: the place of its output among those of all heads, in order."""
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The heads' folders, in order."""
+        return tuple(self.configs)
+
+    @property
+    def width(self) -> int:
+        """The outputs of all heads."""
+        return sum(len(config.rewards) for config in self.configs.values())
+
+    def add(self, name: str, key: str, path: str, reward: ValueHeadReward, model: str) -> None:
+        """Attaches the head at ``path``, which the setting ``key`` of a reward names.
+
+        Raises:
+            ConfigError: it cannot be read, does not fit the model, or has no such output.
+        """
+        if path not in self.configs:
+            self.configs[path] = _read(self.kind, key, path, reward, model)
+        before = sum(len(self.configs[one].rewards) for one in self.paths[: self.paths.index(path)])
+        self.columns[name] = before + _output(name, reward, self.configs[path])
 
 
 @dataclass(frozen=True, slots=True)
 class Heads:
-    """What is attached, and which column of the value table each reward reads."""
+    """What is attached to the engine."""
 
-    paths: tuple[str, ...]
-    columns: Mapping[str, int]
-    kinds: Mapping[str, str]
-    width: int
-    """Columns of the table: the outputs of all heads."""
+    values: Attached
+    q: Attached
+
+    @property
+    def kinds(self) -> Mapping[str, str]:
+        """The declared kind, ``mean`` or ``soft``, of each reward's value head."""
+        outputs = [config for c in self.values.configs.values() for config in [c] * len(c.rewards)]
+        return {name: outputs[column].kind for name, column in self.values.columns.items()}
 
 
 def attach(settings: Settings) -> Heads:
-    """The heads that the settings' rewards name, each loaded once.
+    """The heads that the settings' rewards name.
 
     Raises:
         ConfigError: a head cannot be read, does not fit the model, or has no such output.
     """
-    configs: dict[str, HeadConfig] = {}
-    first_column: dict[str, int] = {}
-    columns: dict[str, int] = {}
-    kinds: dict[str, str] = {}
-    width = 0
+    heads = Heads(Attached(ValueHead), Attached(QHead))
     for name, reward in settings.rewards.items():
         if not isinstance(reward, ValueHeadReward):
             continue
-        if reward.path not in configs:
-            configs[reward.path] = _read(name, reward, settings.model)
-            first_column[reward.path] = width
-            width += len(configs[reward.path].rewards)
-        config = configs[reward.path]
-        columns[name] = first_column[reward.path] + _output(name, reward, config)
-        kinds[name] = config.kind
-    return Heads(tuple(configs), columns, kinds, width)
+        heads.values.add(name, f"rewards.{name}.path", reward.path, reward, settings.model)
+        if reward.q_head is not None:
+            heads.q.add(name, f"rewards.{name}.q_head", reward.q_head, reward, settings.model)
+    return heads
 
 
-def _read(name: str, reward: ValueHeadReward, model: str) -> HeadConfig:
-    key = f"rewards.{name}.path"
+def _read(kind: type[Head], key: str, path: str, reward: ValueHeadReward, model: str) -> HeadConfig:
     try:
-        text = (Path(reward.path) / "config.json").read_text(encoding="utf-8")
-        config = HeadConfig.from_json(text)
+        config = HeadConfig.from_json((Path(path) / "config.json").read_text(encoding="utf-8"))
         if Path(model).is_dir():
             check_base(config, Path(model), force=reward.force)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{key}: {reward.path}: {error}") from error
+        raise ConfigError(f"{key}: {path}: {error}") from error
+    if config.architecture not in kind.architectures:
+        raise ConfigError(
+            f"{key}: {path}: architecture is {config.architecture}; a {kind.name} is one of "
+            f"{', '.join(kind.architectures)}"
+        )
     if config.layer != -1 or not config.post_norm:
         raise ConfigError(
             f"{key}: the head reads layer {config.layer}, post_norm {config.post_norm}; the engine "

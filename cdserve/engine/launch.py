@@ -21,6 +21,7 @@ from vllm.utils.system_utils import decorate_logs
 from cdserve.config import Settings
 from cdserve.engine.aligned import AlignedEngine
 from cdserve.engine.heads import Heads
+from cdserve.engine.steering import Paths
 from cdserve.engine.values import Values
 from cdserve.engine.vllm import check_version
 from cdserve.errors import ConfigError
@@ -52,11 +53,11 @@ def parse(settings: Settings, heads: Heads, flags: Sequence[str]) -> Namespace:
     if current_platform.is_cpu() and args.max_num_batched_tokens is None:
         # On CPU, vLLM 0.32 dies of a prompt that has a seed and is computed in chunks.
         args.enable_chunked_prefill = bool(args.enable_chunked_prefill)
-    if heads.paths:
+    if heads.values.paths:
         args.logits_processors = [*(args.logits_processors or []), _PROCESSOR]
         args.additional_config = {
             **(args.additional_config or {}),
-            "cdserve": {"heads": list(heads.paths)},
+            "cdserve": {"values": list(heads.values.paths), "q": list(heads.q.paths)},
         }
         args.scheduler_cls = args.scheduler_cls or _SCHEDULER
     return args
@@ -69,7 +70,7 @@ def serve(args: Namespace, heads: Heads) -> None:
         args: from ``parse``; the API reads what it needs off it too.
         heads: the value heads to attach.
     """
-    _set_environment(args, attach=bool(heads.paths))
+    _set_environment(args, attach=bool(heads.values.paths))
     uvloop.run(_serve(args, heads))
 
 
@@ -78,12 +79,13 @@ async def _serve(args: Namespace, heads: Heads) -> None:
     signal.signal(signal.SIGTERM, _interrupt)  # until uvicorn sets its own
     listen_address, sock = setup_server(args, reuse_port=False)
     async with build_async_engine_client(args) as inner:
-        values = Values(inner, heads)
+        values, paths = Values(inner, heads), Paths()
         try:
-            engine = AlignedEngine(inner, values)
+            engine = AlignedEngine(inner, values, paths)
             shutdown = await build_and_serve(engine, listen_address, sock, args)
         finally:
             values.close()
+            paths.close()
     try:
         await shutdown
     finally:

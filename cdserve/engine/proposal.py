@@ -8,7 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 from cdserve.decoders import Candidate, Score
-from cdserve.engine.values import Values, ask
+from cdserve.engine.response import cumulative_logprob
+from cdserve.engine.steering import Paths
+from cdserve.engine.values import Values, wanting
 from cdserve.engine.vllm import (
     CompletionOutput,
     EngineClient,
@@ -45,6 +47,8 @@ class EngineProposal:
         choice: index of the response among the request's ``n``.
         reads_text: whether candidates' text is wanted, beside what the objective needs.
         options: what else goes to the engine with every candidate (LoRA, priority, tracing).
+        paths: reads the KL of steered candidates out of the engine.
+        tilt: how candidates' tokens are tilted.
     """
 
     def __init__(
@@ -62,9 +66,13 @@ class EngineProposal:
         choice: int,
         reads_text: bool,
         options: Mapping[str, Any],
+        paths: Paths,
+        tilt: Mapping[str, Any] | None,
     ) -> None:
         self._engine = engine
         self._values = values
+        self._paths = paths
+        self._tilt = tilt
         self._objective = objective
         self._tokenizer = tokenizer
         self._prompt_text = prompt_text
@@ -126,13 +134,28 @@ class EngineProposal:
         request_id = f"{self._request_id}-{self._choice}.{decision}.{index}"
         first = decision == index == 0
         params = self._block_params(length, self._seed(decision, index), first)
+        if self._tilt is None:
+            return await self._valued(params, request_id, length, first)
+        with self._paths.ticket() as path:
+            params.extra_args = wanting(params.extra_args, tilt=self._tilt, path=path.to_wire())
+            candidate = await self._valued(params, request_id, length, first)
+            if not candidate.token_ids:
+                return replace(candidate, kl=0.0)
+            end = len(self._prefix) + len(candidate.token_ids)
+            last = len(self._prefix) + params.max_tokens
+            return replace(candidate, kl=self._paths.read(path, end, last))
+
+    async def _valued(
+        self, params: SamplingParams, request_id: str, length: int, first: bool
+    ) -> Candidate:
         if not self._objective.reads_values:
             return self._read(await self._run(params, request_id, first), length)
         with self._values.ticket() as ticket:
             # One token more: the row that samples it is the one that knows V of the block's last.
             params.max_tokens = length + 1
-            wanted = ask(ticket, len(self._prefix) + length)
-            params.extra_args = {**(params.extra_args or {}), **wanted}
+            params.extra_args = wanting(
+                params.extra_args, values=ticket.to_wire(), length=len(self._prefix) + length
+            )
             candidate = self._read(await self._run(params, request_id, first), length)
             return await self._with_values(candidate, ticket, request_id)
 
@@ -187,9 +210,7 @@ class EngineProposal:
             stop_reason=stop or (output.stop_reason if by_token else None),
             text=text,
             logprobs=logprobs,
-            cumulative_logprob=sum(
-                row[t].logprob for row, t in zip(logprobs, token_ids, strict=True)
-            )
+            cumulative_logprob=cumulative_logprob(logprobs, token_ids)
             if logprobs is not None and _samples_raw(self._params)
             else None,
         )

@@ -13,6 +13,12 @@ from cdserve.engine.vllm import (
 )
 
 
+def cumulative_logprob(logprobs: Sequence[Any], token_ids: Sequence[int]) -> float:
+    """log p of the tokens in nats, out of vLLM's logprobs of them."""
+    total: float = sum(row[token].logprob for row, token in zip(logprobs, token_ids, strict=True))
+    return total
+
+
 class ResponseWriter:
     """Feeds accepted blocks through vLLM's own detokenizer, stop strings included.
 
@@ -43,9 +49,7 @@ class ResponseWriter:
         if logprobs is not None:
             self._logprobs = logprobs if self._logprobs is None else [*self._logprobs, *logprobs]
         if logprobs is not None and self._cumulative_logprob is not None:
-            self._cumulative_logprob += sum(
-                row[t].logprob for row, t in zip(logprobs, token_ids[written:], strict=True)
-            )
+            self._cumulative_logprob += cumulative_logprob(logprobs, token_ids[written:])
         finish_reason = "stop" if stop is not None else candidate.finish_reason
         delta = self._kind == RequestOutputKind.DELTA
         return CompletionOutput(

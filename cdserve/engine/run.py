@@ -17,6 +17,8 @@ class AlignmentRun:
     policy: Policy
     decoder: type[Decoder]
     objective: Objective
+    tilt: Mapping[str, Any] | None = None
+    """How rows are tilted, as the worker reads it."""
     prompts: int = 0
     """Prompts begun; a completions request may hold several."""
     reports: dict[tuple[int, int], dict[str, Any]] = field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,13 +22,15 @@ from cdserve.value_table import Ticket, ValueTable
 _SLOTS = 65536
 
 
-def ask(ticket: Ticket, length: int | None) -> dict[str, object]:
-    """``extra_args`` of an engine request whose values are wanted.
+def wanting(extra_args: Mapping[str, Any] | None, **wanted: object) -> dict[str, Any]:
+    """``extra_args`` of an engine request of which the worker is to know more.
 
     Args:
-        length: tokens of the prefix whose V is wanted; None for every prefix of the prompt.
+        extra_args: those so far.
+        wanted: what ``plugin.rows.Row`` reads: ``values`` and ``length``, ``tilt`` and ``path``.
     """
-    return {REQUEST_KEY: {"values": ticket.to_wire(), "length": length}}
+    given = dict(extra_args or {})
+    return {**given, REQUEST_KEY: {**given.get(REQUEST_KEY, {}), **wanted}}
 
 
 class Values:
@@ -41,7 +44,7 @@ class Values:
     def __init__(self, engine: EngineClient, heads: Heads) -> None:
         self._engine = engine
         self._heads = heads
-        self._table = ValueTable(slots=_SLOTS, columns=max(1, heads.width))
+        self._table = ValueTable(slots=_SLOTS, columns=max(1, heads.values.width))
 
     @contextmanager
     def ticket(self) -> Iterator[Ticket]:
@@ -62,7 +65,7 @@ class Values:
     ) -> Mapping[str, float]:
         """V of a whole sequence, by a one-token request on its (cached) prefix."""
         with self.ticket() as ticket:
-            wanted = ask(ticket, len(token_ids))
+            wanted = wanting(None, values=ticket.to_wire(), length=len(token_ids))
             await self._forward(token_ids, wanted, request_id, cache_salt)
             values = self.read(ticket, len(token_ids))
         if values is None:
@@ -73,17 +76,22 @@ class Values:
         self, token_ids: Sequence[int], start: int, request_id: str
     ) -> list[Mapping[str, float]]:
         """V of the prefixes of ``start + 1`` to ``len(token_ids)`` tokens."""
-        table = ValueTable(slots=1, length=len(token_ids) + 1, columns=self._heads.width)
+        table = ValueTable(slots=1, length=len(token_ids) + 1, columns=self._heads.values.width)
         try:
             ticket = table.acquire()
-            await self._forward(token_ids, ask(ticket, None), request_id, every=True)
+            await self._forward(
+                token_ids,
+                wanting(None, values=ticket.to_wire(), length=None),
+                request_id,
+                every=True,
+            )
             rows = [table.read(ticket, n) for n in range(start + 1, len(token_ids) + 1)]
         finally:
             table.close()
         return [self._named(row) for row in rows if row is not None]
 
     def _named(self, row: npt.NDArray[np.float32]) -> Mapping[str, float]:
-        return {name: float(row[column]) for name, column in self._heads.columns.items()}
+        return {name: float(row[column]) for name, column in self._heads.values.columns.items()}
 
     async def _forward(
         self,

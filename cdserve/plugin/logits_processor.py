@@ -28,7 +28,7 @@ class RowTracker(LogitsProcessor):  # type: ignore[misc]
             return
         ROWS.remove(batch_update.removed)
         for index, params, prompt, output in batch_update.added:
-            ROWS.add(index, params.extra_args, prompt, output)
+            ROWS.add(index, params.extra_args, prompt, output, params.temperature)
         for source, target, direction in batch_update.moved:
             ROWS.move(source, target, direction == MoveDirectionality.SWAP)
 

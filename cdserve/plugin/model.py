@@ -1,4 +1,4 @@
-"""The served model with value heads beside it: a subclass of its architecture, made on demand.
+"""The served model with heads beside it: a subclass of its architecture, made on demand.
 
 ``cdserve.plugin.model:LlamaForCausalLM`` is vLLM's own ``LlamaForCausalLM`` with two methods
 extended. A subclass, so that all that vLLM reads off the class (LoRA, quantisation, pipeline
@@ -16,17 +16,21 @@ from vllm.model_executor.models.registry import _VLLM_MODELS
 
 from cdserve.plugin.rows import ROWS
 from cdserve.plugin.scorer import ValueScorer
+from cdserve.plugin.steerer import Steerer
 
 
-class _WithValues:
+class _Aligned:
     """Mixed in before the architecture's own class."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
-        settings = vllm_config.additional_config["cdserve"]
-        scorer = ValueScorer(settings["heads"], vllm_config.device_config.device)
+        heads = vllm_config.additional_config["cdserve"]
+        device = vllm_config.device_config.device
+        first = get_tensor_model_parallel_rank() == 0
+        scores, steers = first and heads["values"], heads["q"]
         # Wrapped, so that torch does not take the heads for weights of the checkpoint.
-        self._values = (scorer if get_tensor_model_parallel_rank() == 0 else None,)
+        self._values = (ValueScorer(heads["values"], device) if scores else None,)
+        self._steerer = (Steerer(heads["q"], device, reports=first) if steers else None,)
 
     def forward(
         self, input_ids: torch.Tensor | None, positions: torch.Tensor, *args: Any, **kwargs: Any
@@ -34,15 +38,24 @@ class _WithValues:
         """The model's own forward pass; V of whole prompts is taken here, where asked for."""
         hidden = super().forward(input_ids, positions, *args, **kwargs)  # type: ignore[misc]
         last_stage = isinstance(hidden, torch.Tensor)  # of the pipeline; others hand on
-        if self._values[0] is not None and last_stage and ROWS.every_position():
-            self._values[0].score_every(hidden, positions, _row_starts())
+        if self._values[0] is not None and last_stage and (rows := ROWS.every_position()):
+            self._values[0].score_every(hidden, positions, _row_starts(), rows)
         return hidden
 
     def compute_logits(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """The model's own logits; V of the rows that ask is taken from the same hidden states."""
+        """The model's own logits, tilted where asked for; V is taken from the same states."""
+        due, tilted = ROWS.take()
         if self._values[0] is not None:
-            self._values[0].score_last(hidden_states)
-        return super().compute_logits(hidden_states, *args, **kwargs)  # type: ignore[misc]
+            self._values[0].score_last(hidden_states, due)
+        logits = super().compute_logits(hidden_states, *args, **kwargs)  # type: ignore[misc]
+        if not tilted or self._steerer[0] is None or logits is None:
+            return logits
+        return self._steerer[0].tilt(logits, hidden_states, tilted, _lm_head(self))
+
+
+def _lm_head(model: Any) -> torch.Tensor | None:
+    weight: torch.Tensor | None = getattr(getattr(model, "lm_head", None), "weight", None)
+    return weight
 
 
 def _row_starts() -> list[int]:
@@ -59,6 +72,6 @@ def __getattr__(name: str) -> type:
     module, cls = _VLLM_MODELS[name][:2]
     folder = module if module.startswith("vllm.") else f"vllm.model_executor.models.{module}"
     base = getattr(importlib.import_module(folder), cls)
-    wrapped = type(cls, (_WithValues, base), {"__module__": __name__})
+    wrapped = type(cls, (_Aligned, base), {"__module__": __name__})
     globals()[name] = wrapped
     return wrapped

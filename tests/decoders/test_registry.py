@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from cdserve.decoders import BestOfN, BlockwiseCD, load
+from cdserve.decoders import BestOfN, BlockwiseCD, TokenwiseCD, load
 from cdserve.errors import ConfigError
 
+BUILT_IN = {"best_of_n": BestOfN, "blockwise_cd": BlockwiseCD, "tokenwise_cd": TokenwiseCD}
 MODULE = "greedy_by_others"
 SOURCE = """
 from typing import Literal
@@ -50,13 +51,13 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
 
 
 def test_built_in() -> None:
-    assert load([]) == {"best_of_n": BestOfN, "blockwise_cd": BlockwiseCD}
+    assert load([]) == BUILT_IN
 
 
 def test_an_installed_decoder_is_loaded_where_listed(install: Install) -> None:
     install("greedy")
     found = load(["greedy"])
-    assert list(found) == ["best_of_n", "blockwise_cd", "greedy"]
+    assert list(found) == [*BUILT_IN, "greedy"]
     assert found["greedy"].policy.model_validate({"method": "greedy"}).method == "greedy"
 
 

@@ -61,9 +61,11 @@ class TestArgmax:
 
     def test_without_a_logprob_the_estimate_is_the_bound(self) -> None:
         assert Argmax().kl_estimate([1, 2, 3], None) == Argmax().kl_bound(3)
+        assert Argmax().kl_estimator(None) == "bound"
 
     def test_estimate(self) -> None:
         assert Argmax().kl_estimate([0.0] * 16, -5) == pytest.approx(1.835044802, abs=1e-9)
+        assert Argmax().kl_estimator(-5) == "epsilon_n"
 
 
 class TestSoftmax:
@@ -114,6 +116,7 @@ class TestSoftmax:
     def test_the_estimate_of_equal_scores_is_zero(self) -> None:
         rule = Softmax(1.0, random.Random(0))
         assert rule.kl_estimate([2.0] * 7, -5) == pytest.approx(0, abs=1e-12)
+        assert rule.kl_estimator(-5) == "selection_entropy"
 
 
 class TestEstimates:

@@ -9,7 +9,7 @@ import torch
 from cdserve.demo.build import QUICK, run
 from cdserve.demo.folders import load_model, load_tokenizer
 from cdserve.demo.rollouts import sample
-from value_heads import ValueHead, check_base
+from value_heads import QHead, ValueHead, check_base
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +32,13 @@ def test_a_build_makes_everything(out: Path) -> None:
         load_model(artifacts / name)
     head = ValueHead.from_pretrained(artifacts / "heads" / "sentiment")
     check_base(head.config, artifacts / "model")
+    check_base(
+        QHead.from_pretrained(artifacts / "heads" / "sentiment-q").config, artifacts / "model"
+    )
     card = (artifacts / "heads" / "sentiment" / "README.md").read_text()
     assert '"by_position"' in card
     report = json.loads((artifacts / "report.json").read_text())
-    assert report.keys() == {"model", "members", "head", "decoding"}
+    assert report.keys() == {"model", "members", "head", "q_head", "decoding"}
     assert report["decoding"]["none"]["prompts"] == QUICK.test_prompts
 
 

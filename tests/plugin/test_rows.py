@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from cdserve.plugin.rows import REQUEST_KEY, RowTable
+from cdserve.plugin.rows import REQUEST_KEY, Row, RowTable, Tilt
 from cdserve.value_table import Ticket
 
 
@@ -19,7 +19,7 @@ def asks(number: int, length: int | None = 1) -> dict[str, Any]:
 def numbers(table: RowTable) -> dict[int, int]:
     """Ticket number of each row to score in the next step."""
     table.arm()
-    return {index: row.ticket.number for index, row in table.take().items()}
+    return {index: row.values.number for index, row in table.take().due.items()}
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ class TestRows:
     def test_the_ticket_arrives(self, table: RowTable) -> None:
         table.add(3, asks(5, 2), [1, 2], [])
         table.arm()
-        assert table.take()[3].ticket == Ticket("/table", 5, 40, 8)
+        assert table.take().due[3].values == Ticket("/table", 5, 40, 8)
 
     @pytest.mark.parametrize("extra", [None, {}, {"other": 1}])
     def test_requests_that_do_not_ask_have_no_row(
@@ -93,25 +93,65 @@ class TestSteps:
     def test_rows_are_taken_once_a_step(self, table: RowTable) -> None:
         table.add(0, asks(1), [1], [])
         table.arm()
-        assert list(table.take()) == [0]
-        assert table.take() == {}
+        assert list(table.take().due) == [0]
+        assert table.take().due == {}
         table.arm()
-        assert list(table.take()) == [0]
+        assert list(table.take().due) == [0]
 
     def test_without_a_step_there_are_none(self, table: RowTable) -> None:
         table.add(0, asks(1), [1], [])
-        assert table.take() == {}
+        assert table.take().due == {}
 
     def test_two_steps_without_logits_are_one(self, table: RowTable) -> None:
         table.add(0, asks(1), [1], [])
         table.arm()
         table.arm()
-        assert list(table.take()) == [0]
-        assert table.take() == {}
+        assert list(table.take().due) == [0]
+        assert table.take().due == {}
 
     def test_every_position_may_be_asked_for_at_any_time(self, table: RowTable) -> None:
         table.add(0, asks(1, None), [1], [])
         assert list(table.every_position()) == list(table.every_position()) == [0]
+
+
+def steered(**tilt: Any) -> dict[str, Any]:
+    wanted = {"by": {"0": 2.0}, "top_k": None} | tilt
+    return {REQUEST_KEY: {"tilt": wanted, "path": Ticket("/path", 1, 0, 16).to_wire()}}
+
+
+class TestTilted:
+    def test_a_steered_row_is_tilted_in_every_step(self, table: RowTable) -> None:
+        output: list[int] = []
+        table.add(0, steered(top_k=3), [1, 2], output, temperature=0.5)
+        table.add(1, asks(1, 2), [1, 2], output)
+        for _ in range(3):
+            table.arm()
+            due, tilted = table.take()
+            assert list(due) == ([1] if not output else [])
+            assert tilted[0].tilt == Tilt({0: 2.0}, 3)
+            assert (list(tilted), tilted[0].temperature) == ([0], 0.5)
+            output.append(9)
+
+    def test_a_row_may_be_both(self, table: RowTable) -> None:
+        both = {REQUEST_KEY: {**asks(1, 1)[REQUEST_KEY], **steered()[REQUEST_KEY]}}
+        table.add(0, both, [1], [])
+        table.arm()
+        due, tilted = table.take()
+        assert list(due) == list(tilted) == [0]
+
+    def test_kl_is_summed_along_the_path(self) -> None:
+        output: list[int] = []
+        row = Row.read(steered()[REQUEST_KEY], 2, output, 1.0)
+        spent = []
+        for nats in (0.5, 0.25, 1.0):
+            spent.append(row.spend(nats))
+            output.append(7)
+        assert spent == [0.5, 0.75, 1.75]
+
+    def test_a_prefix_met_again_counts_once(self) -> None:
+        """As while a prompt is computed in chunks."""
+        row = Row.read(steered()[REQUEST_KEY], 2, [], 1.0)
+        assert [row.spend(9.0), row.spend(3.0), row.spend(0.5)] == [9.0, 3.0, 0.5]
 
 
 SIZE = 6

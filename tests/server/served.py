@@ -14,7 +14,7 @@ from typing import Any
 import httpx2
 import yaml
 
-from cdserve.demo import DEMO_DIR, HEAD_DIR, MODEL_DIR
+from cdserve.demo import DEMO_DIR, HEAD_DIR, MODEL_DIR, Q_HEAD_DIR
 
 START_SECONDS = 280.0
 STOP_SECONDS = 30.0
@@ -24,7 +24,7 @@ def demo_settings(**changes: Any) -> dict[str, Any]:
     """The demo's settings with absolute paths, so that they can be served from any folder."""
     settings = yaml.safe_load((DEMO_DIR / "cdserve.yaml").read_text())
     settings["model"] = str(MODEL_DIR)
-    settings["rewards"]["sentiment"]["path"] = str(HEAD_DIR)
+    settings["rewards"]["sentiment"] |= {"path": str(HEAD_DIR), "q_head": str(Q_HEAD_DIR)}
     return settings | changes
 
 

@@ -28,7 +28,7 @@ class TestAlignment:
     def test_it_tells_what_the_server_can_do(self, http: httpx2.Client) -> None:
         answer = http.get("/v1/alignment").json()
         assert set(answer) == {"methods", "rewards", "members", "presets", "limits"}
-        assert set(answer["methods"]) == {"none", "best_of_n", "blockwise_cd"}
+        assert set(answer["methods"]) == {"none", "best_of_n", "blockwise_cd", "tokenwise_cd"}
         assert {"sentiment", "sentiment_gold", "brevity"} <= set(answer["rewards"])
         assert answer["presets"]["safe"].items() >= BLOCKWISE.items()
         assert answer["presets"]["best-of-4"].items() >= BEST_OF_N.items()
@@ -46,7 +46,9 @@ class TestAlignment:
         assert [name for name, reward in rewards.items() if reward["default"]] == ["sentiment"]
         assert rewards["sentiment"]["kind"] == "value_head"
         assert rewards["sentiment"]["prefixes"] is True
+        assert rewards["sentiment"]["next_tokens"] is True
         assert rewards["sentiment_gold"]["prefixes"] is False
+        assert rewards["sentiment_gold"]["next_tokens"] is False
 
     def test_it_tells_nothing_of_the_operators_files(self, http: httpx2.Client) -> None:
         text = http.get("/v1/alignment").text

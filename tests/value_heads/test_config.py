@@ -29,7 +29,7 @@ def test_a_linear_head_has_no_width() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "accepted"),
     [
-        ("architecture", "transformer", '"linear" or "mlp"'),
+        ("architecture", "transformer", "one of linear, mlp, lowrank, tied"),
         ("kind", "max", '"mean" or "soft"'),
         ("rewards", [], "non-empty names"),
         ("rewards", ["a", "a"], "different"),

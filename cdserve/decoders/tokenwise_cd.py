@@ -1,0 +1,31 @@
+"""Token-wise controlled decoding: every token drawn from a tilted distribution (arXiv 2310.17022).
+
+The engine does it, in its own step; there is nothing to search.
+"""
+
+from typing import Literal
+
+from cdserve.decoders.registry import decoder
+from cdserve.policy import Policy, Tilt
+
+
+class TokenwiseCDPolicy(Tilt, Policy):
+    """Draws each token in proportion to p(z|s) exp(Q(s, z) / beta)."""
+
+    method: Literal["tokenwise_cd"]
+
+    @property
+    def width(self) -> int:
+        return 1
+
+    @property
+    def tilt(self) -> Tilt:
+        return self
+
+
+@decoder("tokenwise_cd")
+class TokenwiseCD:
+    """One response, steered token by token."""
+
+    policy = TokenwiseCDPolicy
+    run = None

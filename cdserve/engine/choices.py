@@ -1,0 +1,187 @@
+"""One response under a policy, as the outputs that vLLM's serving code reads."""
+
+import random
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from cdserve.decoders import Candidate, Decision
+from cdserve.decoders.registry import Run
+from cdserve.engine.proposal import EngineProposal, Stopped
+from cdserve.engine.response import ResponseWriter
+from cdserve.engine.run import AlignmentRun
+from cdserve.engine.steering import Paths
+from cdserve.engine.values import Values, wanting
+from cdserve.engine.vllm import (
+    CompletionOutput,
+    EngineClient,
+    RequestOutput,
+    RequestOutputKind,
+    SamplingParams,
+    TokenizerLike,
+)
+from cdserve.report import report
+from cdserve.scoring import Response
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlignedRequest:
+    """One prompt on its way through the aligned engine."""
+
+    run: AlignmentRun
+    index: int
+    inputs: Any
+    """The prompt as vLLM's serving code handed it over."""
+    prompt: list[int]
+    prompt_text: str
+    params: SamplingParams
+    request_id: str
+    options: Mapping[str, Any]
+
+
+class Choice(Protocol):
+    """One of a request's ``n`` responses."""
+
+    alive: set[str]
+    """Ids of the engine requests that run for it now."""
+
+    @property
+    def first(self) -> RequestOutput | None:
+        """Its first output of the engine's, which carries what was asked of the prompt."""
+        ...
+
+    def outputs(self) -> AsyncGenerator[CompletionOutput, None]:
+        """The response as it is made; its report is there before its last output is."""
+        ...
+
+
+class SearchedChoice:
+    """A response that a decoder's search makes, a decision at a time."""
+
+    def __init__(
+        self,
+        request: AlignedRequest,
+        search: Run,
+        proposal: EngineProposal,
+        choice: int,
+        tokenizer: TokenizerLike,
+    ) -> None:
+        self._request = request
+        self._search = search
+        self._proposal = proposal
+        self._choice = choice
+        self._writer = ResponseWriter(choice, request.prompt, request.params, tokenizer)
+        self.alive = proposal.alive
+
+    @property
+    def first(self) -> RequestOutput | None:
+        return self._proposal.first
+
+    async def outputs(self) -> AsyncGenerator[CompletionOutput, None]:
+        run = self._request.run
+        seed = self._request.params.seed
+        seeded = None if seed is None else random.Random(f"{seed}/{self._choice}").getrandbits(63)
+        decisions: list[Decision] = []
+        try:
+            async with aclosing(self._search(run.policy, self._proposal, seeded)) as made:
+                async for decision in made:
+                    decisions.append(decision)
+                    output = self._writer.append(decision.candidate)
+                    if output.finished():
+                        run.reports[self._request.index, self._choice] = report(
+                            run.policy.method, decisions, run.policy.report == "trace"
+                        )
+                    yield output
+                    if output.finished():
+                        return
+        except Stopped as stopped:
+            yield self._writer.stop(stopped.reason)
+
+
+class SteeredChoice:
+    """A response that the engine samples by itself, its rows tilted; handed on as it comes."""
+
+    def __init__(
+        self,
+        request: AlignedRequest,
+        choice: int,
+        engine: EngineClient,
+        values: Values,
+        paths: Paths,
+    ) -> None:
+        self._request = request
+        self._choice = choice
+        self._engine = engine
+        self._values = values
+        self._paths = paths
+        self._id = request.request_id if request.params.n == 1 else f"{choice}_{request.request_id}"
+        self.alive: set[str] = set()
+        self.first: RequestOutput | None = None
+        """Its first output of the engine's."""
+
+    async def outputs(self) -> AsyncGenerator[CompletionOutput, None]:
+        request = self._request
+        token_ids: list[int] = []
+        text = ""
+        with self._paths.ticket() as path:
+            params = self._params(path.to_wire())
+            self.alive.add(self._id)
+            try:
+                stream = self._engine.generate(request.inputs, params, self._id, **request.options)
+                async for made in stream:
+                    self.first = self.first or made
+                    (output,) = made.outputs
+                    output.index = self._choice
+                    delta = params.output_kind == RequestOutputKind.DELTA
+                    token_ids = [*(token_ids if delta else ()), *output.token_ids]
+                    text = (text if delta else "") + output.text
+                    if output.finish_reason in ("stop", "length", "repetition"):
+                        end = len(request.prompt) + len(token_ids)
+                        spent = self._paths.read(path, end, end) if token_ids else 0.0
+                        await self._report(token_ids, text, output, spent)
+                    yield output
+            finally:
+                self.alive.discard(self._id)
+
+    def _params(self, path: Any) -> SamplingParams:
+        """As vLLM derives those of each of ``n`` responses."""
+        params: SamplingParams = self._request.params.clone()
+        params.n = 1
+        if params.seed is not None:
+            params.seed += self._choice
+        params.extra_args = wanting(params.extra_args, tilt=self._request.run.tilt, path=path)
+        return params
+
+    async def _report(
+        self, token_ids: list[int], text: str, output: CompletionOutput, spent: float
+    ) -> None:
+        run, request = self._request.run, self._request
+        if run.policy.report == "none":
+            return
+        values: Mapping[str, float] = {}
+        if run.objective.reads_values:
+            whole = [*request.prompt, *token_ids]
+            salt = request.inputs.get("cache_salt")
+            values = await self._values.last(whole, f"{self._id}.end", salt)
+        response = Response(
+            prompt=request.prompt_text,
+            text=text,
+            tokens=len(token_ids),
+            finished=True,
+            values=values,
+        )
+        candidate = Candidate(
+            token_ids=tuple(token_ids), finish_reason=output.finish_reason, text=text, kl=spent
+        )
+        decision = Decision(
+            candidates=[candidate],
+            scores=await run.objective.score([response]),
+            chosen=0,
+            tie=False,
+            kl_bound=0.0,
+            kl_estimate=0.0,
+            kl_estimator="exact_path",
+        )
+        made = report(run.policy.method, [decision], run.policy.report == "trace")
+        run.reports[request.index, self._choice] = made

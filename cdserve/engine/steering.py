@@ -1,0 +1,78 @@
+"""What the engine is told of a steered request, and the KL that it reports back."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from cdserve.errors import PolicyError, ScoringError, shown
+from cdserve.policy import FIELD, Tilt
+from cdserve.value_table import Ticket, ValueTable
+
+_SLOTS, _LENGTH = 16384, 16
+
+
+def tilt_to_wire(
+    tilt: Tilt, columns: Mapping[str, int], default: str | None, field: str = FIELD
+) -> dict[str, Any]:
+    """The tilt as the worker reads it.
+
+    Args:
+        columns: which output of the server's Q-heads each reward reads.
+        default: the reward meant where none is named.
+        field: where the tilt stands in the request, for messages.
+
+    Raises:
+        PolicyError: a reward has no Q-head.
+    """
+    have = ", ".join(sorted(columns)) or "none"
+    weights = tilt.rewards or ({} if default is None else {default: 1.0})
+    if not weights:
+        raise PolicyError(
+            f"{field}.rewards is missing, and this server has no default reward; "
+            f"rewards with values of next tokens: {have}",
+            f"{field}.rewards",
+        )
+    for name in weights:
+        if name not in columns:
+            raise PolicyError(
+                f"{field}.rewards names {shown(name)}, which has no values of next tokens (no "
+                f"q_head); this server has them of {have}",
+                f"{field}.rewards",
+            )
+    by = {str(columns[name]): weight / tilt.beta for name, weight in weights.items()}
+    return {"by": by, "top_k": tilt.top_k}
+
+
+class Paths:
+    """The KL of steered requests along their paths, as the worker reports it step by step."""
+
+    def __init__(self) -> None:
+        self._table = ValueTable(slots=_SLOTS, columns=1, length=_LENGTH)
+
+    @contextmanager
+    def ticket(self) -> Iterator[Ticket]:
+        """A ticket for one engine request, given back at the end."""
+        ticket = self._table.acquire()
+        try:
+            yield ticket
+        finally:
+            self._table.release(ticket)
+
+    def read(self, ticket: Ticket, length: int, sampled: int) -> float:
+        """KL of the steps that led to the prefix of ``length`` tokens, in nats.
+
+        Of a text cut far before the last of its ``sampled`` tokens, prompt included, the cut's own
+        is no longer there: then that of the earliest later prefix that is, which is no less.
+
+        Raises:
+            ScoringError: the engine reported none.
+        """
+        for later in range(length, sampled + 1):
+            found = self._table.read(ticket, later)
+            if found is not None:
+                return float(found[0])
+        raise ScoringError("the engine reported no KL for a request that it steered")
+
+    def close(self) -> None:
+        """Removes the shared table."""
+        self._table.close()

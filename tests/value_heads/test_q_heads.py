@@ -1,0 +1,195 @@
+"""Q-heads: their values in one pass, their files, and what CD-Q learns on a tabular model."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from value_heads import (
+    FitOptions,
+    HeadConfig,
+    QHead,
+    Transitions,
+    ValueHead,
+    cd_q,
+    correlation,
+    fit_q,
+)
+
+from .test_learning import DEPTH, P, ab3_responses, ab3_value
+
+WIDTH, VOCABULARY = 8, 11
+LM_HEAD = torch.randn(VOCABULARY + 5, WIDTH, generator=torch.Generator().manual_seed(3))
+
+
+def config(architecture: str = "lowrank", outputs: int = 2, width: int = WIDTH) -> HeadConfig:
+    return HeadConfig(
+        architecture=architecture,  # type: ignore[arg-type]
+        rewards=tuple("abc"[:outputs]),
+        hidden_size=width,
+        rank=4 if architecture == "lowrank" else None,
+        vocab_size=VOCABULARY,
+        shift=tuple(0.5 * i for i in range(outputs)),
+        scale=tuple(1.0 + i for i in range(outputs)),
+        base_model="tiny",
+    )
+
+
+def random_head(architecture: str) -> QHead:
+    torch.manual_seed(0)
+    head = QHead(config(architecture))
+    torch.nn.init.normal_(head.factor.weight)
+    return head
+
+
+@pytest.mark.parametrize("architecture", ["lowrank", "tied"])
+class TestBoth:
+    def test_values_of_all_tokens(self, architecture: str) -> None:
+        head, hidden = random_head(architecture), torch.randn(5, WIDTH)
+        values = head(hidden, LM_HEAD)
+        assert (values.shape, values.dtype) == ((5, 2, VOCABULARY), torch.float32)
+        u = (hidden @ head.factor.weight.T + head.factor.bias).view(5, 2, -1)
+        tokens = head.tokens[1] if architecture == "lowrank" else LM_HEAD[:VOCABULARY]
+        state = (hidden @ head.state.weight.T + head.state.bias)[:, 1, None]
+        torch.testing.assert_close(values[:, 1], 0.5 + 2.0 * (state + u[:, 1] @ tokens.T))
+
+    def test_one_token_s_value_is_the_same(self, architecture: str) -> None:
+        head, hidden = random_head(architecture), torch.randn(5, WIDTH)
+        tokens = torch.tensor([0, 3, 10, 3, 7])
+        expected = head(hidden, LM_HEAD)[torch.arange(5), :, tokens]
+        torch.testing.assert_close(head.of_token(hidden, tokens, LM_HEAD), expected)
+
+    def test_the_expectation_is_over_the_vocabulary(self, architecture: str) -> None:
+        head, hidden = random_head(architecture), torch.randn(5, WIDTH)
+        p = torch.randn(5, VOCABULARY).softmax(-1)
+        expected = (head(hidden, LM_HEAD) * p[:, None]).sum(-1)
+        torch.testing.assert_close(head.expected(hidden, p, LM_HEAD), expected)
+
+    def test_a_fresh_head_prefers_no_token(self, architecture: str) -> None:
+        values = QHead(config(architecture))(torch.randn(3, WIDTH), LM_HEAD)
+        torch.testing.assert_close(values, values[..., :1].expand_as(values))
+
+    def test_it_is_saved_and_read(self, architecture: str, tmp_path: Path) -> None:
+        head, hidden = random_head(architecture), torch.randn(5, WIDTH)
+        head.save_pretrained(tmp_path)
+        assert torch.equal(QHead.from_pretrained(tmp_path)(hidden, LM_HEAD), head(hidden, LM_HEAD))
+        assert "# Q-head: a, b" in (tmp_path / "README.md").read_text()
+        with pytest.raises(ValueError, match="architecture of a Value head"):
+            ValueHead.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("lm_head", [None, LM_HEAD[: VOCABULARY - 1], LM_HEAD[:, :4]])
+def test_a_tied_head_needs_the_lm_head(lm_head: torch.Tensor | None) -> None:
+    with pytest.raises(ValueError, match=r"a tied head needs an LM head of \[11, 8\]"):
+        QHead(config("tied")).matrix(lm_head)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "field", "value"),
+    [
+        ("lowrank", "rank", None),
+        ("lowrank", "vocab_size", None),
+        ("tied", "rank", 4),
+        ("tied", "mlp_width", 4),
+        ("linear", "vocab_size", VOCABULARY),
+    ],
+)
+def test_sizes_are_those_of_the_architecture(
+    architecture: str, field: str, value: int | None
+) -> None:
+    sizes = {"rank": 4 if architecture == "lowrank" else None, "vocab_size": VOCABULARY}
+    if architecture == "linear":
+        sizes = {"rank": None, "vocab_size": None}
+    with pytest.raises(ValueError, match=field):
+        HeadConfig(
+            architecture=architecture,  # type: ignore[arg-type]
+            rewards=("a",),
+            hidden_size=WIDTH,
+            shift=(0.0,),
+            scale=(1.0,),
+            base_model="tiny",
+            **{**sizes, field: value},
+        )
+
+
+class TestTargets:
+    def test_an_end_takes_the_reward_and_the_rest_the_expectation(self) -> None:
+        expected = torch.tensor([[0.1, 0.2], [0.3, 0.4]], requires_grad=True)
+        rewards = torch.tensor([[5.0, 6.0], [7.0, 8.0]])
+        targets = cd_q(expected, rewards, torch.tensor([False, True]))
+        torch.testing.assert_close(targets, torch.tensor([[0.1, 0.2], [7.0, 8.0]]))
+        assert not targets.requires_grad
+
+    def test_shapes_are_checked(self) -> None:
+        with pytest.raises(ValueError, match="must be"):
+            cd_q(torch.zeros(2, 1), torch.zeros(3, 1), torch.zeros(3, dtype=torch.bool))
+        with pytest.raises(ValueError, match="bool"):
+            cd_q(torch.zeros(2, 1), torch.zeros(2, 1), torch.zeros(2))
+
+
+class TestLearning:
+    """The model ab3 of METHODS: a, b or E; three tokens at most; the reward counts the b."""
+
+    STATES = ("", "a", "b", "aa", "ab", "ba", "bb")
+    TOKENS = "abE"
+
+    def data(self, count: int) -> Transitions:
+        """Responses in proportion to their probability; states are one-hot."""
+        generator = torch.Generator().manual_seed(0)
+        responses = ab3_responses()
+        shares = torch.tensor(list(responses.values()))
+        drawn = torch.multinomial(shares, count, replacement=True, generator=generator)
+        names = list(responses)
+        steps = [
+            (names[i][:t], names[i][t], float(names[i].count("b")), names[i][t] == "E")
+            for i in drawn.tolist()
+            for t in range(min(len(names[i]), DEPTH + 1))
+        ]
+        eye = torch.eye(15)
+        places = {s: i for i, s in enumerate(self.places())}
+        return Transitions(
+            states=torch.stack([eye[places[s]] for s, *_ in steps]),
+            tokens=torch.tensor([self.TOKENS.index(z) for _, z, *_ in steps]),
+            rewards=torch.tensor([[r] for _, _, r, _ in steps]),
+            ended=torch.tensor([end for *_, end in steps]),
+        )
+
+    def places(self) -> list[str]:
+        found = [""]
+        for _ in range(DEPTH):
+            found += [s + z for s in found if len(s) == len(found[-1]) for z in "ab"]
+        return found
+
+    def base(self, states: torch.Tensor) -> torch.Tensor:
+        """p(.|s); after three tokens only E is left."""
+        full = torch.tensor([len(s) == DEPTH for s in self.places()])
+        p = torch.tensor([P[z] for z in self.TOKENS]).expand(15, 3).clone()
+        p[full] = torch.tensor([0.0, 0.0, 1.0])
+        return p[states.argmax(-1)]
+
+    @pytest.mark.parametrize("method", ["cdq", "mc"])
+    def test_it_finds_the_values_of_next_tokens(self, method: str) -> None:
+        torch.manual_seed(0)
+        head = QHead(
+            HeadConfig(
+                architecture="lowrank",
+                rewards=("r",),
+                hidden_size=15,
+                rank=3,
+                vocab_size=3,
+                shift=(0.0,),
+                scale=(1.0,),
+                base_model="table",
+            )
+        )
+        train = self.data(4000)
+        options = FitOptions(lr=3e-2, batch=1024, max_epochs=40, patience=40)
+        fit_q(head, train, train, self.base, method, options)  # type: ignore[arg-type]
+        found, exact = [], []
+        for place, state in enumerate(self.places()):
+            if len(state) < DEPTH:
+                values = head(torch.eye(15)[place])[0]
+                found += values.tolist()
+                exact += [ab3_value(state + z) for z in self.TOKENS]
+        assert torch.tensor(found) == pytest.approx(torch.tensor(exact), abs=0.15)
+        assert correlation(torch.tensor(found), torch.tensor(exact)) > 0.99

@@ -1,0 +1,40 @@
+"""Tilting next-token distributions by values, and what that costs in KL."""
+
+import torch
+from torch import Tensor
+
+
+def centred_on_top_k(delta: Tensor, logits: Tensor, top_k: Tensor) -> Tensor:
+    """Return `delta` less its mean over the k most likely tokens there, and 0 elsewhere.
+
+    Inside the top k the ratios are those of the whole tilt; the rest counts as average. Value
+    Augmented Sampling (arXiv 2405.06639).
+
+    Args:
+        delta, logits: float [N, |V|].
+        top_k: int64 [N], k of each row, from 1 to |V|.
+    """
+    most = int(top_k.max())
+    ids = logits.topk(most, dim=-1).indices
+    inside = torch.arange(most, device=ids.device) < top_k[:, None]
+    chosen = delta.gather(-1, ids).where(inside, 0.0)
+    centred = (chosen - chosen.sum(-1, keepdim=True) / top_k[:, None]).where(inside, 0.0)
+    return torch.zeros_like(delta).scatter(-1, ids, centred)
+
+
+def kl(logits: Tensor, changed: Tensor, temperature: Tensor) -> Tensor:
+    """Return KL(softmax(changed / T) || softmax(logits / T)) of each row, in nats, float32 [N].
+
+    Exact, from the two distributions. A row at T = 0, greedy decoding, is taken at T = 1, since
+    two point masses have no finite divergence to speak of.
+
+    Args:
+        logits, changed: float [N, |V|]; where `changed` is -inf its probability is 0.
+        temperature: float [N].
+    """
+    divisor = torch.where(temperature > 0, temperature, 1.0)[:, None]
+    log_p = (logits / divisor).log_softmax(-1)
+    log_pi = (changed / divisor).log_softmax(-1)
+    pi = log_pi.exp()
+    terms = torch.where(pi > 0, pi * (log_pi - log_p), 0.0)
+    return terms.sum(-1).clamp(min=0)
