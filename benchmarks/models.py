@@ -3,13 +3,14 @@
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 import vllm
 import yaml
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from cdserve.demo import HEAD_DIR, MODEL_DIR
+from cdserve.demo import HEAD_DIR, MODEL_DIR, Q_HEAD_DIR, REF_DIR, TUNED_DIR
 from value_heads import HeadConfig, ValueHead
 
 _ENGINE = {
@@ -28,8 +29,14 @@ def machine() -> str:
 
 
 def demo_config() -> Path:
-    """Settings that serve the demo model with its head."""
-    return _settings(MODEL_DIR, HEAD_DIR, kv_cache_bytes=512 << 20)
+    """Settings that serve the demo model with its heads and members."""
+    members = {"tuned": str(TUNED_DIR), "ref": str(REF_DIR)}
+    return _settings(MODEL_DIR, HEAD_DIR, 512 << 20, q_head=str(Q_HEAD_DIR), members=members)
+
+
+def member_config(name: str) -> Path:
+    """Settings that serve one of the demo's members alone."""
+    return _settings({"tuned": TUNED_DIR, "ref": REF_DIR}[name], None, 512 << 20)
 
 
 def random_config() -> Path:
@@ -60,20 +67,26 @@ def random_config() -> Path:
             base_model="random-100m",
         )
         ValueHead(head).save_pretrained(folder / "head")
-    return _settings(folder / "model", folder / "head", kv_cache_bytes=2 << 30)
+    return _settings(folder / "model", folder / "head", 2 << 30)
 
 
-def _settings(model: Path, head: Path, kv_cache_bytes: int) -> Path:
+def _settings(
+    model: Path,
+    head: Path | None,
+    kv_cache_bytes: int,
+    q_head: str | None = None,
+    members: dict[str, str] | None = None,
+) -> Path:
     path = Path(tempfile.mkdtemp(prefix="cdserve-bench-")) / "cdserve.yaml"
-    settings = {
+    settings: dict[str, Any] = {
         "model": str(model),
         "served_model_name": "bench",
-        "rewards": {
-            "reward": {"kind": "value_head", "path": str(head)},
-            "length": {"kind": "length", "target": 64},
-        },
-        "default_reward": "reward",
+        "rewards": {"length": {"kind": "length", "target": 64}},
+        "members": members or {},
         "engine": {**_ENGINE, "kv_cache_memory_bytes": kv_cache_bytes},
     }
+    if head is not None:
+        settings["rewards"]["reward"] = {"kind": "value_head", "path": str(head), "q_head": q_head}
+        settings["default_reward"] = "reward"
     path.write_text(yaml.safe_dump(settings))
     return path

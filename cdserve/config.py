@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from cdserve.errors import ConfigError, shown
 
@@ -61,6 +61,9 @@ class Limits(_Section):
     max_candidate_tokens: int = Field(
         default=65536, ge=1, description="Candidates × max_tokens × answers of a request."
     )
+    allow_negative_weights: bool = Field(
+        default=False, description="Whether requests may give members negative weights."
+    )
 
 
 class Settings(_Section):
@@ -70,6 +73,9 @@ class Settings(_Section):
     served_model_name: str | None = None
     rewards: dict[str, Reward] = Field(default_factory=dict)
     default_reward: str | None = None
+    members: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][\w-]*$")], str] = Field(
+        default_factory=dict, description="Models to mix with the base: local or Hub paths."
+    )
     presets: dict[str, dict[str, Any]] = Field(default_factory=dict)
     limits: Limits = Limits()
     decoders: list[str] = Field(default_factory=list, description="Third-party decoders to load.")
@@ -77,6 +83,13 @@ class Settings(_Section):
         default=5.0, gt=0, description="Seconds between comments on a silent aligned stream."
     )
     engine: dict[str, Any] = Field(default_factory=dict, description="vLLM flags.")
+
+    @field_validator("members")
+    @classmethod
+    def _base_is_taken(cls, members: dict[str, str]) -> dict[str, str]:
+        if "base" in members:
+            raise ValueError("'base' is the served model itself; give the member another name")
+        return members
 
     @property
     def model_name(self) -> str:
@@ -156,4 +169,7 @@ def _with_paths(settings: Settings, folder: Path) -> Settings:
         else reward
         for name, reward in settings.rewards.items()
     }
-    return settings.model_copy(update={"model": resolved(settings.model), "rewards": rewards})
+    members = {name: resolved(path) for name, path in settings.members.items()}
+    return settings.model_copy(
+        update={"model": resolved(settings.model), "rewards": rewards, "members": members}
+    )

@@ -4,7 +4,9 @@ A policy class names its method's parameters; ``parse`` turns what came over the
 every message names the field, the value and what is accepted.
 """
 
+import math
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -24,12 +26,15 @@ class Limits(Protocol):
     max_n: int
     max_k: int
     max_candidate_tokens: int
+    allow_negative_weights: bool
 
 
-class Sent(BaseModel):
-    """What every object that names a method has."""
-
+class _Object(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Sent(_Object):
+    """What every object that names a method and rewards has."""
 
     method: str
     rewards: dict[str, Weight] | None = Field(
@@ -38,6 +43,92 @@ class Sent(BaseModel):
         max_length=MAX_REWARDS,
         description="Weight of each reward; the server's default reward if absent.",
     )
+
+
+class Mixture(_Object):
+    """A geometric mixture: weights that sum to 1. Multi-objective decoding (arXiv 2406.18853)."""
+
+    kind: Literal["mixture"]
+    weights: dict[str, Weight] = Field(min_length=1)
+    reference: str | None = Field(
+        default=None, description="Takes what the weights lack to 1; if absent they must sum to 1."
+    )
+
+    def resolved(self) -> dict[str, float]:
+        """Raw weights."""
+        rest = 1.0 - math.fsum(self.weights.values())
+        if self.reference is not None:
+            return _summed(self.weights, {self.reference: rest})
+        if abs(rest) > 1e-6:
+            raise ValueError(
+                f"weights sum to {1.0 - rest:g}; they must sum to 1, or name a reference, which "
+                "takes the rest"
+            )
+        return dict(self.weights)
+
+
+class Rescale(_Object):
+    """A tuned model's KL penalty beta changed to beta': reference + beta / beta' (tuned - it)."""
+
+    kind: Literal["rescale"]
+    tuned: str
+    reference: str = "base"
+    ratio: float = Field(gt=0, le=1e6, description="beta / beta'; 1 is the tuned model.")
+
+    def resolved(self) -> dict[str, float]:
+        """Raw weights."""
+        return _summed({self.reference: 1.0 - self.ratio}, {self.tuned: self.ratio})
+
+
+class Proxy(_Object):
+    """Proxy tuning: base + alpha (tuned - reference), a smaller pair's shift (arXiv 2401.08565)."""
+
+    kind: Literal["proxy"]
+    tuned: str
+    reference: str
+    alpha: float = Field(default=1.0, ge=-1e6, le=1e6)
+
+    def resolved(self) -> dict[str, float]:
+        """Raw weights."""
+        return _summed({"base": 1.0, self.tuned: self.alpha}, {self.reference: -self.alpha})
+
+
+def _summed(*parts: Mapping[str, float]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for part in parts:
+        for name, weight in part.items():
+            total[name] = total.get(name, 0.0) + weight
+    return total
+
+
+Recipe = Annotated[Mixture | Rescale | Proxy, Field(discriminator="kind")]
+
+
+class Mix(_Object):
+    """Next tokens drawn in proportion to the product of members' p_i(z|s)^w_i.
+
+    Logit mixing: multi-objective decoding (arXiv 2406.18853), proxy tuning (arXiv 2401.08565).
+    """
+
+    method: Literal["logit_mixing"]
+    weights: dict[str, Weight] | None = Field(
+        default=None, min_length=1, max_length=MAX_REWARDS, description="Of members, and of base."
+    )
+    recipe: Recipe | None = Field(default=None, description="Weights by a named recipe instead.")
+
+    def resolved(self) -> dict[str, float]:
+        """Raw weights, zeros left out.
+
+        Raises:
+            ValueError: neither or both of weights and recipe are given, or nothing is left.
+        """
+        if (self.weights is None) == (self.recipe is None):
+            raise ValueError("one of weights and recipe is required, and not both")
+        given = self.weights if self.recipe is None else self.recipe.resolved()
+        weights = {name: weight for name, weight in (given or {}).items() if weight != 0}
+        if not weights:
+            raise ValueError("all weights are 0")
+        return weights
 
 
 class Tilt(Sent):
@@ -55,6 +146,7 @@ class Tilt(Sent):
         ge=1,
         description="Tilt the k most likely tokens only, about their mean; all if absent.",
     )
+    proposal: Mix | None = Field(default=None, description="p, if not the base model's.")
 
 
 class Policy(Sent):
@@ -64,6 +156,8 @@ class Policy(Sent):
 
     scores_prefixes: ClassVar[bool] = False
     """Whether the method needs rewards of unfinished responses."""
+    needs_rewards: ClassVar[bool] = True
+    """Whether there is nothing to do without one."""
 
     @property
     def width(self) -> int:
@@ -71,18 +165,16 @@ class Policy(Sent):
         raise NotImplementedError
 
     @property
-    def tilt(self) -> Tilt | None:
-        """How the tokens it draws are tilted; None for the base model's own."""
+    def proposal_policy(self) -> Tilt | Mix | None:
+        """What its tokens are drawn from; None for the base model."""
         return None
 
     def check_limits(self, limits: Limits) -> None:
         """Raises PolicyError where the operator's limits are exceeded."""
 
 
-class SoftmaxSelection(BaseModel):
+class SoftmaxSelection(_Object):
     """Soft selection: candidate i with probability softmax(score / λ)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     softmax: float = Field(gt=0, description="λ, in units of the score.")
 
@@ -93,12 +185,12 @@ class SearchPolicy(Policy):
     selection: Literal["argmax"] | SoftmaxSelection = Field(
         default="argmax", description="How one of the candidates is chosen by its score."
     )
-    proposal: Tilt | None = Field(
+    proposal: Annotated[Tilt | Mix, Field(discriminator="method")] | None = Field(
         default=None, description="What candidates are drawn from; the base model if absent."
     )
 
     @property
-    def tilt(self) -> Tilt | None:
+    def proposal_policy(self) -> Tilt | Mix | None:
         return self.proposal
 
 
@@ -165,11 +257,16 @@ def parse_object(
         raise _policy_error(error, methods[method], field) from error
 
 
+_UNIONS = ("proposal", "recipe")
+"""Fields that hold one of several objects; pydantic names the object's kind after them."""
+
+
 def _policy_error(error: ValidationError, policy: type[Policy], field: str) -> PolicyError:
     first = error.errors(include_url=False)[0]
     path = [shown_key(str(part)) for part in first["loc"]]
     if path[:1] == ["selection"]:
         path = path[:1]  # pydantic goes on with the branches of the union that it tried
+    path = [part for before, part in pairwise(["", *path]) if before not in _UNIONS]
     where = ".".join([field, *path])
     if first["type"] == "extra_forbidden":
         known = ", ".join(sorted(policy.model_fields))

@@ -26,6 +26,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         "safe": {"method": "blockwise_cd", "k": 4, "m": 32},
         "best-of-4": {"method": "best_of_n", "n": 4},
     }
+    settings["presets"]["away"] = {
+        "method": "logit_mixing",
+        "weights": {"base": 2.0, "tuned": -1.0},
+    }
+    settings["members"]["twin"] = settings["members"]["tuned"]
     # Two strings cannot be divided: a reward that fails on every response.
     settings["rewards"]["broken"] = {"kind": "python", "callable": "operator:truediv"}
     with Served(settings, tmp_path_factory.mktemp("server")) as served:

@@ -9,9 +9,9 @@ from cdserve.config import Settings
 from cdserve.decoders import Decoder
 from cdserve.engine.heads import Heads
 from cdserve.engine.run import AlignmentRun
-from cdserve.engine.steering import tilt_to_wire
+from cdserve.engine.steering import steering
 from cdserve.errors import ConfigError, PolicyError
-from cdserve.policy import FIELD, Policy, Tilt, parse, parse_object
+from cdserve.policy import FIELD, Policy, SearchPolicy, parse, parse_object
 from cdserve.scoring import Reward
 
 
@@ -63,7 +63,7 @@ class AlignmentServer:
             PolicyError: naming the field, the value and what is accepted.
         """
         policy = parse(sent, self._methods(), self.presets)
-        return None if policy is None else self._run(policy)
+        return None if policy is None else self._run(policy, operator=isinstance(sent, str))
 
     def preset_of(self, model: str | None) -> str | None:
         """The preset a model id such as ``demo:safe`` names; None for any other id."""
@@ -87,7 +87,7 @@ class AlignmentServer:
                 }
                 for name, reward in self.rewards.items()
             },
-            "members": {},
+            "members": {name: {} for name in self.settings.members},
             "presets": {n: p.model_dump(exclude_none=True) for n, p in self.presets.items()},
             "limits": self.settings.limits.model_dump(),
         }
@@ -99,21 +99,26 @@ class AlignmentServer:
             f"presets {', '.join(self.presets) or 'none'}"
         )
 
-    def _run(self, policy: Policy) -> AlignmentRun:
+    def _run(self, policy: Policy, *, operator: bool) -> AlignmentRun:
         policy.check_limits(self.settings.limits)
         objective = scoring.objective(policy, self.rewards, self.settings.default_reward)
         return AlignmentRun(
             policy=policy,
             decoder=self.decoders[policy.method],
             objective=objective,
-            tilt=self._tilt(policy),
+            steering=self._steering(policy, operator),
         )
 
-    def _tilt(self, policy: Policy) -> Mapping[str, Any] | None:
-        if policy.tilt is None:
-            return None
-        field = FIELD if isinstance(policy, Tilt) else f"{FIELD}.proposal"
-        return tilt_to_wire(policy.tilt, self.q_columns, self.settings.default_reward, field)
+    def _steering(self, policy: Policy, operator: bool) -> Mapping[str, Any]:
+        if policy.proposal_policy is None:
+            return {}
+        return steering(
+            policy.proposal_policy,
+            self.q_columns,
+            self.settings,
+            field=f"{FIELD}.proposal" if isinstance(policy, SearchPolicy) else FIELD,
+            operator=operator,
+        )
 
     def _methods(self) -> dict[str, type[Policy]]:
         return {name: cls.policy for name, cls in self.decoders.items()}
@@ -124,7 +129,7 @@ class AlignmentServer:
             policy = parse_object(sent, self._methods(), key)
             if policy is None:
                 raise ConfigError(f"{key}: method 'none' is the base model; it needs no preset")
-            self._run(policy)
+            self._run(policy, operator=True)
         except PolicyError as error:
             raise ConfigError(str(error).replace(f"{FIELD}.", f"{key}.")) from error
         return policy

@@ -3,6 +3,7 @@
 from cdserve.decoders.best_of_n import BestOfN, BestOfNPolicy
 from cdserve.decoders.blockwise_cd import BlockwiseCD, BlockwiseCDPolicy
 from cdserve.decoders.candidate import Candidate, Decision, Proposal, Score
+from cdserve.decoders.logit_mixing import LogitMixing, LogitMixingPolicy
 from cdserve.decoders.registry import Decoder, load
 from cdserve.decoders.search import search
 from cdserve.decoders.selection import Argmax, Select, Softmax
@@ -17,6 +18,8 @@ __all__ = [
     "Candidate",
     "Decision",
     "Decoder",
+    "LogitMixing",
+    "LogitMixingPolicy",
     "Proposal",
     "Score",
     "Select",

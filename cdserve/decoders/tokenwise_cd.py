@@ -19,7 +19,7 @@ class TokenwiseCDPolicy(Tilt, Policy):
         return 1
 
     @property
-    def tilt(self) -> Tilt:
+    def proposal_policy(self) -> Tilt:
         return self
 
 

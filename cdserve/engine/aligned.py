@@ -1,7 +1,7 @@
 """AlignedEngine: an EngineClient that decodes towards a reward where a request asks for it."""
 
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -72,7 +72,7 @@ class AlignedEngine(EngineProxy):
             AlignedRequest(
                 run=run,
                 index=run.begin(),
-                inputs=prompt,
+                inputs=_salted(prompt, run.steering),
                 prompt=token_ids,
                 prompt_text=self._prompt_text(prompt) if run.objective.reads_text else "",
                 params=params,
@@ -114,7 +114,7 @@ class AlignedEngine(EngineProxy):
             values=self.values,
             paths=self._paths,
             objective=request.run.objective,
-            tilt=request.run.tilt,
+            steering=request.run.steering,
             tokenizer=self._tokenizer(),
             prompt=request.prompt,
             prompt_text=request.prompt_text,
@@ -133,6 +133,17 @@ class AlignedEngine(EngineProxy):
 
     def _tokenizer(self) -> Any:
         return self.renderer.get_tokenizer()
+
+
+def _salted(prompt: Any, steering: Mapping[str, Any]) -> Any:
+    """The prompt, with a prefix cache apart where members write KV beside the base's.
+
+    What requests that do not mix leave in the cache has none of the members'.
+    """
+    members = sorted(set(steering.get("mix", ())) - {"base"})
+    if not members or not isinstance(prompt, dict):
+        return prompt
+    return {**prompt, "cache_salt": f"mix {' '.join(members)}/{prompt.get('cache_salt') or ''}"}
 
 
 def _token_ids(prompt: Any) -> list[int]:

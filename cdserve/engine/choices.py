@@ -122,6 +122,7 @@ class SteeredChoice:
 
     async def outputs(self) -> AsyncGenerator[CompletionOutput, None]:
         request = self._request
+        steered = bool(request.run.steering)
         token_ids: list[int] = []
         text = ""
         with self._paths.ticket() as path:
@@ -138,7 +139,7 @@ class SteeredChoice:
                     text = (text if delta else "") + output.text
                     if output.finish_reason in ("stop", "length", "repetition"):
                         end = len(request.prompt) + len(token_ids)
-                        spent = self._paths.read(path, end, end) if token_ids else 0.0
+                        spent = self._paths.read(path, end, end) if steered and token_ids else 0.0
                         await self._report(token_ids, text, output, spent)
                     yield output
             finally:
@@ -150,7 +151,7 @@ class SteeredChoice:
         params.n = 1
         if params.seed is not None:
             params.seed += self._choice
-        params.extra_args = wanting(params.extra_args, tilt=self._request.run.tilt, path=path)
+        params.extra_args = wanting(params.extra_args, **self._request.run.steering, path=path)
         return params
 
     async def _report(
@@ -163,7 +164,7 @@ class SteeredChoice:
         if run.objective.reads_values:
             whole = [*request.prompt, *token_ids]
             salt = request.inputs.get("cache_salt")
-            values = await self._values.last(whole, f"{self._id}.end", salt)
+            values = await self._values.last(whole, f"{self._id}.end", salt, run.steering)
         response = Response(
             prompt=request.prompt_text,
             text=text,

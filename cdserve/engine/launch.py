@@ -21,6 +21,7 @@ from vllm.utils.system_utils import decorate_logs
 from cdserve.config import Settings
 from cdserve.engine.aligned import AlignedEngine
 from cdserve.engine.heads import Heads
+from cdserve.engine.members import check_tokenizers
 from cdserve.engine.steering import Paths
 from cdserve.engine.values import Values
 from cdserve.engine.vllm import check_version
@@ -40,6 +41,7 @@ def parse(settings: Settings, heads: Heads, flags: Sequence[str]) -> Namespace:
         ConfigError: a flag is used that cdserve sets itself, or one it cannot work with.
     """
     check_version()
+    check_tokenizers(settings)
     cli_env_setup()
     parser = make_arg_parser(FlexibleArgumentParser(prog="cdserve serve", add_help=False))
     given = [*_as_flags(settings.engine), *flags]
@@ -53,13 +55,18 @@ def parse(settings: Settings, heads: Heads, flags: Sequence[str]) -> Namespace:
     if current_platform.is_cpu() and args.max_num_batched_tokens is None:
         # On CPU, vLLM 0.32 dies of a prompt that has a seed and is computed in chunks.
         args.enable_chunked_prefill = bool(args.enable_chunked_prefill)
-    if heads.values.paths:
+    if attached := bool(heads.values.paths or settings.members):
         args.logits_processors = [*(args.logits_processors or []), _PROCESSOR]
         args.additional_config = {
             **(args.additional_config or {}),
-            "cdserve": {"values": list(heads.values.paths), "q": list(heads.q.paths)},
+            "cdserve": {
+                "values": list(heads.values.paths),
+                "q": list(heads.q.paths),
+                "members": settings.members,
+            },
         }
         args.scheduler_cls = args.scheduler_cls or _SCHEDULER
+    args.cdserve_attached = attached
     return args
 
 
@@ -70,7 +77,7 @@ def serve(args: Namespace, heads: Heads) -> None:
         args: from ``parse``; the API reads what it needs off it too.
         heads: the value heads to attach.
     """
-    _set_environment(args, attach=bool(heads.values.paths))
+    _set_environment(args, attach=args.cdserve_attached)
     uvloop.run(_serve(args, heads))
 
 

@@ -48,7 +48,7 @@ class EngineProposal:
         reads_text: whether candidates' text is wanted, beside what the objective needs.
         options: what else goes to the engine with every candidate (LoRA, priority, tracing).
         paths: reads the KL of steered candidates out of the engine.
-        tilt: how candidates' tokens are tilted.
+        steering: what the worker is told of the distribution to draw tokens from.
     """
 
     def __init__(
@@ -67,12 +67,12 @@ class EngineProposal:
         reads_text: bool,
         options: Mapping[str, Any],
         paths: Paths,
-        tilt: Mapping[str, Any] | None,
+        steering: Mapping[str, Any],
     ) -> None:
         self._engine = engine
         self._values = values
         self._paths = paths
-        self._tilt = tilt
+        self._steering = steering
         self._objective = objective
         self._tokenizer = tokenizer
         self._prompt_text = prompt_text
@@ -134,10 +134,10 @@ class EngineProposal:
         request_id = f"{self._request_id}-{self._choice}.{decision}.{index}"
         first = decision == index == 0
         params = self._block_params(length, self._seed(decision, index), first)
-        if self._tilt is None:
+        if not self._steering:
             return await self._valued(params, request_id, length, first)
         with self._paths.ticket() as path:
-            params.extra_args = wanting(params.extra_args, tilt=self._tilt, path=path.to_wire())
+            params.extra_args = wanting(params.extra_args, **self._steering, path=path.to_wire())
             candidate = await self._valued(params, request_id, length, first)
             if not candidate.token_ids:
                 return replace(candidate, kl=0.0)
@@ -165,7 +165,9 @@ class EngineProposal:
         values = self._values.read(ticket, len(self._prefix) + len(candidate.token_ids))
         if values is None:  # it ended: no later row has V of its last token
             token_ids = [*self._prefix, *candidate.token_ids]
-            values = await self._values.last(token_ids, f"{request_id}.end", self._cache_salt)
+            values = await self._values.last(
+                token_ids, f"{request_id}.end", self._cache_salt, self._steering
+            )
         return replace(candidate, values=values)
 
     async def _run(self, params: SamplingParams, request_id: str, first: bool) -> CompletionOutput:

@@ -17,8 +17,8 @@ class AlignmentRun:
     policy: Policy
     decoder: type[Decoder]
     objective: Objective
-    tilt: Mapping[str, Any] | None = None
-    """How rows are tilted, as the worker reads it."""
+    steering: Mapping[str, Any] = field(default_factory=dict)
+    """What the worker is told of the distribution to draw tokens from: ``tilt`` and ``mix``."""
     prompts: int = 0
     """Prompts begun; a completions request may hold several."""
     reports: dict[tuple[int, int], dict[str, Any]] = field(default_factory=dict)

@@ -4,26 +4,67 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from cdserve.config import Settings
 from cdserve.errors import PolicyError, ScoringError, shown
-from cdserve.policy import FIELD, Tilt
+from cdserve.policy import Mix, Tilt
 from cdserve.value_table import Ticket, ValueTable
 
 _SLOTS, _LENGTH = 16384, 16
 
 
-def tilt_to_wire(
-    tilt: Tilt, columns: Mapping[str, int], default: str | None, field: str = FIELD
+def steering(
+    proposal: Tilt | Mix,
+    columns: Mapping[str, int],
+    settings: Settings,
+    field: str,
+    operator: bool,
 ) -> dict[str, Any]:
-    """The tilt as the worker reads it.
+    """What the worker is told: ``tilt`` and ``mix``, as ``plugin.rows.Row`` reads them.
 
     Args:
         columns: which output of the server's Q-heads each reward reads.
-        default: the reward meant where none is named.
-        field: where the tilt stands in the request, for messages.
+        field: where the proposal stands in the request, for messages.
+        operator: whether the operator asks for it, in a preset, who needs no leave.
 
     Raises:
-        PolicyError: a reward has no Q-head.
+        PolicyError: a reward has no Q-head, or a member cannot be used as asked.
     """
+    wire: dict[str, Any] = {}
+    mix: Tilt | Mix | None = proposal
+    if isinstance(proposal, Tilt):
+        wire["tilt"] = _tilt(proposal, columns, settings.default_reward, field)
+        mix, field = proposal.proposal, f"{field}.proposal"
+    if isinstance(mix, Mix):
+        weights = _mix(mix, settings, field, operator)
+        if weights != {"base": 1.0}:
+            wire["mix"] = weights
+    return wire
+
+
+def _mix(mix: Mix, settings: Settings, field: str, operator: bool) -> dict[str, float]:
+    where = f"{field}.{'weights' if mix.recipe is None else 'recipe'}"
+    try:
+        weights = mix.resolved()
+    except ValueError as error:
+        raise PolicyError(f"{where}: {error}", where) from error
+    known = ["base", *settings.members]
+    for name, weight in weights.items():
+        if name not in known:
+            raise PolicyError(
+                f"{where} names {shown(name)}; this server has {', '.join(known)}", where
+            )
+        if weight < 0 and not (operator or settings.limits.allow_negative_weights):
+            raise PolicyError(
+                f"{where} gives {shown(name)} the weight {weight:g}; this server accepts weights "
+                "from 0 up (limits.allow_negative_weights is off)",
+                where,
+            )
+    return weights
+
+
+def _tilt(
+    tilt: Tilt, columns: Mapping[str, int], default: str | None, field: str
+) -> dict[str, Any]:
     have = ", ".join(sorted(columns)) or "none"
     weights = tilt.rewards or ({} if default is None else {default: 1.0})
     if not weights:

@@ -61,11 +61,22 @@ class Values:
         return None if row is None else self._named(row)
 
     async def last(
-        self, token_ids: Sequence[int], request_id: str, cache_salt: str | None = None
+        self,
+        token_ids: Sequence[int],
+        request_id: str,
+        cache_salt: str | None = None,
+        steering: Mapping[str, Any] | None = None,
     ) -> Mapping[str, float]:
-        """V of a whole sequence, by a one-token request on its (cached) prefix."""
+        """V of a whole sequence, by a one-token request on its (cached) prefix.
+
+        Args:
+            steering: of the requests whose cached prefix it is: where members write KV into that
+                prefix, this request must have them write too.
+        """
         with self.ticket() as ticket:
-            wanted = wanting(None, values=ticket.to_wire(), length=len(token_ids))
+            wanted = wanting(
+                None, **(steering or {}), values=ticket.to_wire(), length=len(token_ids)
+            )
             await self._forward(token_ids, wanted, request_id, cache_salt)
             values = self.read(ticket, len(token_ids))
         if values is None:

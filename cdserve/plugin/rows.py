@@ -35,6 +35,8 @@ class Row:
     length: int | None
     """Tokens of the prefix whose V is wanted; None for every prefix of the prompt."""
     tilt: Tilt | None
+    mix: Mapping[str, float] | None
+    """Weight of each member's logits, ``base`` among them."""
     path: Ticket | None
     """Where a steered row's KL along its path goes, in nats."""
     spent: float = 0.0
@@ -56,6 +58,7 @@ class Row:
             values=values and Ticket.from_wire(values),
             length=wanted.get("length"),
             tilt=tilt and Tilt({int(k): float(v) for k, v in tilt["by"].items()}, tilt["top_k"]),
+            mix=wanted.get("mix"),
             path=path and Ticket.from_wire(path),
         )
 
@@ -81,7 +84,8 @@ class Step(NamedTuple):
 
     due: Mapping[int, Row]
     """Those whose wanted prefix is this step's."""
-    tilted: Mapping[int, Row]
+    steered: Mapping[int, Row]
+    """Those whose tokens are not drawn from the base model's distribution."""
 
 
 class RowTable:
@@ -107,7 +111,7 @@ class RowTable:
         self._armed = False
         return Step(
             {i: row for i, row in self._rows.items() if row.tokens == row.length},
-            {i: row for i, row in self._rows.items() if row.tilt is not None},
+            {i: row for i, row in self._rows.items() if row.tilt is not None or row.mix},
         )
 
     def every_position(self) -> dict[int, Row]:
@@ -115,6 +119,10 @@ class RowTable:
         return {
             i: row for i, row in self._rows.items() if row.values is not None and row.length is None
         }
+
+    def members(self) -> set[str]:
+        """The members that some row of the batch mixes in."""
+        return {name for row in self._rows.values() for name in row.mix or ()} - {"base"}
 
     def remove(self, indices: Iterable[int]) -> None:
         """Requests left the batch."""

@@ -24,7 +24,11 @@ from vllm.v1.core.kv_cache_utils import (
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.interface import SchedulerInterface
 from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.kv_cache_interface import FullAttentionSpec
+from vllm.v1.kv_cache_interface import (
+    FullAttentionSpec,
+    KVCacheSpec,
+    UniformTypeKVCacheSpecs,
+)
 from vllm.v1.request import Request, RequestStatus
 
 from cdserve.plugin.rows import REQUEST_KEY
@@ -45,7 +49,7 @@ class TailScheduler(Scheduler):  # type: ignore[misc]
             and self.vllm_config.speculative_config is None
             and self.dcp_world_size == self.pcp_world_size == 1
             and len(groups) == 1
-            and type(groups[_GROUP].kv_cache_spec) is FullAttentionSpec
+            and _is_full_attention(groups[_GROUP].kv_cache_spec)
         )
 
     def _get_local_prefix_cache_hit(self, request: Request) -> tuple[KVCacheBlocks, int, int, bool]:
@@ -103,6 +107,12 @@ class TailScheduler(Scheduler):  # type: ignore[misc]
     def _cached(self, block_hash: BlockHash) -> KVCacheBlock | None:
         found = self.kv_cache_manager.block_pool.get_cached_block(block_hash, [_GROUP])
         return found[_GROUP] if found else None
+
+
+def _is_full_attention(spec: KVCacheSpec) -> bool:
+    if isinstance(spec, UniformTypeKVCacheSpecs):  # members of other sizes
+        return all(map(_is_full_attention, spec.kv_cache_specs.values()))
+    return type(spec) is FullAttentionSpec
 
 
 class AsyncTailScheduler(TailScheduler, AsyncScheduler):  # type: ignore[misc]

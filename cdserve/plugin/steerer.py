@@ -1,6 +1,6 @@
 """Steering inside the worker: a step's logits in, those of the steered rows changed in place."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -8,18 +8,19 @@ from vllm.utils.torch_utils import set_default_torch_dtype
 
 from cdserve.plugin.rows import Row
 from cdserve.plugin.tables import Tables
+from cdserve.value_table import Ticket
 from value_heads import QHead, centred_on_top_k, kl
 
 
 class Steerer:
-    """All Q-heads of the server, applied to the rows that ask.
+    """Members mixed and Q-heads' values added, in the rows that ask.
 
-    Row by row the logits become z + sum_g (w_g / beta) Q_g(s, .): before temperature, penalties,
-    bias and grammar masks, which vLLM applies to the result as to any model's logits. Controlled
-    Decoding (arXiv 2310.17022, equation 2).
+    Row by row the logits become sum_i w_i z_i + sum_g (w_g / beta) Q_g(s, .): before temperature,
+    penalties, bias and grammar masks, which vLLM applies to the result as to any model's logits.
+    Controlled Decoding (arXiv 2310.17022, equation 2); MOD (arXiv 2406.18853).
 
     Args:
-        paths: the heads' folders, in the order of the policy's columns.
+        paths: the Q-heads' folders, in the order of the policy's columns.
         device: where the model runs.
         reports: whether this worker writes the KL; one of them does.
     """
@@ -27,30 +28,45 @@ class Steerer:
     def __init__(self, paths: Sequence[str], device: torch.device, reports: bool) -> None:
         with set_default_torch_dtype(torch.float32):  # vLLM builds models in the served dtype
             self._heads = [QHead.from_pretrained(path).to(device) for path in paths]
-        self._columns = [(h, g) for h in self._heads for g in range(len(h.config.rewards))]
         self._reports = reports
         self._tables = Tables(columns=1)
 
     @torch.inference_mode()
-    def tilt(
-        self, logits: Tensor, hidden: Tensor, rows: Mapping[int, Row], lm_head: Tensor | None
+    def steer(
+        self,
+        logits: Tensor,
+        hidden: Tensor,
+        rows: Mapping[int, Row],
+        members: Callable[[Tensor], Mapping[str, Tensor]],
+        lm_head: Tensor | None,
     ) -> Tensor:
-        """The step's logits with those of ``rows`` tilted, in float32.
+        """The step's logits with those of ``rows`` steered, in float32.
 
         Args:
-            logits: ``[batch, >= |V|]``; rows that are not named stay as they are.
-            hidden: what they are computed from, ``[batch, d]``.
+            logits: ``[batch, |V|]``; rows that are not named stay as they are.
+            hidden: the base's hidden states behind them, ``[batch, d]``.
+            members: gives members' logits ``[N, |V|]`` of batch rows ``[N]``, by name.
             lm_head: the model's output embedding, which tied heads read.
         """
         logits = logits.float()
         index = torch.tensor(list(rows), device=logits.device)
+        asking = list(rows.values())
         before = logits[index]
         after = before.clone()
-        delta = self._delta(hidden[index], list(rows.values()), lm_head)
-        after[:, : delta.shape[1]] += self._limited(delta, before, list(rows.values()))
+        if mixing := [i for i, row in enumerate(asking) if row.mix]:
+            place = torch.tensor(mixing, device=logits.device)
+            after[place] = _mixed(
+                before[place], members(index[place]), [asking[i].mix or {} for i in mixing]
+            )
+        if tilted := [i for i, row in enumerate(asking) if row.tilt is not None]:
+            place = torch.tensor(tilted, device=logits.device)
+            chosen = [asking[i] for i in tilted]
+            delta = self._delta(hidden[index[place]], chosen, lm_head)
+            known = after[place, : delta.shape[1]]
+            after[place, : delta.shape[1]] = known + self._limited(delta, known, chosen)
         logits[index] = after
         if self._reports:
-            self._report(list(rows.values()), before, after)
+            self._report(asking, before, after)
         return logits
 
     def _delta(self, hidden: Tensor, rows: Sequence[Row], lm_head: Tensor | None) -> Tensor:
@@ -76,6 +92,7 @@ class Steerer:
         return total
 
     def _limited(self, delta: Tensor, logits: Tensor, rows: Sequence[Row]) -> Tensor:
+        """The tilt, in rows with a ``top_k`` about its mean over the k most likely tokens there."""
         limited = [i for i, row in enumerate(rows) if row.tilt is not None and row.tilt.top_k]
         if limited:
             index = torch.tensor(limited, device=delta.device)
@@ -83,24 +100,45 @@ class Steerer:
             top_k = [min(tilt.top_k or 0, vocabulary) for i in limited if (tilt := rows[i].tilt)]
             delta[index] = centred_on_top_k(
                 delta[index],
-                logits[index, :vocabulary],
+                logits[index],
                 torch.tensor(top_k, device=delta.device),
             )
         return delta
 
     def _report(self, rows: Sequence[Row], before: Tensor, after: Tensor) -> None:
+        told = [(i, row, row.path) for i, row in enumerate(rows) if row.path is not None]
         temperature = torch.tensor([row.temperature for row in rows], device=before.device)
-        spent = [
-            self._resumed(row).spend(nats)
-            for row, nats in zip(rows, kl(before, after, temperature).tolist(), strict=True)
-        ]
-        tickets = [row.path for row in rows if row.path is not None]
-        lengths = [row.tokens + 1 for row in rows]
-        self._tables.write(tickets, lengths, torch.tensor(spent)[:, None].numpy())
+        nats = kl(before, after, temperature).tolist()
+        spent = [self._resumed(row, path).spend(nats[i]) for i, row, path in told]
+        if told:
+            lengths = [row.tokens + 1 for _, row, _ in told]
+            values = torch.tensor(spent)[:, None].numpy()
+            self._tables.write([path for _, _, path in told], lengths, values)
 
-    def _resumed(self, row: Row) -> Row:
+    def _resumed(self, row: Row, path: Ticket) -> Row:
         """The row; if its request was preempted, with the KL that it had spent before."""
-        if row.at < 0 and row.output and row.path is not None:
-            found = self._tables.view(row.path.path).read(row.path, row.tokens)
+        if row.at < 0 and row.output:
+            found = self._tables.view(path.path).read(path, row.tokens)
             row.spent = 0.0 if found is None else float(found[0])
         return row
+
+
+def _mixed(
+    base: Tensor, members: Mapping[str, Tensor], weights: Sequence[Mapping[str, float]]
+) -> Tensor:
+    """sum_i w_i z_i of each row; raw logits serve, as they differ from log p by a row's constant.
+
+    Tokens that not all have, which pad a vocabulary, get no probability.
+    """
+    all_logits = {"base": base, **members}
+    size = min(logits.shape[1] for logits in all_logits.values())
+    mixed = torch.full_like(base, -torch.inf)
+    mixed[:, :size] = 0.0
+    for name, logits in all_logits.items():
+        of_rows = [row.get(name, 0.0) for row in weights]
+        if any(of_rows):
+            weight = torch.tensor(of_rows, dtype=base.dtype, device=base.device)[:, None]
+            # 0 × an infinite logit is not a number.
+            part = torch.where(weight != 0, weight * logits[:, :size], 0.0)
+            mixed[:, :size] += part
+    return mixed

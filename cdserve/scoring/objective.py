@@ -67,6 +67,8 @@ def objective(
     """
     weights = policy.rewards
     if weights is None:
+        if default is None and not policy.needs_rewards:
+            return Objective({}, {})
         if default is None:
             raise PolicyError(
                 f"{FIELD}.rewards is missing, and this server has no default reward; "

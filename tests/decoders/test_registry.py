@@ -6,10 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from cdserve.decoders import BestOfN, BlockwiseCD, TokenwiseCD, load
+from cdserve.decoders import BestOfN, BlockwiseCD, LogitMixing, TokenwiseCD, load
 from cdserve.errors import ConfigError
 
-BUILT_IN = {"best_of_n": BestOfN, "blockwise_cd": BlockwiseCD, "tokenwise_cd": TokenwiseCD}
+BUILT_IN = {
+    "best_of_n": BestOfN,
+    "blockwise_cd": BlockwiseCD,
+    "logit_mixing": LogitMixing,
+    "tokenwise_cd": TokenwiseCD,
+}
 MODULE = "greedy_by_others"
 SOURCE = """
 from typing import Literal
@@ -57,7 +62,7 @@ def test_built_in() -> None:
 def test_an_installed_decoder_is_loaded_where_listed(install: Install) -> None:
     install("greedy")
     found = load(["greedy"])
-    assert list(found) == [*BUILT_IN, "greedy"]
+    assert list(found) == [*load([]), "greedy"]
     assert found["greedy"].policy.model_validate({"method": "greedy"}).method == "greedy"
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import httpx2
 import yaml
 
-from cdserve.demo import DEMO_DIR, HEAD_DIR, MODEL_DIR, Q_HEAD_DIR
+from cdserve.demo import DEMO_DIR, HEAD_DIR, MODEL_DIR, Q_HEAD_DIR, REF_DIR, TUNED_DIR
 
 START_SECONDS = 280.0
 STOP_SECONDS = 30.0
@@ -25,6 +26,7 @@ def demo_settings(**changes: Any) -> dict[str, Any]:
     settings = yaml.safe_load((DEMO_DIR / "cdserve.yaml").read_text())
     settings["model"] = str(MODEL_DIR)
     settings["rewards"]["sentiment"] |= {"path": str(HEAD_DIR), "q_head": str(Q_HEAD_DIR)}
+    settings["members"] = {"tuned": str(TUNED_DIR), "ref": str(REF_DIR)}
     return settings | changes
 
 
@@ -110,7 +112,8 @@ class Served:
 
     def _kill(self) -> None:
         """Kills it with vLLM's processes, which would outlive it."""
-        os.killpg(self._process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it is gone already
+            os.killpg(self._process.pid, signal.SIGKILL)
 
     def _wait_until_it_answers(self) -> None:
         deadline = time.monotonic() + START_SECONDS

@@ -28,8 +28,15 @@ class TestAlignment:
     def test_it_tells_what_the_server_can_do(self, http: httpx2.Client) -> None:
         answer = http.get("/v1/alignment").json()
         assert set(answer) == {"methods", "rewards", "members", "presets", "limits"}
-        assert set(answer["methods"]) == {"none", "best_of_n", "blockwise_cd", "tokenwise_cd"}
+        assert set(answer["methods"]) == {
+            "none",
+            "best_of_n",
+            "blockwise_cd",
+            "tokenwise_cd",
+            "logit_mixing",
+        }
         assert {"sentiment", "sentiment_gold", "brevity"} <= set(answer["rewards"])
+        assert set(answer["members"]) == {"tuned", "ref", "twin"}
         assert answer["presets"]["safe"].items() >= BLOCKWISE.items()
         assert answer["presets"]["best-of-4"].items() >= BEST_OF_N.items()
         expected = {"max_n": 16, "max_k": 8, "max_candidate_tokens": 8192}

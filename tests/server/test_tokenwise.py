@@ -229,8 +229,8 @@ class TestErrors:
             ),
             (
                 {**BEST_OF_N, "proposal": {"method": "best_of_n", "n": 2}},
-                "alignment.proposal.method",
-                ["best_of_n", "tokenwise_cd"],
+                "alignment.proposal",
+                ["best_of_n", "tokenwise_cd", "logit_mixing"],
             ),
             (
                 {**BEST_OF_N, "proposal": {**TOKENWISE, "rewards": {"brevity": 1.0}}},
