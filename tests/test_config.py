@@ -204,6 +204,8 @@ class TestRefused:
             ("model: m\nrewards: {a: {kind: length}}", "rewards.a"),
             ("model: m\nrewards: {a: {kind: length, target: 9, goal: 1}}", "goal is 1"),
             ("model: m\nrewards: {a: {kind: python, callable: os.system}}", "'os.system'"),
+            ("model: m\nmembers: {base: x}", "'base' is the served model itself"),
+            ("model: m\nmembers: {'0': x}", "members.0"),
             ("- model: m", "a mapping is expected"),
             ("model: [", "cdserve.yaml"),
         ],

@@ -5,6 +5,7 @@ from .files import check_base, hash_base
 from .heads import Head, QHead, ValueHead
 from .losses import masked_squared_error
 from .metrics import correlation, correlation_by_bucket
+from .mix import mixed
 from .q_training import Transitions, fit_q
 from .targets import cd_q, monte_carlo
 from .tilt import centred_on_top_k, kl
@@ -29,5 +30,6 @@ __all__ = [
     "hash_base",
     "kl",
     "masked_squared_error",
+    "mixed",
     "monte_carlo",
 ]

@@ -9,7 +9,7 @@ from vllm.utils.torch_utils import set_default_torch_dtype
 from cdserve.plugin.rows import Row
 from cdserve.plugin.tables import Tables
 from cdserve.value_table import Ticket
-from value_heads import QHead, centred_on_top_k, kl
+from value_heads import QHead, centred_on_top_k, kl, mixed
 
 
 class Steerer:
@@ -55,7 +55,7 @@ class Steerer:
         after = before.clone()
         if mixing := [i for i, row in enumerate(asking) if row.mix]:
             place = torch.tensor(mixing, device=logits.device)
-            after[place] = _mixed(
+            after[place] = mixed(
                 before[place], members(index[place]), [asking[i].mix or {} for i in mixing]
             )
         if tilted := [i for i, row in enumerate(asking) if row.tilt is not None]:
@@ -121,24 +121,3 @@ class Steerer:
             found = self._tables.view(path.path).read(path, row.tokens)
             row.spent = 0.0 if found is None else float(found[0])
         return row
-
-
-def _mixed(
-    base: Tensor, members: Mapping[str, Tensor], weights: Sequence[Mapping[str, float]]
-) -> Tensor:
-    """sum_i w_i z_i of each row; raw logits serve, as they differ from log p by a row's constant.
-
-    Tokens that not all have, which pad a vocabulary, get no probability.
-    """
-    all_logits = {"base": base, **members}
-    size = min(logits.shape[1] for logits in all_logits.values())
-    mixed = torch.full_like(base, -torch.inf)
-    mixed[:, :size] = 0.0
-    for name, logits in all_logits.items():
-        of_rows = [row.get(name, 0.0) for row in weights]
-        if any(of_rows):
-            weight = torch.tensor(of_rows, dtype=base.dtype, device=base.device)[:, None]
-            # 0 × an infinite logit is not a number.
-            part = torch.where(weight != 0, weight * logits[:, :size], 0.0)
-            mixed[:, :size] += part
-    return mixed

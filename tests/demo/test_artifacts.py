@@ -14,6 +14,7 @@ from cdserve.demo import (
     HEAD_DIR,
     MODEL_DIR,
     PROMPTS_PATH,
+    Q_HEAD_DIR,
     REF_DIR,
     REPORT_PATH,
     TUNED_DIR,
@@ -21,9 +22,10 @@ from cdserve.demo import (
 from cdserve.demo.evaluate import blockwise, value_at_end
 from cdserve.demo.folders import load_model, load_tokenizer
 from cdserve.demo.head import reward_of
+from cdserve.demo.q_head import measure, transitions
 from cdserve.demo.rollouts import Rollout, sample
 from cdserve.demo.tokenizer import VOCAB_SIZE
-from value_heads import ValueHead, check_base, correlation
+from value_heads import QHead, ValueHead, check_base, correlation
 
 TOKENIZER = load_tokenizer(MODEL_DIR)
 
@@ -129,6 +131,9 @@ def test_sampled_states_are_those_of_a_plain_forward(
         torch.testing.assert_close(
             rollout.hidden, states[len(rollout.prompt) :], atol=1e-4, rtol=1e-4
         )
+        torch.testing.assert_close(
+            rollout.start, states[len(rollout.prompt) - 1], atol=1e-4, rtol=1e-4
+        )
 
 
 def test_responses_read_well_and_end_by_themselves(rollouts: list[Rollout]) -> None:
@@ -145,6 +150,14 @@ def test_the_value_of_a_whole_response_is_its_reward(
     values = torch.tensor(value_at_end(head, rollouts))
     rewards = torch.tensor([reward_of(rollout.response, TOKENIZER) for rollout in rollouts])
     assert correlation(values, rewards) > 0.85
+
+
+def test_the_q_head_belongs_to_the_model_and_knows_the_reward(rollouts: list[Rollout]) -> None:
+    head = QHead.from_pretrained(Q_HEAD_DIR)
+    check_base(head.config, MODEL_DIR)
+    found = measure(head, transitions(rollouts, TOKENIZER))
+    assert found["correlation"] > 0.5
+    assert found["at_end"] > 0.75
 
 
 def test_blockwise_decoding_raises_the_reward(

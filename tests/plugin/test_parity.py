@@ -221,7 +221,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     cache = 24 * 32 * a_token * config["head_dim"]
     flags = ["--max-model-len", "704", "--kv-cache-memory-bytes", str(cache)]
     flags += ["--max-num-batched-tokens", "64", "--max-num-seqs", "16", "--enable-chunked-prefill"]
-    with Served(demo_settings(), tmp_path_factory.mktemp("small"), flags) as served:
+    settings = demo_settings(members={}, presets={})  # members would take part of the cache
+    with Served(settings, tmp_path_factory.mktemp("small"), flags) as served:
         yield served
 
 
