@@ -21,6 +21,8 @@ def steering(
 ) -> dict[str, Any]:
     """What the worker is told: ``tilt`` and ``mix``, as ``plugin.rows.Row`` reads them.
 
+    Nothing where the proposal is the base model itself.
+
     Args:
         columns: which output of the server's Q-heads each reward reads.
         field: where the proposal stands in the request, for messages.
@@ -32,7 +34,9 @@ def steering(
     wire: dict[str, Any] = {}
     mix: Tilt | Mix | None = proposal
     if isinstance(proposal, Tilt):
-        wire["tilt"] = _tilt(proposal, columns, settings.default_reward, field)
+        by = _coefficients(proposal, columns, settings.default_reward, field)
+        if by:
+            wire["tilt"] = {"by": by, "top_k": proposal.top_k}
         mix, field = proposal.proposal, f"{field}.proposal"
     if isinstance(mix, Mix):
         weights = _mix(mix, settings, field, operator)
@@ -62,9 +66,10 @@ def _mix(mix: Mix, settings: Settings, field: str, operator: bool) -> dict[str, 
     return weights
 
 
-def _tilt(
+def _coefficients(
     tilt: Tilt, columns: Mapping[str, int], default: str | None, field: str
-) -> dict[str, Any]:
+) -> dict[str, float]:
+    """weight / beta by Q column, zeros left out."""
     have = ", ".join(sorted(columns)) or "none"
     weights = tilt.rewards or ({} if default is None else {default: 1.0})
     if not weights:
@@ -81,7 +86,7 @@ def _tilt(
                 f"{field}.rewards",
             )
     by = {str(columns[name]): weight / tilt.beta for name, weight in weights.items()}
-    return {"by": by, "top_k": tilt.top_k}
+    return {column: coefficient for column, coefficient in by.items() if coefficient != 0}
 
 
 class Paths:

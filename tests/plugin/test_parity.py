@@ -14,6 +14,7 @@ from openai import OpenAI
 from cdserve.demo import HEAD_DIR, MODEL_DIR
 from cdserve.demo.folders import load_model, load_tokenizer
 from tests.server.served import Served, demo_settings
+from tests.server.tilted import TOKENWISE, Tilted, check_tilted
 from tests.server.wire import blocks, complete
 from value_heads import ValueHead
 
@@ -256,3 +257,21 @@ class TestSmallServer:
                 prompt = choice["prompt_token_ids"]
                 reference.check(prompt, choice["token_ids"], report, m)
         assert small.metric("num_preemptions_total") > 0
+
+    def test_steered_rows_that_are_preempted(self, small: Served) -> None:
+        """Each prompt is computed in four chunks; KL goes on from where it was."""
+        before = small.metric("num_preemptions_total")
+        with OpenAI(base_url=f"{small.base_url}/v1", api_key="none", timeout=120) as client:
+            answer = complete(
+                client,
+                TOKENWISE,
+                prompt=tokens(200, seed=10),
+                max_tokens=160,
+                n=6,
+                ignore_eos=True,
+                logprobs=0,
+            )
+        assert small.metric("num_preemptions_total") > before
+        reference = Tilted()
+        for choice, report in zip(answer.choices, answer.alignment["choices"], strict=True):
+            check_tilted(reference, choice, report)

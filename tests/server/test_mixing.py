@@ -1,6 +1,7 @@
 """Logit mixing: recipes, identities, the law, members' KV among other requests."""
 
 import asyncio
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -94,6 +95,13 @@ class TestIdentities:
         ]
         for recipe, weights in recipes:
             assert complete(client, recipe).choices == complete(client, weights).choices
+
+    @pytest.mark.parametrize("weights", [{"tuned": 1e6}, {"base": 1e6, "tuned": 1e-300}])
+    def test_weights_of_any_size_are_answered(
+        self, client: OpenAI, weights: dict[str, float]
+    ) -> None:
+        answer = complete(client, mixing(**weights), max_tokens=8)
+        assert math.isfinite(answer.alignment["kl"]["estimate"])
 
     def test_a_proxy_of_a_pair_that_agrees_is_the_base(self, client: OpenAI) -> None:
         proxy = by("proxy", tuned="tuned", reference="tuned")

@@ -1,0 +1,52 @@
+"""What token-wise answers of the demo are held against: Transformers, float32."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from cdserve.demo import MODEL_DIR, Q_HEAD_DIR
+from cdserve.demo.folders import load_model
+from value_heads import QHead, centred_on_top_k
+
+BETA = 0.1
+TOKENWISE = {"method": "tokenwise_cd", "beta": BETA}
+
+
+class Tilted:
+    """The demo model and its Q-head in Transformers, float32."""
+
+    def __init__(self) -> None:
+        self._model = load_model(MODEL_DIR)
+        self._head = QHead.from_pretrained(Q_HEAD_DIR)
+
+    @torch.inference_mode()
+    def logits(
+        self, token_ids: Sequence[int], beta: float, top_k: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The base model's logits behind every prefix, and the tilted ones, ``[T, |V|]``."""
+        hidden = self._model.model(input_ids=torch.tensor([token_ids])).last_hidden_state[0]
+        base = self._model.lm_head(hidden)
+        delta = self._head(hidden)[:, 0] / beta
+        if top_k is not None:
+            delta = centred_on_top_k(delta, base, torch.full((len(base),), top_k))
+        return base, base + delta
+
+
+def check_tilted(
+    reference: Tilted,
+    choice: Any,
+    report: dict[str, Any],
+    temperature: float = 1.0,
+    top_k: int | None = None,
+) -> None:
+    """Asserts logprobs and KL of a choice under TOKENWISE against the reference."""
+    whole = [*choice.prompt_token_ids, *choice.token_ids]
+    base, tilted = reference.logits(whole[:-1], BETA, top_k)
+    start = len(choice.prompt_token_ids) - 1
+    log_p, log_pi = ((z[start:] / temperature).log_softmax(-1) for z in (base, tilted))
+    taken = tilted[start:].log_softmax(-1)[range(len(choice.token_ids)), choice.token_ids]
+    assert choice.logprobs.token_logprobs == pytest.approx(taken.tolist(), abs=2e-3)
+    exact = (log_pi.exp() * (log_pi - log_p)).sum().item()
+    assert report["kl"]["estimate"] == pytest.approx(exact, rel=1e-3, abs=1e-4)
