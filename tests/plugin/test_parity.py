@@ -270,6 +270,7 @@ class TestSmallServer:
                 n=6,
                 ignore_eos=True,
                 logprobs=0,
+                seed=None,  # vLLM on CPU dies of a seeded prompt that is computed in chunks
             )
         assert small.metric("num_preemptions_total") > before
         reference = Tilted()
