@@ -257,8 +257,17 @@ def parse_object(
         raise _policy_error(error, methods[method], field) from error
 
 
-_UNIONS = ("proposal", "recipe")
-"""Fields that hold one of several objects; pydantic names the object's kind after them."""
+_KINDS: dict[str, type[BaseModel]] = {
+    "tokenwise_cd": Tilt,
+    "logit_mixing": Mix,
+    "mixture": Mixture,
+    "rescale": Rescale,
+    "proxy": Proxy,
+}
+"""Objects inside a policy. Where one of several may stand, pydantic puts its kind into the path."""
+
+
+_HOLDERS = ("proposal", "recipe")
 
 
 def _policy_error(error: ValidationError, policy: type[Policy], field: str) -> PolicyError:
@@ -266,10 +275,16 @@ def _policy_error(error: ValidationError, policy: type[Policy], field: str) -> P
     path = [shown_key(str(part)) for part in first["loc"]]
     if path[:1] == ["selection"]:
         path = path[:1]  # pydantic goes on with the branches of the union that it tried
-    path = [part for before, part in pairwise(["", *path]) if before not in _UNIONS]
+    owner: type[BaseModel] = policy
+    for part in path[:-1]:
+        owner = Mix if part == "proposal" else _KINDS.get(part, owner)
+    kinds = [
+        i for i, pair in enumerate(pairwise(path), 1) if pair[0] in _HOLDERS and pair[1] in _KINDS
+    ]
+    path = [part for i, part in enumerate(path) if i not in kinds]
     where = ".".join([field, *path])
     if first["type"] == "extra_forbidden":
-        known = ", ".join(sorted(policy.model_fields))
+        known = ", ".join(sorted(owner.model_fields))
         return PolicyError(f"{where} is not known; accepted here: {known}", where)
     if first["type"] == "missing":
         return PolicyError(f"{where} is missing; it is required by this method", where)

@@ -15,6 +15,8 @@ Layout: int64 ``[rows, 2]`` (ticket, prefix length), then float32 ``[rows, G]``.
 import os
 import tempfile
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,6 +116,19 @@ class ValueTable:
             raise RuntimeError("the value table is full: more candidates are alive than it has")
         self._issued += 1
         return Ticket(self.path, self._issued, self._free.popleft() * self._length, self._length)
+
+    @contextmanager
+    def ticket(self) -> Iterator[Ticket]:
+        """A ticket that is given back at the end.
+
+        Raises:
+            RuntimeError: all slots are out.
+        """
+        ticket = self.acquire()
+        try:
+            yield ticket
+        finally:
+            self.release(ticket)
 
     def release(self, ticket: Ticket) -> None:
         """Gives the ticket's rows back."""

@@ -100,7 +100,7 @@ class SearchedChoice:
 
 
 class SteeredChoice:
-    """A response that the engine samples by itself, its rows tilted; handed on as it comes."""
+    """A response that the engine samples by itself, its rows steered; handed on as it comes."""
 
     def __init__(
         self,
@@ -134,9 +134,11 @@ class SteeredChoice:
                     self.first = self.first or made
                     (output,) = made.outputs
                     output.index = self._choice
-                    delta = params.output_kind == RequestOutputKind.DELTA
-                    token_ids = [*(token_ids if delta else ()), *output.token_ids]
-                    text = (text if delta else "") + output.text
+                    if params.output_kind == RequestOutputKind.DELTA:
+                        token_ids.extend(output.token_ids)
+                        text += output.text
+                    else:
+                        token_ids, text = list(output.token_ids), output.text
                     if output.finish_reason in ("stop", "length", "repetition"):
                         end = len(request.prompt) + len(token_ids)
                         spent = self._paths.read(path, end, end) if steered and token_ids else 0.0

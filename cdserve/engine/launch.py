@@ -55,6 +55,12 @@ def parse(settings: Settings, heads: Heads, flags: Sequence[str]) -> Namespace:
     if current_platform.is_cpu() and args.max_num_batched_tokens is None:
         # On CPU, vLLM 0.32 dies of a prompt that has a seed and is computed in chunks.
         args.enable_chunked_prefill = bool(args.enable_chunked_prefill)
+    tied = [path for path, head in heads.q.configs.items() if head.architecture == "tied"]
+    if tied and args.tensor_parallel_size > 1:
+        raise ConfigError(
+            f"--tensor-parallel-size is {args.tensor_parallel_size}; the tied Q-head {tied[0]} "
+            "reads the whole LM head, which is in parts then: use a lowrank one"
+        )
     if attached := bool(heads.values.paths or settings.members):
         args.logits_processors = [*(args.logits_processors or []), _PROCESSOR]
         args.additional_config = {

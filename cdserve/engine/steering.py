@@ -1,7 +1,7 @@
 """What the engine is told of a steered request, and the KL that it reports back."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 from cdserve.config import Settings
@@ -95,14 +95,9 @@ class Paths:
     def __init__(self) -> None:
         self._table = ValueTable(slots=_SLOTS, columns=1, length=_LENGTH)
 
-    @contextmanager
-    def ticket(self) -> Iterator[Ticket]:
+    def ticket(self) -> AbstractContextManager[Ticket]:
         """A ticket for one engine request, given back at the end."""
-        ticket = self._table.acquire()
-        try:
-            yield ticket
-        finally:
-            self._table.release(ticket)
+        return self._table.ticket()
 
     def read(self, ticket: Ticket, length: int, sampled: int) -> float:
         """KL of the steps that led to the prefix of ``length`` tokens, in nats.

@@ -1,7 +1,7 @@
 """Values of prefixes, as the engine's value heads give them."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -46,14 +46,9 @@ class Values:
         self._heads = heads
         self._table = ValueTable(slots=_SLOTS, columns=max(1, heads.values.width))
 
-    @contextmanager
-    def ticket(self) -> Iterator[Ticket]:
+    def ticket(self) -> AbstractContextManager[Ticket]:
         """A ticket for one engine request, given back at the end."""
-        ticket = self._table.acquire()
-        try:
-            yield ticket
-        finally:
-            self._table.release(ticket)
+        return self._table.ticket()
 
     def read(self, ticket: Ticket, length: int) -> Mapping[str, float] | None:
         """V of the prefix of ``length`` tokens of the ticket's request, if it was computed."""

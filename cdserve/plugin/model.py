@@ -1,8 +1,8 @@
-"""The served model with heads beside it: a subclass of its architecture, made on demand.
+"""The served model with heads and members beside it: a subclass of its architecture.
 
-``cdserve.plugin.model:LlamaForCausalLM`` is vLLM's own ``LlamaForCausalLM`` with two methods
-extended. A subclass, so that all that vLLM reads off the class (LoRA, quantisation, pipeline
-parallelism, multi-modal interfaces) stays as it is.
+``cdserve.plugin.model:LlamaForCausalLM``, made on demand, is vLLM's own ``LlamaForCausalLM`` with a
+few methods extended. A subclass, so that all that vLLM reads off the class (LoRA, quantisation,
+pipeline parallelism, multi-modal interfaces) stays as it is.
 """
 
 from typing import Any
@@ -29,7 +29,8 @@ class _Aligned:
         scores = first and attached["values"]
         # Wrapped, so that torch does not take the heads for weights of the checkpoint.
         self._values = (ValueScorer(attached["values"], device) if scores else None,)
-        self._steerer = (Steerer(attached["q"], device, reports=first),)
+        vocabulary = vllm_config.model_config.get_vocab_size()
+        self._steerer = (Steerer(attached["q"], device, vocabulary, reports=first),)
         self._width = vllm_config.model_config.get_hidden_size()
         self.members = Members(vllm_config, attached["members"])
         self.secondary_weights = Members.sources(attached["members"])

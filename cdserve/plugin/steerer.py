@@ -22,12 +22,24 @@ class Steerer:
     Args:
         paths: the Q-heads' folders, in the order of the policy's columns.
         device: where the model runs.
+        vocabulary: tokens that the model has logits of.
         reports: whether this worker writes the KL; one of them does.
+
+    Raises:
+        ValueError: a head has values of more tokens than that.
     """
 
-    def __init__(self, paths: Sequence[str], device: torch.device, reports: bool) -> None:
+    def __init__(
+        self, paths: Sequence[str], device: torch.device, vocabulary: int, reports: bool
+    ) -> None:
         with set_default_torch_dtype(torch.float32):  # vLLM builds models in the served dtype
             self._heads = [QHead.from_pretrained(path).to(device) for path in paths]
+        for path, head in zip(paths, self._heads, strict=True):
+            if (head.config.vocab_size or 0) > vocabulary:
+                raise ValueError(
+                    f"Q-head {path} has values of {head.config.vocab_size} tokens; the model has "
+                    f"{vocabulary}"
+                )
         self._reports = reports
         self._tables = Tables(columns=1)
 
@@ -107,13 +119,14 @@ class Steerer:
 
     def _report(self, rows: Sequence[Row], before: Tensor, after: Tensor) -> None:
         told = [(i, row, row.path) for i, row in enumerate(rows) if row.path is not None]
+        if not told:
+            return
         temperature = torch.tensor([row.temperature for row in rows], device=before.device)
         nats = kl(before, after, temperature).tolist()
         spent = [self._resumed(row, path).spend(nats[i]) for i, row, path in told]
-        if told:
-            lengths = [row.tokens + 1 for _, row, _ in told]
-            values = torch.tensor(spent)[:, None].numpy()
-            self._tables.write([path for _, _, path in told], lengths, values)
+        lengths = [row.tokens + 1 for _, row, _ in told]
+        values = torch.tensor(spent)[:, None].numpy()
+        self._tables.write([path for _, _, path in told], lengths, values)
 
     def _resumed(self, row: Row, path: Ticket) -> Row:
         """The row; if its request was preempted, with the KL that it had spent before."""

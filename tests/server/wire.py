@@ -5,7 +5,8 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from openai import OpenAI
+import pytest
+from openai import BadRequestError, OpenAI
 
 from cdserve import kl
 
@@ -71,6 +72,14 @@ def check_report(report: dict[str, Any], policy: dict[str, Any], tokens: int) ->
     assert math.isclose(report["kl"]["bound"], decisions * (math.log(width) - (width - 1) / width))
     assert 0 <= report["kl"]["estimate"] <= report["kl"]["bound"] + 1e-9
     assert report["kl"]["flag"] == kl.flag(report["kl"]["bound"])
+
+
+def check_refused(client: OpenAI, policy: Any, param: str, words: Sequence[str]) -> None:
+    """Asserts a 400 that names the field and says all the words."""
+    with pytest.raises(BadRequestError) as caught:
+        complete(client, policy)
+    assert caught.value.param == param
+    assert all(word in caught.value.message for word in words), caught.value.message
 
 
 def events(lines: Iterable[str]) -> list[dict[str, Any]]:
