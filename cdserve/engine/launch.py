@@ -14,11 +14,11 @@ from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed
 from vllm.entrypoints.launchers.launcher import setup_server
 from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
 from vllm.platforms import current_platform
-from vllm.transformers_utils.config import get_config
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.utils.system_utils import decorate_logs
 
 from cdserve.config import Settings
+from cdserve.engine import worker
 from cdserve.engine.aligned import AlignedEngine
 from cdserve.engine.heads import Heads
 from cdserve.engine.members import check_tokenizers
@@ -26,11 +26,8 @@ from cdserve.engine.steering import Paths
 from cdserve.engine.values import Values
 from cdserve.engine.vllm import check_version
 from cdserve.errors import ConfigError
-from cdserve.plugin.register import ARCHITECTURE
 
 _PLUGIN = "cdserve"
-_PROCESSOR = "cdserve.plugin.logits_processor:RowTracker"
-_SCHEDULER = "cdserve.plugin.scheduler.scheduler"
 _PLUGIN_GROUPS = ("vllm.general_plugins", "vllm.platform_plugins", "vllm.io_processor_plugins")
 
 
@@ -55,24 +52,9 @@ def parse(settings: Settings, heads: Heads, flags: Sequence[str]) -> Namespace:
     if current_platform.is_cpu() and args.max_num_batched_tokens is None:
         # On CPU, vLLM 0.32 dies of a prompt that has a seed and is computed in chunks.
         args.enable_chunked_prefill = bool(args.enable_chunked_prefill)
-    tied = [path for path, head in heads.q.configs.items() if head.architecture == "tied"]
-    if tied and args.tensor_parallel_size > 1:
-        raise ConfigError(
-            f"--tensor-parallel-size is {args.tensor_parallel_size}; the tied Q-head {tied[0]} "
-            "reads the whole LM head, which is in parts then: use a lowrank one"
-        )
-    if attached := bool(heads.values.paths or settings.members):
-        args.logits_processors = [*(args.logits_processors or []), _PROCESSOR]
-        args.additional_config = {
-            **(args.additional_config or {}),
-            "cdserve": {
-                "values": list(heads.values.paths),
-                "q": list(heads.q.paths),
-                "members": settings.members,
-            },
-        }
-        args.scheduler_cls = args.scheduler_cls or _SCHEDULER
-    args.cdserve_attached = attached
+    args.cdserve_attached = bool(heads.values.paths or settings.members)
+    if args.cdserve_attached:
+        worker.configure(args, settings, heads)
     return args
 
 
@@ -83,7 +65,7 @@ def serve(args: Namespace, heads: Heads) -> None:
         args: from ``parse``; the API reads what it needs off it too.
         heads: the value heads to attach.
     """
-    _set_environment(args, attach=args.cdserve_attached)
+    _set_environment(args)
     uvloop.run(_serve(args, heads))
 
 
@@ -109,9 +91,8 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt("terminated")
 
 
-def _set_environment(args: Namespace, attach: bool) -> None:
+def _set_environment(args: Namespace) -> None:
     # vLLM's processes are spawned: what they are to know stands in the environment.
-    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
     if current_platform.is_cpu() and args.enforce_eager:
         # Else vLLM compiles some sampling code at the first request that needs it, for a minute.
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
@@ -121,9 +102,8 @@ def _set_environment(args: Namespace, attach: bool) -> None:
         os.environ["VLLM_PLUGINS"] = ",".join(sorted(installed | {_PLUGIN}))
     elif _PLUGIN not in os.environ["VLLM_PLUGINS"].split(","):
         os.environ["VLLM_PLUGINS"] += f",{_PLUGIN}"
-    if attach:
-        config = get_config(args.model, args.trust_remote_code, revision=args.revision)
-        os.environ[ARCHITECTURE] = config.architectures[0]
+    if args.cdserve_attached:
+        worker.set_environment(args)
 
 
 def _as_flags(engine: dict[str, Any]) -> list[str]:

@@ -8,6 +8,7 @@ pipeline parallelism, multi-modal interfaces) stays as it is.
 from typing import Any
 
 import torch
+from torch import nn
 from vllm.config import VllmConfig
 from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.forward_context import get_forward_context
@@ -31,9 +32,21 @@ class _Aligned:
         self._values = (ValueScorer(attached["values"], device) if scores else None,)
         vocabulary = vllm_config.model_config.get_vocab_size()
         self._steerer = (Steerer(attached["q"], device, vocabulary, reports=first),)
+        self._vllm_config = vllm_config
         self._width = vllm_config.model_config.get_hidden_size()
         self.members = Members(vllm_config, attached["members"])
         self.secondary_weights = Members.sources(attached["members"])
+
+    def get_model_state_cls(self) -> type:
+        """The model's state in model runner V2, through which the row table follows the batch."""
+        from vllm.v1.worker.gpu.model_states import resolve_model_state_cls
+
+        from cdserve.plugin.runner_v2 import tracked
+
+        own = getattr(super(), "get_model_state_cls", None)
+        # In a container, which is asked for no class of its own.
+        found = own() if own else resolve_model_state_cls(self._vllm_config, nn.ModuleList([self]))  # type: ignore[list-item]
+        return tracked(found)
 
     def load_weights(self, weights: Any) -> set[str]:
         """The base's own weights and the members'."""

@@ -1,10 +1,11 @@
 """Which rows of the running batch want values or are steered, and where the results go.
 
-vLLM tells the logits processor of every change to the batch; the model asks here, in the same
-step, which of its rows to score and to tilt. There is one batch, so one table, per worker process.
+An adapter to vLLM's model runner (``runner_v1``, ``runner_v2``) says before each step which rows
+it has; the model asks here, in the same step, which of its rows to score and to steer. There is one
+batch, so one table, per worker process.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -28,8 +29,6 @@ class Row:
     """One request that wants values, or to be steered."""
 
     prompt_length: int
-    output: Sequence[int]
-    """The request's output tokens so far; vLLM keeps this list up to date."""
     temperature: float
     values: Ticket | None
     length: int | None
@@ -39,6 +38,10 @@ class Row:
     """Weight of each member's logits, ``base`` among them."""
     path: Ticket | None
     """Where a steered row's KL along its path goes, in nats."""
+    tokens: int = 0
+    """Of the prefix that the step's logits are conditioned on; set before each step."""
+    draws: bool = True
+    """Whether the step draws the row's next token; a chunk of a prompt before the last does not."""
     spent: float = 0.0
     """KL of the steps before ``at``."""
     step_kl: float = 0.0
@@ -47,13 +50,15 @@ class Row:
 
     @classmethod
     def read(
-        cls, wanted: Mapping[str, Any], prompt: int, output: Sequence[int], temperature: float
-    ) -> "Row":
-        """The row of a request whose ``extra_args`` hold ``wanted``."""
+        cls, extra_args: Mapping[str, Any] | None, prompt_length: int, temperature: float
+    ) -> "Row | None":
+        """The row of a request with these ``SamplingParams.extra_args``; None if it wants none."""
+        wanted = (extra_args or {}).get(REQUEST_KEY)
+        if not isinstance(wanted, dict):
+            return None
         values, path, tilt = wanted.get("values"), wanted.get("path"), wanted.get("tilt")
         return cls(
-            prompt_length=prompt,
-            output=output,
+            prompt_length=prompt_length,
             temperature=temperature,
             values=values and Ticket.from_wire(values),
             length=wanted.get("length"),
@@ -63,9 +68,15 @@ class Row:
         )
 
     @property
-    def tokens(self) -> int:
-        """Tokens of the prefix that this step's logits are conditioned on."""
-        return self.prompt_length + len(self.output)
+    def due(self) -> bool:
+        """Whether V of the prefix behind this step's logits is wanted."""
+        last = self.prompt_length if self.length is None else self.length
+        return self.values is not None and self.tokens == last
+
+    @property
+    def steered(self) -> bool:
+        """Whether the step draws from another distribution than the base model's."""
+        return self.draws and (self.tilt is not None or bool(self.mix))
 
     def spend(self, kl: float) -> float:
         """The KL along the path with this step's, in nats.
@@ -89,20 +100,19 @@ class Step(NamedTuple):
 
 
 class RowTable:
-    """Batch index → request, for the requests that want values or are steered."""
+    """The rows of the running step, by batch index, that want values or are steered."""
 
     def __init__(self) -> None:
-        self._rows: dict[int, Row] = {}
+        self._rows: Mapping[int, Row] = {}
         self._armed = False
 
-    def arm(self) -> None:
-        """A step begins: the next logits are those of the batch's rows."""
-        self._armed = True
+    def begin(self, rows: Mapping[int, Row]) -> None:
+        """A step begins: the next logits are those of a batch in which these rows ask."""
+        self._rows, self._armed = rows, True
 
     def take(self) -> Step:
         """The rows that this step's logits concern, once a step.
 
-        While a prompt is computed in chunks, its row is due at each and right after the last.
         vLLM also computes logits for prompt logprobs and dummy runs, where rows mean other things:
         those come after the step's own, or without a step, and get none.
         """
@@ -110,8 +120,8 @@ class RowTable:
             return Step({}, {})
         self._armed = False
         return Step(
-            {i: row for i, row in self._rows.items() if row.tokens == row.length},
-            {i: row for i, row in self._rows.items() if row.tilt is not None or row.mix},
+            {i: row for i, row in self._rows.items() if row.due},
+            {i: row for i, row in self._rows.items() if row.steered},
         )
 
     def every_position(self) -> dict[int, Row]:
@@ -123,33 +133,6 @@ class RowTable:
     def members(self) -> set[str]:
         """The members that some row of the batch mixes in."""
         return {name for row in self._rows.values() for name in row.mix or ()} - {"base"}
-
-    def remove(self, indices: Iterable[int]) -> None:
-        """Requests left the batch."""
-        for index in indices:
-            self._rows.pop(index, None)
-
-    def add(
-        self,
-        index: int,
-        extra_args: Mapping[str, Any] | None,
-        prompt: Sequence[int] | None,
-        output: Sequence[int],
-        temperature: float = 1.0,
-    ) -> None:
-        """A request came in at ``index``, in place of whatever was there."""
-        self._rows.pop(index, None)
-        wanted = (extra_args or {}).get(REQUEST_KEY)
-        if isinstance(wanted, dict):
-            self._rows[index] = Row.read(wanted, len(prompt or ()), output, temperature)
-
-    def move(self, source: int, target: int, swap: bool) -> None:
-        """The row at ``source`` now stands at ``target`` (and the other way round in a swap)."""
-        moved, displaced = self._rows.pop(source, None), self._rows.pop(target, None)
-        if moved is not None:
-            self._rows[target] = moved
-        if swap and displaced is not None:
-            self._rows[source] = displaced
 
 
 ROWS = RowTable()

@@ -130,7 +130,7 @@ class Steerer:
 
     def _resumed(self, row: Row, path: Ticket) -> Row:
         """The row; if its request was preempted, with the KL that it had spent before."""
-        if row.at < 0 and row.output:
+        if row.at < 0 and row.tokens > row.prompt_length:
             found = self._tables.view(path.path).read(path, row.tokens)
             row.spent = 0.0 if found is None else float(found[0])
         return row

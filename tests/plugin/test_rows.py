@@ -1,203 +1,365 @@
-"""The row table follows the batch as vLLM changes it."""
+"""The row table follows the batch as vLLM's model runners change it."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from vllm import SamplingParams
+from vllm.v1.core.sched.output import NewRequestData
+from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
+from vllm.v1.worker.gpu.input_batch import InputBatch, InputBuffers
+from vllm.v1.worker.gpu.model_states.interface import ModelState
 
+from cdserve.plugin import runner_v1, runner_v2
 from cdserve.plugin.rows import REQUEST_KEY, Row, RowTable, Tilt
 from cdserve.value_table import Ticket
 
+SWAP = MoveDirectionality.SWAP
+ONE_WAY = MoveDirectionality.UNIDIRECTIONAL
 
-def asks(number: int, length: int | None = 1) -> dict[str, Any]:
+Asked = dict[str, Any]
+
+
+def asks(number: int, length: int | None = 1) -> Asked:
     ticket = Ticket("/table", number, number * 8, 8)
     return {REQUEST_KEY: {"values": ticket.to_wire(), "length": length}}
 
 
+def steered(**wanted: Any) -> Asked:
+    tilt = {"by": {"0": 2.0}, "top_k": None}
+    path = Ticket("/path", 1, 0, 16).to_wire()
+    return {REQUEST_KEY: {"tilt": tilt, "path": path} | wanted}
+
+
+@pytest.fixture(autouse=True)
+def table(monkeypatch: pytest.MonkeyPatch) -> RowTable:
+    table = RowTable()
+    monkeypatch.setattr(runner_v1, "ROWS", table)
+    monkeypatch.setattr(runner_v2, "ROWS", table)
+    return table
+
+
 def numbers(table: RowTable) -> dict[int, int]:
-    """Ticket number of each row to score in the next step."""
-    table.arm()
-    return {index: row.values.number for index, row in table.take().due.items()}
+    """Ticket number of each row to score in the step that has begun."""
+    return {index: row.values.number for index, row in table.take().due.items() if row.values}
+
+
+class Batch:
+    """Changes to a batch as model runner V1 tells of them, one a step."""
+
+    def __init__(self) -> None:
+        self._tracker = runner_v1.RowTracker(None, torch.device("cpu"), False)  # type: ignore[arg-type]
+
+    def step(
+        self,
+        *,
+        removed: Sequence[int] = (),
+        added: Sequence[tuple[int, Asked | None, list[int] | None, list[int]]] = (),
+        moved: Sequence[tuple[int, int, MoveDirectionality]] = (),
+        temperature: float = 1.0,
+    ) -> None:
+        requests = [
+            (index, SamplingParams(extra_args=asked, temperature=temperature), prompt, output)
+            for index, asked, prompt, output in added
+        ]
+        same = not (removed or requests or moved)
+        self._tracker.update_state(
+            None if same else BatchUpdate(8, list(removed), requests, list(moved))
+        )
 
 
 @pytest.fixture
-def table() -> RowTable:
-    return RowTable()
+def batch() -> Batch:
+    return Batch()
 
 
-class TestRows:
-    def test_the_ticket_arrives(self, table: RowTable) -> None:
-        table.add(3, asks(5, 2), [1, 2], [])
-        table.arm()
+class TestV1:
+    def test_the_ticket_arrives(self, table: RowTable, batch: Batch) -> None:
+        batch.step(added=[(3, asks(5, 2), [1, 2], [])])
         assert table.take().due[3].values == Ticket("/table", 5, 40, 8)
 
     @pytest.mark.parametrize("extra", [None, {}, {"other": 1}])
     def test_requests_that_do_not_ask_have_no_row(
-        self, table: RowTable, extra: dict[str, object] | None
+        self, table: RowTable, batch: Batch, extra: Asked | None
     ) -> None:
-        table.add(0, extra, [1, 2], [])
+        batch.step(added=[(0, extra, [1, 2], [])])
         assert numbers(table) == {}
 
-    def test_a_row_is_scored_at_the_length_it_asks_for(self, table: RowTable) -> None:
+    def test_a_row_is_scored_at_the_length_it_asks_for(self, table: RowTable, batch: Batch) -> None:
         output = [7]
-        table.add(0, asks(1, 5), [1, 2, 3], output)
+        batch.step(added=[(0, asks(1, 5), [1, 2, 3], output)])
         assert numbers(table) == {}
         output.append(8)
+        batch.step()
         assert numbers(table) == {0: 1}
         output.append(9)
+        batch.step()
         assert numbers(table) == {}
 
-    def test_a_request_without_prompt_ids(self, table: RowTable) -> None:
-        table.add(0, asks(1, 1), None, [7])
+    def test_a_request_without_prompt_ids(self, table: RowTable, batch: Batch) -> None:
+        batch.step(added=[(0, asks(1, 1), None, [7])])
         assert numbers(table) == {0: 1}
 
-    def test_only_some_ask_for_every_position(self, table: RowTable) -> None:
-        table.add(0, asks(1), [1], [])
-        table.add(1, asks(2, None), [1], [])
-        table.add(2, None, [1], [])
-        assert list(table.every_position()) == [1]
-        assert numbers(table) == {0: 1}
-
-    def test_a_plain_request_takes_the_place_of_one_that_asked(self, table: RowTable) -> None:
-        table.add(0, asks(1), [1], [])
-        table.add(0, None, [1], [])
+    def test_a_plain_request_takes_the_place_of_one_that_asked(
+        self, table: RowTable, batch: Batch
+    ) -> None:
+        batch.step(added=[(0, asks(1), [1], [])])
+        batch.step(added=[(0, None, [1], [])])
         assert numbers(table) == {}
 
-    def test_removing_what_is_not_there(self, table: RowTable) -> None:
-        table.add(0, asks(1), [1], [])
-        table.remove([4, 5])
+    def test_removing_what_is_not_there(self, table: RowTable, batch: Batch) -> None:
+        batch.step(added=[(0, asks(1), [1], [])])
+        batch.step(removed=[4, 5])
         assert numbers(table) == {0: 1}
 
-    def test_a_move_leaves_its_place_and_takes_the_other(self, table: RowTable) -> None:
-        table.add(0, asks(1), [1], [])
-        table.add(1, asks(2), [1], [])
-        table.move(1, 0, swap=False)
+    def test_a_move_leaves_its_place_and_takes_the_other(
+        self, table: RowTable, batch: Batch
+    ) -> None:
+        batch.step(added=[(0, asks(1), [1], []), (1, asks(2), [1], [])])
+        batch.step(moved=[(1, 0, ONE_WAY)])
         assert numbers(table) == {0: 2}
 
-    def test_a_plain_row_that_moves_clears_its_target(self, table: RowTable) -> None:
-        table.add(0, asks(1), [1], [])
-        table.move(3, 0, swap=False)
+    def test_a_plain_row_that_moves_clears_its_target(self, table: RowTable, batch: Batch) -> None:
+        batch.step(added=[(0, asks(1), [1], [])])
+        batch.step(moved=[(3, 0, ONE_WAY)])
         assert numbers(table) == {}
 
-    def test_a_swap_with_a_plain_row(self, table: RowTable) -> None:
-        table.add(0, asks(1), [1], [])
-        table.move(0, 2, swap=True)
+    def test_a_swap_with_a_plain_row(self, table: RowTable, batch: Batch) -> None:
+        batch.step(added=[(0, asks(1), [1], [])])
+        batch.step(moved=[(0, 2, SWAP)])
         assert numbers(table) == {2: 1}
-        table.move(0, 2, swap=True)
+        batch.step(moved=[(0, 2, SWAP)])
         assert numbers(table) == {0: 1}
+
+    def test_a_steered_row_is_steered_in_every_step(self, table: RowTable, batch: Batch) -> None:
+        output: list[int] = []
+        tilt = {"by": {"0": 2.0}, "top_k": 3}
+        added = [(0, steered(tilt=tilt), [1, 2], output), (1, asks(1, 2), [1, 2], output)]
+        batch.step(added=added, temperature=0.5)
+        for _ in range(3):
+            due, rows = table.take()
+            assert list(due) == ([1] if not output else [])
+            assert rows[0].tilt == Tilt({0: 2.0}, 3)
+            assert (list(rows), rows[0].temperature) == ([0], 0.5)
+            output.append(9)
+            batch.step()
+
+    def test_a_row_may_be_both(self, table: RowTable, batch: Batch) -> None:
+        both = steered(**asks(1, 1)[REQUEST_KEY])
+        batch.step(added=[(0, both, [1], [])])
+        due, rows = table.take()
+        assert list(due) == list(rows) == [0]
+
+
+class _State(ModelState):
+    """vLLM's interface with nothing behind it."""
+
+    def __init__(self) -> None:
+        pass
+
+    def prepare_inputs_embeds(self, *args: Any) -> None:
+        return None
+
+    def prepare_inputs(self, *args: Any) -> dict[str, Any]:
+        return {}
+
+    prepare_dummy_inputs = prepare_attn = prepare_inputs
+
+
+class Slots:
+    """Requests in slots and batches of them, as model runner V2 tells of them."""
+
+    def __init__(self) -> None:
+        self._state: Any = runner_v2.tracked(_State)()
+        self._buffers = InputBuffers(8, 64, torch.device("cpu"))
+        self._prefill: dict[int, int] = {}
+
+    def add(self, slot: int, asked: Asked | None, prompt: int, output: int = 0) -> None:
+        """A request of so many tokens; one with output comes back from preemption."""
+        new = NewRequestData(
+            req_id=str(slot),
+            prompt_token_ids=[1] * prompt,
+            mm_features=[],
+            sampling_params=SamplingParams(extra_args=asked, temperature=0.5),
+            pooling_params=None,
+            block_ids=([],),
+            num_computed_tokens=0,
+            lora_request=None,
+            prefill_token_ids=[1] * (prompt + output),
+        )
+        self._state.add_request(slot, new)
+        self._prefill[slot] = prompt + output
+
+    def step(self, *rows: tuple[int, int, int]) -> None:
+        """A batch of rows: slot, tokens computed before, tokens computed now."""
+        slots, before, now = (np.array(column) for column in zip(*rows, strict=True))
+        batch = InputBatch.make_dummy(len(rows), int(now.sum()), self._buffers)
+        batch.idx_mapping_np = slots
+        batch.num_computed_tokens_np, batch.num_scheduled_tokens = before, now
+        batch.prefill_len_np = np.array([self._prefill[int(slot)] for slot in slots])
+        self._state.preprocess_state(batch, (), None, torch.tensor(before))
+
+
+@pytest.fixture
+def slots() -> Slots:
+    return Slots()
+
+
+class TestV2:
+    def test_rows_are_found_wherever_the_batch_has_them(
+        self, table: RowTable, slots: Slots
+    ) -> None:
+        slots.add(5, asks(1, 4), 3)
+        slots.add(2, None, 3)
+        slots.add(7, asks(3, 4), 3)
+        slots.step((5, 3, 1), (2, 3, 1), (7, 3, 1))
+        assert numbers(table) == {0: 1, 2: 3}
+        slots.step((7, 3, 1), (2, 4, 1))
+        assert numbers(table) == {0: 3}
+
+    def test_a_row_is_scored_at_the_length_it_asks_for(self, table: RowTable, slots: Slots) -> None:
+        slots.add(0, asks(1, 5), 3)
+        found = []
+        for step in ((0, 0, 3), (0, 3, 1), (0, 4, 1), (0, 5, 1)):
+            slots.step(step)
+            found.append(numbers(table))
+        assert found == [{}, {}, {0: 1}, {}]
+
+    def test_a_slot_forgets_who_had_it(self, table: RowTable, slots: Slots) -> None:
+        slots.add(0, steered(), 3)
+        slots.add(0, None, 3)
+        slots.step((0, 0, 3))
+        assert table.take() == ({}, {})
+
+    def test_only_the_last_chunk_of_a_prompt_draws(self, table: RowTable, slots: Slots) -> None:
+        slots.add(0, steered(mix={"base": 0.5, "tuned": 0.5}), 6)
+        found = []
+        for step in ((0, 0, 4), (0, 4, 2), (0, 6, 1)):
+            slots.step(step)
+            assert table.members() == {"tuned"}
+            found.append([(row.tokens, row.temperature) for row in table.take().steered.values()])
+        assert found == [[], [(6, 0.5)], [(7, 0.5)]]
+
+    def test_a_request_that_comes_back_draws_after_its_output(
+        self, table: RowTable, slots: Slots
+    ) -> None:
+        slots.add(0, steered(), 3, output=4)
+        found = []
+        for step in ((0, 0, 3), (0, 3, 3), (0, 6, 1)):
+            slots.step(step)
+            rows = table.take().steered.values()
+            found.append([(row.prompt_length, row.tokens) for row in rows])
+        assert found == [[], [], [(3, 7)]]
+
+    def test_every_position_of_a_prompt_in_chunks(self, table: RowTable, slots: Slots) -> None:
+        slots.add(0, asks(1, None), 5)
+        slots.step((0, 0, 4))
+        assert (list(table.every_position()), numbers(table)) == ([0], {})
+        slots.step((0, 4, 1))
+        assert (list(table.every_position()), numbers(table)) == ([0], {0: 1})
+
+    def test_the_state_stays_what_the_model_has(self) -> None:
+        state = runner_v2.tracked(_State)
+        assert issubclass(state, _State)
+        assert state.__name__ == "_State"
 
 
 class TestSteps:
-    def test_rows_are_taken_once_a_step(self, table: RowTable) -> None:
-        table.add(0, asks(1), [1], [])
-        table.arm()
-        assert list(table.take().due) == [0]
-        assert table.take().due == {}
-        table.arm()
-        assert list(table.take().due) == [0]
+    def test_rows_are_taken_once_a_step(self, table: RowTable, batch: Batch) -> None:
+        batch.step(added=[(0, asks(1), [1], [])])
+        assert numbers(table) == {0: 1}
+        assert numbers(table) == {}
+        batch.step()
+        assert numbers(table) == {0: 1}
 
     def test_without_a_step_there_are_none(self, table: RowTable) -> None:
-        table.add(0, asks(1), [1], [])
-        assert table.take().due == {}
+        assert table.take() == ({}, {})
 
-    def test_two_steps_without_logits_are_one(self, table: RowTable) -> None:
-        table.add(0, asks(1), [1], [])
-        table.arm()
-        table.arm()
-        assert list(table.take().due) == [0]
-        assert table.take().due == {}
+    def test_two_steps_without_logits_are_one(self, table: RowTable, batch: Batch) -> None:
+        batch.step(added=[(0, asks(1), [1], [])])
+        batch.step()
+        assert numbers(table) == {0: 1}
+        assert numbers(table) == {}
 
-    def test_every_position_may_be_asked_for_at_any_time(self, table: RowTable) -> None:
-        table.add(0, asks(1, None), [1], [])
-        assert list(table.every_position()) == list(table.every_position()) == [0]
-
-
-def steered(**tilt: Any) -> dict[str, Any]:
-    wanted = {"by": {"0": 2.0}, "top_k": None} | tilt
-    return {REQUEST_KEY: {"tilt": wanted, "path": Ticket("/path", 1, 0, 16).to_wire()}}
+    def test_every_position_may_be_asked_for_at_any_time(
+        self, table: RowTable, batch: Batch
+    ) -> None:
+        batch.step(added=[(0, asks(1), [1], []), (1, asks(2, None), [1], []), (2, None, [1], [])])
+        assert list(table.every_position()) == list(table.every_position()) == [1]
 
 
-class TestTilted:
-    def test_a_steered_row_is_tilted_in_every_step(self, table: RowTable) -> None:
-        output: list[int] = []
-        table.add(0, steered(top_k=3), [1, 2], output, temperature=0.5)
-        table.add(1, asks(1, 2), [1, 2], output)
-        for _ in range(3):
-            table.arm()
-            due, tilted = table.take()
-            assert list(due) == ([1] if not output else [])
-            assert tilted[0].tilt == Tilt({0: 2.0}, 3)
-            assert (list(tilted), tilted[0].temperature) == ([0], 0.5)
-            output.append(9)
+def row(**wanted: Any) -> Row:
+    found = Row.read(steered(**wanted), 2, 1.0)
+    assert found is not None
+    found.tokens = 2
+    return found
 
-    def test_a_row_may_be_both(self, table: RowTable) -> None:
-        both = {REQUEST_KEY: {**asks(1, 1)[REQUEST_KEY], **steered()[REQUEST_KEY]}}
-        table.add(0, both, [1], [])
-        table.arm()
-        due, tilted = table.take()
-        assert list(due) == list(tilted) == [0]
 
+class TestPath:
     def test_kl_is_summed_along_the_path(self) -> None:
-        output: list[int] = []
-        row = Row.read(steered()[REQUEST_KEY], 2, output, 1.0)
+        path = row()
         spent = []
         for nats in (0.5, 0.25, 1.0):
-            spent.append(row.spend(nats))
-            output.append(7)
+            spent.append(path.spend(nats))
+            path.tokens += 1
         assert spent == [0.5, 0.75, 1.75]
 
     def test_a_prefix_met_again_counts_once(self) -> None:
         """As while a prompt is computed in chunks."""
-        row = Row.read(steered()[REQUEST_KEY], 2, [], 1.0)
-        assert [row.spend(9.0), row.spend(3.0), row.spend(0.5)] == [9.0, 3.0, 0.5]
+        path = row()
+        assert [path.spend(9.0), path.spend(3.0), path.spend(0.5)] == [9.0, 3.0, 0.5]
 
 
 SIZE = 6
 INDICES = st.integers(0, SIZE - 1)
 
 
-class Batch(RuleBasedStateMachine):
+class Changes(RuleBasedStateMachine):
     """A batch of ``SIZE`` places: each empty or plain (None), or a request that asks."""
 
     @initialize()
     def start(self) -> None:
-        self.table = RowTable()
+        self.batch = Batch()
         self.places: list[int | None] = [None] * SIZE
         self.issued = 0
 
     @rule(index=INDICES, wanted=st.booleans())
     def add(self, index: int, wanted: bool) -> None:
         self.issued += 1
-        self.table.add(index, asks(self.issued) if wanted else None, [1], [])
+        self.batch.step(added=[(index, asks(self.issued) if wanted else None, [1], [])])
         self.places[index] = self.issued if wanted else None
 
-    @rule(indices=st.lists(INDICES, max_size=3))
+    @rule(indices=st.lists(INDICES, min_size=1, max_size=3))
     def remove(self, indices: list[int]) -> None:
-        self.table.remove(indices)
+        self.batch.step(removed=indices)
         for index in indices:
             self.places[index] = None
 
     @rule(a=INDICES, b=INDICES)
     def swap(self, a: int, b: int) -> None:
-        self.table.move(a, b, swap=True)
+        self.batch.step(moved=[(a, b, SWAP)])
         self.places[a], self.places[b] = self.places[b], self.places[a]
 
     @rule(a=INDICES, b=INDICES)
     def move(self, a: int, b: int) -> None:
-        self.table.move(a, b, swap=False)
+        self.batch.step(moved=[(a, b, ONE_WAY)])
         moved, self.places[a] = self.places[a], None
         self.places[b] = moved
 
     @invariant()
     def rows_are_those_that_ask(self) -> None:
-        assert numbers(self.table) == {
+        self.batch.step()
+        assert numbers(runner_v1.ROWS) == {
             i: number for i, number in enumerate(self.places) if number is not None
         }
 
 
-TestBatch = Batch.TestCase
-TestBatch.settings = settings(
+TestChanges = Changes.TestCase
+TestChanges.settings = settings(
     derandomize=True, deadline=None, max_examples=40, stateful_step_count=25
 )

@@ -1,0 +1,78 @@
+"""What vLLM is told for heads and members, and what cannot go with them."""
+
+import re
+
+import pytest
+
+from cdserve.config import Settings, ValueHeadReward
+from cdserve.demo import HEAD_DIR, MODEL_DIR, Q_HEAD_DIR, TUNED_DIR
+from cdserve.engine import worker
+from cdserve.engine.heads import attach
+from cdserve.engine.launch import parse
+from cdserve.errors import ConfigError
+
+REWARD = ValueHeadReward(kind="value_head", path=str(HEAD_DIR), q_head=str(Q_HEAD_DIR))
+HEADS = Settings(model=str(MODEL_DIR), rewards={"sentiment": REWARD})
+MEMBERS = Settings(model=str(MODEL_DIR), members={"tuned": str(TUNED_DIR)})
+PLAIN = Settings(model=str(MODEL_DIR))
+TRACKER = "cdserve.plugin.runner_v1:RowTracker"
+
+
+@pytest.mark.parametrize(
+    ("settings", "flags", "refusal"),
+    [
+        (
+            HEADS,
+            ["--speculative-config", '{"method": "ngram", "num_speculative_tokens": 3}'],
+            "--speculative-config is {.*}; heads and members cannot work with it",
+        ),
+        (HEADS, ["--enable-batch-sharded-sampling"], "--enable-batch-sharded-sampling is True"),
+        (MEMBERS, ["--enable-dbo"], "--enable-dbo is True"),
+        (MEMBERS, ["--pipeline-parallel-size", "2"], "--pipeline-parallel-size is 2; members"),
+        (
+            MEMBERS,
+            ["--compilation-config", '{"cudagraph_mode": "FULL_AND_PIECEWISE"}'],
+            "cudagraph_mode FULL_AND_PIECEWISE; with members it can be PIECEWISE or NONE",
+        ),
+        (HEADS, ["--api-server-count", "2"], "--api-server-count is 2"),
+    ],
+)
+def test_what_cannot_go_together_is_refused(
+    settings: Settings, flags: list[str], refusal: str
+) -> None:
+    with pytest.raises(ConfigError, match=refusal):
+        parse(settings, attach(settings), flags)
+
+
+def test_without_heads_or_members_vllm_is_left_alone() -> None:
+    args = parse(PLAIN, attach(PLAIN), ["--enable-dbo"])
+    assert args.enable_dbo
+    assert not args.logits_processors
+    assert args.scheduler_cls is None
+
+
+@pytest.mark.parametrize(
+    ("told", "triton", "processors"),
+    [("0", True, [TRACKER]), ("1", False, None), (None, True, None), (None, False, [TRACKER])],
+)
+def test_the_runner_s_adapter(
+    monkeypatch: pytest.MonkeyPatch, told: str | None, triton: bool, processors: list[str] | None
+) -> None:
+    monkeypatch.delenv("VLLM_USE_V2_MODEL_RUNNER", raising=False)
+    if told is not None:
+        monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", told)
+    monkeypatch.setattr(worker, "HAS_TRITON", triton)
+    assert parse(HEADS, attach(HEADS), []).logits_processors == processors
+
+
+@pytest.mark.parametrize("mode", [None, "PIECEWISE", "NONE"])
+def test_graphs_with_members_are_piecewise_unless_there_are_none(mode: str | None) -> None:
+    flags = ["--compilation-config", f'{{"cudagraph_mode": "{mode}"}}'] if mode else []
+    args = parse(MEMBERS, attach(MEMBERS), flags)
+    assert args.compilation_config.cudagraph_mode.name == (mode or "PIECEWISE")
+
+
+def test_a_flag_of_the_settings_is_refused_as_one_of_the_command_line() -> None:
+    settings = MEMBERS.model_copy(update={"engine": {"pipeline_parallel_size": 2}})
+    with pytest.raises(ConfigError, match=re.escape("--pipeline-parallel-size is 2")):
+        parse(settings, attach(settings), [])
