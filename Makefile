@@ -43,7 +43,7 @@ $(STAMP): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "cdserve needs Python 3.11 or 3.12 on the PATH"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.9"
-	$(BIN)/uv pip install --python $(BIN)/python $(TORCH) --editable ".[$(BUILD),dev]"
+	$(BIN)/uv pip install --compile-bytecode --python $(BIN)/python $(TORCH) --editable ".[$(BUILD),dev]"
 	touch $@
 
 clean:

@@ -1,11 +1,14 @@
 """What steering costs in the engine, and what it gains over a plain Transformers loop.
 
-Rounds alternate, in an order that rotates, over plain decoding, token-wise CD, logit mixing, and a
-crowd of all policies, each with the same prompts and tokens. Mixing is held against the summed time
-of its members, each served alone. The loop decodes one prompt at a time, with the same Q-head in a
-LogitsProcessor, as research code does.
+Rounds run the same prompts in an order that rotates: plain decoding, token-wise CD, logit mixing
+and a crowd of all policies on one server; plain decoding of the base without heads and members, and
+of each member, on servers of their own; and the policies in a Transformers loop, one prompt at a
+time, as research code runs them. A ratio is that of the arms' median rates; beside it stand the
+quartiles of the rounds' own ratios.
 
-    python benchmarks/in_engine.py --output benchmarks/results/in_engine.json
+    python benchmarks/in_engine.py --model demo --output benchmarks/results/in_engine.json
+    python benchmarks/in_engine.py --model 100m --concurrency 1 8 --rounds 5 --tokens 48 \
+        --output benchmarks/results/in_engine-100m.json
 """
 
 import argparse
@@ -13,145 +16,194 @@ import asyncio
 import json
 import statistics
 import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import torch
-from models import demo_config, machine, member_config
+from models import Model, machine, model
 from overhead import prompt_ids
 from server import Server
-from transformers import LogitsProcessor
+from transformers import AutoModelForCausalLM, DynamicCache, LogitsProcessor
 
-from cdserve.demo import MODEL_DIR, Q_HEAD_DIR
-from cdserve.demo.folders import load_model
 from value_heads import QHead
 
-TILT = {"method": "tokenwise_cd", "beta": 0.1}
-MIX = {"method": "logit_mixing", "weights": {"base": 0.4, "tuned": 0.3, "ref": 0.3}}
-POLICIES: dict[str, list[dict[str, Any] | None]] = {
+Policy = dict[str, Any] | None
+Arm = Callable[[list[list[int]]], Awaitable[float]]
+"""Tokens per second over these prompts."""
+
+BETA = 0.1
+WEIGHTS = {"base": 0.4, "tuned": 0.3, "ref": 0.3}
+TILT = {"method": "tokenwise_cd", "beta": BETA}
+MIX = {"method": "logit_mixing", "weights": WEIGHTS}
+POLICIES: dict[str, list[Policy]] = {
     "plain": [None],
     "tokenwise_cd": [{**TILT, "report": "none"}],
-    "tokenwise_cd, reported": [TILT],
+    "tokenwise_cd, KL reported": [TILT],
     "logit_mixing": [{**MIX, "report": "none"}],
     "crowd": [None, TILT, MIX, {**TILT, "top_k": 20}, {**TILT, "proposal": MIX}],
 }
 
 
-async def tokens_per_second(
-    client: httpx2.AsyncClient,
-    policies: list[dict[str, Any] | None],
-    prompts: list[list[int]],
-    tokens: int,
+async def served(
+    client: httpx2.AsyncClient, policies: Sequence[Policy], tokens: int, prompts: list[list[int]]
 ) -> float:
-    """Of all prompts at once, policies taken in turn."""
+    """All prompts at once, policies taken in turn."""
     start = time.perf_counter()
-    await asyncio.gather(
-        *(
-            complete(client, policies[i % len(policies)], prompt, tokens)
-            for i, prompt in enumerate(prompts)
-        )
-    )
+    bodies = [
+        {"model": "bench", "prompt": prompt, "max_tokens": tokens, "ignore_eos": True}
+        | ({} if policy is None else {"alignment": policy})
+        for prompt, policy in zip(prompts, policies * len(prompts), strict=False)
+    ]
+    answers = await asyncio.gather(*(client.post("/v1/completions", json=b) for b in bodies))
+    for answer in answers:
+        answer.raise_for_status()
     return len(prompts) * tokens / (time.perf_counter() - start)
 
 
-async def complete(
-    client: httpx2.AsyncClient, policy: dict[str, Any] | None, prompt: list[int], tokens: int
-) -> None:
-    body = {"model": "bench", "prompt": prompt, "max_tokens": tokens, "ignore_eos": True}
-    body |= {} if policy is None else {"alignment": policy}
-    (await client.post("/v1/completions", json=body)).raise_for_status()
-
-
-async def measure(urls: dict[str, str], args: argparse.Namespace, concurrency: int) -> Any:
-    """One table row: ratios of the arms' median rates."""
-    rates: dict[str, list[float]] = {}
-    clients = {name: httpx2.AsyncClient(base_url=url, timeout=600) for name, url in urls.items()}
-    arms = [("base", name, POLICIES[name]) for name in POLICIES]
-    arms += [(name, name, [None]) for name in ("tuned", "ref")]
-    for i in range(args.rounds + 1):
-        prompts = [prompt_ids([24, 33, 41, 57], seed=i * 1000 + c) for c in range(concurrency)]
-        for server, arm, policies in [*arms[i % len(arms) :], *arms[: i % len(arms)]]:
-            rate = await tokens_per_second(clients[server], policies, prompts, args.tokens)
-            if i:  # the first round warms up
-                rates.setdefault(arm, []).append(rate)
-    for client in clients.values():
-        await client.aclose()
-    median = {arm: statistics.median(found) for arm, found in rates.items()}
-    alone = sum(1 / median[name] for name in ("plain", "tuned", "ref"))
-    return {
-        "concurrency": concurrency,
-        "tokens_per_s": median,
-        "tokenwise_cd_over_plain": median["tokenwise_cd"] / median["plain"],
-        "logit_mixing_over_summed_members": median["logit_mixing"] * alone,
-        "crowd_over_plain": median["crowd"] / median["plain"],
-    }
-
-
 class Tilt(LogitsProcessor):  # type: ignore[misc]
-    """The tilt as a plain loop has it: the head on the last hidden state, kept by a hook."""
+    """The Q-head on the last hidden state, which a hook keeps."""
 
-    def __init__(self, model: Any) -> None:
-        self._head = QHead.from_pretrained(Q_HEAD_DIR)
-        self._hidden = torch.zeros(1, model.config.hidden_size)
-        model.model.register_forward_hook(self._keep)
+    def __init__(self, base: Any, q_head: Path) -> None:
+        self._head = QHead.from_pretrained(q_head)
+        base.model.register_forward_hook(self._keep)
 
     def _keep(self, module: Any, inputs: Any, output: Any) -> None:
         self._hidden = output.last_hidden_state[:, -1]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        return scores + self._head(self._hidden)[:, 0] / TILT["beta"]
+        delta = self._head(self._hidden)[:, 0] / BETA
+        scores[:, : delta.shape[1]] += delta
+        return scores
+
+
+class Mix(LogitsProcessor):  # type: ignore[misc]
+    """Members with KV caches of their own, one after the other."""
+
+    def __init__(self, members: Mapping[str, Any]) -> None:
+        self._members = members
+        self._caches: dict[str, DynamicCache] = {}
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        mixed = WEIGHTS["base"] * scores
+        for name, member in self._members.items():
+            cache = self._caches.get(name)
+            if cache is None or cache.get_seq_length() != input_ids.shape[1] - 1:  # a new prompt
+                cache = self._caches[name] = DynamicCache()
+            new = input_ids[:, cache.get_seq_length() :]
+            made = member(new, past_key_values=cache, logits_to_keep=1)
+            mixed += WEIGHTS[name] * made.logits[:, -1]
+        return mixed
 
 
 @torch.inference_mode()
-def loop_rate(tokens: int, count: int) -> float:
-    """Tokens per second of token-wise CD in Transformers, one prompt at a time."""
-    model = load_model(MODEL_DIR)
-    processor = Tilt(model)
-
-    def generate(seed: int) -> None:
-        ids = torch.tensor([prompt_ids([41], seed)])
-        model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=True,
-            max_new_tokens=tokens,
-            min_new_tokens=tokens,
-            logits_processor=[processor],
-        )
-
-    generate(0)
+def generate(base: Any, processor: LogitsProcessor, tokens: int, prompt: list[int]) -> float:
+    """Transformers' own sampling of one prompt; tokens per second."""
     start = time.perf_counter()
-    for seed in range(1, count + 1):
-        generate(seed)
-    return tokens * count / (time.perf_counter() - start)
+    ids = torch.tensor([prompt])
+    base.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=True,
+        max_new_tokens=tokens,
+        min_new_tokens=tokens,
+        logits_processor=[processor],
+    )
+    return tokens / (time.perf_counter() - start)
+
+
+def loops(of: Model, tokens: int) -> dict[str, Arm]:
+    """The policies in Transformers; of several prompts the first, whose rate is that of all."""
+    load = partial(AutoModelForCausalLM.from_pretrained, dtype=torch.float32)
+    base = load(of.base).eval()
+    members = {name: load(path).eval() for name, path in of.members.items()}
+
+    def arm(processor: LogitsProcessor) -> Arm:
+        return lambda prompts: asyncio.to_thread(generate, base, processor, tokens, prompts[0])
+
+    return {
+        "tokenwise_cd, loop": arm(Tilt(base, of.q_head)),
+        "logit_mixing, loop": arm(Mix(members)),
+    }
+
+
+async def measure(arms: Mapping[str, Arm], concurrency: int, rounds: int) -> dict[str, list[float]]:
+    """Tokens per second of each arm in each round."""
+    rates: dict[str, list[float]] = {name: [] for name in arms}
+    names = list(arms)
+    for i in range(rounds + 1):
+        prompts = [prompt_ids([24, 33, 41, 57], seed=i * 1000 + c) for c in range(concurrency)]
+        for name in [*names[i % len(names) :], *names[: i % len(names)]]:
+            rate = await arms[name](prompts)
+            if i:  # the first round warms up
+                rates[name].append(rate)
+    return rates
+
+
+def row(rates: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """Medians, and the ratios that matter with their quartiles over rounds."""
+
+    def ratio(of: str, *to: str) -> dict[str, Any]:
+        def one(rate: Mapping[str, float]) -> float:
+            return rate[of] * sum(1 / rate[name] for name in to)
+
+        rounds = [dict(zip(rates, r, strict=True)) for r in zip(*rates.values(), strict=True)]
+        low, _, high = statistics.quantiles(map(one, rounds), n=4)
+        medians = {name: statistics.median(found) for name, found in rates.items()}
+        return {"ratio": one(medians), "quartiles": [low, high]}
+
+    return {
+        "tokens_per_s": {name: statistics.median(found) for name, found in rates.items()},
+        "plain over base alone": ratio("plain", "base alone"),
+        "tokenwise_cd over plain": ratio("tokenwise_cd", "plain"),
+        "tokenwise_cd, KL reported over plain": ratio("tokenwise_cd, KL reported", "plain"),
+        "logit_mixing over summed members": ratio("logit_mixing", "plain", "tuned", "ref"),
+        "crowd over plain": ratio("crowd", "plain"),
+        "tokenwise_cd over loop": ratio("tokenwise_cd", "tokenwise_cd, loop"),
+        "logit_mixing over loop": ratio("logit_mixing", "logit_mixing, loop"),
+    }
+
+
+async def run(urls: Mapping[str, str], of: Model, args: argparse.Namespace) -> list[Any]:
+    """The table, a row a concurrency."""
+    table = []
+    clients = {name: httpx2.AsyncClient(base_url=url, timeout=600) for name, url in urls.items()}
+    arms: dict[str, Arm] = {
+        name: partial(served, clients["steered"], policies, args.tokens)
+        for name, policies in POLICIES.items()
+    }
+    for name in ("base alone", *of.members):
+        arms[name] = partial(served, clients[name], [None], args.tokens)
+    arms |= loops(of, args.tokens)
+    for concurrency in args.concurrency:
+        rates = await measure(arms, concurrency, args.rounds)
+        table.append({"concurrency": concurrency, **row(rates)})
+        print(json.dumps(table[-1]), flush=True)
+    for client in clients.values():
+        await client.aclose()
+    return table
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", choices=["demo", "100m"], default="demo")
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
-    loop = loop_rate(args.tokens, count=8)
-    results: list[dict[str, Any]] = []
+    of = model(args.model)
+    configs = {"steered": of.config(), "base alone": of.plain_config()}
+    configs |= {name: of.plain_config(name) for name in of.members}
     with ExitStack() as stack:
-        configs = {
-            "base": demo_config(),
-            "tuned": member_config("tuned"),
-            "ref": member_config("ref"),
-        }
-        urls = {n: stack.enter_context(Server(config)).base_url for n, config in configs.items()}
-        for concurrency in args.concurrency:
-            row = asyncio.run(measure(urls, args, concurrency))
-            row["tokenwise_cd_over_loop"] = row["tokens_per_s"]["tokenwise_cd"] / loop
-            results.append(row)
-            print(json.dumps(row), flush=True)
+        urls = {n: stack.enter_context(Server(c)).base_url for n, c in configs.items()}
+        results = asyncio.run(run(urls, of, args))
     if args.output:
-        made = {"model": "demo", "tokens": args.tokens, "rounds": args.rounds, "machine": machine()}
-        made |= {"loop_tokens_per_s": loop, "results": results}
+        made = {key: getattr(args, key) for key in ("model", "tokens", "rounds")}
+        made |= {"machine": machine(), "results": results}
         args.output.write_text(json.dumps(made, indent=2) + "\n")
 
 

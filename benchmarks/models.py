@@ -2,6 +2,8 @@
 
 import os
 import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import yaml
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from cdserve.demo import HEAD_DIR, MODEL_DIR, Q_HEAD_DIR, REF_DIR, TUNED_DIR
-from value_heads import HeadConfig, ValueHead
+from value_heads import Head, HeadConfig, QHead, ValueHead
 
 _ENGINE = {
     "dtype": "float32",
@@ -19,6 +21,7 @@ _ENGINE = {
     "enforce_eager": True,
     "block_size": 32,
 }
+_VOCABULARY = 32000
 
 
 def machine() -> str:
@@ -28,65 +31,93 @@ def machine() -> str:
     return f"{cpu}, {os.cpu_count()} cores; vLLM {vllm.__version__}, torch {torch.__version__}"
 
 
-def demo_config() -> Path:
-    """Settings that serve the demo model with its heads and members."""
-    members = {"tuned": str(TUNED_DIR), "ref": str(REF_DIR)}
-    return _settings(MODEL_DIR, HEAD_DIR, 512 << 20, q_head=str(Q_HEAD_DIR), members=members)
+@dataclass(frozen=True, slots=True)
+class Model:
+    """Folders of a model with its heads and its members, ``tuned`` and ``ref``."""
 
+    base: Path
+    head: Path
+    q_head: Path
+    members: Mapping[str, Path]
+    kv_cache_bytes: int
 
-def member_config(name: str) -> Path:
-    """Settings that serve one of the demo's members alone."""
-    return _settings({"tuned": TUNED_DIR, "ref": REF_DIR}[name], None, 512 << 20)
-
-
-def random_config() -> Path:
-    """Settings that serve a random Llama of about 100M parameters with a random linear head."""
-    folder = Path(tempfile.gettempdir()) / "cdserve-bench-100m"
-    if not (folder / "head" / "model.safetensors").exists():
-        torch.manual_seed(0)
-        config = LlamaConfig(
-            vocab_size=32000,
-            hidden_size=768,
-            intermediate_size=2048,
-            num_hidden_layers=11,
-            num_attention_heads=12,
-            num_key_value_heads=12,
-            max_position_embeddings=2048,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=AutoTokenizer.from_pretrained(MODEL_DIR).eos_token_id,
+    def config(self) -> Path:
+        """Settings that serve it with heads and members."""
+        reward = {"kind": "value_head", "path": str(self.head), "q_head": str(self.q_head)}
+        return self._settings(
+            self.base,
+            rewards={"length": {"kind": "length", "target": 64}, "reward": reward},
+            default_reward="reward",
+            members={name: str(path) for name, path in self.members.items()},
         )
-        LlamaForCausalLM(config).save_pretrained(folder / "model")
-        AutoTokenizer.from_pretrained(MODEL_DIR).save_pretrained(folder / "model")
-        head = HeadConfig(
-            architecture="linear",
+
+    def plain_config(self, member: str | None = None) -> Path:
+        """Settings that serve it, or one of its members, without heads or members."""
+        return self._settings(self.base if member is None else self.members[member])
+
+    def _settings(self, model: Path, **settings: Any) -> Path:
+        path = Path(tempfile.mkdtemp(prefix="cdserve-bench-")) / "cdserve.yaml"
+        engine = {**_ENGINE, "kv_cache_memory_bytes": self.kv_cache_bytes}
+        settings |= {"model": str(model), "served_model_name": "bench", "engine": engine}
+        path.write_text(yaml.safe_dump(settings))
+        return path
+
+
+def model(name: str) -> Model:
+    """``demo`` or ``100m``."""
+    return _demo() if name == "demo" else _random()
+
+
+def _demo() -> Model:
+    return Model(MODEL_DIR, HEAD_DIR, Q_HEAD_DIR, {"tuned": TUNED_DIR, "ref": REF_DIR}, 512 << 20)
+
+
+def _random() -> Model:
+    """Llamas of about 100M and twice 28M parameters, heads of rank 64; made once."""
+    folder = Path(tempfile.gettempdir()) / "cdserve-bench-100m"
+    made = Model(
+        folder / "base",
+        folder / "head",
+        folder / "q_head",
+        {"tuned": folder / "tuned", "ref": folder / "ref"},
+        1 << 30,
+    )
+    if not (made.q_head / "model.safetensors").exists():
+        torch.manual_seed(0)
+        _llama(made.base, hidden=768, layers=11)
+        for path in made.members.values():
+            _llama(path, hidden=384, layers=6)
+        _head(ValueHead, made.head, architecture="linear")
+        _head(QHead, made.q_head, architecture="lowrank", rank=64, vocab_size=_VOCABULARY)
+    return made
+
+
+def _llama(folder: Path, hidden: int, layers: int) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
+    config = LlamaConfig(
+        vocab_size=_VOCABULARY,
+        hidden_size=hidden,
+        intermediate_size=hidden * 8 // 3,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 64,
+        num_key_value_heads=hidden // 64,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _head(kind: type[Head], folder: Path, **config: Any) -> None:
+    kind(
+        HeadConfig(
             rewards=("reward",),
             hidden_size=768,
             shift=(0.0,),
             scale=(1.0,),
             base_model="random-100m",
+            **config,
         )
-        ValueHead(head).save_pretrained(folder / "head")
-    return _settings(folder / "model", folder / "head", 2 << 30)
-
-
-def _settings(
-    model: Path,
-    head: Path | None,
-    kv_cache_bytes: int,
-    q_head: str | None = None,
-    members: dict[str, str] | None = None,
-) -> Path:
-    path = Path(tempfile.mkdtemp(prefix="cdserve-bench-")) / "cdserve.yaml"
-    settings: dict[str, Any] = {
-        "model": str(model),
-        "served_model_name": "bench",
-        "rewards": {"length": {"kind": "length", "target": 64}},
-        "members": members or {},
-        "engine": {**_ENGINE, "kv_cache_memory_bytes": kv_cache_bytes},
-    }
-    if head is not None:
-        settings["rewards"]["reward"] = {"kind": "value_head", "path": str(head), "q_head": q_head}
-        settings["default_reward"] = "reward"
-    path.write_text(yaml.safe_dump(settings))
-    return path
+    ).save_pretrained(folder)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-from models import demo_config, machine, random_config
+from models import machine, model
 from server import Server
 
 K, M = 8, 32
@@ -126,12 +126,11 @@ def main() -> None:
     parser.add_argument("flags", nargs="*", help="for the server, such as -- --block-size 64")
     args = parser.parse_args()
     results: list[dict[str, Any]] = []
-    for model in args.model or ["demo", "100m"]:
-        config = demo_config() if model == "demo" else random_config()
-        with Server(config, *args.flags) as server:
+    for name in args.model or ["demo", "100m"]:
+        with Server(model(name).config(), *args.flags) as server:
             for concurrency in args.concurrency:
                 row = asyncio.run(measure(server.base_url, args, concurrency))
-                results.append({"model": model, **row})
+                results.append({"model": name, **row})
                 print(json.dumps(results[-1]), flush=True)
     if args.output:
         made = {

@@ -42,10 +42,12 @@ class Answer:
     """One answer with its ground-truth reward and its value at the end."""
 
     gold: float
-    value: float
+    value: float | None
+    """None of a policy that draws by no reward."""
     tokens: int
     candidate_tokens: int
     kl_bound: float
+    kl_estimate: float
 
 
 class Evaluation:
@@ -70,6 +72,7 @@ class Evaluation:
                 prompt=prompt,
                 max_tokens=MAX_TOKENS,
                 seed=seed,
+                logprobs=0,  # for the KL estimate
                 # Plain answers as best-of-1, for their value; it equals plain decoding bit for bit.
                 extra_body={"alignment": policy or {"method": "best_of_n", "n": 1}},
             )
@@ -80,6 +83,7 @@ class Evaluation:
             tokens=made.usage.completion_tokens,
             candidate_tokens=report["candidate_tokens"],
             kl_bound=report["kl"]["bound"],
+            kl_estimate=report["kl"]["estimate"],
         )
 
 

@@ -12,7 +12,7 @@ import json
 import statistics
 
 import httpx2
-from models import demo_config, random_config
+from models import model
 from overhead import prompt_ids, run_arm
 from server import Server
 
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--tokens", type=int, default=128)
     args = parser.parse_args()
-    config = demo_config() if args.model == "demo" else random_config()
+    config = model(args.model).config()
     with Server(config) as tails, Server(config, *VLLM) as none:
         print(json.dumps(asyncio.run(measure(tails.base_url, none.base_url, args))))
 

@@ -1,10 +1,141 @@
-"""Q-heads are checked against the model when the worker starts."""
+"""Steering a batch's logits, on the enumerable model "ab3" of METHODS' worked values."""
+
+import math
+from collections.abc import Callable
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from cdserve.demo import Q_HEAD_DIR
+from cdserve.plugin.rows import Row, Tilt
 from cdserve.plugin.steerer import Steerer
+from tests.decoders.toy import LENGTH, A, B, E, P, Tokens, ended, probability, reward, value
+from value_heads import HeadConfig, QHead, kl
+
+PREFIXES: list[Tokens] = [s for n in range(LENGTH) for s in product((A, B), repeat=n)]
+"""All that a token is drawn after; the model's hidden states are unit vectors, one a prefix."""
+HIDDEN = torch.eye(len(PREFIXES))
+LM_HEAD = torch.randn(len(P), len(PREFIXES), generator=torch.Generator().manual_seed(0))
+
+
+@cache
+def soft_value(tokens: Tokens) -> float:
+    """V_soft(s) = log E_p[e^r | s], at beta = 1."""
+    if ended(tokens):
+        return reward(tokens)
+    return math.log(sum(p * math.exp(soft_value((*tokens, z))) for z, p in enumerate(P)))
+
+
+def q_head(folder: Path, of: Callable[[Tokens], float], architecture: Any) -> Path:
+    """Writes a head with Q(s, z) = of(s z) exactly."""
+    table = torch.tensor([[of((*s, z)) for z in range(len(P))] for s in PREFIXES])
+    config = HeadConfig(
+        architecture=architecture,
+        rewards=("r",),
+        hidden_size=len(PREFIXES),
+        rank=len(P) if architecture == "lowrank" else None,
+        vocab_size=len(P),
+        shift=(0.0,),
+        scale=(1.0,),
+        base_model="ab3",
+    )
+    head = QHead(config)
+    with torch.no_grad():
+        head.state.weight.zero_()
+        if architecture == "lowrank":
+            head.tokens.copy_(torch.eye(len(P)))
+            head.factor.weight.copy_(table.T)
+        else:
+            head.factor.weight.copy_((table @ torch.linalg.pinv(LM_HEAD).T).T)
+    head.save_pretrained(folder)
+    return folder
+
+
+def tilted(folder: Path, coefficient: float, top_k: int | None = None) -> Tensor:
+    """Logits of every prefix, all in one batch, tilted by the worker's own code."""
+    row = Row(
+        prompt_length=1,
+        temperature=1.0,
+        values=None,
+        length=None,
+        tilt=Tilt({0: coefficient}, top_k),
+        mix=None,
+        path=None,
+    )
+    steerer = Steerer([str(folder)], torch.device("cpu"), len(P), reports=True)
+    rows = dict.fromkeys(range(len(PREFIXES)), row)
+    return steerer.steer(base(), HIDDEN, rows, lambda _: {}, LM_HEAD)
+
+
+def base() -> Tensor:
+    return torch.tensor([P]).log().repeat(len(PREFIXES), 1)
+
+
+def law(logits: Tensor) -> dict[Tokens, float]:
+    """The probability of every response."""
+    policy = dict(zip(PREFIXES, logits.double().softmax(-1).tolist(), strict=True))
+    found = {}
+    for tokens in product((A, B, E), repeat=LENGTH):
+        response = tokens[: tokens.index(E) + 1] if E in tokens else tokens
+        found[response] = math.prod(policy[response[:i]][z] for i, z in enumerate(response))
+    return found
+
+
+@pytest.mark.parametrize("architecture", ["lowrank", "tied"])
+@pytest.mark.parametrize(
+    ("of", "root", "mean_reward", "nats"),
+    [
+        (value, (0.34915367, 0.56945885, 0.08138748), 1.52554057, 0.40142906),
+        (soft_value, (0.35545217, 0.57973150, 0.06481633), 1.5639489, 0.43718906),
+    ],
+)
+def test_the_law_of_a_tilt(
+    tmp_path: Path,
+    architecture: str,
+    of: Callable[[Tokens], float],
+    root: tuple[float, ...],
+    mean_reward: float,
+    nats: float,
+) -> None:
+    """METHODS 6.5 and 6.7; and 6.14: the KL of the steps sums to that of the responses."""
+    logits = tilted(q_head(tmp_path, of, architecture), 1.0)
+    assert logits.softmax(-1)[0].tolist() == pytest.approx(root, abs=1e-6)
+    found = law(logits)
+    assert sum(found.values()) == pytest.approx(1)
+    assert sum(p * reward(y) for y, p in found.items()) == pytest.approx(mean_reward, abs=2e-6)
+    of_responses = sum(p * math.log(p / probability(y)) for y, p in found.items())
+    assert of_responses == pytest.approx(nats, abs=2e-6)
+
+    steps = dict(zip(PREFIXES, kl(base(), logits, torch.ones(len(PREFIXES))).tolist(), strict=True))
+    of_paths = sum(p * sum(steps[y[:i]] for i in range(len(y))) for y, p in found.items())
+    assert of_paths == pytest.approx(nats, abs=2e-6)
+
+
+def test_the_soft_optimum_is_the_sequence_s(tmp_path: Path) -> None:
+    """p(y) e^r / Z, METHODS 6.5."""
+    z = math.exp(1.1267598402)
+    for response, p in law(tilted(q_head(tmp_path, soft_value, "lowrank"), 1.0)).items():
+        assert p == pytest.approx(probability(response) * math.exp(reward(response)) / z, abs=1e-6)
+
+
+def test_what_all_tokens_share_changes_nothing(tmp_path: Path) -> None:
+    with_value = tilted(q_head(tmp_path / "v", value, "lowrank"), 1.0)
+    shifted = q_head(tmp_path / "c", lambda s: value(s) + 7.0 * len(s), "lowrank")
+    torch.testing.assert_close(tilted(shifted, 1.0).softmax(-1), with_value.softmax(-1))
+
+
+def test_ratios_inside_the_top_k_are_the_tilt_s(tmp_path: Path) -> None:
+    """VAS, METHODS 6.7: and what is outside counts as average."""
+    folder = q_head(tmp_path, value, "lowrank")
+    whole, limited = tilted(folder, 1.0), tilted(folder, 1.0, top_k=2)
+    torch.testing.assert_close(limited[:, A] - limited[:, B], whole[:, A] - whole[:, B])
+    assert torch.equal(limited[:, E], base()[:, E])
+    torch.testing.assert_close(limited[:, :2].sum(-1), base()[:, :2].sum(-1))
 
 
 def test_a_head_of_more_tokens_than_the_model_s_is_refused() -> None:

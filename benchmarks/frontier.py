@@ -1,0 +1,122 @@
+"""Reward against KL on the demo: a sweep of every method, as figures and a plot.
+
+Ground-truth reward of held-out prompts, and the KL that the server reports, both means over
+prompts. The reported KL of best-of-n and blockwise CD is the epsilon_n estimate, that of steered
+decoding the exact sum along the path.
+
+    python benchmarks/frontier.py --prompts 256 --output benchmarks/results/frontier.json \
+        --plot docs/frontier.svg
+"""
+
+import argparse
+import asyncio
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from models import machine
+from quality import MAX_TOKENS, Answer, Evaluation, mean_ci
+from server import Server
+
+from cdserve.demo import DEMO_DIR, PROMPTS_PATH
+
+matplotlib.use("svg")
+from matplotlib import pyplot as plt
+
+BETAS = (2.0, 1.0, 0.5, 0.3, 0.2, 0.15, 0.1, 0.05)
+SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)
+
+SWEEPS: dict[str, dict[str, dict[str, Any]]] = {
+    "best-of-n": {f"n={n}": {"method": "best_of_n", "n": n} for n in (2, 4, 8, 16)},
+    "blockwise CD, M=32": {
+        f"K={k}": {"method": "blockwise_cd", "k": k, "m": 32} for k in (2, 4, 8, 16)
+    },
+    "token-wise CD": {f"β={b:g}": {"method": "tokenwise_cd", "beta": b} for b in BETAS},
+    "token-wise CD, top 20": {
+        f"β={b:g}": {"method": "tokenwise_cd", "beta": b, "top_k": 20} for b in BETAS
+    },
+    "mixing towards tuned": {
+        f"w={w:g}": {"method": "logit_mixing", "weights": {"base": 1 - w, "tuned": w}}
+        for w in SHARES
+    },
+    "blockwise CD, M=32, of token-wise β=0.5": {
+        f"K={k}": {
+            "method": "blockwise_cd",
+            "k": k,
+            "m": 32,
+            "proposal": {"method": "tokenwise_cd", "beta": 0.5},
+        }
+        for k in (2, 4, 8)
+    },
+}
+
+
+def point(answers: Sequence[Answer]) -> dict[str, Any]:
+    """Means over prompts; reward and KL with half their 95 % intervals."""
+    return {
+        "reward": mean_ci([a.gold for a in answers]),
+        "kl": mean_ci([a.kl_estimate for a in answers]),
+        "kl_bound": statistics.mean(a.kl_bound for a in answers),
+        "candidate_tokens_per_token": sum(a.candidate_tokens for a in answers)
+        / sum(a.tokens for a in answers),
+    }
+
+
+async def sweep(base_url: str, prompts: Sequence[str], concurrency: int) -> dict[str, Any]:
+    """Every policy's point, by method and setting."""
+    evaluation = Evaluation(base_url, concurrency)
+    table: dict[str, Any] = {"base": {"": point(await evaluation.run(prompts, None, "base"))}}
+    for method, policies in SWEEPS.items():
+        table[method] = {}
+        for name, policy in policies.items():
+            made = point(await evaluation.run(prompts, policy, f"{method}/{name}"))
+            table[method][name] = made
+            (reward, ci), (kl, _) = made["reward"], made["kl"]
+            print(f"{method:40s} {name:8s} {reward:+.3f} ± {ci:.3f} at {kl:.2f} nats", flush=True)
+    return table
+
+
+def draw(table: dict[str, Any], path: Path) -> None:
+    """Reward against KL, a line a method, the base as a level line."""
+    plt.rcParams.update({"svg.hashsalt": "cdserve", "svg.fonttype": "none", "font.size": 9})
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    axes.axhline(table["base"][""]["reward"][0], color="0.6", linestyle=":", label="base")
+    for method, points in table.items():
+        if method == "base":
+            continue
+        kl = [made["kl"][0] for made in points.values()]
+        reward, ci = zip(*(made["reward"] for made in points.values()), strict=True)
+        axes.errorbar(kl, reward, yerr=ci, marker="o", markersize=4, capsize=2, label=method)
+        for x, y, name in zip(kl, reward, points, strict=True):
+            axes.annotate(name, (x, y), (3, 4), textcoords="offset points", fontsize=6)
+    axes.set_xscale("log")
+    axes.set_xlabel("KL from the base, nats a response")
+    axes.set_ylabel("ground-truth reward")
+    axes.legend(loc="lower right", fontsize=8)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--prompts", type=int, default=256)
+    parser.add_argument("--concurrency", type=int, default=16)
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--plot", type=Path)
+    args = parser.parse_args()
+    lines = PROMPTS_PATH.read_text(encoding="utf-8").splitlines()[: args.prompts]
+    prompts = [json.loads(line)["prompt"] for line in lines]
+    with Server(DEMO_DIR / "cdserve.yaml") as server:
+        table = asyncio.run(sweep(server.base_url, prompts, args.concurrency))
+    if args.plot:
+        draw(table, args.plot)
+    if args.output:
+        made = {"prompts": len(prompts), "max_tokens": MAX_TOKENS, "machine": machine()}
+        args.output.write_text(json.dumps({**made, "points": table}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
