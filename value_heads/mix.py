@@ -28,6 +28,8 @@ def mixed(
         of_rows = [row.get(name, 0.0) for row in weights]
         if any(of_rows):
             weight = torch.tensor(of_rows, dtype=base.dtype, device=base.device)[:, None]
-            # 0 times an infinite logit would not be a number.
-            total[:, :size] += torch.where(weight != 0, weight * logits[:, :size], 0.0)
+            part = weight * logits[:, :size]
+            if not all(of_rows):  # 0 times an infinite logit is not a number
+                part = part.masked_fill_(weight == 0, 0.0)
+            total[:, :size] += part
     return total

@@ -22,19 +22,21 @@ def centred_on_top_k(delta: Tensor, logits: Tensor, top_k: Tensor) -> Tensor:
     return torch.zeros_like(delta).scatter(-1, ids, centred)
 
 
-def kl(logits: Tensor, changed: Tensor, temperature: Tensor) -> Tensor:
+def kl(logits: Tensor, changed: Tensor, temperature: Tensor | None = None) -> Tensor:
     """Return KL(softmax(changed / T) || softmax(logits / T)) of each row, in nats, float32 [N].
 
     Exact, from the two distributions. A row at T = 0, greedy decoding, is taken at T = 1, since
-    two point masses have no finite divergence to speak of.
+    two point masses have no finite divergence to speak of. NaN where a logit is NaN.
 
     Args:
         logits, changed: float [N, |V|]; where `changed` is -inf its probability is 0.
-        temperature: float [N].
+        temperature: float [N]; None for 1 in all rows.
     """
-    divisor = torch.where(temperature > 0, temperature, 1.0)[:, None]
-    log_p = (logits / divisor).log_softmax(-1)
-    log_pi = (changed / divisor).log_softmax(-1)
-    pi = log_pi.exp()
-    terms = torch.where(pi > 0, pi * (log_pi - log_p), 0.0)
-    return terms.sum(-1).clamp(min=0)
+    if temperature is not None:
+        divisor = torch.where(temperature > 0, temperature, 1.0)[:, None]
+        logits, changed = logits / divisor, changed / divisor
+    lowest = torch.finfo(logits.dtype).min / 4  # times 0 it is 0, unlike -inf
+    log_p = logits.log_softmax(-1).clamp_(min=lowest)
+    log_pi = changed.log_softmax(-1).clamp_(min=lowest)
+    found: Tensor = torch.linalg.vecdot(log_pi.exp(), log_pi.sub_(log_p))
+    return found.clamp_(min=0)

@@ -116,6 +116,7 @@ class SteeredChoice:
         self._values = values
         self._paths = paths
         self._id = request.request_id if request.params.n == 1 else f"{choice}_{request.request_id}"
+        self._reports = request.run.policy.report != "none"
         self.alive: set[str] = set()
         self.first: RequestOutput | None = None
         """Its first output of the engine's."""
@@ -126,7 +127,7 @@ class SteeredChoice:
         token_ids: list[int] = []
         text = ""
         with self._paths.ticket() as path:
-            params = self._params(path.to_wire())
+            params = self._params(path.to_wire() if self._reports else None)
             self.alive.add(self._id)
             try:
                 stream = self._engine.generate(request.inputs, params, self._id, **request.options)
@@ -139,7 +140,8 @@ class SteeredChoice:
                         text += output.text
                     else:
                         token_ids, text = list(output.token_ids), output.text
-                    if output.finish_reason in ("stop", "length", "repetition"):
+                    ended = output.finish_reason in ("stop", "length", "repetition")
+                    if ended and self._reports:
                         end = len(request.prompt) + len(token_ids)
                         spent = self._paths.read(path, end, end) if steered and token_ids else 0.0
                         await self._report(token_ids, text, output, spent)
@@ -147,7 +149,7 @@ class SteeredChoice:
             finally:
                 self.alive.discard(self._id)
 
-    def _params(self, path: Any) -> SamplingParams:
+    def _params(self, path: list[str | int] | None) -> SamplingParams:
         """As vLLM derives those of each of ``n`` responses."""
         params: SamplingParams = self._request.params.clone()
         params.n = 1
@@ -160,8 +162,6 @@ class SteeredChoice:
         self, token_ids: list[int], text: str, output: CompletionOutput, spent: float
     ) -> None:
         run, request = self._request.run, self._request
-        if run.policy.report == "none":
-            return
         values: Mapping[str, float] = {}
         if run.objective.reads_values:
             whole = [*request.prompt, *token_ids]

@@ -1,5 +1,6 @@
 """What the engine is told of a steered request, and the KL that it reports back."""
 
+import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -106,14 +107,23 @@ class Paths:
         is no longer there: then that of the earliest later prefix that is, which is no less.
 
         Raises:
-            ScoringError: the engine reported none.
+            ScoringError: the engine reported none, or what is no number.
         """
         for later in range(length, sampled + 1):
             found = self._table.read(ticket, later)
             if found is not None:
-                return float(found[0])
+                return _number(float(found[0]))
         raise ScoringError("the engine reported no KL for a request that it steered")
 
     def close(self) -> None:
         """Removes the shared table."""
         self._table.close()
+
+
+def _number(kl: float) -> float:
+    if not math.isfinite(kl):
+        raise ScoringError(
+            f"the KL of a steered request is {kl}: the model, a member or a Q-head gave values "
+            "that are no numbers"
+        )
+    return kl

@@ -36,7 +36,7 @@ class RowTracker(LogitsProcessor):  # type: ignore[misc]
             self._follow(batch_update)
         for row, output in self._places.values():
             row.tokens = row.prompt_length + len(output)
-        ROWS.begin({index: row for index, (row, _) in self._places.items()})
+        ROWS.begin({index: self._places[index][0] for index in sorted(self._places)})
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
         """The logits as they are."""
