@@ -10,6 +10,7 @@ FORMAT_VERSION = 1
 
 Architecture = Literal["linear", "mlp", "lowrank", "tied"]
 Kind = Literal["mean", "soft"]
+Output = Literal["identity", "sigmoid"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,12 +22,16 @@ class HeadConfig:
             "lowrank", or "tied" to the base model's LM head.
         kind: what the value is of the rewards to come: "mean" is E[r | prefix], "soft" is
             beta log E[exp(r / beta) | prefix].
+        beta: of a soft value, in reward units a nat; None for a mean.
+        output: what the net's outputs go through before shift and scale: nothing, or for rewards
+            from shift to shift + scale a "sigmoid"; a Q-head has the identity.
         rewards: names of the G outputs.
         hidden_size: size d of the base model's hidden state.
         mlp_width: width of the hidden layer of an "mlp"; None for the others.
         rank: inner width r of a "lowrank" Q-head; None for the others.
         vocab_size: tokens that a Q-head has values of; None for a value head.
-        shift, scale: G numbers each; V = shift + scale * net(h), in units of the raw reward.
+        shift, scale: G numbers each; V = shift + scale * output(net(h)), in units of the raw
+            reward.
         base_model: name of the base model, for people.
         base_hash: `hash_base` of the base model's folder; None for a head that may be attached
             to any model of the same hidden size.
@@ -39,6 +44,8 @@ class HeadConfig:
 
     architecture: Architecture
     kind: Kind = "mean"
+    beta: float | None = None
+    output: Output = "identity"
     rewards: tuple[str, ...]
     hidden_size: int
     mlp_width: int | None = None
@@ -59,6 +66,14 @@ class HeadConfig:
         known = get_args(Architecture)
         _check("architecture", self.architecture, f"one of {', '.join(known)}", _one_of(*known))
         _check("kind", self.kind, '"mean" or "soft"', _one_of("mean", "soft"))
+        if self.kind == "soft":
+            _check("beta", self.beta, "a positive number, as the head is soft", _is_positive)
+        else:
+            _check("beta", self.beta, "null, as the head is no soft one", _one_of(None))
+        if self.architecture in ("linear", "mlp"):
+            _check("output", self.output, '"identity" or "sigmoid"', _one_of(*get_args(Output)))
+        else:
+            _check("output", self.output, '"identity", as it is a Q-head', _one_of("identity"))
         _check("rewards", self.rewards, "one or more different, non-empty names", _is_names)
         _check("hidden_size", self.hidden_size, "a positive integer", _is_positive_int)
         self._check_size("mlp_width", "mlp")
@@ -110,7 +125,7 @@ class HeadConfig:
         return cls(**data)
 
 
-_SINCE_VERSION_1 = {"rank", "vocab_size"}  # older files lack them
+_SINCE_VERSION_1 = {"rank", "vocab_size", "beta", "output"}  # older files lack them
 
 
 def _check(field: str, value: object, accepted: str, accepts: Callable[[Any], bool]) -> None:
@@ -128,6 +143,10 @@ def _one_of(*options: object) -> Callable[[object], bool]:
 
 def _is_positive_int(value: object) -> bool:
     return type(value) is int and value > 0
+
+
+def _is_positive(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value) and value > 0
 
 
 def _is_names(value: object) -> bool:

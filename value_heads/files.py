@@ -5,18 +5,19 @@ from pathlib import Path
 
 from .config import HeadConfig
 
-HASHED = ("config.json", "model.safetensors")
-
 
 def hash_base(base_dir: Path) -> str:
-    """Return the sha256 over a base model's `config.json` and `model.safetensors`.
+    """Return the sha256 over a base model's `config.json` and its safetensors files, by name.
 
     Raises:
-        FileNotFoundError: one of the two is not in the folder.
+        FileNotFoundError: the folder has no `config.json` or no weights in safetensors.
     """
+    weights = sorted(base_dir.glob("*.safetensors"))
+    if not weights:
+        raise FileNotFoundError(f"{base_dir} has no .safetensors file")
     digest = hashlib.sha256()
-    for name in HASHED:
-        with (base_dir / name).open("rb") as file:
+    for path in (base_dir / "config.json", *weights):
+        with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
 

@@ -143,8 +143,15 @@ class ValueHead(Head):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return values float32 [..., G], in reward units, of hidden states [..., d]."""
-        values: Tensor = self.shift + self.scale * self.net(hidden.float())
-        return values
+        raw = self.logits(hidden)
+        if self.config.output == "sigmoid":
+            raw = raw.sigmoid()
+        return self.shift + self.scale * raw
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return what the net gives, float32 [..., G], before output, scale and shift."""
+        found: Tensor = self.net(hidden.float())
+        return found
 
 
 class QHead(Head):

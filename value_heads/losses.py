@@ -1,6 +1,8 @@
-"""Losses of value learning."""
+"""Losses of value learning. All sum over rewards and average over the positions that count."""
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def masked_squared_error(values: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
@@ -19,13 +21,104 @@ def masked_squared_error(values: Tensor, targets: Tensor, mask: Tensor) -> Tenso
     Raises:
         ValueError: the shapes do not agree, or no position counts.
     """
+    values, targets = _counted(values, targets, mask)
+    return 0.5 * (values - targets.detach()).square().sum() / len(values)
+
+
+def clipped_squared_error(
+    values: Tensor, before: Tensor, targets: Tensor, mask: Tensor, clip: float
+) -> Tensor:
+    """Return half the squared error of V or of V clipped to within `clip` of its value before.
+
+    The larger of the two at each position, so that a batch moves no value by more than `clip` in
+    the direction of its target. PPO's value loss (arXiv 1707.06347, as implemented by its authors).
+
+    Args:
+        values, targets: float [..., G], in reward units; no gradient flows into the targets.
+        before: float [..., G], values of the weights that the batch began with.
+        mask: bool [...].
+        clip: in reward units.
+
+    Raises:
+        ValueError: the shapes do not agree, or no position counts.
+    """
+    values, targets = _counted(values, targets, mask)
+    before, targets = before.detach()[mask], targets.detach()
+    clipped = before + (values - before).clamp(-clip, clip)
+    errors = torch.maximum((values - targets).square(), (clipped - targets).square())
+    return 0.5 * errors.sum() / len(values)
+
+
+def linex(values: Tensor, targets: Tensor, mask: Tensor, beta: float) -> Tensor:
+    """Return beta^2 (exp(u) - u - 1), u = (target - V) / beta: the loss of soft values.
+
+    Over targets that are rewards of rollouts its minimiser is V = beta log E_p[exp(r / beta) | s],
+    the value of kind "soft". Near 0 it is half the squared error. Extreme Q-learning (arXiv
+    2301.02328), Gumbel regression.
+
+    Args:
+        values, targets: float [..., G], in reward units; no gradient flows into the targets.
+        mask: bool [...].
+        beta: positive, in reward units a nat. Rewards that differ by many beta give gradients that
+            no step size suits: choose beta of their spread or larger.
+
+    Raises:
+        ValueError: the shapes do not agree, no position counts, or beta is not positive.
+    """
+    values, targets = _counted(values, targets, mask)
+    if not beta > 0:
+        raise ValueError(f"beta must be positive, got {beta}")
+    errors = (targets.detach() - values) / beta
+    return beta**2 * (torch.expm1(errors) - errors).sum() / len(values)
+
+
+def binary_cross_entropy(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+    """Return the cross-entropy of rewards from 0 to 1 and values sigmoid(logits), in nats.
+
+    Its minimiser is sigmoid(logit) = E_p[r | s]. VGS (arXiv 2505.17373) fits success
+    probabilities so.
+
+    Args:
+        logits: float [..., G].
+        targets: float [..., G], from 0 to 1.
+        mask: bool [...].
+
+    Raises:
+        ValueError: the shapes do not agree, no position counts, or a target is outside [0, 1].
+    """
+    logits, targets = _counted(logits, targets, mask)
+    if ((targets < 0) | (targets > 1)).any():
+        raise ValueError(
+            f"targets must be from 0 to 1, got {float(targets.min())} to {float(targets.max())}"
+        )
+    errors = F.binary_cross_entropy_with_logits(logits, targets.detach(), reduction="sum")
+    return errors / len(logits)
+
+
+def bradley_terry(chosen: Tensor, rejected: Tensor, mask: Tensor) -> Tensor:
+    """Return -log sigmoid(V(chosen prefix) - V(rejected prefix)), in nats.
+
+    Pairs of prefixes of equal length, as PARGS (arXiv 2406.07780) trains rewards of partial
+    sequences.
+
+    Args:
+        chosen, rejected: float [..., G], values at the same positions of both responses.
+        mask: bool [...], positions that both responses have.
+
+    Raises:
+        ValueError: the shapes do not agree, or no position counts.
+    """
+    chosen, rejected = _counted(chosen, rejected, mask)
+    return -F.logsigmoid(chosen - rejected).sum() / len(chosen)
+
+
+def _counted(values: Tensor, targets: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Both at the positions that count, [N, G]: what stands elsewhere, NaN even, has no part."""
     if values.shape != targets.shape or values.shape[:-1] != mask.shape:
         raise ValueError(
             "values, targets and mask must be [..., G], [..., G] and [...], got "
             f"{list(values.shape)}, {list(targets.shape)} and {list(mask.shape)}"
         )
-    count = mask.sum()
-    if count == 0:
+    if not mask.any():
         raise ValueError("mask must be True somewhere")
-    errors = (values - targets.detach())[mask]
-    return 0.5 * errors.square().sum() / count
+    return values[mask], targets[mask]

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from .heads import QHead
 from .losses import masked_squared_error
-from .targets import cd_q
-from .training import FitOptions, FitReport, optimise
+from .targets import cd_q, soft_expectation
+from .training import FitOptions, FitReport, optimise, value_loss
 
 Method = Literal["cdq", "mc"]
 """Targets: "cdq" bootstraps from the expectation over the next token, "mc" takes the reward."""
@@ -44,8 +44,9 @@ def fit_q(
 ) -> FitReport:
     """Fit a Q-head in place; keep the weights that best predict the held-out rewards.
 
-    The held-out loss is that of the Monte Carlo targets for both methods: Q* has the least.
-    Controlled Decoding (arXiv 2310.17022), CD-Q, equation 5.
+    The held-out loss is that of the Monte Carlo targets for both methods: Q* has the least. A soft
+    head's expectation and held-out loss are the soft ones. Controlled Decoding (arXiv 2310.17022),
+    CD-Q, equation 5.
 
     Args:
         base: gives p(.|s), [n, |V|], of states [n, d].
@@ -53,23 +54,24 @@ def fit_q(
     """
 
     def loss(rows: Tensor) -> Tensor:
-        targets = train.rewards[rows]
-        if method == "cdq":
-            following = train.states[(rows + 1).clamp(max=len(train.states) - 1)]
-            with torch.no_grad():
-                expected = head.expected(following, base(following), lm_head)
-            targets = cd_q(expected, targets, train.ended[rows])
-        return _loss(head, train.states[rows], train.tokens[rows], targets, lm_head)
+        values = head.of_token(train.states[rows], train.tokens[rows], lm_head)
+        rewards = train.rewards[rows]
+        if method == "mc":
+            return value_loss(head.config, values, rewards)
+        following = train.states[(rows + 1).clamp(max=len(train.states) - 1)]
+        with torch.no_grad():
+            expected = _expected(head, following, base(following), lm_head)
+        targets = cd_q(expected, rewards, train.ended[rows])
+        return masked_squared_error(values, targets, torch.ones_like(train.ended[rows]))
 
     def held_out_loss() -> float:
-        found = _loss(head, held_out.states, held_out.tokens, held_out.rewards, lm_head)
-        return float(found)
+        values = head.of_token(held_out.states, held_out.tokens, lm_head)
+        return float(value_loss(head.config, values, held_out.rewards))
 
     return optimise(head, len(train.tokens), loss, held_out_loss, options or FitOptions())
 
 
-def _loss(
-    head: QHead, states: Tensor, tokens: Tensor, targets: Tensor, lm_head: Tensor | None
-) -> Tensor:
-    counted = torch.ones(len(states), dtype=torch.bool)
-    return masked_squared_error(head.of_token(states, tokens, lm_head), targets, counted)
+def _expected(head: QHead, states: Tensor, p: Tensor, lm_head: Tensor | None) -> Tensor:
+    if head.config.beta is None:
+        return head.expected(states, p, lm_head)
+    return soft_expectation(head(states, lm_head), p.log(), head.config.beta)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .config import HeadConfig
 from .heads import ValueHead
-from .losses import masked_squared_error
+from .losses import binary_cross_entropy, linex, masked_squared_error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +55,9 @@ def fit(
     head: ValueHead, train: Examples, held_out: Examples, options: FitOptions | None = None
 ) -> FitReport:
     """Fit a head in place with Adam, and keep the weights of the best held-out epoch.
+
+    The loss is the cross-entropy for a head whose output is a sigmoid, LINEX for a soft one, else
+    the squared error.
 
     The learning rate falls to zero along half a cosine over `max_epochs`. The same seed gives the
     same weights on the same machine.
@@ -114,5 +118,18 @@ def optimise(
 
 
 def _loss(head: ValueHead, hidden: Tensor, targets: Tensor) -> Tensor:
-    counted = torch.ones(len(hidden), dtype=torch.bool)
-    return masked_squared_error(head(hidden), targets, counted)
+    if head.config.output == "sigmoid":
+        shares = (targets - head.shift) / head.scale
+        return binary_cross_entropy(head.logits(hidden), shares, _all(hidden))
+    return value_loss(head.config, head(hidden), targets)
+
+
+def value_loss(config: HeadConfig, values: Tensor, targets: Tensor) -> Tensor:
+    """Return the loss [] whose minimiser is a value of the head's kind; of [N, G] each."""
+    if config.beta is not None:
+        return linex(values, targets, _all(values), config.beta)
+    return masked_squared_error(values, targets, _all(values))
+
+
+def _all(rows: Tensor) -> Tensor:
+    return torch.ones(len(rows), dtype=torch.bool, device=rows.device)

@@ -46,6 +46,14 @@ def value(tokens: Tokens) -> float:
 
 
 @cache
+def soft_value(tokens: Tokens) -> float:
+    """V_soft(s) = log E_p[e^r | s], at beta = 1."""
+    if ended(tokens):
+        return reward(tokens)
+    return math.log(sum(p * math.exp(soft_value((*tokens, z))) for z, p in enumerate(P)))
+
+
+@cache
 def probability(tokens: Tokens) -> float:
     """p(tokens), given whatever went before."""
     return math.prod(P[token] for token in tokens)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -14,21 +13,13 @@ from torch import Tensor
 from cdserve.demo import Q_HEAD_DIR
 from cdserve.plugin.rows import Row, Tilt
 from cdserve.plugin.steerer import Steerer
-from tests.decoders.toy import LENGTH, A, B, E, P, Tokens, ended, probability, reward, value
+from tests.decoders.toy import LENGTH, A, B, E, P, Tokens, probability, reward, soft_value, value
 from value_heads import HeadConfig, QHead, kl
 
 PREFIXES: list[Tokens] = [s for n in range(LENGTH) for s in product((A, B), repeat=n)]
 """All that a token is drawn after; the model's hidden states are unit vectors, one a prefix."""
 HIDDEN = torch.eye(len(PREFIXES))
 LM_HEAD = torch.randn(len(P), len(PREFIXES), generator=torch.Generator().manual_seed(0))
-
-
-@cache
-def soft_value(tokens: Tokens) -> float:
-    """V_soft(s) = log E_p[e^r | s], at beta = 1."""
-    if ended(tokens):
-        return reward(tokens)
-    return math.log(sum(p * math.exp(soft_value((*tokens, z))) for z, p in enumerate(P)))
 
 
 def q_head(folder: Path, of: Callable[[Tokens], float], architecture: Any) -> Path:

@@ -31,6 +31,8 @@ def test_a_linear_head_has_no_width() -> None:
     [
         ("architecture", "transformer", "one of linear, mlp, lowrank, tied"),
         ("kind", "max", '"mean" or "soft"'),
+        ("beta", 0.5, "null, as the head is no soft one"),
+        ("output", "tanh", '"identity" or "sigmoid"'),
         ("rewards", [], "non-empty names"),
         ("rewards", ["a", "a"], "different"),
         ("rewards", "helpful", "names"),
@@ -65,6 +67,25 @@ def test_a_missing_key_is_named() -> None:
     del data["post_norm"]
     with pytest.raises(ValueError, match="missing key 'post_norm'"):
         HeadConfig.from_json(json.dumps(data))
+
+
+@pytest.mark.parametrize("beta", [None, 0.0, -1.0, float("inf"), True])
+def test_a_soft_head_has_a_beta(beta: object) -> None:
+    with pytest.raises(ValueError, match=r"beta must be a positive number, as the head is soft"):
+        replace(MLP, kind="soft", beta=beta)
+    soft = replace(MLP, kind="soft", beta=0.5)
+    assert HeadConfig.from_json(soft.to_json()) == soft
+
+
+def test_a_q_head_is_not_bounded() -> None:
+    with pytest.raises(ValueError, match='output must be "identity", as it is a Q-head'):
+        replace(MLP, architecture="tied", mlp_width=None, vocab_size=4, output="sigmoid")
+
+
+def test_a_file_from_before_has_the_mean_and_no_bounds() -> None:
+    data = json.loads(MLP.to_json())
+    del data["beta"], data["output"]
+    assert HeadConfig.from_json(json.dumps(data)) == MLP
 
 
 def test_a_linear_head_refuses_a_width() -> None:
