@@ -12,21 +12,23 @@ import argparse
 import asyncio
 import json
 import statistics
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import yaml
 from models import machine
 from quality import MAX_TOKENS, Answer, Evaluation, mean_ci
 from server import Server
 
-from cdserve.demo import DEMO_DIR, PROMPTS_PATH
+from cdserve.demo import DEMO_DIR, HEAD_DIR, MODEL_DIR, PROMPTS_PATH, Q_HEAD_DIR, TUNED_DIR
 
 matplotlib.use("svg")
 from matplotlib import pyplot as plt
 
-BETAS = (2.0, 1.0, 0.5, 0.3, 0.2, 0.15, 0.1, 0.05)
+BETAS = (1.0, 0.5, 0.3, 0.2, 0.15, 0.1)
 SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)
 
 SWEEPS: dict[str, dict[str, dict[str, Any]]] = {
@@ -35,6 +37,10 @@ SWEEPS: dict[str, dict[str, dict[str, Any]]] = {
         f"K={k}": {"method": "blockwise_cd", "k": k, "m": 32} for k in (2, 4, 8, 16)
     },
     "token-wise CD": {f"β={b:g}": {"method": "tokenwise_cd", "beta": b} for b in BETAS},
+    "token-wise CD, Q by CD-Q": {
+        f"β={b:g}": {"method": "tokenwise_cd", "beta": b, "rewards": {"sentiment_cdq": 1}}
+        for b in BETAS
+    },
     "token-wise CD, top 20": {
         f"β={b:g}": {"method": "tokenwise_cd", "beta": b, "top_k": 20} for b in BETAS
     },
@@ -100,6 +106,20 @@ def draw(table: dict[str, Any], path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
+def settings() -> Path:
+    """The demo's, with a second reward whose Q-head is the one fitted by CD-Q."""
+    made = yaml.safe_load((DEMO_DIR / "cdserve.yaml").read_text())
+    heads = {"kind": "value_head", "path": str(HEAD_DIR)}
+    made["model"] = str(MODEL_DIR)
+    made["rewards"]["sentiment"] = {**heads, "q_head": str(Q_HEAD_DIR)}
+    made["rewards"]["sentiment_cdq"] = {**heads, "q_head": str(Q_HEAD_DIR.parent / "sentiment-cdq")}
+    made["members"] = {"tuned": str(TUNED_DIR)}
+    del made["presets"]
+    path = Path(tempfile.mkdtemp(prefix="cdserve-bench-")) / "cdserve.yaml"
+    path.write_text(yaml.safe_dump(made))
+    return path
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompts", type=int, default=256)
@@ -109,7 +129,7 @@ def main() -> None:
     args = parser.parse_args()
     lines = PROMPTS_PATH.read_text(encoding="utf-8").splitlines()[: args.prompts]
     prompts = [json.loads(line)["prompt"] for line in lines]
-    with Server(DEMO_DIR / "cdserve.yaml") as server:
+    with Server(settings()) as server:
         table = asyncio.run(sweep(server.base_url, prompts, args.concurrency))
     if args.plot:
         draw(table, args.plot)

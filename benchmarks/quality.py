@@ -31,9 +31,6 @@ POLICIES: dict[str, dict[str, Any] | None] = {
     "best_of_n n=2": {"method": "best_of_n", "n": 2},
     "best_of_n n=4": {"method": "best_of_n", "n": 4},
     "best_of_n n=8": {"method": "best_of_n", "n": 8},
-    "tokenwise_cd beta=0.2": {"method": "tokenwise_cd", "beta": 0.2},
-    "tokenwise_cd beta=0.1": {"method": "tokenwise_cd", "beta": 0.1},
-    "tokenwise_cd beta=0.05": {"method": "tokenwise_cd", "beta": 0.05},
 }
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``cdserve serve``."""
+"""The command line: ``cdserve serve`` and ``cdserve heads``."""
 
 import argparse
 import logging
@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from cdserve.commands import heads
 from cdserve.demo import DEMO_DIR
 from cdserve.errors import ConfigError
 
@@ -31,9 +32,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         metavar="KEY=VALUE",
         help="a setting over the file's and the environment's, such as limits.max_n=8",
     )
+    heads.add(commands)
     known, flags = parser.parse_known_args(arguments)
+    if flags and known.command != "serve":
+        parser.error(f"unrecognized arguments: {' '.join(flags)}")
     try:
-        _serve(known.config, known.set, flags)
+        if known.command == "serve":
+            _serve(known.config, known.set, flags)
+        else:
+            known.run(known)
     except ConfigError as error:
         sys.exit(f"cdserve: {error}")
 
@@ -45,9 +52,9 @@ def _serve(config: Path, overrides: Sequence[str], flags: Sequence[str]) -> None
     from cdserve.engine.heads import attach
 
     settings = load(config, overrides)
-    heads = attach(settings)
-    server = AlignmentServer.build(settings, heads)
-    args = launch.parse(settings, heads, flags)
+    attached = attach(settings)
+    server = AlignmentServer.build(settings, attached)
+    args = launch.parse(settings, attached, flags)
     args.cdserve = server
     logging.getLogger("vllm").info("cdserve serves %s", server.summary())
-    launch.serve(args, heads)
+    launch.serve(args, attached)

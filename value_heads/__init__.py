@@ -2,7 +2,7 @@
 
 from .config import HeadConfig
 from .files import check_base, hash_base
-from .heads import Head, QHead, ValueHead
+from .heads import Head, QHead, ValueHead, load_head
 from .imports import import_head
 from .losses import (
     binary_cross_entropy,
@@ -42,6 +42,7 @@ __all__ = [
     "kl",
     "lambda_returns",
     "linex",
+    "load_head",
     "masked_squared_error",
     "mixed",
     "monte_carlo",

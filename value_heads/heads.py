@@ -1,7 +1,7 @@
 """Heads: hidden states in, values out, and their folder on disk or on the Hub."""
 
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, snapshot_download
@@ -72,18 +72,13 @@ class Head(nn.Module, ModelHubMixin, library_name="cdserve", tags=["value-head"]
             ValueError: the configuration is wrong, or the weights do not fit it exactly.
             FileNotFoundError: the folder lacks `config.json` or `model.safetensors`.
         """
-        folder = Path(pretrained_model_name_or_path)
-        if not folder.is_dir():
-            folder = Path(
-                snapshot_download(
-                    str(pretrained_model_name_or_path),
-                    revision=revision,
-                    cache_dir=cache_dir,
-                    token=token,
-                    local_files_only=local_files_only,
-                    allow_patterns=[CONFIG_NAME, WEIGHTS_NAME],
-                )
-            )
+        folder = _fetched(
+            pretrained_model_name_or_path,
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+            local_files_only=local_files_only,
+        )
         config = HeadConfig.from_json((folder / CONFIG_NAME).read_text())
         head = cls(config)
         head._load(folder / WEIGHTS_NAME)
@@ -220,3 +215,23 @@ class QHead(Head):
         by_token = torch.einsum("...gr,gvr->...gv", self.factors(hidden), self.matrix(lm_head))
         values: Tensor = self.state(hidden.float())[..., None] + by_token
         return self.shift[:, None] + self.scale[:, None] * values
+
+
+def load_head(place: str | Path) -> Head:
+    """Load a head of either kind from a local folder, or else from the Hub.
+
+    Raises:
+        ValueError, FileNotFoundError: as `from_pretrained` does.
+    """
+    folder = _fetched(place)
+    config = HeadConfig.from_json((folder / CONFIG_NAME).read_text())
+    kind = ValueHead if config.architecture in ValueHead.architectures else QHead
+    return kind.from_pretrained(folder)
+
+
+def _fetched(place: str | Path, **options: Any) -> Path:
+    folder = Path(place)
+    if folder.is_dir():
+        return folder
+    patterns = [CONFIG_NAME, WEIGHTS_NAME]
+    return Path(snapshot_download(str(place), allow_patterns=patterns, **options))

@@ -25,6 +25,22 @@ class Examples:
     targets: Tensor
     mask: Tensor
 
+    def split(self, share: float) -> tuple["Examples", "Examples"]:
+        """Return the first share of the sequences, and the rest, held out; neither is empty.
+
+        Raises:
+            ValueError: there are fewer than two sequences.
+        """
+        count = len(self.mask)
+        if count < 2:
+            raise ValueError(f"a split needs at least 2 sequences, got {count}")
+        at = min(max(round(share * count), 1), count - 1)
+        first, rest = (
+            Examples(hidden=self.hidden[part], targets=self.targets[part], mask=self.mask[part])
+            for part in (slice(at), slice(at, None))
+        )
+        return first, rest
+
     def flat(self) -> tuple[Tensor, Tensor]:
         """Return the states [N, d] and targets [N, G] of the positions that count."""
         return self.hidden[self.mask], self.targets[self.mask]

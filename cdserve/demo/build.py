@@ -10,7 +10,7 @@ import itertools
 import json
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -139,30 +139,36 @@ class Build:
         self.record("head", found)
 
     def q_head(self) -> None:
-        """Fit a Q-head by Monte Carlo, and from it the one that is served, by CD-Q."""
+        """Fit the Q-head that is served, by Monte Carlo, and from it another by CD-Q."""
         base_dir = self.artifacts / "model"
         model, tokenizer = load_model(base_dir), load_tokenizer(base_dir)
         scale = self.scale
         rollouts = draw_rollouts(model, tokenizer, scale.rollouts, held_out=False, seed=SEED)
         stop = max(1, len(rollouts) // 10)
         train, held_out = (transitions(r, tokenizer) for r in (rollouts[stop:], rollouts[:stop]))
-        options = FitOptions(max_epochs=scale.q_epochs, patience=scale.q_epochs, seed=SEED)
+        epochs = scale.q_epochs
+        options = FitOptions(max_epochs=epochs, patience=epochs, seed=SEED)
+        # Bootstrapped targets drift away from a good start at a higher rate, or for longer.
+        careful = replace(options, lr=2e-4, max_epochs=max(1, epochs // 2))
         test_rollouts = draw_rollouts(
             model, tokenizer, scale.test_rollouts, held_out=True, seed=SEED + 1
         )
         test = transitions(test_rollouts, tokenizer)
         found: dict[str, dict[str, float]] = {}
-        methods: tuple[Method, ...] = ("mc", "cdq")
+        fits: tuple[tuple[Method, str, FitOptions], ...] = (
+            ("mc", "sentiment-q", options),
+            ("cdq", "sentiment-cdq", careful),
+        )
         head: QHead | None = None
-        for method in methods:
-            head, fitted = train_q_head(base_dir, model, train, held_out, method, options, head)
+        for method, name, how in fits:
+            head, fitted = train_q_head(base_dir, model, train, held_out, method, how, head)
             best = {"held_out_loss": fitted.held_out_loss[fitted.best_epoch]}
             found[method] = {**measure(head, test), **best, "epochs": fitted.epochs}
-        assert head is not None
-        head.report = f"## Held-out rollouts\n\n```json\n{json.dumps(found, indent=2)}\n```\n"
-        folder = self.artifacts / "heads" / "sentiment-q"
-        (folder / "README.md").unlink(missing_ok=True)
-        head.save_pretrained(folder)
+            card = json.dumps(found[method], indent=2)
+            head.report = f"## Held-out rollouts\n\n```json\n{card}\n```\n"
+            folder = self.artifacts / "heads" / name
+            (folder / "README.md").unlink(missing_ok=True)
+            head.save_pretrained(folder)
         self.record("q_head", found)
 
     def decoding(self) -> None:

@@ -32,9 +32,9 @@ def test_a_build_makes_everything(out: Path) -> None:
         load_model(artifacts / name)
     head = ValueHead.from_pretrained(artifacts / "heads" / "sentiment")
     check_base(head.config, artifacts / "model")
-    check_base(
-        QHead.from_pretrained(artifacts / "heads" / "sentiment-q").config, artifacts / "model"
-    )
+    for name in ("sentiment-q", "sentiment-cdq"):
+        q_head = QHead.from_pretrained(artifacts / "heads" / name)
+        check_base(q_head.config, artifacts / "model")
     card = (artifacts / "heads" / "sentiment" / "README.md").read_text()
     assert '"by_position"' in card
     report = json.loads((artifacts / "report.json").read_text())

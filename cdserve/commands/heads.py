@@ -1,0 +1,103 @@
+"""``cdserve heads``: inspect, import and publish value heads and Q-heads."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cdserve.errors import ConfigError
+
+if TYPE_CHECKING:
+    from value_heads import Head
+
+_FILES = ("config.json", "model.safetensors", "README.md", "*.json", "*.png")
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Adds the command with its sub-commands; each sets ``run``."""
+    heads = commands.add_parser("heads", help="inspect, import and publish value heads")
+    kinds = heads.add_subparsers(dest="heads_command", required=True)
+
+    inspect = kinds.add_parser("inspect", help="say what a head is, and check its files")
+    inspect.add_argument("head", help="a folder, or a repository on the Hub")
+    inspect.add_argument("--base", type=Path, help="a model's folder: does the head belong to it?")
+    inspect.set_defaults(run=_inspect)
+
+    imported = kinds.add_parser(
+        "import", help="make a head of TRL's, OpenRLHF's or a classifier's checkpoint"
+    )
+    imported.add_argument("checkpoint", type=Path, help="its folder, weights in safetensors")
+    imported.add_argument("out", type=Path, help="the head's folder, which must not exist")
+    imported.add_argument("--base-model", required=True, help="name of the checkpoint's backbone")
+    imported.add_argument("--base", type=Path, help="the backbone's folder, to tie the head to it")
+    imported.add_argument("--rewards", nargs="+", metavar="NAME", help="a name for each output")
+    imported.set_defaults(run=_import)
+
+    push = kinds.add_parser("push", help="publish a head's folder on the Hugging Face Hub")
+    push.add_argument("head", type=Path)
+    push.add_argument("repository", help="owner/name")
+    push.add_argument("--private", action="store_true", help="if the repository is made now")
+    push.set_defaults(run=_push)
+
+
+def _inspect(args: argparse.Namespace) -> None:
+    head = _load(args.head)
+    config = head.config
+    parameters = sum(weight.numel() for weight in head.parameters())
+    print(f"{head.name}, {config.architecture}, kind {config.kind}, {parameters} parameters")
+    for name, shift, scale in zip(config.rewards, config.shift, config.scale, strict=True):
+        print(f"  reward {name}: shift {shift:g}, scale {scale:g}")
+    place = "after" if config.post_norm else "before"
+    print(
+        f"  reads hidden_states[{config.layer}] {place} the final norm, {config.hidden_size} wide"
+    )
+    if config.vocab_size is not None:
+        print(f"  values of {config.vocab_size} next tokens")
+    print(f"  base model {config.base_model}, hash {config.base_hash or 'none: any base'}")
+    if args.base is not None:
+        from value_heads import check_base
+
+        try:
+            check_base(config, args.base)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"--base: {error}") from error
+        print(f"  fits {args.base}")
+
+
+def _import(args: argparse.Namespace) -> None:
+    from value_heads import import_head
+
+    if args.out.exists():
+        raise ConfigError(f"{args.out} exists already; name a folder that does not")
+    try:
+        head = import_head(
+            args.checkpoint, base_model=args.base_model, rewards=args.rewards, base_dir=args.base
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError(str(error)) from error
+    head.save_pretrained(args.out)
+    print(f"{args.out}: {', '.join(head.config.rewards)}, {head.config.hidden_size} wide")
+
+
+def _push(args: argparse.Namespace) -> None:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    _load(args.head)
+    api = HfApi()
+    try:
+        api.create_repo(args.repository, private=args.private, exist_ok=True)
+        found = api.upload_folder(
+            repo_id=args.repository, folder_path=args.head, allow_patterns=list(_FILES)
+        )
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise ConfigError(f"{args.repository}: {error}") from error
+    print(found.commit_url)
+
+
+def _load(place: str | Path) -> "Head":
+    from value_heads import load_head
+
+    try:
+        return load_head(place)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{place}: {error}") from error
