@@ -18,9 +18,9 @@ def code() -> str:
     return str(found)
 
 
-def test_it_takes_under_thirty_lines_beside_imports_and_model() -> None:
+def test_it_takes_under_thirty_lines() -> None:
     lines = [line for line in code().splitlines() if line.strip()]
-    assert len(lines) < 40
+    assert len([line for line in lines if "import" not in line]) < 30
 
 
 def test_it_trains_a_head(
@@ -34,6 +34,4 @@ def test_it_trains_a_head(
     head = ValueHead.from_pretrained("long-head")
     check_base(head.config, MODEL_DIR)
     assert head.config.rewards == ("long",)
-    said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith("FitReport(")
-    assert float(said[1]) > 0.25, "it does not see the reward coming"
+    assert float(capsys.readouterr().out) > 0.25, "it does not see the reward coming"
