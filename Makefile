@@ -1,4 +1,4 @@
-# make serve | test | lint | laws | demo | bench; each sets up .venv first, once.
+# make serve | test | lint | demo | bench; each sets up .venv first, once.
 PORT ?= 8000
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3,$(if $(shell $(p) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo ok),$(p))))
 BUILD ?= $(if $(shell nvidia-smi -L 2>/dev/null),gpu,cpu)
@@ -12,17 +12,13 @@ else
 TORCH := $(if $(filter cpu,$(BUILD)),--torch-backend cpu)
 endif
 
-.PHONY: serve test lint laws format demo bench clean
+.PHONY: serve test lint format demo bench clean
 
 serve: $(STAMP)
 	$(BIN)/cdserve serve --port $(PORT) $(ARGS)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(ARGS)
-
-# The served distributions once more, on five times the draws.
-laws: $(STAMP)
-	LAW_DRAWS=200000 $(BIN)/python -m pytest tests/server/test_laws.py $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
