@@ -13,7 +13,7 @@ import asyncio
 import json
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from cdserve.demo import DEMO_DIR, HEAD_DIR, MODEL_DIR, PROMPTS_PATH, Q_HEAD_DIR
 
 matplotlib.use("svg")
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 
 BETAS = (1.0, 0.5, 0.3, 0.2, 0.15, 0.1)
 SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)
@@ -71,11 +72,16 @@ def point(answers: Sequence[Answer]) -> dict[str, Any]:
     }
 
 
-async def sweep(base_url: str, prompts: Sequence[str], concurrency: int) -> dict[str, Any]:
-    """Every policy's point, by method and setting."""
+async def sweep(
+    base_url: str,
+    prompts: Sequence[str],
+    concurrency: int,
+    sweeps: Mapping[str, Mapping[str, dict[str, Any]]],
+) -> dict[str, Any]:
+    """Every policy's point, by method and setting, and the base's."""
     evaluation = Evaluation(base_url, concurrency)
     table: dict[str, Any] = {"base": {"": point(await evaluation.run(prompts, None, "base"))}}
-    for method, policies in SWEEPS.items():
+    for method, policies in sweeps.items():
         table[method] = {}
         for name, policy in policies.items():
             made = point(await evaluation.run(prompts, policy, f"{method}/{name}"))
@@ -85,25 +91,35 @@ async def sweep(base_url: str, prompts: Sequence[str], concurrency: int) -> dict
     return table
 
 
+def curve(axes: Axes, points: dict[str, Any], label: str) -> None:
+    """Reward against KL of one sweep, with the settings' names."""
+    kl = [made["kl"][0] for made in points.values()]
+    reward, ci = zip(*(made["reward"] for made in points.values()), strict=True)
+    axes.errorbar(kl, reward, yerr=ci, marker="o", markersize=4, capsize=2, label=label)
+    for x, y, name in zip(kl, reward, points, strict=True):
+        axes.annotate(name, (x, y), (3, 4), textcoords="offset points", fontsize=6)
+
+
 def draw(table: dict[str, Any], path: Path) -> None:
     """Reward against KL, a line a method, the base as a level line."""
     plt.rcParams.update({"svg.hashsalt": "cdserve", "svg.fonttype": "none", "font.size": 9})
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     axes.axhline(table["base"][""]["reward"][0], color="0.6", linestyle=":", label="base")
     for method, points in table.items():
-        if method == "base":
-            continue
-        kl = [made["kl"][0] for made in points.values()]
-        reward, ci = zip(*(made["reward"] for made in points.values()), strict=True)
-        axes.errorbar(kl, reward, yerr=ci, marker="o", markersize=4, capsize=2, label=method)
-        for x, y, name in zip(kl, reward, points, strict=True):
-            axes.annotate(name, (x, y), (3, 4), textcoords="offset points", fontsize=6)
+        if method != "base":
+            curve(axes, points, method)
     axes.set_xscale("log")
     axes.set_xlabel("KL from the base, nats a response")
     axes.set_ylabel("ground-truth reward")
     axes.legend(loc="lower right", fontsize=8)
     axes.grid(alpha=0.3)
     figure.savefig(path, metadata={"Date": None})
+
+
+def held_out(count: int) -> list[str]:
+    """The demo's first prompts that training never saw."""
+    lines = PROMPTS_PATH.read_text(encoding="utf-8").splitlines()[:count]
+    return [json.loads(line)["prompt"] for line in lines]
 
 
 def settings() -> Path:
@@ -127,10 +143,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     parser.add_argument("--plot", type=Path)
     args = parser.parse_args()
-    lines = PROMPTS_PATH.read_text(encoding="utf-8").splitlines()[: args.prompts]
-    prompts = [json.loads(line)["prompt"] for line in lines]
+    prompts = held_out(args.prompts)
     with Server(settings()) as server:
-        table = asyncio.run(sweep(server.base_url, prompts, args.concurrency))
+        table = asyncio.run(sweep(server.base_url, prompts, args.concurrency, SWEEPS))
     if args.plot:
         draw(table, args.plot)
     if args.output:

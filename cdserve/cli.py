@@ -18,10 +18,12 @@ Without --config it serves the demo. All other flags are vLLM's (`vllm serve --h
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line; exits with 2 and one line on wrong settings."""
     parser = argparse.ArgumentParser(prog="cdserve")
+    parser.set_defaults(takes_flags=False)
     commands = parser.add_subparsers(dest="command", required=True)
     serve = commands.add_parser(
         "serve", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    serve.set_defaults(run=_serve, takes_flags=True)
     serve.add_argument(
         "--config", type=Path, default=DEMO_DIR / "cdserve.yaml", help="the settings' YAML file"
     )
@@ -34,27 +36,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     heads.add(commands)
     known, flags = parser.parse_known_args(arguments)
-    if flags and known.command != "serve":
+    if flags and not known.takes_flags:
         parser.error(f"unrecognized arguments: {' '.join(flags)}")
+    known.flags = flags
     try:
-        if known.command == "serve":
-            _serve(known.config, known.set, flags)
-        else:
-            known.run(known)
+        known.run(known)
     except ConfigError as error:
         sys.exit(f"cdserve: {error}")
 
 
-def _serve(config: Path, overrides: Sequence[str], flags: Sequence[str]) -> None:
+def _serve(known: argparse.Namespace) -> None:
     from cdserve.api.server import AlignmentServer
     from cdserve.config import load
     from cdserve.engine import launch
     from cdserve.engine.heads import attach
 
-    settings = load(config, overrides)
+    settings = load(known.config, known.set)
     attached = attach(settings)
     server = AlignmentServer.build(settings, attached)
-    args = launch.parse(settings, attached, flags)
+    args = launch.parse(settings, attached, known.flags)
     args.cdserve = server
     logging.getLogger("vllm").info("cdserve serves %s", server.summary())
     launch.serve(args, attached)

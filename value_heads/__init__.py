@@ -1,5 +1,8 @@
 """Value heads: small networks that read the value of a prefix off a language model's states."""
 
+from .base import Base
+from .cache import CachedRollouts, ShardWriter
+from .card import markdown
 from .config import HeadConfig
 from .files import check_base, hash_base
 from .heads import Head, QHead, ValueHead, load_head
@@ -11,24 +14,37 @@ from .losses import (
     linex,
     masked_squared_error,
 )
-from .metrics import correlation, correlation_by_bucket
+from .methods import ControlledQ, Method, MonteCarlo, TemporalDifference
+from .metrics import Bin, calibration, correlation, correlation_by_bucket, pair_accuracy
 from .mix import mixed
-from .q_training import Transitions, fit_q
+from .report import HeadReport, RewardReport, measure
+from .rollouts import Rollouts, Shards
 from .targets import cd_q, lambda_returns, monte_carlo, over_rollouts, soft_expectation
 from .tilt import centred_on_top_k, kl
-from .training import Examples, FitOptions, FitReport, fit
+from .training import FitOptions, FitReport, fit
 
 __all__ = [
-    "Examples",
+    "Base",
+    "Bin",
+    "CachedRollouts",
+    "ControlledQ",
     "FitOptions",
     "FitReport",
     "Head",
     "HeadConfig",
+    "HeadReport",
+    "Method",
+    "MonteCarlo",
     "QHead",
-    "Transitions",
+    "RewardReport",
+    "Rollouts",
+    "ShardWriter",
+    "Shards",
+    "TemporalDifference",
     "ValueHead",
     "binary_cross_entropy",
     "bradley_terry",
+    "calibration",
     "cd_q",
     "centred_on_top_k",
     "check_base",
@@ -36,16 +52,18 @@ __all__ = [
     "correlation",
     "correlation_by_bucket",
     "fit",
-    "fit_q",
     "hash_base",
     "import_head",
     "kl",
     "lambda_returns",
     "linex",
     "load_head",
+    "markdown",
     "masked_squared_error",
+    "measure",
     "mixed",
     "monte_carlo",
     "over_rollouts",
+    "pair_accuracy",
     "soft_expectation",
 ]

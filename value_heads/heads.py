@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .config import Architecture, HeadConfig
+from .rollouts import Rollouts
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -45,6 +46,22 @@ class Head(nn.Module, ModelHubMixin, library_name="cdserve", tags=["value-head"]
         self.report = report
         self.register_buffer("shift", torch.tensor(config.shift), persistent=False)
         self.register_buffer("scale", torch.tensor(config.scale), persistent=False)
+
+    def of_rollouts(
+        self, data: Rollouts, rows: Tensor | None = None, lm_head: Tensor | None = None
+    ) -> Tensor:
+        """Return the value of every prefix that ends with a token of the responses.
+
+        A value head reads it off the state behind the token, a Q-head off the state before it.
+
+        Args:
+            rows: int64 [n], tokens to take; None for all.
+            lm_head: the base model's output embedding; only a tied head reads it.
+
+        Returns:
+            float32 [n, G], in reward units.
+        """
+        raise NotImplementedError
 
     @classmethod
     def from_config(cls, config: HeadConfig) -> Self:
@@ -143,6 +160,13 @@ class ValueHead(Head):
             raw = raw.sigmoid()
         return self.shift + self.scale * raw
 
+    def of_rollouts(
+        self, data: Rollouts, rows: Tensor | None = None, lm_head: Tensor | None = None
+    ) -> Tensor:
+        """As every head's."""
+        values: Tensor = self(data.states[data.after if rows is None else data.after[rows]])
+        return values
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Return what the net gives, float32 [..., G], before output, scale and shift."""
         found: Tensor = self.net(hidden.float())
@@ -200,6 +224,15 @@ class QHead(Head):
         """Return Q(s, z) of one token a state: float32 [N, G], of [N, d] and token ids [N]."""
         chosen = self.matrix(lm_head)[:, tokens].transpose(0, 1)
         return self._scaled(hidden, (self.factors(hidden) * chosen).sum(-1))
+
+    def of_rollouts(
+        self, data: Rollouts, rows: Tensor | None = None, lm_head: Tensor | None = None
+    ) -> Tensor:
+        """As every head's."""
+        before, tokens = data.before, data.tokens
+        if rows is not None:
+            before, tokens = before[rows], tokens[rows]
+        return self.of_token(data.states[before], tokens, lm_head)
 
     def expected(self, hidden: Tensor, p: Tensor, lm_head: Tensor | None = None) -> Tensor:
         """Return V(s) = sum_z p(z|s) Q(s, z), float32 [N, G], of [N, d] and p [N, |V|]."""

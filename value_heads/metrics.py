@@ -1,10 +1,13 @@
 """How well values predict the rewards that followed."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor
+
+_PAIRS = 1 << 22  # compared at once
 
 
 def correlation(values: Tensor, rewards: Tensor) -> float:
@@ -38,3 +41,82 @@ def correlation_by_bucket(
         for low, high in pairwise(edges)
         for inside in [(places >= low) & (places < high)]
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """Predictions of about the same value: their mean, the mean reward, and how many they are."""
+
+    value: float
+    reward: float
+    count: int
+
+
+def pair_accuracy(values: Tensor, rewards: Tensor, groups: Tensor) -> float | None:
+    """Return the share of pairs whose values have the order of their rewards.
+
+    Of all pairs in the same group with different rewards. A tie in value counts one half, so values
+    that know nothing have 0.5. It is the area under the ROC curve where rewards are 0 and 1.
+
+    Args:
+        values, rewards: float [N].
+        groups: int64 [N], ids such as the prompt that each response answers.
+
+    Returns:
+        From 0 to 1; None where there is no such pair.
+
+    Raises:
+        ValueError: the shapes differ, or are not [N].
+    """
+    if not values.shape == rewards.shape == groups.shape or values.ndim != 1:
+        raise ValueError(
+            "values, rewards and groups must be vectors of the same length, got "
+            f"{list(values.shape)}, {list(rewards.shape)} and {list(groups.shape)}"
+        )
+    groups, order = groups.sort()
+    values, rewards = values[order], rewards[order]
+    first = torch.searchsorted(groups, groups)
+    behind = torch.searchsorted(groups, groups, right=True)
+    right, pairs = 0.0, 0
+    step = max(1, _PAIRS // max(1, len(values)))
+    for start in range(0, len(values), step):
+        rows = slice(start, start + step)
+        others = slice(int(first[rows][0]), int(behind[rows][-1]))
+        above = rewards[rows, None] > rewards[others]
+        above &= groups[rows, None] == groups[others]
+        higher = (values[rows, None] > values[others]) & above
+        tied = (values[rows, None] == values[others]) & above
+        right += int(higher.sum()) + 0.5 * int(tied.sum())
+        pairs += int(above.sum())
+    return right / pairs if pairs else None
+
+
+def calibration(values: Tensor, rewards: Tensor, bins: int = 10) -> list[Bin]:
+    """Return the mean reward by predicted value, in bins of equal count, lowest values first.
+
+    Equal values share a bin, so with ties counts may differ and bins be fewer.
+
+    Args:
+        values, rewards: float [N].
+        bins: at most so many, at least 1.
+
+    Raises:
+        ValueError: the shapes differ or are not [N], or `bins` is below 1.
+    """
+    if values.shape != rewards.shape or values.ndim != 1:
+        raise ValueError(
+            "values and rewards must be vectors of the same length, got "
+            f"{list(values.shape)} and {list(rewards.shape)}"
+        )
+    if bins < 1:
+        raise ValueError(f"bins must be at least 1, got {bins}")
+    if not len(values):
+        return []
+    _, kind, count = torch.unique(values, return_inverse=True, return_counts=True)
+    middle = 2 * count.cumsum(0) - count  # twice the rank
+    of_kind = middle * bins // (2 * len(values))
+    _, place, sizes = torch.unique(of_kind[kind], return_inverse=True, return_counts=True)
+    sums = torch.zeros(2, len(sizes), dtype=torch.float64, device=values.device)
+    sums.index_add_(1, place, torch.stack([values, rewards]).double())
+    means = (sums / sizes).T.tolist()
+    return [Bin(value, reward, n) for (value, reward), n in zip(means, sizes.tolist(), strict=True)]

@@ -1,65 +1,44 @@
-"""Fitting a value head on cached hidden states."""
+"""Fitting a head on rollouts, in memory or streamed from disk."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from tqdm import tqdm
 
-from .config import HeadConfig
-from .heads import ValueHead
-from .losses import binary_cross_entropy, linex, masked_squared_error
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Examples:
-    """Hidden states with their targets, padded to one length.
-
-    Attributes:
-        hidden: floating [B, T, d].
-        targets: float32 [B, T, G], in reward units.
-        mask: bool [B, T]; True where a target counts.
-    """
-
-    hidden: Tensor
-    targets: Tensor
-    mask: Tensor
-
-    def split(self, share: float) -> tuple["Examples", "Examples"]:
-        """Return the first share of the sequences, and the rest, held out; neither is empty.
-
-        Raises:
-            ValueError: there are fewer than two sequences.
-        """
-        count = len(self.mask)
-        if count < 2:
-            raise ValueError(f"a split needs at least 2 sequences, got {count}")
-        at = min(max(round(share * count), 1), count - 1)
-        first, rest = (
-            Examples(hidden=self.hidden[part], targets=self.targets[part], mask=self.mask[part])
-            for part in (slice(at), slice(at, None))
-        )
-        return first, rest
-
-    def flat(self) -> tuple[Tensor, Tensor]:
-        """Return the states [N, d] and targets [N, G] of the positions that count."""
-        return self.hidden[self.mask], self.targets[self.mask]
+from .base import Base
+from .heads import Head, ValueHead
+from .losses import binary_cross_entropy, clipped_squared_error, linex, masked_squared_error
+from .methods import Method, MonteCarlo, all_values
+from .rollouts import Rollouts, Shards
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitOptions:
-    """How to fit; `patience` counts epochs without a better held-out loss."""
+    """How to fit.
+
+    Attributes:
+        lr: of Adam, at first; it falls to zero along half a cosine over `max_epochs`.
+        batch: tokens a step.
+        patience: epochs without a better held-out loss before the fit stops.
+        clip: how far one visit to a shard moves a value towards its target, in reward units
+            (`clipped_squared_error`); None for any distance.
+        seed: of the order of shards and tokens.
+    """
 
     lr: float = 1e-3
     batch: int = 4096
     max_epochs: int = 20
     patience: int = 3
+    clip: float | None = None
     seed: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitReport:
-    """What a fit did; losses are half mean squared errors in reward units."""
+    """What a fit did: its losses by epoch, means over tokens, and which epoch was the best."""
 
     epochs: int
     best_epoch: int
@@ -68,84 +47,184 @@ class FitReport:
 
 
 def fit(
-    head: ValueHead, train: Examples, held_out: Examples, options: FitOptions | None = None
+    head: Head,
+    train: Shards,
+    held_out: Shards,
+    method: Method | None = None,
+    options: FitOptions | None = None,
+    *,
+    base: Base | None = None,
+    checkpoint: Path | None = None,
+    progress: bool = False,
 ) -> FitReport:
     """Fit a head in place with Adam, and keep the weights of the best held-out epoch.
 
     The loss is the cross-entropy for a head whose output is a sigmoid, LINEX for a soft one, else
-    the squared error.
+    the squared error. The held-out loss is that of the rewards, whatever the method: the value
+    itself has the least. One shard is in memory at a time, and the method's targets are made anew
+    at each visit to it. The same seed gives the same weights on the same machine.
 
-    The learning rate falls to zero along half a cosine over `max_epochs`. The same seed gives the
-    same weights on the same machine.
+    Args:
+        method: None for Monte Carlo.
+        base: the base model's output layer, for CD-Q and for tied heads.
+        checkpoint: a file written after every epoch; where it is there, the same fit goes on.
+        progress: whether to show a bar of each epoch.
+
+    Raises:
+        ValueError: the method or the clip does not suit the head, the checkpoint is of another
+            fit, or no response is there to learn from.
     """
-    hidden, targets = train.flat()
-    return optimise(
-        head,
-        len(hidden),
-        lambda rows: _loss(head, hidden[rows], targets[rows]),
-        lambda: float(_loss(head, *held_out.flat())),
-        options or FitOptions(),
-    )
-
-
-def optimise(
-    head: nn.Module,
-    count: int,
-    loss: Callable[[Tensor], Tensor],
-    held_out_loss: Callable[[], float],
-    options: FitOptions,
-) -> FitReport:
-    """Fit any head; `loss` takes indices of training rows, of which there are `count`."""
-    generator = torch.Generator().manual_seed(options.seed)
-    optimizer = torch.optim.Adam(head.parameters(), lr=options.lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.max_epochs)
-    trained: list[float] = []
-    held_out: list[float] = []
-    best_epoch = 0
-    best = {name: value.clone() for name, value in head.state_dict().items()}
-    for epoch in range(options.max_epochs):
+    method, options = method or MonteCarlo(), options or FitOptions()
+    method.check(head, base)
+    if options.clip is not None and (head.config.kind, head.config.output) != ("mean", "identity"):
+        raise ValueError("clip is of the squared error, got a head that is soft or a sigmoid")
+    run = _Run(head, options, f"{method}, {options}, {head.config}")
+    if checkpoint is not None and checkpoint.is_file():
+        run.resume(checkpoint)
+    while not run.finished:
         head.train()
-        losses: list[float] = []
-        order = torch.randperm(count, generator=generator)
-        for start in range(0, count, options.batch):
-            batch_loss = loss(order[start : start + options.batch])
-            optimizer.zero_grad()
-            batch_loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            losses.append(batch_loss.item())
-        schedule.step()
-        trained.append(sum(losses) / len(losses))
+        loss = _epoch(run, train, method, base, progress)
         head.eval()
-        with torch.no_grad():
-            held_out.append(held_out_loss())
-        if held_out[epoch] <= min(held_out):
-            best_epoch = epoch
-            best = {name: value.clone() for name, value in head.state_dict().items()}
-        if epoch - best_epoch >= options.patience:
-            break
-    head.load_state_dict(best)
+        run.judge(loss, _held_out_loss(head, held_out, base))
+        if checkpoint is not None:
+            run.save(checkpoint)
+    head.load_state_dict(run.best)
     head.eval()
     return FitReport(
-        epochs=len(trained),
-        best_epoch=best_epoch,
-        train_loss=tuple(trained),
-        held_out_loss=tuple(held_out),
+        epochs=run.epoch,
+        best_epoch=run.best_epoch,
+        train_loss=tuple(run.train_loss),
+        held_out_loss=tuple(run.held_out_loss),
     )
 
 
-def _loss(head: ValueHead, hidden: Tensor, targets: Tensor) -> Tensor:
-    if head.config.output == "sigmoid":
-        shares = (targets - head.shift) / head.scale
-        return binary_cross_entropy(head.logits(hidden), shares, _all(hidden))
-    return value_loss(head.config, head(hidden), targets)
+@dataclass(slots=True)
+class _Run:
+    """A fit under way, and its checkpoint."""
+
+    head: Head
+    options: FitOptions
+    identity: str
+    train_loss: list[float] = field(default_factory=list)
+    held_out_loss: list[float] = field(default_factory=list)
+    best_epoch: int = 0
+    best: dict[str, Tensor] = field(init=False)
+    optimizer: torch.optim.Adam = field(init=False)
+    schedule: torch.optim.lr_scheduler.CosineAnnealingLR = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.best = self._weights()
+        self.optimizer = torch.optim.Adam(self.head.parameters(), lr=self.options.lr)
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
+            self.optimizer, self.options.max_epochs
+        )
+
+    @property
+    def epoch(self) -> int:
+        return len(self.held_out_loss)
+
+    @property
+    def finished(self) -> bool:
+        waited = self.epoch - 1 - self.best_epoch
+        return self.epoch >= self.options.max_epochs or waited >= self.options.patience
+
+    def judge(self, train_loss: float, held_out_loss: float) -> None:
+        """End an epoch."""
+        self.schedule.step()
+        self.train_loss.append(train_loss)
+        self.held_out_loss.append(held_out_loss)
+        if held_out_loss <= min(self.held_out_loss):
+            self.best_epoch = self.epoch - 1
+            self.best = self._weights()
+
+    def save(self, path: Path) -> None:
+        state = {
+            "identity": self.identity,
+            "train_loss": self.train_loss,
+            "held_out_loss": self.held_out_loss,
+            "best_epoch": self.best_epoch,
+            "best": self.best,
+            "head": self.head.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+        }
+        partial = path.with_suffix(".partial")
+        torch.save(state, partial)
+        partial.replace(path)
+
+    def resume(self, path: Path) -> None:
+        state = torch.load(path, map_location=self.head.shift.device, weights_only=True)
+        if state["identity"] != self.identity:
+            raise ValueError(f"{path} is of {state['identity']}; this fit is {self.identity}")
+        self.train_loss, self.held_out_loss = state["train_loss"], state["held_out_loss"]
+        self.best_epoch, self.best = state["best_epoch"], state["best"]
+        self.head.load_state_dict(state["head"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: value.clone() for name, value in self.head.state_dict().items()}
 
 
-def value_loss(config: HeadConfig, values: Tensor, targets: Tensor) -> Tensor:
-    """Return the loss [] whose minimiser is a value of the head's kind; of [N, G] each."""
-    if config.beta is not None:
-        return linex(values, targets, _all(values), config.beta)
-    return masked_squared_error(values, targets, _all(values))
+def _epoch(run: _Run, train: Shards, method: Method, base: Base | None, progress: bool) -> float:
+    """Visit every shard once, in the epoch's own order; return the mean loss of a token."""
+    head, options = run.head, run.options
+    generator = torch.Generator().manual_seed(options.seed * 1_000_003 + run.epoch)
+    order = torch.randperm(len(train), generator=generator).tolist()
+    total, count = 0.0, 0
+    for index in tqdm(order, f"epoch {run.epoch + 1}", disable=not progress, leave=False):
+        data = train[index].to(head.shift.device)
+        targets = method.targets(head, data, base)
+        before = None if options.clip is None else all_values(head, data, base)
+        rows = data.rows(cut=method.cut_responses)
+        shuffled = rows[torch.randperm(len(rows), generator=generator).to(rows.device)]
+        for batch in _batches(shuffled, options.batch):
+            loss = _loss(head, data, batch, targets, base, before, options.clip)
+            run.optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            run.optimizer.step()
+            total, count = total + float(loss.detach()) * len(batch), count + len(batch)
+    if not count:
+        raise ValueError("no response to train on ended by itself, so none has a reward")
+    return total / count
 
 
-def _all(rows: Tensor) -> Tensor:
-    return torch.ones(len(rows), dtype=torch.bool, device=rows.device)
+@torch.no_grad()
+def _held_out_loss(head: Head, held_out: Shards, base: Base | None) -> float:
+    total, count = 0.0, 0
+    for shard in held_out:
+        data = shard.to(head.shift.device)
+        rewards = data.rewards[data.owner]
+        for rows in _batches(data.rows(cut=False), 8192):
+            total += float(_loss(head, data, rows, rewards, base)) * len(rows)
+            count += len(rows)
+    if not count:
+        raise ValueError("no held-out response ended by itself, so none has a reward")
+    return total / count
+
+
+def _batches(rows: Tensor, size: int) -> tuple[Tensor, ...]:
+    """Batches of about `size`, all of one size: a small rest would make a step of mere noise."""
+    return torch.tensor_split(rows, math.ceil(len(rows) / size)) if len(rows) else ()
+
+
+def _loss(
+    head: Head,
+    data: Rollouts,
+    rows: Tensor,
+    targets: Tensor,
+    base: Base | None,
+    before: Tensor | None = None,
+    clip: float | None = None,
+) -> Tensor:
+    """The loss whose minimiser is a value of the head's kind, at some tokens."""
+    targets, every = targets[rows], torch.ones_like(rows, dtype=torch.bool)
+    if isinstance(head, ValueHead) and head.config.output == "sigmoid":
+        logits = head.logits(data.states[data.after[rows]])
+        return binary_cross_entropy(logits, (targets - head.shift) / head.scale, every)
+    values = head.of_rollouts(data, rows, None if base is None else base.lm_head)
+    if head.config.beta is not None:
+        return linex(values, targets, every, head.config.beta)
+    if before is not None and clip is not None:
+        return clipped_squared_error(values, before[rows], targets, every, clip)
+    return masked_squared_error(values, targets, every)

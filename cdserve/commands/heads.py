@@ -1,9 +1,10 @@
-"""``cdserve heads``: inspect, import and publish value heads and Q-heads."""
+"""``cdserve heads``: train, inspect, import and publish value heads and Q-heads."""
 
 import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cdserve.commands import train
 from cdserve.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -14,8 +15,10 @@ _FILES = ("config.json", "model.safetensors", "README.md", "*.json", "*.png")
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Adds the command with its sub-commands; each sets ``run``."""
-    heads = commands.add_parser("heads", help="inspect, import and publish value heads")
+    heads = commands.add_parser("heads", help="train, inspect, import and publish value heads")
     kinds = heads.add_subparsers(dest="heads_command", required=True)
+
+    train.add(kinds)
 
     inspect = kinds.add_parser("inspect", help="say what a head is, and check its files")
     inspect.add_argument("head", help="a folder, or a repository on the Hub")

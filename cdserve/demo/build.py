@@ -1,29 +1,27 @@
 """Make the demo's artefacts: `python -m cdserve.demo.build`.
 
-One deterministic run on two CPU threads writes the base model, its members, the value head, the
-held-out prompts and the report. A stage reads what earlier stages wrote, so `--only` can repeat
-one of them.
+One seeded run on two CPU threads writes the base model, its members, the heads, the held-out
+prompts and the report. A stage reads what earlier stages wrote, so `--only` can repeat one of them.
 """
 
 import argparse
 import itertools
 import json
 import random
+import shutil
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
-from value_heads import FitOptions, QHead, ValueHead
-from value_heads.q_training import Method
+from value_heads import ValueHead
 
 from . import DEMO_DIR
-from .corpus import documents, held_out_prompts
+from .corpus import documents, draw_prompt, held_out_prompts
 from .evaluate import compare_decoders, mean_reward
 from .folders import load_model, load_tokenizer, save_model
-from .head import correlations, draw_rollouts, train_head
-from .q_head import measure, train_q_head, transitions
+from .head import recipes, train_head
 from .tokenizer import train_tokenizer
 from .train import BASE, MEMBER, new_model, train
 
@@ -83,6 +81,11 @@ class Build:
         """The folder of models and heads."""
         return self.out / "artifacts"
 
+    @property
+    def cache(self) -> Path:
+        """The folder of the base model's responses, kept from run to run."""
+        return self.out / "cache"
+
     def texts(self, count: int, seed: int, at_least: float = -1.0) -> list[str]:
         """Write documents of the corpus."""
         stream = documents(random.Random(SEED + seed), at_least=at_least)
@@ -90,9 +93,8 @@ class Build:
 
     def prompts(self) -> None:
         """Write the held-out prompts."""
-        lines = [json.dumps({"prompt": prompt}) for prompt in held_out_prompts(PROMPTS, SEED)]
         self.out.mkdir(parents=True, exist_ok=True)
-        (self.out / "prompts.jsonl").write_text("\n".join(lines) + "\n")
+        _write_prompts(self.out / "prompts.jsonl", held_out_prompts(PROMPTS, SEED))
 
     def model(self) -> None:
         """Train the tokenizer and the base model."""
@@ -102,6 +104,7 @@ class Build:
         model = new_model(BASE, tokenizer, SEED)
         loss = train(model, ids, peak_lr=2e-3, seed=SEED)
         save_model(model, tokenizer, self.artifacts / "model")
+        shutil.rmtree(self.cache, ignore_errors=True)
         self.record("model", {"parameters": model.num_parameters(), "loss": loss})
 
     def members(self) -> None:
@@ -119,57 +122,28 @@ class Build:
             save_model(model, tokenizer, self.artifacts / "members" / name)
         self.record("members", {"parameters": model.num_parameters(), "loss": found})
 
-    def head(self) -> None:
-        """Fit the value head on rollouts of the base model and measure it on others."""
-        base_dir = self.artifacts / "model"
-        model, tokenizer = load_model(base_dir), load_tokenizer(base_dir)
-        scale = self.scale
-        rollouts = draw_rollouts(model, tokenizer, scale.rollouts, held_out=False, seed=SEED)
-        options = FitOptions(max_epochs=scale.head_epochs, seed=SEED)
-        head, fitted = train_head(base_dir, rollouts, tokenizer, options)
-        test = draw_rollouts(model, tokenizer, scale.test_rollouts, held_out=True, seed=SEED + 1)
-        found = correlations(head, test, tokenizer)
-        found["epochs"] = fitted.epochs
-        found["train_loss"] = fitted.train_loss[fitted.best_epoch]
-        found["held_out_loss"] = fitted.held_out_loss[fitted.best_epoch]
-        head.report = f"## Held-out correlation\n\n```json\n{json.dumps(found, indent=2)}\n```\n"
-        folder = self.artifacts / "heads" / "sentiment"
-        (folder / "README.md").unlink(missing_ok=True)
-        head.save_pretrained(folder)
-        self.record("head", found)
+    def write_training_prompts(self) -> None:
+        """Write the prompts that heads are trained on, and held-out ones to measure them on."""
+        self.cache.mkdir(parents=True, exist_ok=True)
+        for name, count, held_out in (
+            ("prompts", self.scale.rollouts, False),
+            ("test-prompts", self.scale.test_rollouts, True),
+        ):
+            rng = random.Random(SEED + held_out)
+            drawn = [draw_prompt(rng, held_out=held_out).text for _ in range(count)]
+            _write_prompts(self.cache / f"{name}.jsonl", drawn)
 
-    def q_head(self) -> None:
-        """Fit the Q-head that is served, by Monte Carlo, and from it another by CD-Q."""
-        base_dir = self.artifacts / "model"
-        model, tokenizer = load_model(base_dir), load_tokenizer(base_dir)
-        scale = self.scale
-        rollouts = draw_rollouts(model, tokenizer, scale.rollouts, held_out=False, seed=SEED)
-        stop = max(1, len(rollouts) // 10)
-        train, held_out = (transitions(r, tokenizer) for r in (rollouts[stop:], rollouts[:stop]))
-        epochs = scale.q_epochs
-        options = FitOptions(max_epochs=epochs, patience=epochs, seed=SEED)
-        # Bootstrapped targets drift away from a good start at a higher rate, or for longer.
-        careful = replace(options, lr=2e-4, max_epochs=max(1, epochs // 2))
-        test_rollouts = draw_rollouts(
-            model, tokenizer, scale.test_rollouts, held_out=True, seed=SEED + 1
-        )
-        test = transitions(test_rollouts, tokenizer)
-        found: dict[str, dict[str, float]] = {}
-        fits: tuple[tuple[Method, str, FitOptions], ...] = (
-            ("mc", "sentiment-q", options),
-            ("cdq", "sentiment-cdq", careful),
-        )
-        head: QHead | None = None
-        for method, name, how in fits:
-            head, fitted = train_q_head(base_dir, model, train, held_out, method, how, head)
-            best = {"held_out_loss": fitted.held_out_loss[fitted.best_epoch]}
-            found[method] = {**measure(head, test), **best, "epochs": fitted.epochs}
-            card = json.dumps(found[method], indent=2)
-            head.report = f"## Held-out rollouts\n\n```json\n{card}\n```\n"
-            folder = self.artifacts / "heads" / name
-            (folder / "README.md").unlink(missing_ok=True)
-            head.save_pretrained(folder)
-        self.record("q_head", found)
+    def heads(self) -> None:
+        """Train the value head and the Q-heads on responses of the base model."""
+        self.write_training_prompts()
+        made = recipes(self.scale.head_epochs, self.scale.q_epochs, SEED)
+        found: dict[str, object] = {}
+        for name, recipe in made.items():
+            report = train_head(
+                self.artifacts / "model", self.cache, self.artifacts / "heads", name, recipe
+            )
+            found[name] = asdict(report.rewards["sentiment"])
+        self.record("heads", found)
 
     def decoding(self) -> None:
         """Measure what each way to decode gains, on held-out prompts."""
@@ -194,7 +168,11 @@ class Build:
         print(json.dumps(found, indent=2), flush=True)
 
 
-STAGES = ("prompts", "model", "members", "head", "q_head", "decoding")
+STAGES = ("prompts", "model", "members", "heads", "decoding")
+
+
+def _write_prompts(path: Path, prompts: list[str]) -> None:
+    path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
 
 
 def run(out: Path, scale: Scale, only: tuple[str, ...] = STAGES) -> None:
@@ -206,8 +184,7 @@ def run(out: Path, scale: Scale, only: tuple[str, ...] = STAGES) -> None:
         "prompts": build.prompts,
         "model": build.model,
         "members": build.members,
-        "head": build.head,
-        "q_head": build.q_head,
+        "heads": build.heads,
         "decoding": build.decoding,
     }
     for name in STAGES:

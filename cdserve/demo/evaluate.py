@@ -10,10 +10,15 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from value_heads import ValueHead
 
-from .head import MAX_TOKENS, reward_of
-from .rollouts import Rollout, sample
+from .reward import sentiment
+from .rollouts import MAX_TOKENS, Rollout, sample
 
 Numbers = dict[str, float]
+
+
+def reward_of(response: list[int], tokenizer: PreTrainedTokenizerFast) -> float:
+    """Return the ground-truth reward of a response."""
+    return sentiment(tokenizer.decode(response, skip_special_tokens=True))
 
 
 def summary(per_prompt: Sequence[float]) -> Numbers:

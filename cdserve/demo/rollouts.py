@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from transformers import DynamicCache, LlamaForCausalLM
 
+MAX_TOKENS = 224
 BATCH = 256
 COMPACT_EVERY = 8  # steps between two removals of finished rows from the batch
 

@@ -36,9 +36,10 @@ def test_a_build_makes_everything(out: Path) -> None:
         q_head = QHead.from_pretrained(artifacts / "heads" / name)
         check_base(q_head.config, artifacts / "model")
     card = (artifacts / "heads" / "sentiment" / "README.md").read_text()
-    assert '"by_position"' in card
+    assert "## Held-out responses" in card
+    assert (artifacts / "heads" / "sentiment" / "report.png").stat().st_size > 10_000
     report = json.loads((artifacts / "report.json").read_text())
-    assert report.keys() == {"model", "members", "head", "q_head", "decoding"}
+    assert report.keys() == {"model", "members", "heads", "decoding"}
     assert report["decoding"]["none"]["prompts"] == QUICK.test_prompts
 
 

@@ -1,22 +1,11 @@
-"""Q-heads: their values in one pass, their files, and what CD-Q learns on a tabular model."""
+"""Q-heads: their values in one pass, their files, and the targets of CD-Q."""
 
 from pathlib import Path
 
 import pytest
 import torch
 
-from value_heads import (
-    FitOptions,
-    HeadConfig,
-    QHead,
-    Transitions,
-    ValueHead,
-    cd_q,
-    correlation,
-    fit_q,
-)
-
-from .test_learning import DEPTH, P, ab3_responses, ab3_value
+from value_heads import HeadConfig, QHead, ValueHead, cd_q
 
 WIDTH, VOCABULARY = 8, 11
 LM_HEAD = torch.randn(VOCABULARY + 5, WIDTH, generator=torch.Generator().manual_seed(3))
@@ -125,71 +114,3 @@ class TestTargets:
             cd_q(torch.zeros(2, 1), torch.zeros(3, 1), torch.zeros(3, dtype=torch.bool))
         with pytest.raises(ValueError, match="bool"):
             cd_q(torch.zeros(2, 1), torch.zeros(2, 1), torch.zeros(2))
-
-
-class TestLearning:
-    """The model ab3 of METHODS: a, b or E; three tokens at most; the reward counts the b."""
-
-    STATES = ("", "a", "b", "aa", "ab", "ba", "bb")
-    TOKENS = "abE"
-
-    def data(self, count: int) -> Transitions:
-        """Responses in proportion to their probability; states are one-hot."""
-        generator = torch.Generator().manual_seed(0)
-        responses = ab3_responses()
-        shares = torch.tensor(list(responses.values()))
-        drawn = torch.multinomial(shares, count, replacement=True, generator=generator)
-        names = list(responses)
-        steps = [
-            (names[i][:t], names[i][t], float(names[i].count("b")), names[i][t] == "E")
-            for i in drawn.tolist()
-            for t in range(min(len(names[i]), DEPTH + 1))
-        ]
-        eye = torch.eye(15)
-        places = {s: i for i, s in enumerate(self.places())}
-        return Transitions(
-            states=torch.stack([eye[places[s]] for s, *_ in steps]),
-            tokens=torch.tensor([self.TOKENS.index(z) for _, z, *_ in steps]),
-            rewards=torch.tensor([[r] for _, _, r, _ in steps]),
-            ended=torch.tensor([end for *_, end in steps]),
-        )
-
-    def places(self) -> list[str]:
-        found = [""]
-        for _ in range(DEPTH):
-            found += [s + z for s in found if len(s) == len(found[-1]) for z in "ab"]
-        return found
-
-    def base(self, states: torch.Tensor) -> torch.Tensor:
-        """p(.|s); after three tokens only E is left."""
-        full = torch.tensor([len(s) == DEPTH for s in self.places()])
-        p = torch.tensor([P[z] for z in self.TOKENS]).expand(15, 3).clone()
-        p[full] = torch.tensor([0.0, 0.0, 1.0])
-        return p[states.argmax(-1)]
-
-    @pytest.mark.parametrize("method", ["cdq", "mc"])
-    def test_it_finds_the_values_of_next_tokens(self, method: str) -> None:
-        torch.manual_seed(0)
-        head = QHead(
-            HeadConfig(
-                architecture="lowrank",
-                rewards=("r",),
-                hidden_size=15,
-                rank=3,
-                vocab_size=3,
-                shift=(0.0,),
-                scale=(1.0,),
-                base_model="table",
-            )
-        )
-        train = self.data(4000)
-        options = FitOptions(lr=3e-2, batch=1024, max_epochs=40, patience=40)
-        fit_q(head, train, train, self.base, method, options)  # type: ignore[arg-type]
-        found, exact = [], []
-        for place, state in enumerate(self.places()):
-            if len(state) < DEPTH:
-                values = head(torch.eye(15)[place])[0]
-                found += values.tolist()
-                exact += [ab3_value(state + z) for z in self.TOKENS]
-        assert torch.tensor(found) == pytest.approx(torch.tensor(exact), abs=0.15)
-        assert correlation(torch.tensor(found), torch.tensor(exact)) > 0.99

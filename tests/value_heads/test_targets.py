@@ -255,3 +255,46 @@ class TestLosses:
         ):
             whole = loss(values[mask], targets[mask], mask[mask])
             torch.testing.assert_close(loss(values, targets, mask), whole)
+
+
+def test_every_response_token_gets_the_final_reward_and_nothing_else_does() -> None:
+    mask = torch.tensor([[False, True, True, True, False], [False, False, True, False, False]])
+    targets = monte_carlo(torch.tensor([[0.5, 2.0], [-1.0, 3.0]]), mask)
+    assert targets.shape == (2, 5, 2)
+    assert targets.dtype == torch.float32
+    assert targets[0, :, 0].tolist() == [0, 0.5, 0.5, 0.5, 0]
+    assert targets[1, :, 1].tolist() == [0, 0, 3.0, 0, 0]
+
+
+def test_monte_carlo_refuses_what_does_not_fit() -> None:
+    with pytest.raises(ValueError, match=r"\[B, G\] and \[B, T\]"):
+        monte_carlo(torch.zeros(2), torch.ones(2, 3, dtype=torch.bool))
+    with pytest.raises(ValueError, match="must be bool"):
+        monte_carlo(torch.zeros(2, 1), torch.ones(2, 3))
+
+
+def test_the_loss_is_half_the_mean_squared_error_where_the_mask_is_true() -> None:
+    values = torch.tensor([[[1.0, 0.0], [5.0, 5.0]], [[2.0, 1.0], [7.0, 7.0]]], requires_grad=True)
+    targets = torch.zeros(2, 2, 2, requires_grad=True)
+    mask = torch.tensor([[True, False], [True, False]])
+    loss = masked_squared_error(values, targets, mask)
+    assert loss.item() == pytest.approx((1 + 0 + 4 + 1) / 2 / 2)
+    loss.backward()
+    assert targets.grad is None
+    assert torch.equal(values.grad, values.detach() * mask[..., None] / 2)
+
+
+def test_padding_cannot_spoil_the_loss() -> None:
+    values = torch.tensor([[1.0], [float("nan")]], requires_grad=True)
+    mask = torch.tensor([True, False])
+    loss = masked_squared_error(values, torch.zeros(2, 1), mask)
+    loss.backward()
+    assert loss.item() == 0.5
+    assert values.grad.tolist() == [[1.0], [0.0]]
+
+
+def test_the_loss_refuses_what_does_not_fit() -> None:
+    with pytest.raises(ValueError, match="values, targets and mask"):
+        masked_squared_error(torch.zeros(2, 1), torch.zeros(2, 1), torch.ones(3, dtype=torch.bool))
+    with pytest.raises(ValueError, match="somewhere"):
+        masked_squared_error(torch.zeros(2, 1), torch.zeros(2, 1), torch.zeros(2, dtype=torch.bool))

@@ -1,0 +1,1 @@
+"""Training of heads: rollouts from the engine, their states, the fit, the report."""

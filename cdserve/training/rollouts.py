@@ -1,0 +1,245 @@
+"""Responses of the base model, drawn by vLLM and written to disk in waves."""
+
+import hashlib
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+from vllm.engine.arg_utils import EngineArgs
+from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+from vllm.platforms import current_platform
+from vllm.usage.usage_lib import UsageContext
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.v1.engine.llm_engine import LLMEngine
+
+from cdserve.engine.vllm import (
+    RequestOutput,
+    RequestOutputKind,
+    SamplingParams,
+    check_version,
+    tokens_input,
+)
+from cdserve.errors import ConfigError
+
+WAVE = 1024
+"""Responses a file, about."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """A response.
+
+    Attributes:
+        prompt: the number of its prompt, from 0.
+        prompt_ids: token ids of the prompt.
+        tokens: token ids of the response, the end token included where it was sampled.
+        text: of the response without special tokens, as rewards read it.
+        ended: whether it ended by itself; False if it was cut at ``max_tokens``.
+    """
+
+    prompt: int
+    prompt_ids: list[int]
+    tokens: list[int]
+    text: str
+    ended: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How responses are drawn: from the whole vocabulary, whatever the model's folder suggests.
+
+    Attributes:
+        max_tokens: at which a response is cut.
+        temperature: of the draws.
+        per_prompt: responses a prompt.
+        seed: with a prompt's number and a response's, it fixes the response up to rounding, which
+            depends on what else the engine computes at the time.
+    """
+
+    max_tokens: int
+    temperature: float
+    per_prompt: int
+    seed: int
+
+
+class Sampler:
+    """Draws responses; a context manager, behind which the engine and its process are gone.
+
+    The engine starts when the first response is needed, and stays for the sets that follow.
+
+    Args:
+        model: the base model's folder, or its name on the Hub.
+        flags: vLLM's.
+        sampling: how responses are drawn.
+    """
+
+    def __init__(self, model: str, flags: Sequence[str], sampling: Sampling) -> None:
+        self._model = model
+        self._flags = flags
+        self._sampling = sampling
+        self._engine: Any = None
+
+    def __enter__(self) -> "Sampler":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._engine is not None:
+            self._engine.renderer.shutdown()
+            self._engine.engine_core.shutdown()
+            self._engine = None
+
+    def draw(
+        self, prompts: Sequence[tuple[int, list[int]]], folder: Path, name: str, wave: int = WAVE
+    ) -> None:
+        """Writes the responses that are not there yet to ``{name}-rollouts-*.jsonl``.
+
+        A file appears once it is complete, so what was interrupted goes on where it was.
+
+        Args:
+            prompts: the number of each prompt and its token ids.
+            folder: of the files; it must exist.
+            name: of the set of responses.
+            wave: responses a file, rounded down to whole prompts; the same in every run.
+
+        Raises:
+            ConfigError: a prompt leaves no room for ``max_tokens``; nothing is drawn then.
+        """
+        size = max(1, wave // self._sampling.per_prompt)
+        waves = {
+            folder / f"{name}-rollouts-{start // size:05d}.jsonl": prompts[start : start + size]
+            for start in range(0, len(prompts), size)
+        }
+        missing = {path: part for path, part in waves.items() if not path.exists()}
+        if not missing:
+            return
+        self._engine = self._engine or _start(self._model, self._flags)
+        self._check_lengths(prompts)
+        total = len(prompts) * self._sampling.per_prompt
+        left = sum(map(len, missing.values())) * self._sampling.per_prompt
+        with tqdm(
+            total=total, initial=total - left, desc=f"responses of {name}", unit="response"
+        ) as bar:
+            self._draw(missing, bar)
+
+    def _check_lengths(self, prompts: Iterable[tuple[int, list[int]]]) -> None:
+        limit = self._engine.model_config.max_model_len
+        max_tokens = self._sampling.max_tokens
+        for number, ids in prompts:
+            if len(ids) + max_tokens > limit:
+                raise ConfigError(
+                    f"prompt {number + 1} has {len(ids)} tokens, and --max-tokens is {max_tokens}; "
+                    f"together they must be at most {limit}, vLLM's --max-model-len"
+                )
+
+    def _draw(
+        self, waves: Mapping[Path, Sequence[tuple[int, list[int]]]], bar: "tqdm[Any]"
+    ) -> None:
+        requests = (
+            _Request(wave, place, prompt, ids, response)
+            for wave, prompts in waves.items()
+            for place, (prompt, ids) in enumerate(prompts)
+            for response in range(self._sampling.per_prompt)
+        )
+        drawn: defaultdict[Path, dict[tuple[int, int], Rollout]] = defaultdict(dict)
+        for request, rollout in self._responses(requests):
+            bar.update()
+            done = drawn[request.wave]
+            done[request.place, request.response] = rollout
+            if len(done) == len(waves[request.wave]) * self._sampling.per_prompt:
+                _write(request.wave, [done[key] for key in sorted(done)])
+                del drawn[request.wave]
+
+    def _responses(self, requests: Iterator["_Request"]) -> Iterator[tuple["_Request", Rollout]]:
+        """Responses as they end. The engine stays full: it never waits for the last of a wave."""
+        most = 2 * self._engine.vllm_config.scheduler_config.max_num_seqs
+        running: dict[str, _Request] = {}
+        while True:
+            for request in islice(requests, most - len(running)):
+                prompt, params = tokens_input(request.ids), self._params(request)
+                self._engine.add_request(request.key, prompt, params)
+                running[request.key] = request
+            if not running:
+                return
+            for output in self._engine.step():
+                if output.finished:
+                    request = running.pop(output.request_id)
+                    yield request, _rollout(request, output)
+
+    def _params(self, request: "_Request") -> SamplingParams:
+        key = f"{self._sampling.seed}/{request.key}".encode()
+        return SamplingParams(
+            max_tokens=self._sampling.max_tokens,
+            temperature=self._sampling.temperature,
+            seed=int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "big"),
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+
+def read(folder: Path, name: str) -> Iterator[Rollout]:
+    """The responses of a set, in the order of its prompts, one line in memory at a time."""
+    for path in sorted(folder.glob(f"{name}-rollouts-*.jsonl")):
+        with path.open(encoding="utf-8") as lines:
+            for line in lines:
+                yield Rollout(**json.loads(line))
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """One response to draw."""
+
+    wave: Path
+    place: int
+    """Of its prompt in the wave."""
+    prompt: int
+    ids: list[int]
+    response: int
+    """Which of the prompt's responses, from 0."""
+
+    @property
+    def key(self) -> str:
+        return f"{self.prompt}/{self.response}"
+
+
+def _start(model: str, flags: Sequence[str]) -> LLMEngine:
+    check_version()
+    cli_env_setup()
+    parser = FlexibleArgumentParser(prog="cdserve heads train", add_help=False)
+    args = EngineArgs.add_cli_args(parser).parse_args([*flags, "--model", model])
+    args.disable_log_stats = True  # its lines would break the progress bar
+    if current_platform.is_cpu():
+        if args.max_num_batched_tokens is None:
+            # On CPU, vLLM 0.32 dies of a prompt that has a seed and is computed in chunks.
+            args.enable_chunked_prefill = bool(args.enable_chunked_prefill)
+        if args.enforce_eager:
+            # Else vLLM compiles some sampling code at the first request, for a minute.
+            os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    return LLMEngine.from_engine_args(
+        EngineArgs.from_cli_args(args),
+        usage_context=UsageContext.LLM_CLASS,
+        enable_multiprocessing=True,
+    )
+
+
+def _rollout(request: _Request, output: RequestOutput) -> Rollout:
+    (completion,) = output.outputs
+    return Rollout(
+        prompt=request.prompt,
+        prompt_ids=request.ids,
+        tokens=list(completion.token_ids),
+        text=completion.text,
+        ended=completion.finish_reason == "stop",
+    )
+
+
+def _write(path: Path, rollouts: Iterable[Rollout]) -> None:
+    partial = path.with_suffix(".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        for rollout in rollouts:
+            file.write(json.dumps(asdict(rollout)) + "\n")
+    partial.replace(path)

@@ -1,0 +1,252 @@
+"""`cdserve heads train` from the command line, with the real engine on the demo's model."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from cdserve.cli import main
+from cdserve.demo import MODEL_DIR, PROMPTS_PATH
+from value_heads import QHead, ValueHead, check_base
+from value_heads import training as fitting
+
+FLAGS = (
+    *("--dtype", "float32", "--max-model-len", "512", "--enforce-eager"),
+    *("--kv-cache-memory-bytes", str(256 << 20), "--block-size", "32"),
+)
+GOLD = "cdserve.demo.reward:sentiment_gold"
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+    lines = PROMPTS_PATH.read_text().splitlines()[:40]
+    chat = {"messages": [{"role": "user", "content": "Write a review of the film."}]}
+    path.write_text("\n".join([*lines, json.dumps(chat)]) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def train(prompts: Path, cache: Path, out: Path, *arguments: str) -> None:
+    main(
+        [
+            *("heads", "train", "--model", str(MODEL_DIR), "--prompts", str(prompts)),
+            *("--cache", str(cache), "--out", str(out), "--max-tokens", "160"),
+            *("--per-prompt", "3", "--rewards", f"sentiment={GOLD}", "--max-epochs", "3"),
+            *arguments,
+            *FLAGS,
+        ]
+    )
+
+
+@pytest.fixture(scope="module")
+def head(prompts: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A value head, made by the one run of these tests that needs the engine."""
+    out = tmp_path_factory.mktemp("heads") / "fudge"
+    train(prompts, cache, out, "--head", "mlp", "--method", "fudge")
+    return out
+
+
+class TestOutcome:
+    def test_a_head_with_its_report(self, head: Path) -> None:
+        made = ValueHead.from_pretrained(head)
+        check_base(made.config, MODEL_DIR)
+        assert made.config.rewards == ("sentiment",)
+        report = json.loads((head / "report.json").read_text())
+        measured = report["held_out"]
+        assert measured["pairs"] == "same prompt"
+        assert measured["responses"] + measured["cut"] == 4 * 3
+        figures = measured["rewards"]["sentiment"]
+        assert figures["half_squared_error"] < figures["baseline"]
+        assert report["fit"]["epochs"] == 3
+        assert (head / "report.png").read_bytes().startswith(b"\x89PNG")
+        assert "## Held-out responses" in (head / "README.md").read_text()
+        assert not (head / "checkpoint.pt").exists()
+
+    def test_the_states_are_those_behind_the_responses(self, head: Path, cache: Path) -> None:
+        """Each response's last state, by a forward pass over it alone."""
+        from safetensors.torch import load_file
+        from transformers import AutoModel
+
+        from cdserve.training.rollouts import read
+
+        model = AutoModel.from_pretrained(MODEL_DIR)
+        shard = load_file(cache / "test-states-00000.safetensors")
+        ends = (shard["lengths"] + 1).cumsum(0) - 1
+        for rollout, end in zip(read(cache, "test"), ends.tolist(), strict=True):
+            ids = torch.tensor([rollout.prompt_ids + rollout.tokens])
+            with torch.no_grad():
+                states = model(ids).last_hidden_state[0]
+            start = end - len(rollout.tokens)
+            torch.testing.assert_close(
+                shard["states"][start : end + 1],
+                states[len(rollout.prompt_ids) - 1 :],
+                atol=1e-3,
+                rtol=1e-3,
+            )
+
+    def test_prompts_are_in_one_set_each(self, head: Path, cache: Path) -> None:
+        from cdserve.training.rollouts import read
+
+        sets = [{r.prompt for r in read(cache, name)} for name in ("train", "validation", "test")]
+        assert [len(numbers) for numbers in sets] == [33, 4, 4]
+        assert set.union(*sets) == set(range(41))
+
+    def test_a_finished_head_is_not_overwritten(
+        self, head: Path, prompts: Path, cache: Path
+    ) -> None:
+        with pytest.raises(SystemExit, match=rf"--out {head} holds a head already"):
+            train(prompts, cache, head, "--head", "mlp", "--method", "fudge")
+
+
+@pytest.mark.usefixtures("head")
+class TestOnTheSameResponses:
+    """No engine starts: what is in the cache is used."""
+
+    @pytest.fixture(autouse=True)
+    def no_engine(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from cdserve.training import rollouts
+
+        def refuse(*_: object) -> None:
+            raise AssertionError("the engine was started")
+
+        monkeypatch.setattr(rollouts, "_start", refuse)
+
+    @pytest.mark.parametrize(
+        ("arguments", "kind"),
+        [
+            (("--head", "linear", "--method", "td", "--lam", "0.9", "--clip", "0.2"), ValueHead),
+            (("--head", "linear", "--method", "soft", "--beta", "0.5"), ValueHead),
+            (("--head", "mlp", "--method", "fudge", "--bounds", "-1", "1"), ValueHead),
+            (("--head", "tied", "--method", "fudge"), QHead),
+            (("--head", "lowrank", "--rank", "8", "--method", "cdq", "--beta", "0.5"), QHead),
+        ],
+    )
+    def test_every_method(
+        self,
+        prompts: Path,
+        cache: Path,
+        tmp_path: Path,
+        arguments: tuple[str, ...],
+        kind: type[ValueHead | QHead],
+    ) -> None:
+        train(prompts, cache, tmp_path / "head", *arguments)
+        made = kind.from_pretrained(tmp_path / "head")
+        assert made.config.kind == ("soft" if "--beta" in arguments else "mean")
+        assert made.config.output == ("sigmoid" if "--bounds" in arguments else "identity")
+
+    def test_a_value_head_learns_cd_q_from_a_teacher(
+        self, prompts: Path, cache: Path, tmp_path: Path, head: Path
+    ) -> None:
+        q, v = tmp_path / "q", tmp_path / "v"
+        train(prompts, cache, q, "--head", "lowrank", "--method", "cdq")
+        train(prompts, cache, v, "--head", "mlp", "--method", "cdq", "--teacher", str(q))
+        assert json.loads((v / "report.json").read_text())["how"]["teacher"] == "q"
+        command = ("--head", "mlp", "--method", "cdq", "--teacher", str(head))
+        with pytest.raises(SystemExit, match=rf"--teacher {head} is no Q-head, but mlp"):
+            train(prompts, cache, tmp_path / "other", *command)
+
+    def test_a_stopped_run_goes_on(
+        self, prompts: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        arguments = ("--head", "linear", "--method", "fudge")
+        train(prompts, cache, tmp_path / "whole", *arguments)
+        epochs = []
+
+        def dies_in_the_third(*given: object) -> float:
+            epochs.append(given)
+            if len(epochs) == 3:
+                raise KeyboardInterrupt
+            return one_epoch(*given)  # type: ignore[arg-type]
+
+        one_epoch = fitting._epoch
+        monkeypatch.setattr(fitting, "_epoch", dies_in_the_third)
+        with pytest.raises(KeyboardInterrupt):
+            train(prompts, cache, tmp_path / "parts", *arguments)
+        train(prompts, cache, tmp_path / "parts", *arguments)
+        assert len(epochs) == 4, "the third epoch alone is made again"
+        whole, parts = (
+            (tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "parts")
+        )
+        assert whole == parts
+
+    def test_begin_with_another_head_s_weights(
+        self, prompts: Path, cache: Path, tmp_path: Path, head: Path
+    ) -> None:
+        again = ("--head", "mlp", "--method", "td", "--start", str(head))
+        train(prompts, cache, tmp_path / "again", *again)
+        losses = [
+            json.loads((folder / "report.json").read_text())["fit"]["held_out_loss"][0]
+            for folder in (head, tmp_path / "again")
+        ]
+        assert losses[1] < losses[0]
+        other = ("--head", "linear", "--method", "fudge", "--start", str(head))
+        with pytest.raises(SystemExit, match=r"has architecture mlp, not linear"):
+            train(prompts, cache, tmp_path / "other", *other)
+
+    @pytest.mark.parametrize(
+        ("arguments", "refusal"),
+        [
+            (("--max-tokens", "32"), "was made with max_tokens 160, not 32"),
+            (("--per-prompt", "4"), "was made with per_prompt 3, not 4"),
+            (("--rewards", "x=operator:truediv"), r"--rewards x failed on .*: TypeError"),
+            (("--rewards", "x=cdserve.demo.reward:nothing"), "cannot be imported"),
+            (("--bounds", "0", "1"), r"--bounds says from 0 to 1"),
+        ],
+    )
+    def test_what_cannot_be_used_is_named(
+        self,
+        prompts: Path,
+        cache: Path,
+        tmp_path: Path,
+        arguments: tuple[str, ...],
+        refusal: str,
+    ) -> None:
+        with pytest.raises(SystemExit, match=refusal):
+            train(prompts, cache, tmp_path / "x", "--head", "mlp", "--method", "fudge", *arguments)
+        assert not (tmp_path / "x" / "model.safetensors").exists()
+
+
+class TestRefusals:
+    """Before anything starts, with the flag, its value, and what is accepted."""
+
+    @pytest.mark.parametrize(
+        ("arguments", "refusal"),
+        [
+            (("--head", "mlp", "--method", "cdq"), "--head mlp needs a --teacher, a Q-head"),
+            (("--head", "mlp", "--method", "soft"), "--method soft needs --beta"),
+            (("--head", "mlp", "--method", "fudge", "--beta", "1"), "--beta is 1.0; it goes with"),
+            (("--head", "mlp", "--method", "fudge", "--lam", "1"), "it goes with --method td"),
+            (("--head", "mlp", "--method", "td", "--lam", "2"), "--lam is 2.0; .* from 0 to 1"),
+            (("--head", "mlp", "--method", "soft", "--beta", "0"), "--beta is 0.0; .* positive"),
+            (("--head", "mlp", "--method", "fudge", "--rank", "4"), "with --head lowrank"),
+            (("--head", "tied", "--method", "fudge", "--mlp-width", "4"), "with --head mlp"),
+            (("--head", "tied", "--method", "fudge", "--bounds", "0", "1"), "with --head linear"),
+            (("--head", "mlp", "--method", "fudge", "--bounds", "1", "0"), "must be rising"),
+            (("--head", "mlp", "--method", "fudge", "--held-out", "0.6"), "below 0.5"),
+            (("--head", "mlp", "--method", "fudge", "--temperature", "0"), "must be positive"),
+            (("--head", "mlp", "--method", "fudge", "--batch", "0"), "--batch is 0; .* positive"),
+            (("--head", "mlp", "--method", "fudge", "--rewards", "a"), "NAME=MODULE:FUNCTION"),
+            (
+                ("--head", "mlp", "--method", "fudge", "--rewards", f"a={GOLD}", f"a={GOLD}"),
+                "names a twice",
+            ),
+        ],
+    )
+    def test_named(
+        self, prompts: Path, tmp_path: Path, arguments: tuple[str, ...], refusal: str
+    ) -> None:
+        with pytest.raises(SystemExit, match=refusal):
+            train(prompts, tmp_path / "cache", tmp_path / "x", *arguments)
+        assert not (tmp_path / "cache").exists()
+
+    def test_too_few_prompts(self, tmp_path: Path) -> None:
+        path = tmp_path / "prompts.jsonl"
+        path.write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+        with pytest.raises(SystemExit, match=r"has 2 prompts; at least 3 are needed"):
+            train(path, tmp_path / "cache", tmp_path / "x", "--head", "mlp", "--method", "fudge")

@@ -1,0 +1,68 @@
+"""The picture of a head's report."""
+
+from pathlib import Path
+
+import pytest
+from matplotlib import image
+
+from cdserve.training.plot import draw
+from value_heads.metrics import Bin
+from value_heads.report import Bucket, HeadReport, PairsAt, RewardReport
+
+
+def of_reward(accuracy: float | None) -> RewardReport:
+    return RewardReport(
+        reward_mean=0.1,
+        reward_sd=1.0,
+        half_squared_error=0.2,
+        baseline=0.5,
+        loss=0.2,
+        baseline_loss=0.5,
+        by_number=(
+            Bucket(low=1, high=8, tokens=70, correlation=0.3),
+            Bucket(low=8, high=16, tokens=40, correlation=None),
+            Bucket(low=16, high=32, tokens=20, correlation=0.8),
+        ),
+        by_fraction=(),
+        at_end=0.9,
+        pairs_by_number=(PairsAt(number=8, responses=8, accuracy=accuracy),),
+        pairs_at_end=accuracy,
+        calibration=(Bin(-1.0, -0.8, 65), Bin(1.0, 1.1, 65)),
+        calibration_gap=0.1,
+        bellman_bias=None,
+        bellman_rms=None,
+    )
+
+
+def report(**rewards: RewardReport) -> HeadReport:
+    return HeadReport(
+        beta=None,
+        responses=10,
+        cut=0,
+        tokens=130,
+        pairs="any two",
+        residual=None,
+        rewards=rewards,
+    )
+
+
+@pytest.mark.parametrize("losses", [[(1.0, 1.1), (0.5, 0.6), (0.4, 0.7)], [(1.0, 1.1)], []])
+def test_it_draws(losses: list[tuple[float, float]], tmp_path: Path) -> None:
+    path = tmp_path / "report.png"
+    draw(report(helpful=of_reward(0.7), harmless=of_reward(None)), losses, path)
+    pixels = image.imread(path)
+    assert min(pixels.shape[:2]) > 500
+    half, middle = pixels.shape[0] // 2, pixels.shape[1] // 2
+    for panel in (
+        pixels[:half, :middle],
+        pixels[:half, middle:],
+        pixels[half:, :middle],
+        pixels[half:, middle:],
+    ):
+        assert panel.std() > 0.01
+
+
+def test_the_same_report_gives_the_same_file(tmp_path: Path) -> None:
+    for name in ("one.png", "two.png"):
+        draw(report(r=of_reward(0.7)), [(1.0, 1.1), (0.5, 0.6)], tmp_path / name)
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()

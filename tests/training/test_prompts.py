@@ -1,0 +1,105 @@
+"""Prompts from a file, their tokens and their text."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from cdserve.demo import MODEL_DIR
+from cdserve.errors import ConfigError
+from cdserve.training.prompts import encode, read_prompts, text_of
+
+TOKENIZER = AutoTokenizer.from_pretrained(MODEL_DIR)
+CHAT = [{"role": "user", "content": "Write a review."}]
+RENDERED = "<|begin|><|user|>Write a review.<|end|><|assistant|>"
+
+
+def file_of(folder: Path, *lines: Any) -> Path:
+    path = folder / "prompts.jsonl"
+    path.write_text("\n".join(x if isinstance(x, str) else json.dumps(x) for x in lines))
+    return path
+
+
+class TestRead:
+    def test_all_forms(self, tmp_path: Path) -> None:
+        path = file_of(
+            tmp_path,
+            {"prompt": "Film review:", "id": 7},
+            "",
+            {"prompt": CHAT},
+            "  \r",
+            {"messages": CHAT, "source": "here"},
+        )
+        assert read_prompts(path) == ["Film review:", CHAT, CHAT]
+
+    @pytest.mark.parametrize(
+        ("line", "refusal"),
+        [
+            ("{'prompt': 1}", r"no JSON; it must be \{\"prompt\": \"text\"\}"),
+            ("[" * 100_000, r"no JSON"),
+            ([1], r"is \[1\]; it must be"),
+            ({"text": "a"}, r"is \{'text': 'a'\}; it must be"),
+            ({"prompt": "a", "messages": CHAT}, r"with both; it must be"),
+            ({"prompt": 3}, r"prompt is 3; a line must be"),
+            ({"prompt": []}, r"prompt is \[\]; a line must be"),
+            ({"messages": "a"}, r"messages is 'a'; a line must be"),
+            ({"messages": ["a"]}, r"messages has 'a'; a message must be"),
+            ({"messages": [{"role": "user"}]}, r"messages has \{'role': 'user'\}; a message"),
+            ({"prompt": [{"content": "a"}]}, r"prompt has \{'content': 'a'\}; a message"),
+            (
+                {"messages": [*CHAT, {"role": "assistant", "content": "Fine."}]},
+                r"messages ends with \{'role': 'assistant', .*the last message must be another's",
+            ),
+        ],
+    )
+    def test_a_wrong_line_is_named(self, tmp_path: Path, line: Any, refusal: str) -> None:
+        path = file_of(tmp_path, {"prompt": "a"}, "", line)
+        with pytest.raises(ConfigError, match=rf"prompts\.jsonl, line 3.*{refusal}"):
+            read_prompts(path)
+
+    def test_a_file_without_prompts(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"prompts\.jsonl has no prompts; each line must"):
+            read_prompts(file_of(tmp_path, "", " "))
+
+    def test_files_that_cannot_be_read(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"missing: the prompts cannot be read: "):
+            read_prompts(tmp_path / "missing")
+        (tmp_path / "latin").write_bytes(b'{"prompt": "caf\xe9"}')
+        with pytest.raises(ConfigError, match=r"latin: the prompts cannot be read: "):
+            read_prompts(tmp_path / "latin")
+
+
+class TestEncode:
+    def test_texts_and_chats_begin_once(self) -> None:
+        text, chat = encode(["Film review:", CHAT], TOKENIZER)
+        assert text == TOKENIZER("Film review:")["input_ids"]
+        assert TOKENIZER.decode(text) == "<|begin|>Film review:"
+        assert chat == TOKENIZER.apply_chat_template(
+            CHAT, add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+        assert TOKENIZER.decode(chat) == RENDERED
+
+    def test_what_the_template_refuses(self) -> None:
+        wrong = [{"role": "narrator", "content": "a"}]
+        with pytest.raises(ConfigError, match=r"prompt 2, \[\{'role': 'narrator'.*role must be"):
+            encode(["a", wrong], TOKENIZER)
+
+    def test_a_model_without_a_template(self) -> None:
+        tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
+        tokenizer.chat_template = None
+        with pytest.raises(ConfigError, match=r"prompt 1, .*chat_template is not set"):
+            encode([CHAT], tokenizer)
+
+    def test_a_prompt_without_tokens(self) -> None:
+        def tokenizer(text: str, add_special_tokens: bool) -> dict[str, list[int]]:
+            return {"input_ids": []}
+
+        with pytest.raises(ConfigError, match=r"prompt 1, '', has no tokens"):
+            encode([""], tokenizer)
+
+
+def test_the_text_that_rewards_see() -> None:
+    assert text_of("Film review:", TOKENIZER) == "Film review:"
+    assert text_of(CHAT, TOKENIZER) == RENDERED

@@ -1,0 +1,23 @@
+"""What heads need of the base model beside its states: the law of the next token."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Base:
+    """The base model's output layer.
+
+    Attributes:
+        lm_head: float32 [|V|, d], its output embedding.
+        temperature: at which responses are sampled; positive.
+    """
+
+    lm_head: Tensor
+    temperature: float = 1.0
+
+    def log_p(self, states: Tensor) -> Tensor:
+        """Return log p(.|s), float32 [n, |V|], of states [n, d]."""
+        logits = states.float() @ self.lm_head.T
+        return (logits / self.temperature).log_softmax(-1)

@@ -1,0 +1,89 @@
+"""The part of a head's model card that says how well it predicts."""
+
+from collections.abc import Sequence
+
+from .report import Bucket, HeadReport, RewardReport
+
+
+def markdown(report: HeadReport) -> str:
+    """Return the report as a section of a model card: a paragraph and small tables."""
+    rewards = report.rewards
+    first = next(iter(rewards.values()))
+    numbers = [f"{bucket.low:g}-{bucket.high - 1:g}" for bucket in first.by_number]
+    fractions = [f"{bucket.low:.1f}-{bucket.high:.1f}" for bucket in first.by_fraction]
+    prefixes = [str(at.number) for at in first.pairs_by_number]
+    correlations = {name: _shares(made.by_number, made.at_end) for name, made in rewards.items()}
+    by_fraction = {name: _shares(made.by_fraction) for name, made in rewards.items()}
+    pairs = {name: _pairs(made) for name, made in rewards.items()}
+    of_each = [_figures(report, made) for made in rewards.values()]
+    figures = {name: [figure[name] for figure in of_each] for name in of_each[0]}
+    return "\n".join(
+        [
+            "## Held-out responses\n",
+            f"Measured on {report.responses} responses of {report.tokens} tokens to prompts that "
+            f"the head was not fitted to{_cut(report)}.\n",
+            _table("", list(rewards), figures),
+            f"{_residual(report)}Correlation of value and reward:\n",
+            _table("token of the response", [*numbers, "end"], correlations),
+            _table("part of the response", fractions, by_fraction),
+            f"Pairs of responses, {_of_pairs(report)}, whose values have the order of their "
+            "rewards:\n",
+            _table("tokens read", [*prefixes, "all"], pairs),
+        ]
+    )
+
+
+def _figures(report: HeadReport, made: RewardReport) -> dict[str, str]:
+    figures = {
+        "reward, mean": _number(made.reward_mean),
+        "reward, standard deviation": _number(made.reward_sd),
+        "half squared error": _number(made.half_squared_error),
+        "the same of the best constant": _number(made.baseline),
+    }
+    if report.beta is not None:
+        figures[f"LINEX loss, β = {report.beta:g}"] = _number(made.loss)
+        figures["LINEX loss of the best constant"] = _number(made.baseline_loss)
+    figures["calibration gap, root mean square"] = _number(made.calibration_gap)
+    if report.residual is not None:
+        figures["Bellman residual, bias"] = _number(made.bellman_bias)
+        figures["Bellman residual, root mean square"] = _number(made.bellman_rms)
+    return figures
+
+
+def _cut(report: HeadReport) -> str:
+    return f"; {report.cut} more were cut, so they have no reward" if report.cut else ""
+
+
+def _residual(report: HeadReport) -> str:
+    if report.residual != "sampled":
+        return ""
+    return (
+        "The Bellman residual is that of sampled tokens: its root mean square holds their variance "
+        "too.\n\n"
+    )
+
+
+def _of_pairs(report: HeadReport) -> str:
+    return "both to the same prompt" if report.pairs == "same prompt" else "to any two prompts"
+
+
+def _pairs(made: RewardReport) -> list[str]:
+    return [_share(at.accuracy) for at in made.pairs_by_number] + [_share(made.pairs_at_end)]
+
+
+def _shares(buckets: Sequence[Bucket], *more: float | None) -> list[str]:
+    return [_share(bucket.correlation) for bucket in buckets] + [_share(one) for one in more]
+
+
+def _table(corner: str, columns: Sequence[str], rows: dict[str, list[str]]) -> str:
+    lines = [[corner, *columns], ["---"] * (1 + len(columns))]
+    lines += [[name, *cells] for name, cells in rows.items()]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def _share(number: float | None) -> str:
+    return "–" if number is None else f"{number:.2f}"
+
+
+def _number(number: float | None) -> str:
+    return "–" if number is None else f"{number:.4g}"

@@ -1,0 +1,287 @@
+"""How well a trained head predicts, measured on rollouts that it was not fitted to."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .base import Base
+from .heads import Head, QHead
+from .losses import linex, masked_squared_error
+from .methods import ControlledQ, all_values
+from .metrics import Bin, calibration, correlation, correlation_by_bucket, pair_accuracy
+from .rollouts import Rollouts, Shards
+from .targets import over_rollouts
+
+Pairs = Literal["same prompt", "any two"]
+Residual = Literal["sampled", "exact"]
+
+_FIRST_NUMBER = 8
+_FRACTIONS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bucket:
+    """Pearson's correlation of value and reward over the tokens at low <= place < high.
+
+    None where it is undefined: of fewer than two tokens, or if one of both is constant.
+    """
+
+    low: float
+    high: float
+    tokens: int
+    correlation: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairsAt:
+    """Pair accuracy of the prefixes of so many tokens; None without a pair of rewards that differ.
+
+    Attributes:
+        number: tokens of the prefix.
+        responses: that go on behind it: one that ended there is no prefix.
+        accuracy: from 0 to 1.
+    """
+
+    number: int
+    responses: int
+    accuracy: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardReport:
+    """How well one output of a head predicts its reward.
+
+    Of a soft value `loss` is what it is fitted to. Its squared error and calibration, which are
+    against raw rewards, are not 0 at the exact value: that lies above the mean.
+
+    Attributes:
+        reward_mean, reward_sd: over responses; the standard deviation divides by their number.
+        half_squared_error: mean over tokens, in squared reward units.
+        baseline: the least half squared error of one number for all prefixes.
+        loss: LINEX of a soft value, else the half squared error; None if it overflows.
+        baseline_loss: the least loss of one number for all prefixes.
+        by_number: correlation by a token's number in its response: 1 to 7, 8 to 15, 16 to 31, ...
+        by_fraction: correlation by the fraction of the response that was read before the token.
+        at_end: correlation at the last token.
+        pairs_by_number: pair accuracy at 8, 16, 32, ... tokens.
+        pairs_at_end: pair accuracy at the last token.
+        calibration: over all tokens.
+        calibration_gap: root mean square over tokens of their bin's mean reward - mean value.
+        bellman_bias: mean Bellman residual, in reward units; positive where values are lower than
+            what comes after them. For sampled residuals of a soft value it is
+            beta log mean exp(residual / beta), which is 0 at the exact value.
+        bellman_rms: root mean square of the residual. That of sampled residuals holds the variance
+            of the sampled token as well, so it is no error by itself.
+    """
+
+    reward_mean: float
+    reward_sd: float
+    half_squared_error: float
+    baseline: float
+    loss: float | None
+    baseline_loss: float | None
+    by_number: tuple[Bucket, ...]
+    by_fraction: tuple[Bucket, ...]
+    at_end: float | None
+    pairs_by_number: tuple[PairsAt, ...]
+    pairs_at_end: float | None
+    calibration: tuple[Bin, ...]
+    calibration_gap: float
+    bellman_bias: float | None
+    bellman_rms: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadReport:
+    """How well a head predicts on held-out rollouts.
+
+    Attributes:
+        beta: of a soft head; None for a mean.
+        responses: that ended by themselves; all but the Bellman residual is measured on these.
+        cut: responses that did not end, so that they have no reward.
+        tokens: of the responses that ended.
+        pairs: which pairs of responses are compared: those to the same prompt if any prompt has
+            several, else any two.
+        residual: how the Bellman residual is measured. "sampled" is V(s_{t+1}) - V(s_t), between
+            tokens of a response. "exact", of a Q-head, is the expectation of Q behind the token,
+            or the reward where it ended the response, - Q(s_t, z_t). None: it was not measured.
+        rewards: by name.
+    """
+
+    beta: float | None
+    responses: int
+    cut: int
+    tokens: int
+    pairs: Pairs
+    residual: Residual | None
+    rewards: dict[str, RewardReport]
+
+    def to_json(self) -> str:
+        """Return the report as JSON text; what is undefined is null."""
+        return json.dumps(asdict(self), indent=2, allow_nan=False) + "\n"
+
+
+def measure(head: Head, test: Shards, base: Base | None = None) -> HeadReport:
+    """Measure a head on held-out rollouts. One shard is in memory at a time.
+
+    Args:
+        base: the base model's output layer, on the head's device. A tied head reads it, and the
+            Bellman residual of every Q-head: without it that is None.
+
+    Raises:
+        ValueError: no response ended, the rewards are not as many as the head's outputs, or a tied
+            head has no base.
+    """
+    parts = [_read(head, shard.to(head.shift.device), base) for shard in test]
+    if not any(bool(part.ended.any()) for part in parts):
+        raise ValueError("no held-out response ended by itself, so none has a reward")
+    data = _Numbers(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+    same_prompt = len(set(data.prompts.tolist())) < len(data.prompts)
+    groups = data.prompts if same_prompt else torch.zeros_like(data.prompts)
+    residual: Residual | None = "exact" if isinstance(head, QHead) else "sampled"
+    if residual == "exact" and base is None:
+        residual = None
+    beta = head.config.beta
+    return HeadReport(
+        beta=beta,
+        responses=len(data.lengths),
+        cut=int((~data.ended).sum()),
+        tokens=len(data.number),
+        pairs="same prompt" if same_prompt else "any two",
+        residual=residual,
+        rewards={
+            name: _of_reward(data, output, groups, beta, sampled=residual == "sampled")
+            for output, name in enumerate(head.config.rewards)
+        },
+    )
+
+
+class _Numbers(NamedTuple):
+    """What is kept of rollouts: of the B responses that ended and their N tokens, unless said."""
+
+    values: Tensor  # [N, G]
+    number: Tensor  # [N], of the token in its response, from 1
+    lengths: Tensor  # [B]
+    rewards: Tensor  # [B, G]
+    prompts: Tensor  # [B]
+    residuals: Tensor  # [M, G], of all responses: those that ended alone would bias them
+    ended: Tensor  # of all responses
+
+
+@torch.no_grad()
+def _read(head: Head, data: Rollouts, base: Base | None) -> _Numbers:
+    if data.rewards.shape[1] != len(head.config.rewards):
+        raise ValueError(
+            f"rewards must be [{len(data.rewards)}, {len(head.config.rewards)}] for this head, got "
+            f"{list(data.rewards.shape)}"
+        )
+    values = all_values(head, data, base)
+    rows = data.rows(cut=False)
+    numbers = _Numbers(
+        values=values[rows].double(),
+        number=data.number[rows],
+        lengths=data.lengths[data.ended],
+        rewards=data.rewards[data.ended].double(),
+        prompts=data.prompts[data.ended],
+        residuals=_residuals(head, data, base, values).double(),
+        ended=data.ended,
+    )
+    return _Numbers(*(tensor.cpu() for tensor in numbers))
+
+
+def _residuals(head: Head, data: Rollouts, base: Base | None, values: Tensor) -> Tensor:
+    if not isinstance(head, QHead):
+        return (values[1:] - values[:-1])[data.owner[1:] == data.owner[:-1]]
+    if base is None:
+        return values[:0]
+    return ControlledQ().targets(head, data, base) - values
+
+
+def _of_reward(
+    data: _Numbers, output: int, groups: Tensor, beta: float | None, *, sampled: bool
+) -> RewardReport:
+    values, rewards = data.values[:, output], data.rewards[:, output]
+    each = rewards.repeat_interleave(data.lengths)
+    last = data.lengths.cumsum(0) - 1
+    fraction = (data.number - 1).double() / data.lengths.repeat_interleave(data.lengths)
+    bins = calibration(values, each)
+    gap = sum(found.count * (found.reward - found.value) ** 2 for found in bins) / len(each)
+    bias, rms = _bellman(data.residuals[:, output], beta if sampled else None)
+    return RewardReport(
+        reward_mean=float(rewards.mean()),
+        reward_sd=float(rewards.std(correction=0)),
+        half_squared_error=_loss(values, each, None),
+        baseline=_loss(_constant(each, None), each, None),
+        loss=_defined(_loss(values, each, beta)),
+        baseline_loss=_defined(_loss(_constant(each, beta), each, beta)),
+        by_number=_buckets(values, each, data.number, _edges(int(data.lengths.max()))),
+        by_fraction=_buckets(values, each, fraction, _FRACTIONS),
+        at_end=_defined(correlation(values[last], rewards)) if len(rewards) > 1 else None,
+        pairs_by_number=tuple(_pairs_by_number(data, output, groups)),
+        pairs_at_end=pair_accuracy(values[last], rewards, groups),
+        calibration=tuple(bins),
+        calibration_gap=math.sqrt(gap),
+        bellman_bias=bias,
+        bellman_rms=rms,
+    )
+
+
+def _loss(values: Tensor, rewards: Tensor, beta: float | None) -> float:
+    values, rewards, every = values[:, None], rewards[:, None], torch.ones_like(values) > 0
+    if beta is None:
+        return float(masked_squared_error(values, rewards, every))
+    return float(linex(values, rewards, every, beta))
+
+
+def _constant(rewards: Tensor, beta: float | None) -> Tensor:
+    return over_rollouts(rewards[:, None], beta).expand_as(rewards)
+
+
+def _bellman(residuals: Tensor, beta: float | None) -> tuple[float | None, float | None]:
+    if not len(residuals):
+        return None, None
+    rms = float(residuals.square().mean().sqrt())
+    return float(over_rollouts(residuals[:, None], beta)), rms
+
+
+def _edges(longest: int) -> list[int]:
+    edges = [1, _FIRST_NUMBER]
+    while edges[-1] <= longest:
+        edges.append(2 * edges[-1])
+    return edges
+
+
+def _buckets(
+    values: Tensor, rewards: Tensor, places: Tensor, edges: Sequence[float]
+) -> tuple[Bucket, ...]:
+    found = correlation_by_bucket(values, rewards, places, edges)
+    return tuple(
+        Bucket(
+            low=low,
+            high=high,
+            tokens=int(((places >= low) & (places < high)).sum()),
+            correlation=None if one is None else _defined(one),
+        )
+        for (low, high), one in zip(pairwise(edges), found, strict=True)
+    )
+
+
+def _pairs_by_number(data: _Numbers, output: int, groups: Tensor) -> list[PairsAt]:
+    first = data.lengths.cumsum(0) - data.lengths
+    made = []
+    for number in _edges(int(data.lengths.max()) - 1)[1:-1]:
+        longer = data.lengths > number
+        values = data.values[first[longer] + number - 1, output]
+        accuracy = pair_accuracy(values, data.rewards[longer, output], groups[longer])
+        made.append(PairsAt(number=number, responses=int(longer.sum()), accuracy=accuracy))
+    return made
+
+
+def _defined(number: float) -> float | None:
+    return number if math.isfinite(number) else None

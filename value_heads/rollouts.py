@@ -1,0 +1,167 @@
+"""Responses of the base model with its hidden states: what heads are trained on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollouts:
+    """Responses that the base model gave by itself, one after another, B of them of N tokens.
+
+    Attributes:
+        states: floating [N + B, d]; of each response the state of its prompt, then the state once
+            each of its tokens was read.
+        tokens: int64 [N], the response tokens, the end token included.
+        lengths: int64 [B], tokens of each response, at least 1.
+        rewards: float32 [B, G], raw; unread where the response did not end.
+        ended: bool [B], whether the response ended by itself. One cut at a length limit did not: it
+            has no reward yet.
+        prompts: int64 [B], which prompt each response answers.
+    """
+
+    states: Tensor
+    tokens: Tensor
+    lengths: Tensor
+    rewards: Tensor
+    ended: Tensor
+    prompts: Tensor
+
+    def __post_init__(self) -> None:
+        """Refuse tensors that do not belong together."""
+        count = len(self.lengths)
+        total = int(self.lengths.sum())
+        if self.tokens.shape != (total,) or len(self.states) != total + count:
+            raise ValueError(
+                f"{count} responses of {total} tokens have states [{total + count}, d] and tokens "
+                f"[{total}], got {list(self.states.shape)} and {list(self.tokens.shape)}"
+            )
+        if not len(self.rewards) == len(self.ended) == len(self.prompts) == count:
+            raise ValueError(
+                f"rewards, ended and prompts must be of {count} responses, got "
+                f"{len(self.rewards)}, {len(self.ended)} and {len(self.prompts)}"
+            )
+        if self.rewards.ndim != 2 or self.ended.dtype != torch.bool:
+            raise ValueError(
+                f"rewards must be [{count}, G] and ended bool, got {list(self.rewards.shape)} and "
+                f"{self.ended.dtype}"
+            )
+        if count and int(self.lengths.min()) < 1:
+            raise ValueError("lengths must be at least 1, got 0")
+
+    @classmethod
+    def padded(
+        cls,
+        *,
+        states: Tensor,
+        tokens: Tensor,
+        mask: Tensor,
+        rewards: Tensor,
+        ended: Tensor,
+        prompts: Tensor | None = None,
+    ) -> "Rollouts":
+        """Make them of a padded batch.
+
+        Args:
+            states: floating [B, T + 1, d], the prompt's state first.
+            tokens: int64 [B, T].
+            mask: bool [B, T], True at the response's tokens, which come first.
+            rewards: float32 [B, G].
+            ended: bool [B].
+            prompts: int64 [B]; None where each response has a prompt of its own.
+        """
+        at_start = torch.ones_like(mask[:, :1])
+        return cls(
+            states=states[torch.cat([at_start, mask], 1)],
+            tokens=tokens[mask],
+            lengths=mask.sum(1),
+            rewards=rewards.float(),
+            ended=ended,
+            prompts=torch.arange(len(mask)) if prompts is None else prompts,
+        )
+
+    @cached_property
+    def owner(self) -> Tensor:
+        """Which response each token is of, int64 [N]."""
+        return torch.arange(len(self.lengths), device=self.lengths.device).repeat_interleave(
+            self.lengths
+        )
+
+    @cached_property
+    def before(self) -> Tensor:
+        """Where in `states` the state is that each token was sampled from, int64 [N]."""
+        return torch.arange(len(self.tokens), device=self.tokens.device) + self.owner
+
+    @cached_property
+    def after(self) -> Tensor:
+        """Where in `states` the state is that has read each token, int64 [N]."""
+        return self.before + 1
+
+    def rows(self, *, cut: bool) -> Tensor:
+        """Return the places of the tokens to learn from, int64 [n].
+
+        Args:
+            cut: whether those of responses that did not end are among them.
+        """
+        wanted = torch.ones_like(self.ended) if cut else self.ended
+        return wanted[self.owner].nonzero()[:, 0]
+
+    @cached_property
+    def number(self) -> Tensor:
+        """Each token's number in its response, from 1, int64 [N]."""
+        first = self.lengths.cumsum(0) - self.lengths
+        return torch.arange(len(self.tokens), device=self.tokens.device) - first[self.owner] + 1
+
+    @property
+    def last(self) -> Tensor:
+        """Where in `tokens` each response's last is, int64 [B]."""
+        return self.lengths.cumsum(0) - 1
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """Where a padded batch of the responses has a token, bool [B, T]."""
+        width = int(self.lengths.max())
+        return torch.arange(width, device=self.lengths.device) < self.lengths[:, None]
+
+    def pad(self, by_token: Tensor) -> Tensor:
+        """Return numbers of the tokens, [N, ...], as a padded batch, [B, T, ...], 0 elsewhere."""
+        padded = by_token.new_zeros(*self.mask.shape, *by_token.shape[1:])
+        padded[self.mask] = by_token
+        return padded
+
+    def to(self, device: torch.device | str) -> "Rollouts":
+        """Return them on a device."""
+        return Rollouts(**{name: getattr(self, name).to(device) for name in FIELDS})
+
+    def split(self, share: float) -> tuple["Rollouts", "Rollouts"]:
+        """Return the first share of the responses, and the rest, held out; neither is empty.
+
+        Raises:
+            ValueError: there are fewer than two responses.
+        """
+        count = len(self.lengths)
+        if count < 2:
+            raise ValueError(f"a split needs at least 2 responses, got {count}")
+        at = min(max(round(share * count), 1), count - 1)
+        return self._part(0, at), self._part(at, count)
+
+    def _part(self, first: int, stop: int) -> "Rollouts":
+        ends = [0, *self.lengths.cumsum(0).tolist()]
+        begin, end = ends[first], ends[stop]
+        return Rollouts(
+            states=self.states[begin + first : end + stop],
+            tokens=self.tokens[begin:end],
+            lengths=self.lengths[first:stop],
+            rewards=self.rewards[first:stop],
+            ended=self.ended[first:stop],
+            prompts=self.prompts[first:stop],
+        )
+
+
+FIELDS = ("states", "tokens", "lengths", "rewards", "ended", "prompts")
+
+Shards = Sequence[Rollouts]
+"""Rollouts in parts, each of which fits in memory: a list, or `CachedRollouts` on disk."""
