@@ -39,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if flags and not known.takes_flags:
         parser.error(f"unrecognized arguments: {' '.join(flags)}")
     known.flags = flags
+    if "" not in sys.path:  # as `python -m` has it: rewards are often modules beside the settings
+        sys.path.insert(0, "")
     try:
         known.run(known)
     except ConfigError as error:

@@ -5,6 +5,7 @@ wins over the file. What is not known is refused, never ignored.
 """
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,6 +22,27 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Standard(_Section):
+    """Statistics of a reward: it is weighed as (reward - mean) / std, and reported raw."""
+
+    mean: float
+    std: float = Field(gt=0)
+
+
+class _Reward(_Section):
+    standardise: Standard | None = None
+
+
+class Fallible(_Reward):
+    """What is declared of a reward that can fail."""
+
+    on_failure: Literal["error", "skip", "base"] = Field(
+        default="error",
+        description="Without it: the request fails; the other rewards decide; or none does.",
+    )
+    timeout: float = Field(default=30, gt=0, description="Seconds for a decision's candidates.")
+
+
 class ValueHeadReward(_Section):
     """A value head, computed inside the engine's step."""
 
@@ -33,9 +55,12 @@ class ValueHeadReward(_Section):
         default=None, description="Which of the heads' rewards; needed if they have several."
     )
     force: bool = Field(default=False, description="Attach it to another base than its own.")
+    standardise: Standard | bool = Field(
+        default=False, description="Statistics, or true for those that the head has."
+    )
 
 
-class LengthReward(_Section):
+class LengthReward(_Reward):
     """How close a response's length is to a target, in tokens."""
 
     kind: Literal["length"]
@@ -43,14 +68,89 @@ class LengthReward(_Section):
     tolerance: int = Field(default=0, ge=0)
 
 
-class PythonReward(_Section):
+class RegexReward(_Reward):
+    """1 where a pattern is found in a finished response, else 0."""
+
+    kind: Literal["regex"]
+    pattern: str
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, pattern: str) -> str:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"no regular expression: {error}") from error
+        return pattern
+
+
+class JsonValidReward(_Reward):
+    """1 where a finished response is one JSON value, else 0."""
+
+    kind: Literal["json_valid"]
+
+
+class PythonReward(Fallible):
     """A function ``(prompt, response) -> float`` of the operator's, for finished responses."""
 
     kind: Literal["python"]
     callable: str = Field(pattern=r"^\w+(\.\w+)*:\w+$", description="module:function")
 
 
-Reward = Annotated[ValueHeadReward | LengthReward | PythonReward, Field(discriminator="kind")]
+class JudgeReward(Fallible):
+    """The grade that a model behind an OpenAI-compatible endpoint gives a finished response."""
+
+    kind: Literal["judge"]
+    url: str = Field(pattern=r"^https?://", description="Up to and including /v1.")
+    model: str
+    rubric: str = Field(description="The question; {prompt} and {response} stand for themselves.")
+    scale: tuple[float, float] = Field(default=(1, 10), description="Least and greatest grade.")
+    api_key_env: str | None = Field(
+        default=None, description="The environment variable that holds the key."
+    )
+    concurrency: int = Field(default=8, ge=1, description="Questions at once, of all requests.")
+    retries: int = Field(default=2, ge=0, description="Of attempts that fail.")
+    max_tokens: int = Field(default=512, ge=1, description="Of an answer.")
+
+    @field_validator("rubric")
+    @classmethod
+    def _shows_the_response(cls, rubric: str) -> str:
+        if "{response}" not in rubric:
+            raise ValueError("it must hold {response}")
+        return rubric
+
+    @field_validator("scale")
+    @classmethod
+    def _rises(cls, scale: tuple[float, float]) -> tuple[float, float]:
+        if not scale[0] < scale[1]:
+            raise ValueError("its first number must be below its second")
+        return scale
+
+
+class LowerBound(_Section):
+    """mean - c · std of an ensemble."""
+
+    lcb: float = Field(ge=0, description="c, how much disagreement counts against a response.")
+
+
+class EnsembleReward(Fallible):
+    """Other rewards as one; it fails where one of them does."""
+
+    kind: Literal["ensemble"]
+    of: list[str] = Field(min_length=2)
+    aggregate: Literal["mean", "median", "min"] | LowerBound = "mean"
+
+
+Reward = Annotated[
+    ValueHeadReward
+    | LengthReward
+    | RegexReward
+    | JsonValidReward
+    | PythonReward
+    | JudgeReward
+    | EnsembleReward,
+    Field(discriminator="kind"),
+]
 
 
 class Limits(_Section):

@@ -1,5 +1,6 @@
 """The report: what an answer says of its making."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +29,11 @@ def report(method: str, decisions: Sequence[Decision], trace: bool) -> dict[str,
         "ties": sum(decision.tie for decision in decisions),
         "kl": {**kl_of, "flag": kl.flag(kl_of["bound"])},
     }
+    if decisions[-1].accepted is not None:
+        made["accepted"] = all(decision.accepted for decision in decisions)
+    failed = Counter(name for decision in decisions for name in decision.score.failed)
+    if failed:
+        made["failed"] = dict(failed)
     if trace:
         made["trace"] = [_traced(decision) for decision in decisions]
     return made
@@ -35,15 +41,20 @@ def report(method: str, decisions: Sequence[Decision], trace: bool) -> dict[str,
 
 def merged(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The report of an answer with several choices: counts are summed, scores averaged, KL is
-    that of the farthest choice; ``choices`` holds each choice's own report."""
+    that of the farthest choice, ``accepted`` is whether all were; ``choices`` holds each choice's
+    own report."""
     if len(reports) == 1:
         return reports[0]
-    names = reports[0]["rewards"]
+    names = dict.fromkeys(name for made in reports for name in made["rewards"])
+    failed = sum((Counter(made.get("failed", {})) for made in reports), Counter[str]())
     farthest = max(reports, key=lambda made: made["kl"]["bound"])
     return {
         "method": reports[0]["method"],
         "score": _mean([made["score"] for made in reports]),
-        "rewards": {name: _mean([made["rewards"][name] for made in reports]) for name in names},
+        "rewards": {
+            name: _mean([made["rewards"][name] for made in reports if name in made["rewards"]])
+            for name in names
+        },
         "scores": {
             "mean": _mean([made["scores"]["mean"] for made in reports]),
             "max": max(made["scores"]["max"] for made in reports),
@@ -54,6 +65,12 @@ def merged(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
             for count in ("decisions", "candidates", "candidate_tokens", "ties")
         },
         "kl": farthest["kl"],
+        **({"failed": dict(failed)} if failed else {}),
+        **(
+            {"accepted": all(made["accepted"] for made in reports)}
+            if "accepted" in reports[0]
+            else {}
+        ),
         "choices": list(reports),
     }
 

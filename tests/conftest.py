@@ -32,7 +32,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     }
     settings["members"]["twin"] = settings["members"]["tuned"]
     # Two strings cannot be divided: a reward that fails on every response.
-    settings["rewards"]["broken"] = {"kind": "python", "callable": "operator:truediv"}
+    broken = {"kind": "python", "callable": "operator:truediv"}
+    settings["rewards"] |= {
+        "broken": broken,
+        "optional": {**broken, "on_failure": "skip"},
+        "decisive": {**broken, "on_failure": "base"},
+        "named": {"kind": "regex", "pattern": r"(?i)\bfilm\b"},
+        "json": {"kind": "json_valid"},
+        "careful": {"kind": "ensemble", "of": ["sentiment", "brevity"], "aggregate": "min"},
+        "scaled": {"kind": "length", "target": 40, "standardise": {"mean": -1.0, "std": 0.5}},
+    }
     with Served(settings, tmp_path_factory.mktemp("server")) as served:
         yield served
 

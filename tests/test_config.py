@@ -198,7 +198,10 @@ class TestRefused:
             ("model: 3", "model is 3"),
             ("limits: {max_n: 1}", "model is "),
             ("", "model is "),
-            ("model: m\nrewards: {a: {kind: lenght}}", "'value_head', 'length', 'python'"),
+            (
+                "model: m\nrewards: {a: {kind: lenght}}",
+                "'value_head', 'length', 'regex', 'json_valid', 'python', 'judge', 'ensemble'",
+            ),
             ("model: m\nrewards: {a: {kind: length, target: 0}}", "target is 0"),
             ("model: m\nrewards: {a: {kind: length, target: 9, tolerance: -1}}", "tolerance is -1"),
             ("model: m\nrewards: {a: {kind: length}}", "rewards.a"),

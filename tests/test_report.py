@@ -1,6 +1,7 @@
 """The report: its shape on the wire and the numbers in it."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -166,3 +167,24 @@ class TestMerged:
     def test_kl_is_that_of_the_farthest_choice(self) -> None:
         assert merged(self.CHOICES)["kl"] == self.CHOICES[0]["kl"]
         assert merged(self.CHOICES[::-1])["kl"]["flag"] == "inspect"
+
+
+class TestFailedRewards:
+    """Rewards that decisions went without."""
+
+    def one(self, failed: tuple[str, ...]) -> dict[str, Any]:
+        good, bad = decision(1.0, 2.0), decision(1.0, 2.0)
+        scores = [Score(score.total, {"a": 1.0}, failed) for score in bad.scores]
+        return report("m", [good, replace(bad, scores=scores)], trace=False)
+
+    def test_decisions_are_counted_by_reward(self) -> None:
+        made = self.one(("b",))
+        assert made["failed"] == {"b": 1}
+        assert made["rewards"] == {"a": 1.0}
+
+    def test_choices_are_summed_and_averaged_over_those_that_have_it(self) -> None:
+        other = report("m", [decision(1.0, 2.0)], trace=False)
+        made = merged([self.one(("b",)), other, self.one(("b",))])
+        assert made["failed"] == {"b": 2}
+        assert made["rewards"] == {"a": pytest.approx((1 + 0.5 + 1) / 3), "b": 0.25}
+        assert "failed" not in merged([other, other])

@@ -1,5 +1,6 @@
 """``POST /v1/alignment/score``: this server's rewards of given responses."""
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from vllm.utils import random_uuid
 
 from cdserve import scoring
 from cdserve.api.server import AlignmentServer
+from cdserve.decoders import Score
 from cdserve.engine.aligned import AlignedEngine
 from cdserve.errors import PolicyError, shown
 from cdserve.policy import Policy
@@ -65,7 +67,7 @@ async def score(request: ScoreRequest, server: AlignmentServer, state: Any) -> d
     prompt = await _rendered(request, state)
     scorer = _Scorer(state.engine_client, objective, prompt, request.per_token)
     try:
-        return {"scores": [await scorer.score(response) for response in request.responses]}
+        return {"scores": await scorer.score(request.responses)}
     except VLLMClientError as error:  # the engine refuses the tokens of the prompt
         raise PolicyError(str(error.args[0]), "prompt") from error
 
@@ -81,22 +83,34 @@ class _Scorer:
         self._prompt_text = prompt.get("prompt") or self._tokenizer.decode(self._prompt)
         self._per_token = per_token
 
-    async def score(self, text: str) -> dict[str, Any]:
-        token_ids = self._tokenizer.encode(text, add_special_tokens=False)
-        values = await self._values(token_ids) if self._objective.reads_values else []
-        response = Response(
-            prompt=self._prompt_text,
-            text=text,
-            tokens=len(token_ids) + (self._tokenizer.eos_token_id is not None),
-            finished=True,
-            values=values[-1] if values else {},
+    async def score(self, texts: Sequence[str]) -> list[dict[str, Any]]:
+        """All responses at once, as the candidates of one decision are scored."""
+        token_ids = [self._tokenizer.encode(text, add_special_tokens=False) for text in texts]
+        values: list[list[Any]] = [[] for _ in texts]
+        if self._objective.reads_values:
+            values = await asyncio.gather(*map(self._values, token_ids))
+        scores = await self._objective.score(
+            [
+                Response(
+                    prompt=self._prompt_text,
+                    text=text,
+                    tokens=len(ids) + (self._tokenizer.eos_token_id is not None),
+                    finished=True,
+                    values=found[-1] if found else {},
+                )
+                for text, ids, found in zip(texts, token_ids, values, strict=True)
+            ]
         )
-        (score,) = await self._objective.score([response])
-        scored: dict[str, Any] = {"score": score.total, "rewards": dict(score.rewards)}
+        return [self._answer(*one) for one in zip(scores, values, strict=True)]
+
+    def _answer(self, score: Score, values: Sequence[Any]) -> dict[str, Any]:
+        made: dict[str, Any] = {"score": score.total, "rewards": dict(score.rewards)}
+        if score.failed:
+            made["failed"] = list(score.failed)
         if self._per_token:
             heads = [n for n, r in self._objective.rewards.items() if r.kind == "value_head"]
-            scored["per_token"] = {name: [value[name] for value in values] for name in heads}
-        return scored
+            made["per_token"] = {name: [value[name] for value in values] for name in heads}
+        return made
 
     async def _values(self, token_ids: Sequence[int]) -> list[Any]:
         """V after each token and after EOS if asked for; else only the last."""

@@ -37,10 +37,7 @@ class AlignmentServer:
             ConfigError: a reward, a preset or a decoder is wrong.
         """
         loaded = decoders.load(settings.decoders)
-        rewards = {
-            name: scoring.build(name, reward, heads.kinds.get(name))
-            for name, reward in settings.rewards.items()
-        }
+        rewards = scoring.build(settings.rewards, heads.outputs)
         if settings.default_reward is not None and settings.default_reward not in rewards:
             raise ConfigError(
                 f"default_reward is {settings.default_reward!r}; "
@@ -79,7 +76,7 @@ class AlignmentServer:
             "rewards": {
                 name: {
                     **self.settings.rewards[name].model_dump(
-                        exclude={"path", "q_head", "callable", "force"}
+                        exclude={"path", "q_head", "callable", "force", "url", "api_key_env"}
                     ),
                     "prefixes": reward.prefixes,
                     "next_tokens": name in self.q_columns,

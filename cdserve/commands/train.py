@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from cdserve.config import PythonReward
 from cdserve.errors import ConfigError
-from cdserve.scoring.rewards import Reward, build
+from cdserve.scoring import Reward, build
 
 if TYPE_CHECKING:
     from cdserve.training.job import Job
@@ -140,12 +140,12 @@ def _job(args: argparse.Namespace) -> "Job":
 
 
 def _rewards(given: list[str]) -> dict[str, Reward]:
-    rewards: dict[str, Reward] = {}
+    settings: dict[str, PythonReward] = {}
     for one in given:
         name, found, path = one.partition("=")
         if not (name and found and path.count(":") == 1):
             raise ConfigError(f"--rewards is {one}; it must be NAME=MODULE:FUNCTION")
-        if name in rewards:
+        if name in settings:
             raise ConfigError(f"--rewards names {name} twice")
-        rewards[name] = build(name, PythonReward(kind="python", callable=path), None)
-    return rewards
+        settings[name] = PythonReward(kind="python", callable=path)
+    return build(settings)

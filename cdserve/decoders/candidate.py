@@ -33,6 +33,8 @@ class Score:
 
     total: float
     rewards: Mapping[str, float]
+    failed: tuple[str, ...] = ()
+    """Rewards that could not be computed, and that the operator lets a decision do without."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +52,8 @@ class Decision:
     """Estimate of the same, in nats."""
     kl_estimator: str
     """How it was estimated."""
+    accepted: bool | None = None
+    """Whether the candidate passed the rule's own test; None for rules that have none."""
 
     @property
     def candidate(self) -> Candidate:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cdserve.config import PythonReward
-from cdserve.scoring.rewards import build
+from cdserve.scoring import build
 from cdserve.training.job import Data, Job, MethodName
 from cdserve.training.run import train
 from value_heads import FitOptions, HeadReport
@@ -62,8 +62,7 @@ def train_head(model: Path, cache: Path, heads: Path, name: str, recipe: Recipe)
         heads: folder of the heads' folders.
     """
     shutil.rmtree(heads / name, ignore_errors=True)
-    callable_ = "cdserve.demo.reward:sentiment_gold"
-    reward = build("sentiment", PythonReward(kind="python", callable=callable_), None)
+    gold = PythonReward(kind="python", callable="cdserve.demo.reward:sentiment_gold")
     return train(
         Job(
             data=Data(
@@ -75,7 +74,7 @@ def train_head(model: Path, cache: Path, heads: Path, name: str, recipe: Recipe)
                 cache=cache,
                 flags=_FLAGS,
             ),
-            rewards={"sentiment": reward},
+            rewards=build({"sentiment": gold}),
             method=recipe.method,
             beta=recipe.beta,
             architecture=recipe.architecture,

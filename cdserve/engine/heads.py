@@ -6,6 +6,7 @@ from pathlib import Path
 
 from cdserve.config import Settings, ValueHeadReward
 from cdserve.errors import ConfigError
+from cdserve.scoring import HeadOutput
 from value_heads import Head, HeadConfig, QHead, ValueHead, check_base
 
 
@@ -49,10 +50,14 @@ class Heads:
     q: Attached
 
     @property
-    def kinds(self) -> Mapping[str, str]:
-        """The declared kind, ``mean`` or ``soft``, of each reward's value head."""
-        outputs = [config for c in self.values.configs.values() for config in [c] * len(c.rewards)]
-        return {name: outputs[column].kind for name, column in self.values.columns.items()}
+    def outputs(self) -> Mapping[str, HeadOutput]:
+        """What its value head says of each reward."""
+        outputs = [
+            HeadOutput(kind=config.kind, shift=shift, scale=scale)
+            for config in self.values.configs.values()
+            for shift, scale in zip(config.shift, config.scale, strict=True)
+        ]
+        return {name: outputs[column] for name, column in self.values.columns.items()}
 
 
 def attach(settings: Settings) -> Heads:

@@ -1,6 +1,7 @@
 """Rewards and the objectives that requests make of them."""
 
+from cdserve.scoring.build import HeadOutput, build
 from cdserve.scoring.objective import Objective, objective
-from cdserve.scoring.rewards import Response, Reward, build
+from cdserve.scoring.reward import Response, Reward
 
-__all__ = ["Objective", "Response", "Reward", "build", "objective"]
+__all__ = ["HeadOutput", "Objective", "Response", "Reward", "build", "objective"]

@@ -1,13 +1,17 @@
 """A request's objective: the weighted sum of rewards it asks for."""
 
 import asyncio
+import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cdserve.decoders.candidate import Score
 from cdserve.errors import PolicyError, ScoringError, shown
 from cdserve.policy import FIELD, Policy
-from cdserve.scoring.rewards import Response, Reward, finite
+from cdserve.scoring.reward import Response, Reward
+
+_LOGGER = logging.getLogger("vllm.cdserve")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +24,7 @@ class Objective:
     @property
     def reads_values(self) -> bool:
         """Whether the engine has to compute values."""
-        return any(reward.kind == "value_head" for reward in self.rewards.values())
+        return any(reward.reads_values for reward in self.rewards.values())
 
     @property
     def reads_text(self) -> bool:
@@ -28,31 +32,65 @@ class Objective:
         return any(reward.reads_text for reward in self.rewards.values())
 
     async def score(self, responses: Sequence[Response]) -> list[Score]:
-        """The weighted sum and its parts, for each response.
+        """The weighted sum and its parts, for each candidate of one decision.
+
+        All rewards are scored at once. One that fails is dealt with as its terms say.
 
         Raises:
-            ScoringError: a reward failed or is not a finite number.
+            ScoringError: a reward without another policy failed or is not a finite number, or the
+                sum is none.
         """
-        if self.reads_text:  # an operator's function may take its time
-            return await asyncio.to_thread(self._score, responses)
-        return self._score(responses)
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = {n: group.create_task(self._of(n, responses)) for n in self.rewards}
+        except* ScoringError as failures:
+            raise failures.exceptions[0] from failures.exceptions[0].__cause__
+        found = {name: task.result() for name, task in tasks.items()}
+        made = {name: values for name, values in found.items() if values is not None}
+        failed = tuple(name for name in found if name not in made)
+        undecided = any(self.rewards[name].terms.on_failure == "base" for name in failed)
+        return [
+            self._sum({name: values[i] for name, values in made.items()}, failed, undecided)
+            for i in range(len(responses))
+        ]
 
-    def _score(self, responses: Sequence[Response]) -> list[Score]:
-        return [self._one(response) for response in responses]
+    async def _of(self, name: str, responses: Sequence[Response]) -> Sequence[float] | None:
+        """A reward of all responses; None if it failed and its terms let the others go on."""
+        try:
+            return await _scored(name, self.rewards[name], responses)
+        except ScoringError as error:
+            if self.rewards[name].terms.on_failure == "error":
+                raise
+            _LOGGER.warning("%s", error)
+            return None
 
-    def _one(self, response: Response) -> Score:
-        values: dict[str, float] = {}
-        for name, reward in self.rewards.items():
-            try:
-                values[name] = reward(response)
-            except Exception as error:  # an operator's function may raise anything
-                raise ScoringError(f"reward {name!r} failed: {error}") from error
-            if not finite(values[name]):
-                raise ScoringError(f"reward {name!r} is {values[name]}, not a finite number")
-        total = sum(self.weights[name] * value for name, value in values.items())
-        if not finite(total):
+    def _sum(self, rewards: dict[str, float], failed: tuple[str, ...], undecided: bool) -> Score:
+        """The score; 0 for all candidates, so that the first is taken, where none decides."""
+        terms = {name: self.rewards[name].terms for name in rewards}
+        total = sum(
+            self.weights[name] * (value - terms[name].mean) / terms[name].std
+            for name, value in rewards.items()
+        )
+        if not math.isfinite(total):
             raise ScoringError(f"the weighted sum of the rewards is {total}, not a finite number")
-        return Score(total, values)
+        return Score(0.0 if undecided else total, rewards, failed)
+
+
+async def _scored(name: str, reward: Reward, responses: Sequence[Response]) -> Sequence[float]:
+    try:
+        async with asyncio.timeout(reward.terms.timeout):
+            values = await reward.score(responses)
+    except TimeoutError as error:
+        limit = reward.terms.timeout
+        raise ScoringError(
+            f"reward {name!r} took longer than its timeout of {limit:g} s"
+        ) from error
+    except Exception as error:  # an operator's function may raise anything
+        raise ScoringError(f"reward {name!r} failed: {error}") from error
+    for value in values:
+        if not math.isfinite(value):
+            raise ScoringError(f"reward {name!r} is {value}, not a finite number")
+    return values
 
 
 def objective(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from cdserve.errors import ConfigError
-from cdserve.scoring.rewards import Reward
+from cdserve.scoring import Reward
 from value_heads import FitOptions
 from value_heads.config import Architecture
 

@@ -1,13 +1,15 @@
 """Rewards of the responses in a cache."""
 
+import asyncio
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from cdserve.errors import ConfigError, shown
-from cdserve.scoring.rewards import Response
+from cdserve.scoring import Response
 from cdserve.training.collect import Collection
 from cdserve.training.job import Job
 from cdserve.training.rollouts import Rollout, read
@@ -20,10 +22,14 @@ def score(job: Job, collection: Collection, name: str) -> Tensor:
         ConfigError: a reward fails, is not finite, or lies outside the job's bounds.
     """
     rollouts = tqdm(read(collection.folder, name), f"rewards of {name}", unit="response")
-    return torch.tensor([_rewards(job, collection, rollout) for rollout in rollouts])
+    return torch.tensor(asyncio.run(_all(job, collection, rollouts)))
 
 
-def _rewards(job: Job, collection: Collection, rollout: Rollout) -> list[float]:
+async def _all(job: Job, collection: Collection, rollouts: Iterable[Rollout]) -> list[list[float]]:
+    return [await _rewards(job, collection, rollout) for rollout in rollouts]
+
+
+async def _rewards(job: Job, collection: Collection, rollout: Rollout) -> list[float]:
     if not rollout.ended:
         return [math.nan] * len(job.rewards)
     response = Response(
@@ -33,12 +39,12 @@ def _rewards(job: Job, collection: Collection, rollout: Rollout) -> list[float]:
         finished=True,
         values={},
     )
-    return [_reward(job, name, response) for name in job.rewards]
+    return [await _reward(job, name, response) for name in job.rewards]
 
 
-def _reward(job: Job, name: str, response: Response) -> float:
+async def _reward(job: Job, name: str, response: Response) -> float:
     try:
-        found = float(job.rewards[name](response))
+        (found,) = await job.rewards[name].score([response])
     except Exception as error:
         raise ConfigError(
             f"--rewards {name} failed on {shown(response.text)}: {error!r}"

@@ -1,6 +1,7 @@
 """`cdserve heads train` from the command line, with the real engine on the demo's model."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -244,6 +245,17 @@ class TestRefusals:
         with pytest.raises(SystemExit, match=refusal):
             train(prompts, tmp_path / "cache", tmp_path / "x", *arguments)
         assert not (tmp_path / "cache").exists()
+
+    def test_a_reward_may_be_a_module_of_the_working_folder(
+        self, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Found, so that the next thing wrong is named."""
+        (tmp_path / "my_own_rewards.py").write_text("def good(prompt, response): return 1.0\n")
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
+        given = ("--head", "mlp", "--method", "soft", "--rewards", "good=my_own_rewards:good")
+        with pytest.raises(SystemExit, match="--method soft needs --beta"):
+            train(prompts, tmp_path / "cache", tmp_path / "x", *given)
 
     def test_too_few_prompts(self, tmp_path: Path) -> None:
         path = tmp_path / "prompts.jsonl"

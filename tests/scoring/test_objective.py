@@ -2,6 +2,7 @@
 
 import math
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,11 +13,16 @@ from cdserve import config
 from cdserve.decoders import BestOfNPolicy, BlockwiseCDPolicy
 from cdserve.errors import PolicyError, ScoringError
 from cdserve.scoring import Objective, Response, Reward, build, objective
-from cdserve.scoring.rewards import Python
+from cdserve.scoring.programmatic import Python
+from cdserve.scoring.reward import Terms
 
 REWARDS: Mapping[str, Reward] = {
-    "polite": build("polite", config.ValueHeadReward(kind="value_head", path="head"), "mean"),
-    "brevity": build("brevity", config.LengthReward(kind="length", target=4), None),
+    **build(
+        {
+            "polite": config.ValueHeadReward(kind="value_head", path="head"),
+            "brevity": config.LengthReward(kind="length", target=4),
+        }
+    ),
     "gold": Python(lambda prompt, response: len(response)),
 }
 
@@ -149,6 +155,54 @@ class TestFailures:
         made = Objective({"one": 1.0, "two": 1.0}, {"one": huge, "two": huge})
         with pytest.raises(ScoringError, match="finite"):
             await made.score([response()])
+
+
+class TestTerms:
+    """What the operator declares of a reward: its scale, and what is done without it."""
+
+    def broken(self, **terms: Any) -> Python:
+        reward = Python(lambda *_: 1 / 0)
+        reward.terms = Terms(**terms)
+        return reward
+
+    async def test_rewards_are_weighed_standardised_and_reported_raw(self) -> None:
+        reward = Python(lambda *_: 7.0)
+        reward.terms = Terms(mean=3.0, std=2.0)
+        (score,) = await Objective({"own": 0.5}, {"own": reward}).score([response()])
+        assert (score.total, score.rewards) == (1.0, {"own": 7.0})
+
+    async def test_the_others_decide(self) -> None:
+        rewards = {"own": self.broken(on_failure="skip"), "brevity": REWARDS["brevity"]}
+        scores = await Objective({"own": 5.0, "brevity": 1.0}, rewards).score(
+            [response(tokens=8), response(tokens=4)]
+        )
+        assert [score.total for score in scores] == [-1.0, 0.0]
+        assert [score.rewards for score in scores] == [{"brevity": -1.0}, {"brevity": 0.0}]
+        assert {score.failed for score in scores} == {("own",)}
+
+    async def test_none_decides(self) -> None:
+        rewards = {"own": self.broken(on_failure="base"), "brevity": REWARDS["brevity"]}
+        scores = await Objective({"own": 5.0, "brevity": 1.0}, rewards).score(
+            [response(tokens=8), response(tokens=4)]
+        )
+        assert [score.total for score in scores] == [0.0, 0.0]
+        assert scores[0].rewards == {"brevity": -1.0}
+
+    async def test_the_request_fails(self) -> None:
+        with pytest.raises(ScoringError, match="reward 'own' failed: division by zero"):
+            await Objective({"own": 1.0}, {"own": self.broken()}).score([response()])
+
+    @pytest.mark.parametrize("on_failure", ["error", "skip"])
+    async def test_a_timeout_is_a_failure(self, on_failure: Any) -> None:
+        reward = Python(lambda *_: time.sleep(0.3) or 1.0)
+        reward.terms = Terms(on_failure=on_failure, timeout=0.05)
+        scoring = Objective({"own": 1.0}, {"own": reward}).score([response()])
+        if on_failure == "error":
+            with pytest.raises(ScoringError, match=r"took longer than its timeout of 0\.05 s"):
+                await scoring
+        else:
+            (score,) = await scoring
+            assert score.failed == ("own",)
 
 
 @pytest.mark.parametrize("weight", [1e308, -1e7])

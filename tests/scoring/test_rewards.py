@@ -1,12 +1,14 @@
 """Rewards: what each makes of a finished response and of an unfinished one."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from cdserve import config
 from cdserve.errors import ConfigError
-from cdserve.scoring import Response, Reward, build
+from cdserve.scoring import HeadOutput, Response, build
 
 
 def response(
@@ -19,13 +21,17 @@ def response(
     return Response(prompt="Hi", text=text, tokens=tokens, finished=finished, values=values or {})
 
 
-def length(target: int, tolerance: int = 0) -> Reward:
-    settings = config.LengthReward(kind="length", target=target, tolerance=tolerance)
-    return build("brevity", settings, None)
+def one(settings: config.Reward, head: HeadOutput | None = None) -> Any:
+    """The reward that settings describe, under the name r."""
+    return build({"r": settings}, {} if head is None else {"r": head})["r"]
 
 
-def python(callable: str) -> Reward:
-    return build("gold", config.PythonReward(kind="python", callable=callable), None)
+def length(target: int, tolerance: int = 0) -> Any:
+    return one(config.LengthReward(kind="length", target=target, tolerance=tolerance))
+
+
+def python(callable: str) -> Any:
+    return one(config.PythonReward(kind="python", callable=callable))
 
 
 def grumpy(prompt: str, response: str) -> float:
@@ -63,8 +69,10 @@ class TestLength:
 
 class TestValueHead:
     def test_it_is_the_engines_value_under_its_name(self) -> None:
-        reward = build("polite", config.ValueHeadReward(kind="value_head", path="head"), "soft")
-        assert reward(response(values={"polite": 0.25, "other": 3})) == 0.25
+        head = HeadOutput(kind="soft", shift=0.5, scale=2.0)
+        reward = one(config.ValueHeadReward(kind="value_head", path="head"), head)
+        assert reward.scores == "soft"
+        assert reward(response(values={"r": 0.25, "other": 3})) == 0.25
         assert reward.prefixes
         assert not reward.reads_text
 
@@ -86,9 +94,76 @@ class TestPython:
         ["no_such_module:f", "math:no_such_function", "math.no:f", "cdserve.demo.reward:_"],
     )
     def test_what_cannot_be_imported(self, callable: str) -> None:
-        with pytest.raises(ConfigError, match=r"rewards\.gold\.callable.*cannot be imported"):
+        with pytest.raises(ConfigError, match=r"rewards\.r\.callable.*cannot be imported"):
             python(callable)
 
     def test_what_cannot_be_called(self) -> None:
-        with pytest.raises(ConfigError, match=r"rewards\.gold\.callable.*not callable"):
+        with pytest.raises(ConfigError, match=r"rewards\.r\.callable.*not callable"):
             python("math:pi")
+
+
+class TestText:
+    @pytest.mark.parametrize(("text", "value"), [("a 42", 1), ("42", 1), ("forty-two", 0), ("", 0)])
+    def test_a_pattern_that_is_found(self, text: str, value: float) -> None:
+        reward = one(config.RegexReward(kind="regex", pattern=r"\d+$"))
+        assert reward(response(text=text)) == value
+        assert reward.reads_text
+        assert not reward.prefixes
+
+    def test_a_pattern_that_is_none(self) -> None:
+        with pytest.raises(ValidationError, match="no regular expression: unterminated"):
+            config.RegexReward(kind="regex", pattern="[")
+
+    @pytest.mark.parametrize(
+        ("text", "value"),
+        [
+            ('{"a": [1, 2.5e3, null]}', 1),
+            (' "a" ', 1),
+            ("{'a': 1}", 0),
+            ("NaN", 0),
+            ("[" * 100_000, 0),
+            ("", 0),
+        ],
+    )
+    def test_valid_json(self, text: str, value: float) -> None:
+        assert one(config.JsonValidReward(kind="json_valid"))(response(text=text)) == value
+
+
+class TestEnsemble:
+    OTHERS: Mapping[str, config.Reward] = {
+        "short": config.LengthReward(kind="length", target=8),
+        "polite": config.ValueHeadReward(kind="value_head", path="head", standardise=True),
+        "json": config.JsonValidReward(kind="json_valid"),
+    }
+    HEADS: Mapping[str, HeadOutput] = {"polite": HeadOutput(kind="mean", shift=1.0, scale=2.0)}
+
+    def ensemble(self, of: list[str], **settings: Any) -> Any:
+        made = config.EnsembleReward(kind="ensemble", of=of, **settings)
+        return build({"all": made, **self.OTHERS}, self.HEADS)["all"]
+
+    @pytest.mark.parametrize(
+        ("aggregate", "value"),
+        [
+            # short -1, polite (5 - 1) / 2 = 2, json 1; their mean 2/3, their spread sqrt(14/9)
+            ("mean", 2 / 3),
+            ("median", 1.0),
+            ("min", -1.0),
+            ({"lcb": 3.0}, 2 / 3 - 3 * (14 / 9) ** 0.5),
+        ],
+    )
+    async def test_aggregates_of_standardised_rewards(self, aggregate: Any, value: float) -> None:
+        reward = self.ensemble(["short", "polite", "json"], aggregate=aggregate)
+        (found,) = await reward.score([response(16, text="1", values={"polite": 5.0})])
+        assert found == pytest.approx(value)
+
+    def test_it_can_what_all_can_and_reads_what_any_reads(self) -> None:
+        heads = self.ensemble(["short", "polite"])
+        assert (heads.prefixes, heads.reads_text, heads.reads_values) == (True, False, True)
+        mixed = self.ensemble(["polite", "json"])
+        assert (mixed.prefixes, mixed.reads_text, mixed.reads_values) == (False, True, True)
+
+    @pytest.mark.parametrize("of", [["short", "nobody"], ["short", "all"]])
+    def test_it_is_of_others_that_are_there(self, of: list[str]) -> None:
+        known = "json, polite, short"
+        with pytest.raises(ConfigError, match=rf"rewards\.all\.of names '{of[1]}'; .*{known}"):
+            self.ensemble(of)

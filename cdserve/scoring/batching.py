@@ -1,0 +1,111 @@
+"""One queue in front of a scorer: what all requests wait for is scored together, and once."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+from itertools import islice
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item", bound=Hashable)
+
+
+class Batcher(Generic[Item]):
+    """Scores items of concurrent requests in batches; equal items are scored once.
+
+    Args:
+        score: scores one batch.
+        max_batch: items a batch.
+        max_wait: seconds that a batch which could start waits to be fuller.
+        max_waiting: items that may wait; more are refused.
+        concurrency: batches at once.
+    """
+
+    def __init__(
+        self,
+        score: Callable[[Sequence[Item]], Awaitable[Sequence[float]]],
+        *,
+        max_batch: int,
+        max_wait: float,
+        max_waiting: int = 4096,
+        concurrency: int = 1,
+    ) -> None:
+        self._score = score
+        self._max_batch = max_batch
+        self._max_wait = max_wait
+        self._max_waiting = max_waiting
+        self._slots = asyncio.Semaphore(concurrency)
+        self._waiting: dict[Item, asyncio.Future[float]] = {}
+        self._running: dict[Item, asyncio.Future[float]] = {}
+        self._full = asyncio.Event()
+        self._collector: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.batches = 0
+        """Batches scored so far."""
+        self.scored = 0
+        """Items in them."""
+        self.largest = 0
+        """Items of the largest."""
+
+    async def score(self, items: Sequence[Item]) -> list[float]:
+        """The scores of items, in their order.
+
+        Raises:
+            OverflowError: too many items wait already.
+            Exception: what the scorer raised for a batch with one of them.
+        """
+        known = self._waiting | self._running
+        fresh = [item for item in dict.fromkeys(items) if item not in known]
+        if len(self._waiting) + len(fresh) > self._max_waiting:
+            raise OverflowError(
+                f"{len(self._waiting)} responses wait to be scored; {len(fresh)} more would pass "
+                f"the limit of {self._max_waiting}"
+            )
+        made = {item: asyncio.get_running_loop().create_future() for item in fresh}
+        self._waiting |= made
+        if len(self._waiting) >= self._max_batch:
+            self._full.set()
+        if self._waiting and self._collector is None:
+            self._collector = asyncio.create_task(self._collect())
+        known |= made
+        # Shielded: whoever is cancelled leaves what others wait for too.
+        return await asyncio.gather(*(asyncio.shield(known[item]) for item in items))
+
+    async def _collect(self) -> None:
+        """Starts batches until nothing waits."""
+        while self._waiting:
+            await self._slots.acquire()
+            await self._fill()
+            batch = dict(islice(self._waiting.items(), self._max_batch))
+            for item in batch:
+                del self._waiting[item]
+            self._running |= batch
+            task = asyncio.create_task(self._run(batch))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        self._collector = None
+
+    async def _fill(self) -> None:
+        self._full.clear()
+        if len(self._waiting) < self._max_batch:
+            try:
+                async with asyncio.timeout(self._max_wait):
+                    await self._full.wait()
+            except TimeoutError:
+                pass
+
+    async def _run(self, batch: dict[Item, "asyncio.Future[float]"]) -> None:
+        self.batches += 1
+        self.scored += len(batch)
+        self.largest = max(self.largest, len(batch))
+        try:
+            scores = await self._score(list(batch))
+            for future, score in zip(batch.values(), scores, strict=True):
+                future.set_result(score)
+        except Exception as error:  # it belongs to those who wait
+            for future in batch.values():
+                if not future.done():
+                    future.set_exception(error)
+                    future.exception()  # seen, even if nobody waits any more
+        finally:
+            for item in batch:
+                del self._running[item]
+            self._slots.release()

@@ -1,0 +1,132 @@
+"""The queue in front of a scorer."""
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from cdserve.scoring.batching import Batcher
+
+
+class Scorer:
+    """Scores a text by its length, once it is let go; keeps the batches."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+        self.go = asyncio.Event()
+
+    async def __call__(self, texts: Sequence[str]) -> list[float]:
+        self.batches.append(list(texts))
+        await self.go.wait()
+        if "bad" in texts:
+            raise ValueError("a bad text")
+        return [float(len(text)) for text in texts]
+
+
+async def settled() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0.005)
+
+
+async def test_what_waits_is_scored_together() -> None:
+    scorer = Scorer()
+    queue = Batcher(scorer, max_batch=8, max_wait=0.01)
+    first = asyncio.create_task(queue.score(["a"]))
+    await settled()
+    later = [asyncio.create_task(queue.score([text])) for text in ("bb", "ccc", "dddd")]
+    await settled()
+    assert scorer.batches == [["a"]]
+    scorer.go.set()
+    assert await first == [1.0]
+    assert await asyncio.gather(*later) == [[2.0], [3.0], [4.0]]
+    assert scorer.batches == [["a"], ["bb", "ccc", "dddd"]]
+    assert (queue.batches, queue.scored, queue.largest) == (2, 4, 3)
+
+
+async def test_equal_items_are_scored_once_while_they_wait_or_run() -> None:
+    scorer = Scorer()
+    queue = Batcher(scorer, max_batch=8, max_wait=0.01)
+    one = asyncio.create_task(queue.score(["a", "bb", "a"]))
+    await settled()
+    other = asyncio.create_task(queue.score(["bb", "c"]))
+    await settled()
+    scorer.go.set()
+    assert await one == [1.0, 2.0, 1.0]
+    assert await other == [2.0, 1.0]
+    assert scorer.batches == [["a", "bb"], ["c"]]
+
+
+async def test_a_full_batch_does_not_wait() -> None:
+    scorer = Scorer()
+    scorer.go.set()
+    queue = Batcher(scorer, max_batch=2, max_wait=60)
+    async with asyncio.timeout(1):
+        assert await queue.score(["a", "b", "c", "d"]) == [1.0] * 4
+    assert scorer.batches == [["a", "b"], ["c", "d"]]
+
+
+async def test_a_batch_waits_for_others_no_longer_than_it_may() -> None:
+    scorer = Scorer()
+    scorer.go.set()
+    queue = Batcher(scorer, max_batch=8, max_wait=0.05)
+    found = await asyncio.gather(queue.score(["a"]), queue.score(["bb"]))
+    assert found == [[1.0], [2.0]]
+    assert scorer.batches == [["a", "bb"]]
+
+
+async def test_several_batches_at_once() -> None:
+    scorer = Scorer()
+    queue = Batcher(scorer, max_batch=1, max_wait=0, concurrency=2)
+    task = asyncio.create_task(queue.score(["a", "b", "c"]))
+    await settled()
+    assert scorer.batches == [["a"], ["b"]]
+    scorer.go.set()
+    assert await task == [1.0] * 3
+
+
+async def test_a_failure_reaches_those_who_wait_for_that_batch_alone() -> None:
+    scorer = Scorer()
+    scorer.go.set()
+    queue = Batcher(scorer, max_batch=1, max_wait=0)
+    good, bad = await asyncio.gather(
+        queue.score(["a"]), queue.score(["bad"]), return_exceptions=True
+    )
+    assert good == [1.0]
+    assert isinstance(bad, ValueError)
+    assert await queue.score(["bb"]) == [2.0]
+
+
+async def test_a_scorer_that_returns_too_few_is_an_error() -> None:
+    async def short(texts: Sequence[str]) -> list[float]:
+        return [1.0]
+
+    with pytest.raises(ValueError, match="shorter"):
+        await Batcher(short, max_batch=8, max_wait=0).score(["a", "b"])
+
+
+async def test_too_many_are_refused_and_the_rest_goes_on() -> None:
+    scorer = Scorer()
+    queue = Batcher(scorer, max_batch=1, max_wait=0, max_waiting=2)
+    task = asyncio.create_task(queue.score(["a", "b"]))
+    await settled()  # a runs, b waits
+    with pytest.raises(OverflowError, match="1 responses wait to be scored; 2 more would pass"):
+        await queue.score(["c", "d"])
+    scorer.go.set()
+    assert await task == [1.0, 1.0]
+
+
+async def test_who_is_cancelled_leaves_what_others_wait_for() -> None:
+    scorer = Scorer()
+    queue = Batcher(scorer, max_batch=8, max_wait=0)
+    one = asyncio.create_task(queue.score(["a"]))
+    other = asyncio.create_task(queue.score(["a"]))
+    await settled()
+    one.cancel()
+    await settled()
+    scorer.go.set()
+    assert await other == [1.0]
+    assert scorer.batches == [["a"]]
+
+
+async def test_nothing_to_score() -> None:
+    assert await Batcher(Scorer(), max_batch=8, max_wait=0).score([]) == []
