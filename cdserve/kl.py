@@ -1,7 +1,7 @@
 """KL from the distribution sampled from: bounds and estimates, in nats.
 
 Sources: best-of-n, arXiv 2401.01879 (Theorem 3.1 and the ε_n estimator); blockwise, arXiv
-2310.17022 section 4, a sum over decisions by the chain rule.
+2310.17022 section 4, a sum over decisions by the chain rule; best-of-Poisson, arXiv 2506.19248.
 """
 
 import math
@@ -15,6 +15,9 @@ HIGH_NATS = 15.0
 
 def best_of_n_bound(n: int) -> float:
     """KL(best-of-n ‖ p) ≤ log n − (n − 1)/n, in nats.
+
+    It bounds every rule that returns one of n i.i.d. draws, however it picks: no set A can be hit
+    more often than 1 − (1 − p(A))^n, so best-of-n's density majorises the rule's.
 
     Raises:
         ValueError: ``n`` < 1.
@@ -43,6 +46,60 @@ def best_of_n_estimate(logp: float, n: int) -> float:
     missed = math.exp(n * log_miss)
     hit = -math.expm1(n * log_miss)
     return missed * (math.log(n) + (n - 1) * log_miss - (n - 1) / n) + hit * (math.log(hit) - logp)
+
+
+def best_of_poisson_bound(mu: float) -> float:
+    """KL(best-of-Poisson ‖ p) ≤ log(1 + μ) − 1 + ∫₀¹ e^{μ(u−1)} / (1 + μu) du, in nats.
+
+    It is the KL where rewards are continuous: that of the density (μu + 1) e^{μ(u−1)} from 1.
+
+    Args:
+        mu: μ ≥ 0; the best of 1 + Poisson(μ) draws is returned.
+    """
+    return max(0.0, _poisson_kl(mu, 1.0))
+
+
+def best_of_poisson_estimate(logp: float, mu: float) -> float:
+    """The ε estimator of best-of-n, for 1 + Poisson(μ) draws; 0 ≤ it ≤ the bound.
+
+    The draws that beat all but a share ε = p(y) keep their density, the rest share one level.
+
+    Args:
+        logp: log p(y) of the response taken, in nats. With tied rewards, that of the reward level.
+    """
+    bound = best_of_poisson_bound(mu)
+    if logp >= 0 or mu == 0:
+        return 0.0
+    eps = math.exp(logp)
+    if eps < 1e-300:
+        return bound
+    if eps == 1.0:
+        return -logp
+    hit = -math.expm1(math.log1p(-eps) - mu * eps)
+    estimate = _poisson_kl(mu, 1.0 - eps) + hit * (math.log(hit) - logp)
+    return min(max(0.0, estimate), bound, -logp)
+
+
+def _poisson_kl(mu: float, top: float) -> float:
+    """∫₀ᵗ g log g du of best-of-Poisson's density g, up to the quantile t = ``top``."""
+    below = top * math.exp(mu * (top - 1.0))
+    log_g = math.log1p(mu * top) + mu * (top - 1.0)
+    return below * (log_g - 1.0) + _poisson_integral(mu, top)
+
+
+def _poisson_integral(mu: float, top: float) -> float:
+    """∫₀ᵗ e^{μ(u−1)} / (1 + μu) du, from the series of the exponential integral.
+
+    All terms are positive; they are a Poisson law's, so there are about μ of them.
+    """
+    if mu < 1e-16:
+        return top
+    log_x = math.log1p(mu * top)
+    total = log_x * math.exp(-1.0 - mu)
+    for k in range(1, int(mu + 12.0 * math.sqrt(mu)) + 40):
+        term = math.exp(k * log_x - math.lgamma(k + 1) - 1.0 - mu)
+        total += -math.expm1(-k * log_x) * term / k
+    return total / mu
 
 
 def flag(nats: float) -> Flag:

@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
 from cdserve.errors import PolicyError, shown, shown_key
 
 FIELD = "alignment"
 MAX_REWARDS = 64
+MAX_SCHEDULE = 1024
 
 Weight = Annotated[float, Field(ge=-1e6, le=1e6)]
 Report = Literal["none", "summary", "trace"]
@@ -161,7 +162,7 @@ class Policy(Sent):
 
     @property
     def width(self) -> int:
-        """Candidates alive at once; the cost of a request is this times ``max_tokens``."""
+        """Most candidates drawn for a token; a request costs at most this times ``max_tokens``."""
         raise NotImplementedError
 
     @property
@@ -179,12 +180,35 @@ class SoftmaxSelection(_Object):
     softmax: float = Field(gt=0, description="λ, in units of the score.")
 
 
+class WorstCase(_Object):
+    """What worst-case selection takes."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    strength: float = Field(
+        alias="lambda",
+        gt=0,
+        le=1e6,
+        description="λ, per unit of the weighted rewards: how much the best candidates count.",
+    )
+
+
+class WorstCaseSelection(_Object):
+    """Robust multi-objective selection, RMOD (arXiv 2503.08796).
+
+    The candidate with the highest Σ w_g V_g, V_g the rewards times the request's weights of them,
+    at the w of the simplex that minimises log mean exp(λ Σ w_g V_g) over the candidates.
+    """
+
+    worst_case: WorstCase
+
+
+Selection = Literal["argmax"] | SoftmaxSelection | WorstCaseSelection
+
+
 class SearchPolicy(Policy):
     """What the search methods share."""
 
-    selection: Literal["argmax"] | SoftmaxSelection = Field(
-        default="argmax", description="How one of the candidates is chosen by its score."
-    )
     proposal: Annotated[Tilt | Mix, Field(discriminator="method")] | None = Field(
         default=None, description="What candidates are drawn from; the base model if absent."
     )
@@ -192,6 +216,23 @@ class SearchPolicy(Policy):
     @property
     def proposal_policy(self) -> Tilt | Mix | None:
         return self.proposal
+
+
+class SelectingPolicy(SearchPolicy):
+    """What the search methods share that let the client choose the selection rule."""
+
+    selection: Selection = Field(
+        default="argmax", description="How one of the candidates is chosen by its score."
+    )
+
+
+Count = Annotated[int, Field(ge=1)]
+Schedule = Annotated[
+    Annotated[Count, Tag("count")]
+    | Annotated[list[Count], Field(min_length=1, max_length=MAX_SCHEDULE), Tag("schedule")],
+    Discriminator(lambda sent: "schedule" if isinstance(sent, list) else "count"),
+]
+"""A number of candidates, or one a block, the last repeated."""
 
 
 def at_most(field: str, value: int, limit: int) -> None:
@@ -267,7 +308,8 @@ _KINDS: dict[str, type[BaseModel]] = {
 """Objects inside a policy. Where one of several may stand, pydantic puts its kind into the path."""
 
 
-_HOLDERS = ("proposal", "recipe")
+_HOLDERS = {"proposal": _KINDS, "recipe": _KINDS, "k": ("count", "schedule")}
+"""Fields where one of several may stand, with the kinds that may follow them in a path."""
 
 
 def _policy_error(error: ValidationError, policy: type[Policy], field: str) -> PolicyError:
@@ -279,7 +321,7 @@ def _policy_error(error: ValidationError, policy: type[Policy], field: str) -> P
     for part in path[:-1]:
         owner = Mix if part == "proposal" else _KINDS.get(part, owner)
     kinds = [
-        i for i, pair in enumerate(pairwise(path), 1) if pair[0] in _HOLDERS and pair[1] in _KINDS
+        i for i, (holder, kind) in enumerate(pairwise(path), 1) if kind in _HOLDERS.get(holder, ())
     ]
     path = [part for i, part in enumerate(path) if i not in kinds]
     where = ".".join([field, *path])
@@ -290,7 +332,8 @@ def _policy_error(error: ValidationError, policy: type[Policy], field: str) -> P
         return PolicyError(f"{where} is missing; it is required by this method", where)
     if path and path[0] == "selection":
         return PolicyError(
-            f"{where} is {shown(first['input'])}; it takes 'argmax' or {{'softmax': λ}} with λ > 0",
+            f"{where} is {shown(first['input'])}; it takes 'argmax', {{'softmax': λ}} or "
+            "{'worst_case': {'lambda': λ}}, with λ > 0 and, of the last, at most 1e6",
             where,
         )
     return PolicyError(f"{where} is {shown(first['input'])}: {first['msg']}", where)

@@ -1,12 +1,19 @@
 """KL bounds and estimates against exact values and their own inequalities."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cdserve.kl import best_of_n_bound, best_of_n_estimate, flag
+from cdserve.kl import (
+    best_of_n_bound,
+    best_of_n_estimate,
+    best_of_poisson_bound,
+    best_of_poisson_estimate,
+    flag,
+)
 
 COUNTS = st.integers(1, 10**6)
 LOGPROBS = st.floats(-60, -1e-6)
@@ -147,3 +154,59 @@ def test_length_budget_at_blocks_of_32(k: int, tokens: int, nats: float, expecte
     spent = tokens / 32 * best_of_n_bound(k)
     assert spent == pytest.approx(nats, abs=6e-3)
     assert flag(spent) == expected
+
+
+class TestBestOfPoisson:
+    @pytest.mark.parametrize(
+        ("mu", "nats", "win"),
+        [(1, 0.10715, 0.63212), (4, 0.67394, 0.81136), (16, 1.83714, 0.94141)],
+    )
+    def test_published_values(self, mu: float, nats: float, win: float) -> None:
+        assert best_of_poisson_bound(mu) == pytest.approx(nats, abs=5e-6)
+        assert _quadrature(lambda u: u * _density(u, mu)) == pytest.approx(win, abs=5e-6)
+
+    @pytest.mark.parametrize("mu", [0.01, 0.3, 1, 4, 16, 100])
+    def test_it_is_the_integral(self, mu: float) -> None:
+        assert _quadrature(lambda u: _density(u, mu)) == pytest.approx(1, abs=1e-9)
+        kl = _quadrature(lambda u: _density(u, mu) * math.log(_density(u, mu)))
+        assert best_of_poisson_bound(mu) == pytest.approx(kl, abs=1e-9)
+
+    @pytest.mark.parametrize("mu", [0.3, 4, 16])
+    @pytest.mark.parametrize("logp", [-0.05, -0.7, -3, -8])
+    def test_the_estimate_is_the_integral_below_and_one_level_above(
+        self, mu: float, logp: float
+    ) -> None:
+        top = -math.expm1(logp)
+        below = _quadrature(lambda u: _density(u, mu) * math.log(_density(u, mu)), top)
+        hit = 1 - top * math.exp(mu * (top - 1))
+        expected = below + hit * math.log(hit / (1 - top))
+        assert best_of_poisson_estimate(logp, mu) == pytest.approx(expected, abs=1e-9)
+
+    @reproducible
+    @given(LOGPROBS, st.floats(0, 1000))
+    def test_the_estimate_lies_between_zero_and_the_smaller_bound(
+        self, logp: float, mu: float
+    ) -> None:
+        estimate = best_of_poisson_estimate(logp, mu)
+        assert 0 <= estimate <= min(best_of_poisson_bound(mu), -logp) + 1e-12
+
+    @pytest.mark.parametrize("mu", [0.0, 1e-300, 1e-12])
+    def test_no_further_draws_cost_nothing(self, mu: float) -> None:
+        assert best_of_poisson_bound(mu) == pytest.approx(0, abs=1e-12)
+
+    @reproducible
+    @given(st.floats(0, 5000))
+    def test_it_is_less_than_that_of_the_mean_number(self, mu: float) -> None:
+        assert best_of_poisson_bound(mu) <= math.log1p(mu) + 1e-15
+        assert best_of_poisson_bound(mu) <= best_of_poisson_bound(mu + 0.1) + 1e-12
+
+
+def _density(u: float, mu: float) -> float:
+    return (mu * u + 1) * math.exp(mu * (u - 1))
+
+
+def _quadrature(of: Callable[[float], float], top: float = 1.0, panels: int = 20000) -> float:
+    """Simpson's rule from 0 to ``top``."""
+    h = top / panels
+    inner = math.fsum((4 if i % 2 else 2) * of(i * h) for i in range(1, panels))
+    return (of(0.0) + inner + of(top)) * h / 3

@@ -57,6 +57,14 @@ class TestAccepted:
             report="trace",
         )
 
+    def test_a_preset_is_shown_as_it_is_sent(self) -> None:
+        selection = {"worst_case": {"lambda": 2.0}}
+        sent = {"method": "blockwise_cd", "k": [4, 2], "m": 8, "selection": selection}
+        policy = parse(sent, METHODS, PRESETS)
+        assert policy is not None
+        assert policy.model_dump(exclude_none=True) == {**sent, "report": "summary"}
+        assert policy.width == 4
+
     def test_defaults(self) -> None:
         policy = parse({"method": "blockwise_cd", "k": 8, "m": 32}, METHODS, PRESETS)
         assert policy == SAFE
@@ -89,13 +97,63 @@ class TestRefused:
         error = refused(sent)
         assert error.param == "alignment.method"
         assert repr(sent.get("method")) in str(error)
-        assert "'none', 'best_of_n', 'blockwise_cd'" in str(error)
+        assert "'none', 'best_of_n', 'best_of_poisson', 'blockwise_cd'" in str(error)
 
     @pytest.mark.parametrize("value", [0, -1, "x", 2.5, None, [2], {}, math.nan, math.inf, 1e400])
     def test_count(self, value: object) -> None:
         error = refused({"method": "best_of_n", "n": value})
         assert error.param == "alignment.n"
         assert f"alignment.n is {value!r}: " in str(error)
+
+    @pytest.mark.parametrize(
+        ("k", "param"),
+        [
+            ([], "k"),
+            ([2, 0], "k.1"),
+            (["x"], "k.0"),
+            ([[2]], "k.0"),
+            ([1] * 1025, "k"),
+            (True, "k"),
+            (None, "k"),
+            ({}, "k"),
+            ("2", "k"),
+        ],
+    )
+    def test_schedule(self, k: object, param: str) -> None:
+        error = refused({"method": "blockwise_cd", "k": k, "m": 2})
+        assert error.param == f"alignment.{param}"
+        assert f"alignment.{param} is " in str(error)
+
+    @pytest.mark.parametrize(
+        ("fields", "param", "says"),
+        [
+            ({"mu": -1}, "mu", "greater than or equal to 0"),
+            ({"mu": 1e5}, "mu", "less than or equal to 10000"),
+            ({"mu": math.nan}, "mu", "nan"),
+            ({"mu": 1, "n": 2}, "n", "accepted here: method, mu, proposal, report, rewards"),
+            ({}, "mu", "missing"),
+        ],
+    )
+    def test_best_of_poisson(self, fields: dict[str, object], param: str, says: str) -> None:
+        error = refused({"method": "best_of_poisson", **fields})
+        assert error.param == f"alignment.{param}"
+        assert says in str(error)
+
+    @pytest.mark.parametrize(
+        ("fields", "param", "says"),
+        [
+            ({"eta": 0}, "eta", "greater than or equal to 0.000001"),
+            ({"r_max": math.inf}, "r_max", "inf"),
+            ({"max_draws": 0}, "max_draws", "greater than or equal to 1"),
+            ({"max_draws": 2.5}, "max_draws", "integer"),
+            ({"selection": "argmax"}, "selection", "not known"),
+        ],
+    )
+    def test_rejection(self, fields: dict[str, object], param: str, says: str) -> None:
+        sent = {"method": "rejection", "eta": 1, "r_max": 1, "max_draws": 8, **fields}
+        error = refused(sent)
+        assert error.param == f"alignment.{param}"
+        assert says in str(error)
 
     @pytest.mark.parametrize("field", ["k", "m"])
     def test_block_count_and_length(self, field: str) -> None:
@@ -153,13 +211,21 @@ class TestRefused:
             {"softmax": math.inf},
             {"softmax": "x"},
             {"softmax": 1, "temperature": 2},
+            {"worst_case": 1},
+            {"worst_case": {}},
+            {"worst_case": {"lambda": 0}},
+            {"worst_case": {"lambda": 1e7}},
+            {"worst_case": {"lambda": math.nan}},
+            {"worst_case": {"strength": 1}},
+            {"worst_case": {"lambda": 1}, "softmax": 1},
         ],
     )
     def test_selection(self, selection: object) -> None:
         error = refused(best_of(selection=selection))
         assert error.param == "alignment.selection"
         assert f"alignment.selection is {selection!r}" in str(error)
-        assert "'argmax' or {'softmax': λ} with λ > 0" in str(error)
+        assert "'argmax', {'softmax': λ} or {'worst_case': {'lambda': λ}}" in str(error)
+        assert "with λ > 0" in str(error)
 
     def test_report(self) -> None:
         error = refused(best_of(report="all"))
@@ -247,7 +313,12 @@ class TestLimits:
         assert_on_the_wire(caught.value)
 
 
-NAMES = st.sampled_from(["method", "n", "k", "m", "rewards", "selection", "softmax", "report"])
+NAMES = st.sampled_from(
+    [
+        *("method", "n", "k", "m", "mu", "eta", "r_max", "max_draws", "rewards", "selection"),
+        *("softmax", "worst_case", "lambda", "report"),
+    ]
+)
 KNOWN = st.sampled_from(["none", "best_of_n", "blockwise_cd", "argmax", "safe", "trace"])
 SCALARS = (
     st.none()

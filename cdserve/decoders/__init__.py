@@ -1,18 +1,22 @@
 """Decoding methods: one search loop, its selection rules, a registry. Nothing here knows vLLM."""
 
 from cdserve.decoders.best_of_n import BestOfN, BestOfNPolicy
+from cdserve.decoders.best_of_poisson import BestOfPoisson, BestOfPoissonPolicy
 from cdserve.decoders.blockwise_cd import BlockwiseCD, BlockwiseCDPolicy
 from cdserve.decoders.candidate import Candidate, Decision, Proposal, Score
 from cdserve.decoders.logit_mixing import LogitMixing, LogitMixingPolicy
 from cdserve.decoders.registry import Decoder, load
+from cdserve.decoders.rejection import Rejection, RejectionPolicy
 from cdserve.decoders.search import search
-from cdserve.decoders.selection import Argmax, Select, Softmax
+from cdserve.decoders.selection import Argmax, Select, Softmax, WorstCase
 from cdserve.decoders.tokenwise_cd import TokenwiseCD, TokenwiseCDPolicy
 
 __all__ = [
     "Argmax",
     "BestOfN",
     "BestOfNPolicy",
+    "BestOfPoisson",
+    "BestOfPoissonPolicy",
     "BlockwiseCD",
     "BlockwiseCDPolicy",
     "Candidate",
@@ -21,11 +25,14 @@ __all__ = [
     "LogitMixing",
     "LogitMixingPolicy",
     "Proposal",
+    "Rejection",
+    "RejectionPolicy",
     "Score",
     "Select",
     "Softmax",
     "TokenwiseCD",
     "TokenwiseCDPolicy",
+    "WorstCase",
     "load",
     "search",
 ]

@@ -9,10 +9,10 @@ from cdserve.decoders.candidate import Decision, Proposal
 from cdserve.decoders.registry import decoder
 from cdserve.decoders.search import search
 from cdserve.decoders.selection import rule
-from cdserve.policy import Limits, SearchPolicy, at_most
+from cdserve.policy import Limits, SelectingPolicy, at_most
 
 
-class BestOfNPolicy(SearchPolicy):
+class BestOfNPolicy(SelectingPolicy):
     """Samples ``n`` whole responses and returns one by its final reward."""
 
     method: Literal["best_of_n"]
@@ -36,4 +36,4 @@ class BestOfN:
     def run(
         cls, policy: BestOfNPolicy, proposal: Proposal, seed: int | None
     ) -> AsyncGenerator[Decision, None]:
-        return search(proposal, k=policy.n, m=None, select=rule(policy.selection, seed))
+        return search(proposal, k=policy.n, m=None, select=rule(policy, seed))

@@ -1,27 +1,45 @@
 """Selection rules: which of K candidates is taken, and what that costs in KL.
 
 A rule sees scores only. Candidates are drawn i.i.d., so the fixed tie rule (the first drawn wins)
-takes each of several tied candidates equally often.
+takes each of several tied candidates equally often; and whatever the rule, its KL from p is at most
+best-of-n's bound for the same number of draws (``kl.best_of_n_bound``).
 """
 
 import math
 import random
-from collections.abc import Sequence
-from typing import Literal, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from cdserve import kl
-from cdserve.policy import SoftmaxSelection
+from cdserve.decoders.candidate import Score
+from cdserve.policy import SelectingPolicy, SoftmaxSelection, WorstCaseSelection
+
+_MAX_STEPS = 300
+_PRECISION = 1e-6
+_ROUNDING = 1e-12
+_WEAKEST = 1e-9
 
 
 class Select(Protocol):
-    """A selection rule."""
+    """A selection rule. Rules subclass it, or have all of its methods."""
 
-    def choose(self, scores: Sequence[float]) -> int:
-        """The index taken."""
+    def rank(self, scores: Sequence[Score]) -> Sequence[float]:
+        """What the candidates are compared by: the weighted sums, unless the rule says else."""
+        return [score.total for score in scores]
+
+    def choose(self, scores: Sequence[float]) -> int | None:
+        """The index taken, of what ``rank`` gave; None to draw more candidates first."""
         ...
 
+    def accepted(self) -> bool | None:
+        """Whether the one taken last passed the rule's test; None for a rule that has none."""
+        return None
+
     def kl_bound(self, count: int) -> float:
-        """Bound on the KL of taking one of ``count`` i.i.d. draws, in nats."""
+        """Bound on the KL of taking one of the ``count`` i.i.d. draws made, in nats."""
         ...
 
     def kl_estimate(self, scores: Sequence[float], logprob: float | None) -> float:
@@ -29,11 +47,11 @@ class Select(Protocol):
         ...
 
     def kl_estimator(self, logprob: float | None) -> str:
-        """Name of that estimate: ``epsilon_n``, ``bound`` or ``selection_entropy``."""
+        """Name of that estimate, as docs/methods.md lists them."""
         ...
 
 
-class Argmax:
+class Argmax(Select):
     """Takes the highest score; of equal ones the first drawn. Best-of-n (arXiv 2401.01879)."""
 
     def choose(self, scores: Sequence[float]) -> int:
@@ -51,7 +69,7 @@ class Argmax:
         return "bound" if logprob is None else "epsilon_n"
 
 
-class Softmax:
+class Softmax(Select):
     """Takes candidate i with probability softmax(score / λ): soft best-of-n (arXiv 2505.03156).
 
     λ → 0 is argmax, λ → ∞ is the proposal itself.
@@ -69,7 +87,6 @@ class Softmax:
         return self._rng.choices(range(len(scores)), self._weights(scores))[0]
 
     def kl_bound(self, count: int) -> float:
-        # The draw's density over score quantiles is increasing and is majorised by best-of-n's.
         return kl.best_of_n_bound(count)
 
     def kl_estimate(self, scores: Sequence[float], logprob: float | None) -> float:
@@ -88,8 +105,90 @@ class Softmax:
         return [weight / total for weight in unnormalised]
 
 
-def rule(selection: Literal["argmax"] | SoftmaxSelection, seed: int | None) -> Select:
+class WorstCase(Argmax):
+    """Takes the highest Σ w_g V_g at the worst w of the simplex: RMOD (arXiv 2503.08796).
+
+    V_g are the rewards times their weights; one whose weight is 0 does not take part. Where one of
+    them failed and the operator lets the others go on, candidates are compared by their sums.
+
+    Args:
+        strength: λ, in 1 / units of V_g.
+        weights: of the rewards.
+    """
+
+    def __init__(self, strength: float, weights: Mapping[str, float]) -> None:
+        self._strength = strength
+        self._weights = {name: weight for name, weight in weights.items() if weight != 0}
+
+    def rank(self, scores: Sequence[Score]) -> Sequence[float]:
+        if any(score.failed for score in scores):
+            return super().rank(scores)
+        values = np.array(
+            [[w * score.rewards[name] for name, w in self._weights.items()] for score in scores]
+        )
+        ranks: list[float] = (values @ worst_weights(values, self._strength)).tolist()
+        return ranks
+
+    def kl_estimate(self, scores: Sequence[float], logprob: float | None) -> float:
+        # ε_n is of a fixed order of the responses; here it depends on the draws.
+        return kl.best_of_n_bound(len(scores))
+
+    def kl_estimator(self, logprob: float | None) -> str:
+        return "bound"
+
+
+def worst_weights(values: NDArray[np.float64], strength: float) -> NDArray[np.float64]:
+    """argmin over the simplex of log mean_k exp(λ Σ_g w_g V_g(z_k)), by exponentiated gradient.
+
+    It is convex in w; where several w are minimal, one of them is found. It stops where the duality
+    gap is 1e-6 of the values' spread, or after 300 steps, which only a λ far above 10 / spread
+    takes.
+
+    Args:
+        values: V [candidates, objectives].
+        strength: λ.
+    """
+    log_w: NDArray[np.float64] = np.full(values.shape[1], -np.log(values.shape[1]))
+    spread = float(np.ptp(values))
+    if spread == 0.0:
+        return np.exp(log_w)
+    scaled, strength = (values - values.min()) / spread, max(strength * spread, _WEAKEST)
+    height, slope = _soft_maximum(scaled, log_w, strength)
+    step = 1.0
+    for _ in range(_MAX_STEPS):
+        w = np.exp(log_w)
+        if w @ slope - slope.min() <= _PRECISION:
+            break
+        tried = log_w - step * slope
+        tried -= np.logaddexp.reduce(tried)
+        moved = np.exp(tried)
+        # A step is short enough if the line plus the divergence of its ends is above the function.
+        ceiling = height + slope @ (moved - w) + moved @ (tried - log_w) / step
+        new_height, new_slope = _soft_maximum(scaled, tried, strength)
+        if new_height <= ceiling + _ROUNDING:
+            log_w, height, slope, step = tried, new_height, new_slope, step * 2.0
+        else:
+            step /= 2.0
+    return w
+
+
+def _soft_maximum(
+    values: NDArray[np.float64], log_w: NDArray[np.float64], strength: float
+) -> tuple[float, NDArray[np.float64]]:
+    """(log mean_k exp(λ Σ_g w_g V_g(z_k))) / λ, and its gradient in w."""
+    totals = values @ np.exp(log_w)
+    top = float(totals.max())
+    exponents = strength * (totals - top)
+    shares = np.exp(exponents)
+    slope: NDArray[np.float64] = shares @ values / shares.sum()
+    return top + math.log1p(float(np.expm1(exponents).mean())) / strength, slope
+
+
+def rule(policy: SelectingPolicy, seed: int | None) -> Select:
     """The rule a policy asks for; ``seed`` seeds what it draws, None for fresh randomness."""
-    if selection == "argmax":
-        return Argmax()
-    return Softmax(selection.softmax, random.Random(seed))
+    selection, weights = policy.selection, policy.rewards or {}
+    if isinstance(selection, SoftmaxSelection):
+        return Softmax(selection.softmax, random.Random(seed))
+    if isinstance(selection, WorstCaseSelection) and sum(map(bool, weights.values())) > 1:
+        return WorstCase(selection.worst_case.strength, weights)
+    return Argmax()  # of one objective, too, the worst case is the weighted sum

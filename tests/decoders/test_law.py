@@ -3,53 +3,32 @@
 import math
 import random
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterator
 from itertools import combinations_with_replacement, product
 
 import pytest
 
 from cdserve import kl
-from cdserve.decoders import Argmax, Decision, Softmax, search
+from cdserve.decoders import Argmax, Softmax, search
 
 from .toy import (
     RESPONSES,
     A,
     B,
-    Draw,
-    Draws,
     E,
     Law,
     Tokens,
     Toy,
+    assert_follows,
     blocks,
-    collect,
     finish,
     first,
     law,
     probability,
+    replay,
     reward,
     sampler,
-    text,
     value,
 )
-
-# Chi-square at 1 - 0.001, by degrees of freedom from 1.
-CRITICAL = [
-    10.83,
-    13.82,
-    16.27,
-    18.47,
-    20.52,
-    22.46,
-    24.32,
-    26.12,
-    27.88,
-    29.59,
-    31.26,
-    32.91,
-    34.53,
-]
-CRITICAL.append(36.12)
 
 
 class TestToy:
@@ -138,7 +117,7 @@ class TestExactLaw:
 
     @pytest.mark.parametrize("m", [1, 2, 3])
     def test_the_whole_loop_has_the_law_of_its_decisions(self, m: int) -> None:
-        replayed = _replayed(2, m)
+        replayed = replay(lambda toy: search(toy, k=2, m=m, select=Argmax()))
         assert replayed.responses == pytest.approx(law(2, m).responses, abs=1e-14)
         assert replayed.decisions == pytest.approx(law(2, m).decisions, abs=1e-13)
 
@@ -163,56 +142,6 @@ class TestSampledLaw:
         served = (search(Toy(draw), k=2, m=2, select=Argmax()) for _ in range(3000))
         with pytest.raises(AssertionError):
             assert_follows(served, law(2, 1).responses)
-
-
-def assert_follows(
-    served: Iterator[AsyncGenerator[Decision, None]], expected: dict[Tokens, float]
-) -> None:
-    """Chi-square of the responses served; rare ones are counted as one."""
-    counts = Counter(text(finish(collect(decisions))) for decisions in served)
-    assert counts.keys() <= expected.keys()
-    total = counts.total()
-    cells = [(counts[y], total * p) for y, p in expected.items()]
-    common = [cell for cell in cells if cell[1] >= 5]
-    rare = [cell for cell in cells if cell[1] < 5]
-    if rare:
-        common.append((sum(seen for seen, _ in rare), sum(mean for _, mean in rare)))
-    statistic = sum((seen - mean) ** 2 / mean for seen, mean in common)
-    assert statistic < CRITICAL[len(common) - 2]
-
-
-def _replayed(k: int, m: int) -> Law:
-    """The law of the whole loop, run once for every way its draws can fall."""
-    responses: Counter[Tokens] = Counter()
-    decisions = 0.0
-    tapes: list[list[Draws]] = [[]]
-    while tapes:
-        tape = tapes.pop()
-        proposal = Toy(_player(tape))
-        try:
-            made = finish(collect(search(proposal, k=k, m=m, select=Argmax())))
-        except EndOfTape:
-            tapes += [[*tape, draws] for draws in product(blocks(proposal.prefix, m), repeat=k)]
-            continue
-        p = math.prod(probability(block) for draws in tape for block in draws)
-        responses[text(made)] += p
-        decisions += p * len(made)
-    return Law(dict(responses), decisions)
-
-
-class EndOfTape(Exception):
-    """The loop asks for a decision that the tape does not hold yet."""
-
-
-def _player(tape: list[Draws]) -> Draw:
-    left = iter(tape)
-
-    def draw(prefix: Tokens, count: int, m: int | None) -> Draws:
-        for draws in left:
-            return draws
-        raise EndOfTape
-
-    return draw
 
 
 def _best_of_n_by_level(n: int) -> Law:

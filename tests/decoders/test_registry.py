@@ -6,13 +6,23 @@ from pathlib import Path
 
 import pytest
 
-from cdserve.decoders import BestOfN, BlockwiseCD, LogitMixing, TokenwiseCD, load
+from cdserve.decoders import (
+    BestOfN,
+    BestOfPoisson,
+    BlockwiseCD,
+    LogitMixing,
+    Rejection,
+    TokenwiseCD,
+    load,
+)
 from cdserve.errors import ConfigError
 
 BUILT_IN = {
     "best_of_n": BestOfN,
+    "best_of_poisson": BestOfPoisson,
     "blockwise_cd": BlockwiseCD,
     "logit_mixing": LogitMixing,
+    "rejection": Rejection,
     "tokenwise_cd": TokenwiseCD,
 }
 MODULE = "greedy_by_others"

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cdserve import kl
-from cdserve.decoders import Argmax, Select, Softmax
+from cdserve.decoders import Argmax, BestOfNPolicy, Select, Softmax
 from cdserve.decoders.selection import rule
 from cdserve.policy import SoftmaxSelection
 
@@ -136,18 +136,23 @@ class TestEstimates:
         assert selection.kl_estimate([0.3], -4.0) == 0
 
 
+def softmax_rule(temperature: float, seed: int | None) -> Select:
+    selection = SoftmaxSelection(softmax=temperature)
+    return rule(BestOfNPolicy(method="best_of_n", n=2, selection=selection), seed)
+
+
 class TestRule:
     def test_argmax(self) -> None:
-        assert isinstance(rule("argmax", 3), Argmax)
+        assert isinstance(rule(BestOfNPolicy(method="best_of_n", n=2), 3), Argmax)
 
     def test_softmax_uses_the_temperature(self) -> None:
         scores = [0.0, 1.0]
-        chosen = sum(rule(SoftmaxSelection(softmax=0.5), i).choose(scores) for i in range(2000))
+        chosen = sum(softmax_rule(0.5, i).choose(scores) for i in range(2000))
         assert chosen / 2000 == pytest.approx(1 / (1 + math.exp(-2)), abs=0.03)
 
     def test_the_seed_reproduces_every_choice(self) -> None:
         def choices(seed: int) -> list[int]:
-            selection = rule(SoftmaxSelection(softmax=1.0), seed)
+            selection = softmax_rule(1.0, seed)
             return [selection.choose([0.0, 0.5, 1.0]) for _ in range(50)]
 
         assert choices(1) == choices(1)
@@ -156,7 +161,7 @@ class TestRule:
     def test_without_a_seed_choices_are_fresh(self) -> None:
         runs = [
             [selection.choose([0.0] * 10) for _ in range(50)]
-            for selection in (rule(SoftmaxSelection(softmax=1.0), None) for _ in range(2))
+            for selection in (softmax_rule(1.0, None) for _ in range(2))
         ]
         assert runs[0] != runs[1]
 

@@ -6,8 +6,8 @@ forced: it is no choice, so it adds no token to the block that reaches length th
 
 import math
 import random
-from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import cache
@@ -69,6 +69,24 @@ def blocks(prefix: Tokens, m: int | None) -> tuple[Tokens, ...]:
 
 
 RESPONSES = blocks((), None)
+
+# Chi-square at 1 - 0.001, by degrees of freedom from 1.
+CRITICAL = [
+    10.83,
+    13.82,
+    16.27,
+    18.47,
+    20.52,
+    22.46,
+    24.32,
+    26.12,
+    27.88,
+    29.59,
+    31.26,
+    32.91,
+    34.53,
+]
+CRITICAL.append(36.12)
 
 
 class Toy:
@@ -189,3 +207,58 @@ def law(k: int, m: int | None) -> Law:
 def _outcomes(prefix: Tokens, k: int, m: int | None) -> Iterator[tuple[float, Decision]]:
     for draws in product(blocks(prefix, m), repeat=k):
         yield math.prod(map(probability, draws)), finish(first(prefix, draws, m))
+
+
+def replay(run: Callable[[Toy], AsyncIterator[Decision]], toy: type[Toy] = Toy) -> Law:
+    """The law of a whole search, run once for every way its draws can fall."""
+    responses: defaultdict[Tokens, float] = defaultdict(float)
+    decisions = bound = estimate = 0.0
+    tapes: list[list[Draws]] = [[]]
+    while tapes:
+        tape = tapes.pop()
+        try:
+            made = finish(collect(run(toy(_player(tape)))))
+        except EndOfTape as ended:
+            tapes += [[*tape, draws] for draws in product(*ended.choices)]
+            continue
+        p = math.prod(probability(block) for draws in tape for block in draws)
+        responses[text(made)] += p
+        decisions += p * len(made)
+        bound += p * sum(decision.kl_bound for decision in made)
+        estimate += p * sum(decision.kl_estimate for decision in made)
+    return Law(dict(responses), decisions, bound, estimate)
+
+
+class EndOfTape(Exception):
+    """The search asks for a draw that the tape does not hold yet."""
+
+    def __init__(self, choices: Sequence[Draws]) -> None:
+        super().__init__()
+        self.choices = choices
+
+
+def _player(tape: list[Draws]) -> Draw:
+    left = iter(tape)
+
+    def draw(prefix: Tokens, count: int, m: int | None) -> Draws:
+        for draws in left:
+            return draws
+        raise EndOfTape([blocks(prefix, m)] * count)
+
+    return draw
+
+
+def assert_follows(
+    served: Iterable[AsyncIterator[Decision]], expected: dict[Tokens, float]
+) -> None:
+    """Chi-square of the responses served; rare ones are counted as one."""
+    counts = Counter(text(finish(collect(decisions))) for decisions in served)
+    assert counts.keys() <= expected.keys()
+    total = counts.total()
+    cells = [(counts[y], total * p) for y, p in expected.items()]
+    common = [cell for cell in cells if cell[1] >= 5]
+    rare = [cell for cell in cells if cell[1] < 5]
+    if rare:
+        common.append((sum(seen for seen, _ in rare), sum(mean for _, mean in rare)))
+    statistic = sum((seen - mean) ** 2 / mean for seen, mean in common)
+    assert statistic < CRITICAL[len(common) - 2]

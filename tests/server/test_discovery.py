@@ -31,9 +31,11 @@ class TestAlignment:
         assert set(answer["methods"]) == {
             "none",
             "best_of_n",
+            "best_of_poisson",
             "blockwise_cd",
             "tokenwise_cd",
             "logit_mixing",
+            "rejection",
         }
         assert {"sentiment", "sentiment_gold", "brevity"} <= set(answer["rewards"])
         assert set(answer["members"]) == {"tuned", "ref", "twin"}

@@ -1,0 +1,184 @@
+"""Rejection sampling: the exact law on ab3, what happens without one accepted, and the KL."""
+
+import math
+import random
+import statistics
+from typing import Any
+
+import pytest
+
+from cdserve import kl
+from cdserve.decoders import Decision, Rejection, RejectionPolicy
+from cdserve.decoders.rejection import BATCH, Accept
+from cdserve.errors import PolicyError, ScoringError
+from cdserve.report import merged, report
+
+from .toy import (
+    LENGTH,
+    RESPONSES,
+    A,
+    B,
+    Draws,
+    E,
+    Law,
+    Tokens,
+    Toy,
+    assert_follows,
+    collect,
+    finish,
+    probability,
+    reward,
+    sampler,
+)
+
+R_MAX = float(LENGTH)
+
+
+class Limits:
+    max_n = 16
+    max_k = 8
+    max_candidate_tokens = 8192
+    allow_negative_weights = False
+
+
+def policy(**fields: Any) -> RejectionPolicy:
+    sent = {"method": "rejection", "eta": 1.0, "r_max": R_MAX, "max_draws": 256, **fields}
+    return RejectionPolicy.model_validate(sent)
+
+
+def tilted(eta: float = 1.0) -> Law:
+    """p exp(r / eta) / Z."""
+    weights = {y: probability(y) * math.exp(reward(y) / eta) for y in RESPONSES}
+    total = sum(weights.values())
+    return Law({y: weight / total for y, weight in weights.items()})
+
+
+def run(count: int, **fields: Any) -> list[Decision]:
+    draw = sampler(seed=3)
+    return [finish(collect(Rejection.run(policy(**fields), Toy(draw), i)))[0] for i in range(count)]
+
+
+class At(random.Random):
+    def __init__(self, u: float) -> None:
+        super().__init__(0)
+        self._u = u
+
+    def random(self) -> float:
+        return self._u
+
+
+def acceptance(score: float, eta: float = 1.0) -> float:
+    """P(accepted), from where the choice jumps as the uniform number grows."""
+    low, high = 0.0, 1.0
+    while (middle := (low + high) / 2) not in (low, high):
+        taken = Accept(eta, R_MAX, 2, At(middle)).choose([score]) is not None
+        low, high = (low, middle) if taken else (middle, high)
+    return 1 - low
+
+
+class TestLaw:
+    def test_published_values(self) -> None:
+        rates = {y: probability(y) * acceptance(reward(y)) for y in RESPONSES}
+        rate = sum(rates.values())
+        assert rate == pytest.approx(0.153625, abs=5e-7)
+        assert 1 / rate == pytest.approx(6.5094, abs=5e-5)
+        law = {y: one / rate for y, one in rates.items()}
+        assert law == pytest.approx(tilted().responses, abs=1e-14)
+
+    @pytest.mark.parametrize("eta", [0.5, 1.0, 3.0])
+    def test_served(self, eta: float) -> None:
+        draw = sampler(seed=1)
+        served = (Rejection.run(policy(eta=eta), Toy(draw), i) for i in range(3000))
+        assert_follows(served, tilted(eta).responses)
+
+    def test_a_higher_bound_on_the_reward_changes_nothing_but_the_cost(self) -> None:
+        draw = sampler(seed=1)
+        served = (Rejection.run(policy(r_max=4.0), Toy(draw), i) for i in range(2000))
+        assert_follows(served, tilted().responses)
+
+    def test_mean_draws(self) -> None:
+        draws = [decision.chosen + 1 for decision in run(4000)]
+        assert statistics.mean(draws) == pytest.approx(6.5094, abs=0.35)
+
+    def test_the_highest_reward_is_always_accepted(self) -> None:
+        assert acceptance(R_MAX) == 1
+
+
+class TestDraws:
+    async def test_batches_until_one_is_accepted(self) -> None:
+        seen: list[int] = []
+        rest = [(E,)] * BATCH + [(A, E)] * BATCH + [(B, B, B)] * BATCH
+
+        def draw(prefix: Tokens, count: int, m: int | None) -> Draws:
+            assert prefix == ()
+            assert m is None
+            drawn = rest[sum(seen) :][:count]
+            seen.append(count)
+            return drawn
+
+        (made,) = await collect(Rejection.run(policy(eta=1e-3), Toy(draw), 0))
+        assert seen == [BATCH] * 3
+        assert made.chosen == 2 * BATCH
+        assert len(made.candidates) == len(made.scores) == 3 * BATCH
+        assert made.accepted is True
+
+    async def test_without_one_accepted_it_is_the_best_seen_and_says_so(self) -> None:
+        draws = [*[(E,)] * BATCH, (B, E), (A, E), (B, A, E)]
+        rest = iter(draws)
+        proposal = Toy(lambda prefix, count, m: [next(rest) for _ in range(count)])
+        (made,) = await collect(Rejection.run(policy(eta=1e-3, max_draws=11), proposal, 0))
+        assert (made.chosen, made.accepted) == (BATCH, False)
+        assert len(made.candidates) == 11
+        assert made.kl_estimate == made.kl_bound == kl.best_of_n_bound(11)
+        assert made.kl_estimator == "bound"
+
+    async def test_it_is_reproduced_by_its_seed(self) -> None:
+        async def chosen(seed: int) -> list[int]:
+            runs = [Rejection.run(policy(), Toy(sampler(i)), seed) for i in range(30)]
+            return [(await collect(run))[0].chosen for run in runs]
+
+        assert await chosen(1) == await chosen(1) != await chosen(2)
+
+    async def test_a_reward_above_the_highest_is_an_error(self) -> None:
+        proposal = Toy(lambda prefix, count, m: [(B, B, B)] * count)
+        message = r"score is 3, and alignment\.r_max is 2\.5"
+        with pytest.raises(ScoringError, match=message):
+            await collect(Rejection.run(policy(r_max=2.5), proposal, 0))
+
+    def test_rounding_is_not_an_error(self) -> None:
+        rule = Accept(1.0, 0.3, 2, At(0.0))
+        assert rule.choose([0.1 + 0.2]) == 0
+
+
+class TestKL:
+    def test_bound_is_that_of_all_there_could_have_been(self) -> None:
+        assert {made.kl_bound for made in run(20, max_draws=64)} == {kl.best_of_n_bound(64)}
+
+    @pytest.mark.parametrize(("eta", "margin"), [(0.5, 0.1), (1.0, 0.06), (3.0, 0.02)])
+    def test_the_mean_estimate_is_the_kl(self, eta: float, margin: float) -> None:
+        made = run(4000, eta=eta)
+        assert {decision.kl_estimator for decision in made} == {"k1"}
+        mean = statistics.mean(decision.kl_estimate for decision in made)
+        assert mean == pytest.approx(tilted(eta).kl, abs=margin)
+
+
+class TestReport:
+    async def test_it_says_whether_one_was_accepted(self) -> None:
+        (accepted, *_) = run(1)
+        proposal = Toy(lambda prefix, count, m: [(E,)] * count)
+        (best,) = await collect(Rejection.run(policy(eta=1e-3, max_draws=2), proposal, 0))
+        reports = [report("rejection", [made], trace=False) for made in (accepted, best)]
+        assert [made["accepted"] for made in reports] == [True, False]
+        assert merged(reports)["accepted"] is False
+        assert merged(reports[:1] * 2)["accepted"] is True
+
+
+class TestPolicy:
+    def test_limits(self) -> None:
+        policy(max_draws=16).check_limits(Limits())
+        with pytest.raises(PolicyError, match=r"alignment\.max_draws is 17; .*1 to 16") as caught:
+            policy(max_draws=17).check_limits(Limits())
+        assert caught.value.param == "alignment.max_draws"
+
+    def test_it_costs_at_most_all_its_draws(self) -> None:
+        assert policy(max_draws=20).width == 20

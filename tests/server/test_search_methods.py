@@ -1,0 +1,126 @@
+"""Best-of-Poisson, rejection sampling, schedules and worst-case selection, served."""
+
+from typing import Any
+
+import pytest
+from openai import InternalServerError, OpenAI
+
+from cdserve import kl
+
+from .wire import BEST_OF_N, BLOCKWISE, blocks, check_refused, complete, joined
+
+POISSON = {"method": "best_of_poisson", "mu": 3.0}
+REJECTION = {"method": "rejection", "eta": 0.5, "r_max": 4.0, "max_draws": 16}
+TWO = {"sentiment": 1.0, "brevity": 0.5}
+WORST = {"rewards": TWO, "selection": {"worst_case": {"lambda": 2.0}}}
+TRACE = {"report": "trace"}
+
+
+def traced(answer: Any) -> list[list[dict[str, Any]]]:
+    """The candidates of every decision."""
+    return [decision["candidates"] for decision in answer.alignment["trace"]]
+
+
+class TestBestOfPoisson:
+    def test_the_best_of_as_many_as_the_seed_says(self, client: OpenAI) -> None:
+        counts = []
+        for seed in range(6):
+            answer = complete(client, {**POISSON, **TRACE}, seed=seed, max_tokens=24)
+            (candidates,) = traced(answer)
+            assert answer.alignment["score"] == max(c["score"] for c in candidates)
+            assert answer.alignment["kl"]["bound"] == kl.best_of_poisson_bound(3.0)
+            assert "accepted" not in answer.alignment
+            counts.append(len(candidates))
+        assert len(set(counts)) > 1
+        again = complete(client, {**POISSON, **TRACE}, seed=0, max_tokens=24)
+        assert len(traced(again)[0]) == counts[0]
+
+    def test_a_mean_of_zero_is_plain_decoding(self, client: OpenAI) -> None:
+        one = complete(client, {"method": "best_of_poisson", "mu": 0})
+        assert one.choices[0].token_ids == complete(client).choices[0].token_ids
+
+
+class TestRejection:
+    def test_it_takes_the_first_accepted(self, client: OpenAI) -> None:
+        for seed in range(4):
+            answer = complete(client, {**REJECTION, **TRACE}, seed=seed, max_tokens=24)
+            report = answer.alignment
+            (candidates,) = traced(answer)
+            assert report["candidates"] == len(candidates)
+            assert len(candidates) in (8, 16)
+            assert isinstance(report["accepted"], bool)
+            assert report["kl"]["estimator"] == ("k1" if report["accepted"] else "bound")
+            if not report["accepted"]:
+                assert report["score"] == max(c["score"] for c in candidates)
+
+    def test_all_are_accepted_where_the_reward_hardly_counts(self, client: OpenAI) -> None:
+        answer = complete(client, {**REJECTION, "eta": 1e9})
+        assert answer.alignment["accepted"] is True
+        assert answer.choices[0].token_ids == complete(client).choices[0].token_ids
+
+    def test_none_is_where_it_is_out_of_reach(self, client: OpenAI) -> None:
+        policy = {**REJECTION, "r_max": 1e9, "max_draws": 10, **TRACE}
+        answer = complete(client, policy, max_tokens=24)
+        (candidates,) = traced(answer)
+        assert len(candidates) == 10
+        assert answer.alignment["accepted"] is False
+        assert answer.alignment["score"] == max(c["score"] for c in candidates)
+
+    @pytest.mark.parametrize("stream", [False, True])
+    def test_a_score_above_the_highest_is_an_error(self, client: OpenAI, stream: bool) -> None:
+        policy = {**REJECTION, "r_max": -1e6}
+        if stream:
+            with pytest.raises(Exception, match=r"alignment\.r_max"):
+                list(complete(client, policy, stream=True, max_tokens=8))
+        else:
+            with pytest.raises(InternalServerError, match=r"alignment\.r_max is -1000000"):
+                complete(client, policy, max_tokens=8)
+
+    def test_several_answers(self, client: OpenAI) -> None:
+        answer = complete(client, {**REJECTION, "eta": 1e9}, n=2, max_tokens=16)
+        assert answer.alignment["accepted"] is True
+        assert [made["accepted"] for made in answer.alignment["choices"]] == [True, True]
+
+
+class TestSchedule:
+    def test_each_block_has_its_own_number(self, client: OpenAI) -> None:
+        policy = {"method": "blockwise_cd", "k": [4, 2, 1], "m": 8, **TRACE}
+        answer = complete(client, policy, max_tokens=32, ignore_eos=True)
+        assert [len(candidates) for candidates in traced(answer)] == [4, 2, 1, 1]
+        bound = kl.best_of_n_bound(4) + kl.best_of_n_bound(2)
+        assert answer.alignment["kl"]["bound"] == pytest.approx(bound)
+        assert len(blocks(answer.choices[0].token_ids, 8)) == 4
+
+    def test_a_list_of_one_is_the_number(self, client: OpenAI) -> None:
+        listed = complete(client, {**BLOCKWISE, "k": [4]})
+        assert listed.choices == complete(client, BLOCKWISE).choices
+
+
+class TestWorstCase:
+    @pytest.mark.parametrize("policy", [BEST_OF_N, BLOCKWISE], ids=lambda p: p["method"])
+    def test_it_is_served(self, client: OpenAI, policy: dict[str, Any]) -> None:
+        answer = complete(client, {**policy, **WORST})
+        assert set(answer.alignment["rewards"]) == set(TWO)
+        assert answer.alignment["kl"]["estimator"] == "bound"
+        chunks = list(complete(client, {**policy, **WORST}, stream=True))
+        assert joined(chunks) == answer.choices[0].text
+
+    @pytest.mark.parametrize("policy", [BEST_OF_N, BLOCKWISE], ids=lambda p: p["method"])
+    def test_one_objective_is_ordinary(self, client: OpenAI, policy: dict[str, Any]) -> None:
+        worst = complete(client, {**policy, "selection": WORST["selection"]})
+        assert worst.choices == complete(client, policy).choices
+
+
+@pytest.mark.parametrize(
+    ("policy", "param", "words"),
+    [
+        ({**POISSON, "mu": 8}, "alignment.mu", ["8", "up to 16", "0 to 3."]),
+        ({**REJECTION, "max_draws": 17}, "alignment.max_draws", ["17", "1 to 16"]),
+        ({**REJECTION, "eta": 0}, "alignment.eta", ["0"]),
+        ({**BLOCKWISE, "k": [4, 9]}, "alignment.k.1", ["9", "1 to 8"]),
+        ({**BLOCKWISE, "k": []}, "alignment.k", ["at least 1"]),
+        ({**BLOCKWISE, "selection": {"worst_case": {}}}, "alignment.selection", ["lambda", "> 0"]),
+    ],
+)
+def test_errors(client: OpenAI, policy: dict[str, Any], param: str, words: list[str]) -> None:
+    check_refused(client, policy, param, words)
