@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from models import machine
 from tqdm import tqdm
 
 from value_heads import CachedRollouts, FitOptions, HeadConfig, QHead, ShardWriter, ValueHead, fit
@@ -113,6 +112,8 @@ def main() -> None:
                 flush=True,
             )
     if args.output:
+        from models import machine  # brings vLLM, which has no part in what is measured
+
         sizes = {"hidden_size": HIDDEN, "vocab_size": VOCABULARY, "rank": 64, "length": LENGTH}
         made = {"machine": machine(), "rounds": args.rounds, **sizes, "heads": table}
         args.output.write_text(json.dumps(made, indent=2) + "\n")

@@ -52,11 +52,12 @@ def _serve(known: argparse.Namespace) -> None:
     from cdserve.config import load
     from cdserve.engine import launch
     from cdserve.engine.heads import attach
+    from cdserve.engine.reward_models import plan
 
     settings = load(known.config, known.set)
-    attached = attach(settings)
-    server = AlignmentServer.build(settings, attached)
+    attached, models = attach(settings), plan(settings)
+    server = AlignmentServer.build(settings, attached, models.outputs)
     args = launch.parse(settings, attached, known.flags)
     args.cdserve = server
     logging.getLogger("vllm").info("cdserve serves %s", server.summary())
-    launch.serve(args, attached)
+    launch.serve(args, attached, models)

@@ -127,6 +127,25 @@ class JudgeReward(Fallible):
         return scale
 
 
+class RewardModelReward(Fallible):
+    """An output of a sequence-classification model, which an engine of its own serves."""
+
+    kind: Literal["reward_model"]
+    model: str = Field(description="Folder, or name on the Hub.")
+    output: int | str | None = Field(
+        default=None, description="Index or label; needed if the model has several."
+    )
+    prefixes: bool = Field(
+        default=False,
+        description="Whether to score unfinished responses, which few such models are trained on.",
+    )
+    max_batch: int = Field(default=32, ge=1, description="Responses scored at once.")
+    max_wait: float = Field(
+        default=0.005, ge=0, description="Seconds that a batch waits to be fuller."
+    )
+    engine: dict[str, Any] = Field(default_factory=dict, description="vLLM flags.")
+
+
 class LowerBound(_Section):
     """mean - c · std of an ensemble."""
 
@@ -148,6 +167,7 @@ Reward = Annotated[
     | JsonValidReward
     | PythonReward
     | JudgeReward
+    | RewardModelReward
     | EnsembleReward,
     Field(discriminator="kind"),
 ]
@@ -258,17 +278,16 @@ def _with_paths(settings: Settings, folder: Path) -> Settings:
     def resolved(value: str) -> str:
         return str((folder / value).resolve()) if (folder / value).exists() else value
 
-    rewards = {
-        name: reward.model_copy(
-            update={
-                "path": resolved(reward.path),
-                "q_head": reward.q_head and resolved(reward.q_head),
-            }
-        )
-        if isinstance(reward, ValueHeadReward)
-        else reward
-        for name, reward in settings.rewards.items()
-    }
+    def with_paths(reward: Reward) -> Reward:
+        match reward:
+            case ValueHeadReward(path=path, q_head=q_head):
+                found = {"path": resolved(path), "q_head": q_head and resolved(q_head)}
+                return reward.model_copy(update=found)
+            case RewardModelReward(model=model):
+                return reward.model_copy(update={"model": resolved(model)})
+        return reward
+
+    rewards = {name: with_paths(reward) for name, reward in settings.rewards.items()}
     members = {name: resolved(path) for name, path in settings.members.items()}
     return settings.model_copy(
         update={"model": resolved(settings.model), "rewards": rewards, "members": members}

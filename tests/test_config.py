@@ -200,7 +200,7 @@ class TestRefused:
             ("", "model is "),
             (
                 "model: m\nrewards: {a: {kind: lenght}}",
-                "'value_head', 'length', 'regex', 'json_valid', 'python', 'judge', 'ensemble'",
+                "'value_head', 'length', 'regex', 'json_valid', 'python', 'judge', 'reward_model'",
             ),
             ("model: m\nrewards: {a: {kind: length, target: 0}}", "target is 0"),
             ("model: m\nrewards: {a: {kind: length, target: 9, tolerance: -1}}", "tolerance is -1"),

@@ -87,6 +87,13 @@ class AlignedChatCompletionRequest(_Aligned, ChatCompletionRequest):  # type: ig
     _run: AlignmentRun | None = PrivateAttr(None)
     _server: AlignmentServer = PrivateAttr()
 
+    def resolve(self, server: AlignmentServer) -> AlignmentRun | None:
+        """As for completions; rewards may read the messages."""
+        run = super().resolve(server)
+        if run is not None:
+            run.messages = self.messages
+        return run
+
 
 def _check_combination(request: Any, run: AlignmentRun) -> None:
     """Raises PolicyError for fields that no method, or not this one, can honour."""

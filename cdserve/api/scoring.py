@@ -65,7 +65,7 @@ async def score(request: ScoreRequest, server: AlignmentServer, state: Any) -> d
         )
     objective = _objective(request, server)
     prompt = await _rendered(request, state)
-    scorer = _Scorer(state.engine_client, objective, prompt, request.per_token)
+    scorer = _Scorer(state.engine_client, objective, prompt, request)
     try:
         return {"scores": await scorer.score(request.responses)}
     except VLLMClientError as error:  # the engine refuses the tokens of the prompt
@@ -74,14 +74,19 @@ async def score(request: ScoreRequest, server: AlignmentServer, state: Any) -> d
 
 class _Scorer:
     def __init__(
-        self, engine: AlignedEngine, objective: Objective, prompt: dict[str, Any], per_token: bool
+        self,
+        engine: AlignedEngine,
+        objective: Objective,
+        prompt: dict[str, Any],
+        request: ScoreRequest,
     ) -> None:
         self._engine = engine
         self._objective = objective
         self._tokenizer = engine.renderer.get_tokenizer()
         self._prompt: list[int] = prompt["prompt_token_ids"]
         self._prompt_text = prompt.get("prompt") or self._tokenizer.decode(self._prompt)
-        self._per_token = per_token
+        self._messages = _messages(request)
+        self._per_token = request.per_token
 
     async def score(self, texts: Sequence[str]) -> list[dict[str, Any]]:
         """All responses at once, as the candidates of one decision are scored."""
@@ -97,6 +102,7 @@ class _Scorer:
                     tokens=len(ids) + (self._tokenizer.eos_token_id is not None),
                     finished=True,
                     values=found[-1] if found else {},
+                    messages=self._messages,
                 )
                 for text, ids, found in zip(texts, token_ids, values, strict=True)
             ]
@@ -149,9 +155,15 @@ async def _rendered(request: ScoreRequest, state: Any) -> dict[str, Any]:
         raise PolicyError(str(error), "prompt") from error
 
 
+def _messages(request: ScoreRequest) -> list[dict[str, Any]] | None:
+    if isinstance(request.prompt, str):
+        return None
+    return [one for one in request.prompt if isinstance(one, dict)] or None
+
+
 async def _render(request: ScoreRequest, renderer: Any) -> dict[str, Any]:
-    if isinstance(request.prompt, list) and request.prompt and isinstance(request.prompt[0], dict):
-        chat = ChatCompletionRequest(model=request.model, messages=request.prompt)
+    if (messages := _messages(request)) is not None:
+        chat = ChatCompletionRequest(model=request.model, messages=messages)
         rendered = await renderer.render_chat(chat)
     else:
         completion = CompletionRequest(model=request.model, prompt=request.prompt)

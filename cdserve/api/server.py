@@ -12,7 +12,10 @@ from cdserve.engine.run import AlignmentRun
 from cdserve.engine.steering import steering
 from cdserve.errors import ConfigError, PolicyError
 from cdserve.policy import FIELD, Policy, SearchPolicy, parse, parse_object
-from cdserve.scoring import Reward
+from cdserve.scoring import ModelOutput, Reward
+
+_OPERATORS = {"path", "q_head", "callable", "force", "url", "api_key_env", "engine"}
+"""What is not told to clients of a reward's settings."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,17 +30,23 @@ class AlignmentServer:
     presets: Mapping[str, Policy]
 
     @classmethod
-    def build(cls, settings: Settings, heads: Heads) -> "AlignmentServer":
+    def build(
+        cls,
+        settings: Settings,
+        heads: Heads,
+        models: Mapping[str, ModelOutput] | None = None,
+    ) -> "AlignmentServer":
         """Resolves the settings.
 
         Args:
             heads: what is attached to the engine.
+            models: where reward models' scores come from.
 
         Raises:
             ConfigError: a reward, a preset or a decoder is wrong.
         """
         loaded = decoders.load(settings.decoders)
-        rewards = scoring.build(settings.rewards, heads.outputs)
+        rewards = scoring.build(settings.rewards, heads.outputs, models)
         if settings.default_reward is not None and settings.default_reward not in rewards:
             raise ConfigError(
                 f"default_reward is {settings.default_reward!r}; "
@@ -75,12 +84,11 @@ class AlignmentServer:
             | methods,
             "rewards": {
                 name: {
-                    **self.settings.rewards[name].model_dump(
-                        exclude={"path", "q_head", "callable", "force", "url", "api_key_env"}
-                    ),
+                    **self.settings.rewards[name].model_dump(exclude=_OPERATORS),
                     "prefixes": reward.prefixes,
                     "next_tokens": name in self.q_columns,
                     "default": name == self.settings.default_reward,
+                    **({"scorer": dict(reward.counters)} if reward.counters else {}),
                 }
                 for name, reward in self.rewards.items()
             },

@@ -173,6 +173,7 @@ class SteeredChoice:
             tokens=len(token_ids),
             finished=True,
             values=values,
+            messages=run.messages,
         )
         candidate = Candidate(
             token_ids=tuple(token_ids), finish_reason=output.finish_reason, text=text, kl=spent

@@ -1,12 +1,10 @@
 """Starts vLLM with the plugin in its worker, wraps the engine, and serves."""
 
-import json
 import os
 import signal
 from argparse import Namespace
 from collections.abc import Sequence
 from importlib.metadata import entry_points
-from typing import Any
 
 import uvloop
 from vllm.entrypoints.launchers.api_server.entry import build_and_serve, build_async_engine_client
@@ -22,9 +20,10 @@ from cdserve.engine import worker
 from cdserve.engine.aligned import AlignedEngine
 from cdserve.engine.heads import Heads
 from cdserve.engine.members import check_tokenizers
+from cdserve.engine.reward_models import RewardModels
 from cdserve.engine.steering import Paths
 from cdserve.engine.values import Values
-from cdserve.engine.vllm import check_version
+from cdserve.engine.vllm import as_flags, check_version
 from cdserve.errors import ConfigError
 
 _PLUGIN = "cdserve"
@@ -41,7 +40,7 @@ def parse(settings: Settings, heads: Heads, flags: Sequence[str]) -> Namespace:
     check_tokenizers(settings)
     cli_env_setup()
     parser = make_arg_parser(FlexibleArgumentParser(prog="cdserve serve", add_help=False))
-    given = [*_as_flags(settings.engine), *flags]
+    given = [*as_flags(settings.engine), *flags]
     args: Namespace = parser.parse_args([settings.model, *given])
     args.model = args.model_tag
     validate_parsed_serve_args(args)
@@ -58,29 +57,33 @@ def parse(settings: Settings, heads: Heads, flags: Sequence[str]) -> Namespace:
     return args
 
 
-def serve(args: Namespace, heads: Heads) -> None:
+def serve(args: Namespace, heads: Heads, models: RewardModels) -> None:
     """Runs the server until it is told to stop.
 
     Args:
         args: from ``parse``; the API reads what it needs off it too.
         heads: the value heads to attach.
+        models: the reward models to serve beside.
     """
     _set_environment(args)
-    uvloop.run(_serve(args, heads))
+    uvloop.run(_serve(args, heads, models))
 
 
-async def _serve(args: Namespace, heads: Heads) -> None:
+async def _serve(args: Namespace, heads: Heads, models: RewardModels) -> None:
     decorate_logs("APIServer", skip_if_decorated=True)
     signal.signal(signal.SIGTERM, _interrupt)  # until uvicorn sets its own
     listen_address, sock = setup_server(args, reuse_port=False)
-    async with build_async_engine_client(args) as inner:
-        values, paths = Values(inner, heads), Paths()
-        try:
-            engine = AlignedEngine(inner, values, paths)
-            shutdown = await build_and_serve(engine, listen_address, sock, args)
-        finally:
-            values.close()
-            paths.close()
+    async with models.running():
+        if args.cdserve_attached:  # only now: it is not for the reward models' processes
+            worker.set_environment(args)
+        async with build_async_engine_client(args) as inner:
+            values, paths = Values(inner, heads), Paths()
+            try:
+                engine = AlignedEngine(inner, values, paths)
+                shutdown = await build_and_serve(engine, listen_address, sock, args)
+            finally:
+                values.close()
+                paths.close()
     try:
         await shutdown
     finally:
@@ -102,18 +105,3 @@ def _set_environment(args: Namespace) -> None:
         os.environ["VLLM_PLUGINS"] = ",".join(sorted(installed | {_PLUGIN}))
     elif _PLUGIN not in os.environ["VLLM_PLUGINS"].split(","):
         os.environ["VLLM_PLUGINS"] += f",{_PLUGIN}"
-    if args.cdserve_attached:
-        worker.set_environment(args)
-
-
-def _as_flags(engine: dict[str, Any]) -> list[str]:
-    flags: list[str] = []
-    for name, value in engine.items():
-        flag = "--" + name.replace("_", "-")
-        if value is True:
-            flags.append(flag)
-        elif value is False:
-            flags.append("--no-" + flag[2:])
-        else:
-            flags += [flag, value if isinstance(value, str) else json.dumps(value)]
-    return flags

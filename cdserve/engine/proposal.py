@@ -42,6 +42,7 @@ class EngineProposal:
         objective: the request's rewards.
         prompt: prompt token ids.
         prompt_text: the prompt, for rewards that read text.
+        messages: a chat request's, for the same.
         params: the client's sampling parameters; ``max_tokens`` bounds the whole response.
         request_id: candidates' ids begin with it.
         choice: index of the response among the request's ``n``.
@@ -60,6 +61,7 @@ class EngineProposal:
         tokenizer: TokenizerLike,
         prompt: Sequence[int],
         prompt_text: str,
+        messages: Sequence[Mapping[str, Any]] | None,
         cache_salt: str | None,
         params: SamplingParams,
         request_id: str,
@@ -76,6 +78,7 @@ class EngineProposal:
         self._objective = objective
         self._tokenizer = tokenizer
         self._prompt_text = prompt_text
+        self._messages = messages
         self._cache_salt = cache_salt
         self._params = params
         self._request_id = request_id
@@ -118,6 +121,7 @@ class EngineProposal:
                     tokens=self._written + len(candidate.token_ids),
                     finished=candidate.finish_reason is not None,
                     values=candidate.values,
+                    messages=self._messages,
                 )
                 for candidate in candidates
             ]

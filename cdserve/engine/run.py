@@ -1,6 +1,6 @@
 """What one HTTP request's policy needs on its way through vLLM's serving code, and brings back."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,8 @@ class AlignmentRun:
     objective: Objective
     steering: Mapping[str, Any] = field(default_factory=dict)
     """What the worker is told of the distribution to draw tokens from: ``tilt`` and ``mix``."""
+    messages: Sequence[Mapping[str, Any]] | None = None
+    """Those of a chat request, for rewards."""
     prompts: int = 0
     """Prompts begun; a completions request may hold several."""
     reports: dict[tuple[int, int], dict[str, Any]] = field(default_factory=dict)

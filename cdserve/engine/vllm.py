@@ -1,5 +1,9 @@
 """What the engine's side uses of vLLM, in one place, and the version it is made for."""
 
+import json
+from collections.abc import Mapping
+from typing import Any
+
 import vllm
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.engine.protocol import EngineClient
@@ -30,6 +34,7 @@ __all__ = [
     "TokenizerLike",
     "TokensInput",
     "VLLMValidationError",
+    "as_flags",
     "check_version",
     "detokenizer",
     "merge_async_iterators",
@@ -42,6 +47,20 @@ def check_version() -> None:
     installed = vllm.__version__.partition("+")[0]
     if installed != VERSION:
         raise ConfigError(f"vLLM {installed} is installed; cdserve is made for {VERSION}")
+
+
+def as_flags(engine: Mapping[str, Any]) -> list[str]:
+    """The settings' ``engine`` section as vLLM's command line has it."""
+    flags: list[str] = []
+    for name, value in engine.items():
+        flag = "--" + name.replace("_", "-")
+        if value is True:
+            flags.append(flag)
+        elif value is False:
+            flags.append("--no-" + flag[2:])
+        else:
+            flags += [flag, value if isinstance(value, str) else json.dumps(value)]
+    return flags
 
 
 def detokenizer(

@@ -1,18 +1,19 @@
 """One queue in front of a scorer: what all requests wait for is scored together, and once."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from itertools import islice
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item", bound=Hashable)
+Score = TypeVar("Score")
 
 
-class Batcher(Generic[Item]):
+class Batcher(Generic[Item, Score]):
     """Scores items of concurrent requests in batches; equal items are scored once.
 
     Args:
-        score: scores one batch.
+        score: scores one batch; an exception in the place of a score is that item's alone.
         max_batch: items a batch.
         max_wait: seconds that a batch which could start waits to be fuller.
         max_waiting: items that may wait; more are refused.
@@ -21,7 +22,7 @@ class Batcher(Generic[Item]):
 
     def __init__(
         self,
-        score: Callable[[Sequence[Item]], Awaitable[Sequence[float]]],
+        score: Callable[[Sequence[Item]], Awaitable[Sequence[Score | BaseException]]],
         *,
         max_batch: int,
         max_wait: float,
@@ -33,8 +34,8 @@ class Batcher(Generic[Item]):
         self._max_wait = max_wait
         self._max_waiting = max_waiting
         self._slots = asyncio.Semaphore(concurrency)
-        self._waiting: dict[Item, asyncio.Future[float]] = {}
-        self._running: dict[Item, asyncio.Future[float]] = {}
+        self._waiting: dict[Item, asyncio.Future[Score]] = {}
+        self._running: dict[Item, asyncio.Future[Score]] = {}
         self._full = asyncio.Event()
         self._collector: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -45,12 +46,17 @@ class Batcher(Generic[Item]):
         self.largest = 0
         """Items of the largest."""
 
-    async def score(self, items: Sequence[Item]) -> list[float]:
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """Batches so far, items scored in them, and the most in one."""
+        return {"batches": self.batches, "scored": self.scored, "largest": self.largest}
+
+    async def score(self, items: Sequence[Item]) -> list[Score]:
         """The scores of items, in their order.
 
         Raises:
             OverflowError: too many items wait already.
-            Exception: what the scorer raised for a batch with one of them.
+            Exception: what the scorer gave for one of them, or raised for a batch with one.
         """
         known = self._waiting | self._running
         fresh = [item for item in dict.fromkeys(items) if item not in known]
@@ -92,20 +98,27 @@ class Batcher(Generic[Item]):
             except TimeoutError:
                 pass
 
-    async def _run(self, batch: dict[Item, "asyncio.Future[float]"]) -> None:
+    async def _run(self, batch: dict[Item, "asyncio.Future[Score]"]) -> None:
         self.batches += 1
         self.scored += len(batch)
         self.largest = max(self.largest, len(batch))
         try:
             scores = await self._score(list(batch))
             for future, score in zip(batch.values(), scores, strict=True):
-                future.set_result(score)
+                if isinstance(score, BaseException):
+                    _fail(future, score)
+                else:
+                    future.set_result(score)
         except Exception as error:  # it belongs to those who wait
             for future in batch.values():
                 if not future.done():
-                    future.set_exception(error)
-                    future.exception()  # seen, even if nobody waits any more
+                    _fail(future, error)
         finally:
             for item in batch:
                 del self._running[item]
             self._slots.release()
+
+
+def _fail(future: "asyncio.Future[Score]", error: BaseException) -> None:
+    future.set_exception(error)
+    future.exception()  # seen, even if nobody waits any more

@@ -11,6 +11,7 @@ from cdserve.scoring.ensemble import AGGREGATES, Ensemble, lower_bound
 from cdserve.scoring.judge import Judge, endpoint
 from cdserve.scoring.programmatic import JsonValid, Length, Python, Regex, ValueHead
 from cdserve.scoring.reward import Reward, Terms
+from cdserve.scoring.reward_model import ModelOutput, RewardModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,27 +24,34 @@ class HeadOutput:
 
 
 def build(
-    settings: Mapping[str, config.Reward], heads: Mapping[str, HeadOutput] | None = None
+    settings: Mapping[str, config.Reward],
+    heads: Mapping[str, HeadOutput] | None = None,
+    models: Mapping[str, ModelOutput] | None = None,
 ) -> dict[str, Reward]:
     """The rewards that settings describe, by name, in their order.
 
     Args:
         heads: of each ``value_head``, what its head says of the output it reads.
+        models: of each ``reward_model``, where its scores come from.
 
     Raises:
         ConfigError: a callable cannot be imported, or an ensemble is of what is not there.
     """
-    heads = heads or {}
+    heads, models = heads or {}, models or {}
     made: dict[str, Reward] = {}
     # Ensembles are made of the others, and not of each other.
     for name, reward in sorted(settings.items(), key=lambda item: item[1].kind == "ensemble"):
-        made[name] = _reward(name, reward, heads.get(name), made)
+        made[name] = _reward(name, reward, heads.get(name), models, made)
         made[name].terms = _terms(reward, heads.get(name))
     return {name: made[name] for name in settings}
 
 
 def _reward(
-    name: str, settings: config.Reward, head: HeadOutput | None, others: Mapping[str, Reward]
+    name: str,
+    settings: config.Reward,
+    head: HeadOutput | None,
+    models: Mapping[str, ModelOutput],
+    others: Mapping[str, Reward],
 ) -> Reward:
     match settings:
         case config.ValueHeadReward():
@@ -58,6 +66,8 @@ def _reward(
             return Python(_imported(name, settings.callable))
         case config.JudgeReward():
             return _judge(name, settings)
+        case config.RewardModelReward():
+            return RewardModel(models[name], prefixes=settings.prefixes)
         case config.EnsembleReward():
             return _ensemble(name, settings, others)
 

@@ -31,7 +31,7 @@ class Judge(Reward):
         self._rubric = rubric
         self._low = low
         self._high = high
-        self._queue: Batcher[tuple[str, str]] = Batcher(
+        self._queue: Batcher[tuple[str, str], float] = Batcher(
             self._grades, max_batch=1, max_wait=0, concurrency=concurrency
         )
 

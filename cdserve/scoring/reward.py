@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 OnFailure = Literal["error", "skip", "base"]
 
@@ -19,6 +19,8 @@ class Response:
     finished: bool
     values: Mapping[str, float]
     """V by reward name, as the engine computed it."""
+    messages: Sequence[Mapping[str, Any]] | None = None
+    """A chat request's messages; None for one that has a prompt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +51,11 @@ class Reward(ABC):
     reads_text: bool = False
     reads_values: bool = False
     terms: Terms = Terms()
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """What its scorer has done since the server's start; empty if it counts nothing."""
+        return {}
 
     @abstractmethod
     async def score(self, responses: Sequence[Response]) -> Sequence[float]:

@@ -1,0 +1,159 @@
+"""Reward models as rewards: what they are given to read, how they are batched, how they fail."""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from cdserve import config
+from cdserve.errors import PolicyError, ScoringError
+from cdserve.policy import Policy
+from cdserve.scoring import ModelOutput, Objective, Response, build, objective
+from cdserve.scoring.batching import Batcher
+from cdserve.scoring.reward_model import Dialogue, Outputs
+
+
+class Model:
+    """Gives a response its length and, as a second output, minus that."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[Dialogue]] = []
+
+    async def __call__(self, dialogues: Sequence[Dialogue]) -> list[Outputs | BaseException]:
+        self.batches.append(list(dialogues))
+        await asyncio.sleep(0.01)
+        return [self._outputs(dialogue) for dialogue in dialogues]
+
+    def _outputs(self, dialogue: Dialogue) -> Outputs | BaseException:
+        length = float(len(json.loads(dialogue.messages)[-1]["content"]))
+        return ValueError("too long") if length > 10 else (length, -length)
+
+    @property
+    def messages(self) -> list[Any]:
+        """The conversation it read last."""
+        found: list[Any] = json.loads(self.batches[-1][-1].messages)
+        return found
+
+
+@pytest.fixture
+def model() -> Model:
+    return Model()
+
+
+def rewards(model: Model, **settings: Any) -> Objective:
+    """Two outputs of one model, as the rewards ``long`` and ``short``."""
+    queue = Batcher(model, max_batch=32, max_wait=0.005)
+    given = {"kind": "reward_model", "model": "rm", **settings}
+    made = build(
+        {name: config.RewardModelReward.model_validate(given) for name in ("long", "short")},
+        models={
+            "long": ModelOutput(queue=queue, column=0),
+            "short": ModelOutput(queue=queue, column=1),
+        },
+    )
+    return Objective({"long": 1.0, "short": 0.5}, made)
+
+
+def response(text: str, messages: Sequence[dict[str, Any]] | None = None) -> Response:
+    return Response(prompt="Q: ", text=text, tokens=3, finished=True, values={}, messages=messages)
+
+
+async def test_rewards_of_one_model_share_its_outputs(model: Model) -> None:
+    scores = await rewards(model).score([response("ab"), response("abcd"), response("ab")])
+    assert [score.rewards for score in scores] == [
+        {"long": 2.0, "short": -2.0},
+        {"long": 4.0, "short": -4.0},
+        {"long": 2.0, "short": -2.0},
+    ]
+    assert [score.total for score in scores] == [1.0, 2.0, 1.0]
+    assert [len(batch) for batch in model.batches] == [2]  # both rewards, equal responses: once
+
+
+async def test_requests_are_scored_together(model: Model) -> None:
+    made = rewards(model)
+    await asyncio.gather(*(made.score([response(f"{i}"), response(f"{i}b")]) for i in range(8)))
+    assert [len(batch) for batch in model.batches] == [16]
+    assert made.rewards["long"].counters == {"batches": 1, "scored": 16, "largest": 16}
+
+
+async def test_a_prompt_is_a_users_turn(model: Model) -> None:
+    await rewards(model).score([response("yes")])
+    assert model.batches[0][0].text == "Q: yes"
+    assert model.messages == [
+        {"role": "user", "content": "Q: "},
+        {"role": "assistant", "content": "yes"},
+    ]
+
+
+async def test_a_chat_is_itself(model: Model) -> None:
+    call = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
+    parts = [{"type": "text", "text": "What"}, {"type": "text", "text": "is it?"}]
+    asked = [{"role": "user", "content": parts}, call, {"role": "tool", "content": "a cat"}]
+    await rewards(model).score([response("A cat.", asked)])
+    assert model.messages == [
+        {"role": "user", "content": "What\nis it?"},
+        call,
+        {"role": "tool", "content": "a cat"},
+        {"role": "assistant", "content": "A cat."},
+    ]
+
+
+async def test_a_response_goes_on_with_an_assistants_turn(model: Model) -> None:
+    asked = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "A"}]
+    await rewards(model).score([response(" cat", asked)])
+    assert model.messages == [asked[0], {"role": "assistant", "content": "A cat"}]
+
+
+async def test_a_picture_is_a_failure(model: Model) -> None:
+    asked = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]
+    with pytest.raises(ScoringError, match="reads text; a message has a part 'image_url'"):
+        await rewards(model).score([response("A cat.", asked)])
+
+
+async def test_one_requests_failure_is_not_anothers(model: Model) -> None:
+    made = rewards(model)
+    bad, good = await asyncio.gather(
+        made.score([response("abc"), response("much too long")]),
+        made.score([response("ab")]),
+        return_exceptions=True,
+    )
+    assert isinstance(bad, ScoringError)
+    assert "failed: too long" in str(bad)
+    assert not isinstance(good, BaseException)
+    assert good[0].rewards["long"] == 2.0
+    assert len(model.batches) == 1
+
+
+async def test_the_others_decide_where_it_is_to_be_skipped(model: Model) -> None:
+    (score,) = await rewards(model, on_failure="skip").score([response("much too long")])
+    assert score.failed == ("long", "short")
+
+
+async def test_it_is_weighed_standardised(model: Model) -> None:
+    made = rewards(model, standardise={"mean": 1.0, "std": 2.0})
+    (score,) = await made.score([response("abc")])
+    assert score.rewards == {"long": 3.0, "short": -3.0}
+    assert score.total == (3.0 - 1.0) / 2.0 + 0.5 * (-3.0 - 1.0) / 2.0
+
+
+class Prefixes(Policy):
+    """A policy that scores prefixes."""
+
+    method: str = "blockwise"
+    scores_prefixes = True
+
+
+def test_prefixes_are_for_the_operator_to_declare(model: Model) -> None:
+    policy = Prefixes(method="blockwise", rewards={"long": 1.0})
+    with pytest.raises(PolicyError, match=r"rewards\.long scores finished responses only"):
+        objective(policy, rewards(model).rewards, None)
+    assert objective(policy, rewards(model, prefixes=True).rewards, None).reads_text
+
+
+@pytest.mark.parametrize("field", [{"max_batch": 0}, {"max_wait": -1}, {"flags": {}}])
+def test_settings_that_make_no_sense(model: Model, field: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(field))):
+        rewards(model, **field)

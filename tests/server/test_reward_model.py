@@ -1,0 +1,170 @@
+"""A reward model beside the served model: its scores, what they do, how they are batched."""
+
+import asyncio
+import json
+import math
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from cdserve.demo import PROMPTS_PATH
+from cdserve.demo.reward import sentiment_gold
+from cdserve.demo.reward_model import make_reward_model
+
+from .served import Served, demo_settings
+
+PROMPTS = [json.loads(line)["prompt"] for line in PROMPTS_PATH.read_text().splitlines()[:24]]
+RESPONSES = ["I love it. The handle has a firm grip.", "It broke on the first day.", ""]
+CHAT = [
+    {"role": "system", "content": "You write reviews."},
+    {"role": "user", "content": [{"type": "text", "text": "Write a review of the kettle."}]},
+]
+MAX_LENGTH = 512
+ROUTES = {"completions": {"prompt": PROMPTS[0]}, "chat/completions": {"messages": CHAT}}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's reward model."""
+    made = tmp_path_factory.mktemp("models") / "rm"
+    make_reward_model(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def served(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The demo with a reward model of the same architecture, and the same one for prefixes."""
+    settings = demo_settings()
+    # A path as an operator writes it: relative to the settings' folder.
+    (place := tmp_path_factory.mktemp("server")).joinpath("rm").symlink_to(folder)
+    reward = {
+        "kind": "reward_model",
+        "model": "./rm",
+        "output": "sentiment",
+        "engine": {"max_model_len": MAX_LENGTH, "kv_cache_memory_bytes": 128 << 20},
+    }
+    settings["rewards"] |= {"model": reward, "early": {**reward, "prefixes": True}}
+    with Served(settings, place) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def http(served: Served) -> Iterator[httpx2.Client]:
+    with served.client() as client:
+        yield client
+
+
+def score(http: httpx2.Client, prompt: Any, responses: list[str] = RESPONSES) -> list[float]:
+    body = {"model": "demo", "prompt": prompt, "responses": responses, "rewards": {"model": 1}}
+    answer = http.post("/v1/alignment/score", json=body)
+    answer.raise_for_status()
+    return [one["score"] for one in answer.json()["scores"]]
+
+
+def logits(folder: Path, messages: list[Any], responses: list[str] = RESPONSES) -> list[float]:
+    """Transformers' own, a response at a time."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    found = []
+    for response in responses:
+        chat = [*messages, {"role": "assistant", "content": response}]
+        ids = tokenizer.apply_chat_template(chat, return_tensors="pt", return_dict=False)
+        with torch.inference_mode():
+            found.append(model(ids).logits[0, 0].item())
+    return found
+
+
+@pytest.mark.parametrize("prompt", PROMPTS[:4])
+def test_scores_are_the_raw_logits(http: httpx2.Client, folder: Path, prompt: str) -> None:
+    expected = logits(folder, [{"role": "user", "content": prompt}])
+    assert score(http, prompt) == pytest.approx(expected, abs=1e-3)
+    assert min(expected) < 0  # as no sigmoid is
+    assert expected[0] > expected[1]
+
+
+def test_a_chat_is_scored_as_one(http: httpx2.Client, folder: Path) -> None:
+    plain = [CHAT[0], {"role": "user", "content": "Write a review of the kettle."}]
+    assert score(http, CHAT) == pytest.approx(logits(folder, plain), abs=1e-3)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_what_is_generated_is_scored_the_same(http: httpx2.Client, route: str) -> None:
+    asked = ROUTES[route]
+    policy = {"method": "best_of_n", "n": 3, "rewards": {"model": 1}}
+    body = {"model": "demo", "max_tokens": 64, "seed": 1, "alignment": policy, **asked}
+    answer = http.post(f"/v1/{route}", json=body).json()
+    (choice,) = answer["choices"]
+    text = choice["text"] if "text" in choice else choice["message"]["content"]
+    (expected,) = score(http, next(iter(asked.values())), [text])
+    assert answer["alignment"]["rewards"]["model"] == pytest.approx(expected, abs=1e-3)
+
+
+async def test_it_raises_the_true_reward_and_requests_share_batches(served: Served) -> None:
+    n = 4
+    at_once = asyncio.Semaphore(8)
+    async with served.async_client() as client:
+
+        async def reward(index: int, policy: dict[str, Any]) -> float:
+            fields = {"model": "demo", "max_tokens": 200, "seed": 1000 * index}
+            body = {**fields, "prompt": PROMPTS[index], "alignment": policy}
+            async with at_once:
+                answer = await client.post("/v1/completions", json=body)
+            return sentiment_gold(PROMPTS[index], answer.json()["choices"][0]["text"])
+
+        async def rewards(policy: dict[str, Any]) -> list[float]:
+            return await asyncio.gather(*(reward(i, policy) for i in range(len(PROMPTS))))
+
+        plain = await rewards({"method": "none"})
+        best = await rewards({"method": "best_of_n", "n": n, "rewards": {"model": 1}})
+        # All at once: responses to be scored, and none to be generated before.
+        bodies = [{"prompt": p, "responses": RESPONSES, "rewards": {"model": 1}} for p in PROMPTS]
+        await asyncio.gather(*(client.post("/v1/alignment/score", json=b) for b in bodies))
+        told = (await client.get("/v1/alignment")).json()["rewards"]
+    gains = [b - a for a, b in zip(plain, best, strict=True)]
+    standard_error = statistics.stdev(gains) / math.sqrt(len(gains))
+    assert statistics.mean(gains) > 3 * standard_error
+    counted = told["model"]["scorer"]
+    assert counted == told["early"]["scorer"]  # one engine
+    assert n < counted["largest"] <= 32
+    assert counted["scored"] > counted["batches"]
+
+
+def test_prefixes_are_for_the_operator_to_declare(http: httpx2.Client) -> None:
+    policy = {"method": "blockwise_cd", "k": 2, "m": 32}
+    body = {"model": "demo", "prompt": PROMPTS[0], "max_tokens": 64}
+    refused = http.post(
+        "/v1/completions", json={**body, "alignment": {**policy, "rewards": {"model": 1}}}
+    )
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "alignment.rewards.model"
+    answer = http.post(
+        "/v1/completions", json={**body, "alignment": {**policy, "rewards": {"early": 1}}}
+    )
+    assert "early" in answer.json()["alignment"]["rewards"]
+
+
+def test_a_text_that_is_too_long_for_it(http: httpx2.Client) -> None:
+    body = {"prompt": PROMPTS[0], "responses": ["good " * 600], "rewards": {"model": 1}}
+    answer = http.post("/v1/alignment/score", json=body)
+    assert answer.status_code >= 400
+    message = answer.json()["error"]["message"]
+    assert "reward 'model' failed: prompt and response have" in message
+    assert f"reads up to {MAX_LENGTH}" in message
+    assert len(score(http, PROMPTS[0])) == len(RESPONSES)  # and goes on
+
+
+def test_operators_settings_are_not_told(http: httpx2.Client) -> None:
+    told = http.get("/v1/alignment").json()["rewards"]["model"]
+    assert told["kind"] == "reward_model"
+    assert (told["prefixes"], told["output"]) == (False, "sentiment")
+    assert "engine" not in told
+
+
+def test_metrics_are_the_served_models(served: Served) -> None:
+    assert served.metric("request_success_total") > 0
