@@ -265,6 +265,11 @@ class TestPaths:
     def test_hub_names_stay(self, settings: Settings) -> None:
         assert settings.rewards["hub"].model_dump()["path"] == "someone/head"
 
+    def test_a_reward_models_is_one_too(self, write: Write, tmp_path: Path) -> None:
+        (tmp_path / "rm").mkdir()
+        text = "model: m\nrewards: {a: {kind: reward_model, model: ./rm}}"
+        assert load(write(text)).rewards["a"].model_dump()["model"] == str(tmp_path / "rm")
+
     def test_a_relative_file_gives_absolute_paths(
         self, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
