@@ -122,35 +122,53 @@ def held_out(count: int) -> list[str]:
     return [json.loads(line)["prompt"] for line in lines]
 
 
-def settings() -> Path:
-    """The demo's, with a second reward whose Q-head is the one fitted by CD-Q."""
+def written(**changes: Any) -> Path:
+    """The demo's settings with these in the place of its own, and without presets and members."""
     made = yaml.safe_load((DEMO_DIR / "cdserve.yaml").read_text())
-    heads = {"kind": "value_head", "path": str(HEAD_DIR)}
-    made["model"] = str(MODEL_DIR)
-    made["rewards"]["sentiment"] = {**heads, "q_head": str(Q_HEAD_DIR)}
-    made["rewards"]["sentiment_cdq"] = {**heads, "q_head": str(Q_HEAD_DIR.parent / "sentiment-cdq")}
-    made["members"] = {"tuned": str(TUNED_DIR)}
-    del made["presets"]
+    made |= {"model": str(MODEL_DIR), "members": {}, "presets": {}}
     path = Path(tempfile.mkdtemp(prefix="cdserve-bench-")) / "cdserve.yaml"
-    path.write_text(yaml.safe_dump(made))
+    path.write_text(yaml.safe_dump(made | changes))
     return path
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def settings() -> Path:
+    """The demo's, with a second reward whose Q-head is the one fitted by CD-Q."""
+    q_heads = {"sentiment": Q_HEAD_DIR, "sentiment_cdq": Q_HEAD_DIR.parent / "sentiment-cdq"}
+    rewards = {
+        name: {"kind": "value_head", "path": str(HEAD_DIR), "q_head": str(q_head)}
+        for name, q_head in q_heads.items()
+    }
+    return written(rewards=rewards, members={"tuned": str(TUNED_DIR)})
+
+
+def arguments(doc: str | None, plots: bool = True) -> argparse.Namespace:
+    """The command line of a benchmark that sweeps policies."""
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--prompts", type=int, default=256)
     parser.add_argument("--concurrency", type=int, default=16)
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--plot", type=Path)
-    args = parser.parse_args()
+    if plots:
+        parser.add_argument("--plot", type=Path)
+    return parser.parse_args()
+
+
+def write(args: argparse.Namespace, prompts: Sequence[str], **found: Any) -> None:
+    """What was found, with the setting it was found in, if a file is asked for."""
+    if args.output:
+        made = {"prompts": len(prompts), "max_tokens": MAX_TOKENS, "machine": machine()}
+        args.output.write_text(json.dumps({**made, **found}, indent=2) + "\n")
+
+
+def main() -> None:
+    args = arguments(__doc__)
     prompts = held_out(args.prompts)
     with Server(settings()) as server:
         table = asyncio.run(sweep(server.base_url, prompts, args.concurrency, SWEEPS))
     if args.plot:
         draw(table, args.plot)
-    if args.output:
-        made = {"prompts": len(prompts), "max_tokens": MAX_TOKENS, "machine": machine()}
-        args.output.write_text(json.dumps({**made, "points": table}, indent=2) + "\n")
+    write(args, prompts, points=table)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ beside the demo's model, searched by the value head of the latter, which reads i
     python benchmarks/transfer.py --prompts 256 --output benchmarks/results/transfer.json
 """
 
-import argparse
 import asyncio
 import json
 import tempfile
@@ -17,13 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from frontier import held_out, settings, sweep
-from models import machine
-from quality import MAX_TOKENS
+from frontier import arguments, held_out, settings, sweep, write, written
 from server import Server
 
-from cdserve.demo import DEMO_DIR, REF_DIR, TUNED_DIR
+from cdserve.demo import REF_DIR, TUNED_DIR
 from cdserve.demo.build import FULL, SEED, Build
 from cdserve.demo.head import Recipe, train_head
 from cdserve.demo.reward import sentiment
@@ -65,9 +61,7 @@ def heads(folder: Path) -> dict[str, Any]:
 
 def serve_tuned(folder: Path) -> Path:
     """`tuned`, with its own heads and with those of `ref`."""
-    made = yaml.safe_load((DEMO_DIR / "cdserve.yaml").read_text())
-    made["model"] = str(TUNED_DIR)
-    made["rewards"] = {
+    rewards = {
         name: {
             "kind": "value_head",
             "path": str(folder / name / "value"),
@@ -76,11 +70,7 @@ def serve_tuned(folder: Path) -> Path:
         }
         for name in MEMBERS
     }
-    made["default_reward"] = "tuned"
-    del made["members"], made["presets"]
-    path = folder / "cdserve.yaml"
-    path.write_text(yaml.safe_dump(made))
-    return path
+    return written(model=str(TUNED_DIR), rewards=rewards, default_reward="tuned")
 
 
 def sweeps() -> dict[str, dict[str, dict[str, Any]]]:
@@ -124,11 +114,7 @@ def shares(table: dict[str, Any]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--prompts", type=int, default=256)
-    parser.add_argument("--concurrency", type=int, default=16)
-    parser.add_argument("--output", type=Path)
-    args = parser.parse_args()
+    args = arguments(__doc__, plots=False)
     folder = Path(tempfile.mkdtemp(prefix="cdserve-bench-"))
     found, prompts = heads(folder), held_out(args.prompts)
     with Server(serve_tuned(folder)) as server:
@@ -137,10 +123,7 @@ def main() -> None:
     print("share of the gain that remains:", {name: round(x, 2) for name, x in kept.items()})
     with Server(settings()) as server:
         member = asyncio.run(sweep(server.base_url, prompts, args.concurrency, beside()))
-    if args.output:
-        made = {"prompts": len(prompts), "max_tokens": MAX_TOKENS, "machine": machine()}
-        made |= {"heads": found, "shares": kept, "points": table, "beside_the_base": member}
-        args.output.write_text(json.dumps(made, indent=2) + "\n")
+    write(args, prompts, heads=found, shares=kept, points=table, beside_the_base=member)
 
 
 if __name__ == "__main__":

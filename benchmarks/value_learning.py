@@ -8,18 +8,13 @@ token-wise CD with the latter, means over held-out prompts.
         --output benchmarks/results/value_learning.json --plot docs/value_learning.svg
 """
 
-import argparse
 import asyncio
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-import yaml
-from frontier import curve, held_out, sweep
-from models import machine
-from quality import MAX_TOKENS
+from frontier import arguments, curve, held_out, sweep, write, written
 from server import Server
 
 from cdserve.demo import DEMO_DIR, MODEL_DIR
@@ -72,17 +67,15 @@ def heads(folder: Path) -> dict[str, Any]:
 
 def settings(folder: Path) -> Path:
     """The demo with a reward for each method."""
-    made = yaml.safe_load((DEMO_DIR / "cdserve.yaml").read_text())
-    made["model"] = str(MODEL_DIR)
-    for name in (*NAMES, "cdq-fresh"):
-        path = folder / ("cdq" if name == "cdq-fresh" else name)
-        reward = {"kind": "value_head", "path": str(path), "q_head": str(folder / f"{name}-q")}
-        made["rewards"][name] = reward
-    made["default_reward"] = "fudge"
-    del made["rewards"]["sentiment"], made["members"], made["presets"]
-    path = folder / "cdserve.yaml"
-    path.write_text(yaml.safe_dump(made))
-    return path
+    rewards = {
+        name: {
+            "kind": "value_head",
+            "path": str(folder / ("cdq" if name == "cdq-fresh" else name)),
+            "q_head": str(folder / f"{name}-q"),
+        }
+        for name in (*NAMES, "cdq-fresh")
+    }
+    return written(rewards=rewards, default_reward="fudge")
 
 
 def sweeps() -> dict[str, dict[str, dict[str, Any]]]:
@@ -120,12 +113,7 @@ def draw(table: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--prompts", type=int, default=256)
-    parser.add_argument("--concurrency", type=int, default=16)
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("--plot", type=Path)
-    args = parser.parse_args()
+    args = arguments(__doc__)
     folder = Path(tempfile.mkdtemp(prefix="cdserve-bench-"))
     found = heads(folder)
     prompts = held_out(args.prompts)
@@ -133,11 +121,7 @@ def main() -> None:
         table = asyncio.run(sweep(server.base_url, prompts, args.concurrency, sweeps()))
     if args.plot:
         draw(table, args.plot)
-    if args.output:
-        made = {"prompts": len(prompts), "max_tokens": MAX_TOKENS, "machine": machine()}
-        args.output.write_text(
-            json.dumps({**made, "heads": found, "points": table}, indent=2) + "\n"
-        )
+    write(args, prompts, heads=found, points=table)
 
 
 if __name__ == "__main__":

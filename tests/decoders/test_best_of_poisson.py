@@ -14,6 +14,7 @@ from cdserve.errors import PolicyError
 from .toy import (
     RESPONSES,
     Law,
+    Limits,
     Toy,
     assert_follows,
     collect,
@@ -22,13 +23,6 @@ from .toy import (
     reward,
     sampler,
 )
-
-
-class Limits:
-    max_n = 16
-    max_k = 8
-    max_candidate_tokens = 8192
-    allow_negative_weights = False
 
 
 def policy(mu: float, **fields: object) -> BestOfPoissonPolicy:

@@ -1,7 +1,6 @@
 """Rejection sampling: the exact law on ab3, what happens without one accepted, and the KL."""
 
 import math
-import random
 import statistics
 from typing import Any
 
@@ -17,10 +16,12 @@ from .toy import (
     LENGTH,
     RESPONSES,
     A,
+    At,
     B,
     Draws,
     E,
     Law,
+    Limits,
     Tokens,
     Toy,
     assert_follows,
@@ -32,13 +33,6 @@ from .toy import (
 )
 
 R_MAX = float(LENGTH)
-
-
-class Limits:
-    max_n = 16
-    max_k = 8
-    max_candidate_tokens = 8192
-    allow_negative_weights = False
 
 
 def policy(**fields: Any) -> RejectionPolicy:
@@ -56,15 +50,6 @@ def tilted(eta: float = 1.0) -> Law:
 def run(count: int, **fields: Any) -> list[Decision]:
     draw = sampler(seed=3)
     return [finish(collect(Rejection.run(policy(**fields), Toy(draw), i)))[0] for i in range(count)]
-
-
-class At(random.Random):
-    def __init__(self, u: float) -> None:
-        super().__init__(0)
-        self._u = u
-
-    def random(self) -> float:
-        return self._u
 
 
 def acceptance(score: float, eta: float = 1.0) -> float:

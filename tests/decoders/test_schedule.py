@@ -9,14 +9,19 @@ from cdserve import kl
 from cdserve.decoders import Argmax, BlockwiseCD, BlockwiseCDPolicy, search
 from cdserve.errors import PolicyError
 
-from .toy import Tokens, Toy, blocks, collect, ended, law, probability, replay, sampler, value
-
-
-class Limits:
-    max_n = 16
-    max_k = 8
-    max_candidate_tokens = 8192
-    allow_negative_weights = False
+from .toy import (
+    Limits,
+    Tokens,
+    Toy,
+    blocks,
+    collect,
+    ended,
+    law,
+    probability,
+    replay,
+    sampler,
+    value,
+)
 
 
 def policy(k: object, m: int = 1) -> BlockwiseCDPolicy:

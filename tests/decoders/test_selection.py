@@ -14,21 +14,12 @@ from cdserve.decoders import Argmax, BestOfNPolicy, Select, Softmax
 from cdserve.decoders.selection import rule
 from cdserve.policy import SoftmaxSelection
 
+from .toy import At
+
 SCORES = st.lists(st.floats(-100, 100), min_size=1, max_size=12)
 TEMPERATURES = st.floats(1e-3, 1e3)
 LOGPROBS = st.floats(-200, -1e-6)
 reproducible = settings(derandomize=True, deadline=None, max_examples=100)
-
-
-class At(random.Random):
-    """A source that draws one number, given beforehand."""
-
-    def __init__(self, u: float) -> None:
-        super().__init__(0)
-        self._u = u
-
-    def random(self) -> float:
-        return self._u
 
 
 def choice_law(temperature: float, scores: list[float]) -> list[float]:

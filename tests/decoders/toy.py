@@ -119,6 +119,26 @@ class Toy:
         self.prefix += candidate.token_ids
 
 
+class Limits:
+    """An operator's limits."""
+
+    max_n = 16
+    max_k = 8
+    max_candidate_tokens = 8192
+    allow_negative_weights = False
+
+
+class At(random.Random):
+    """A source that draws one number, given beforehand."""
+
+    def __init__(self, u: float) -> None:
+        super().__init__(0)
+        self._u = u
+
+    def random(self) -> float:
+        return self._u
+
+
 def sampler(seed: int) -> Draw:
     """Draws blocks from p."""
     rng = random.Random(seed)

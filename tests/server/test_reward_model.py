@@ -1,9 +1,6 @@
 """A reward model beside the served model: its scores, what they do, how they are batched."""
 
 import asyncio
-import json
-import math
-import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,13 +10,12 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from cdserve.demo import PROMPTS_PATH
-from cdserve.demo.reward import sentiment_gold
 from cdserve.demo.reward_model import make_reward_model
 
+from .gold import assert_better, held_out, true_rewards
 from .served import Served, demo_settings
 
-PROMPTS = [json.loads(line)["prompt"] for line in PROMPTS_PATH.read_text().splitlines()[:24]]
+PROMPTS = held_out(24)
 RESPONSES = ["I love it. The handle has a firm grip.", "It broke on the first day.", ""]
 CHAT = [
     {"role": "system", "content": "You write reviews."},
@@ -107,28 +103,17 @@ def test_what_is_generated_is_scored_the_same(http: httpx2.Client, route: str) -
 
 async def test_it_raises_the_true_reward_and_requests_share_batches(served: Served) -> None:
     n = 4
-    at_once = asyncio.Semaphore(8)
+    policies = {
+        "none": {"method": "none"},
+        "best_of_n": {"method": "best_of_n", "n": n, "rewards": {"model": 1}},
+    }
+    rewards = await true_rewards(served, PROMPTS, policies)
+    assert_better(rewards["none"], rewards["best_of_n"])
     async with served.async_client() as client:
-
-        async def reward(index: int, policy: dict[str, Any]) -> float:
-            fields = {"model": "demo", "max_tokens": 200, "seed": 1000 * index}
-            body = {**fields, "prompt": PROMPTS[index], "alignment": policy}
-            async with at_once:
-                answer = await client.post("/v1/completions", json=body)
-            return sentiment_gold(PROMPTS[index], answer.json()["choices"][0]["text"])
-
-        async def rewards(policy: dict[str, Any]) -> list[float]:
-            return await asyncio.gather(*(reward(i, policy) for i in range(len(PROMPTS))))
-
-        plain = await rewards({"method": "none"})
-        best = await rewards({"method": "best_of_n", "n": n, "rewards": {"model": 1}})
         # All at once: responses to be scored, and none to be generated before.
         bodies = [{"prompt": p, "responses": RESPONSES, "rewards": {"model": 1}} for p in PROMPTS]
         await asyncio.gather(*(client.post("/v1/alignment/score", json=b) for b in bodies))
         told = (await client.get("/v1/alignment")).json()["rewards"]
-    gains = [b - a for a, b in zip(plain, best, strict=True)]
-    standard_error = statistics.stdev(gains) / math.sqrt(len(gains))
-    assert statistics.mean(gains) > 3 * standard_error
     counted = told["model"]["scorer"]
     assert counted == told["early"]["scorer"]  # one engine
     assert n < counted["largest"] <= 32
