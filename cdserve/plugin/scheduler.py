@@ -58,7 +58,7 @@ class TailScheduler(Scheduler):  # type: ignore[misc]
         start = (request.num_tokens - 1) // self.block_size * self.block_size
         if self._concerns(request) and start == hit < request.num_tokens - 1:
             tail = next(filter(None, map(self._cached, self._hashes(request, start))), None)
-            if tail is not None:
+            if tail is not None and not self._is_awaited(tail, start):
                 blocks = KVCacheBlocks(([*blocks.blocks[_GROUP], tail],))
                 hit = request.num_tokens - 1
         return blocks, hit, boundary, diverged
@@ -103,6 +103,19 @@ class TailScheduler(Scheduler):  # type: ignore[misc]
             request.all_token_ids[start:end],
             extra_keys,
         )
+
+    def _is_awaited(self, block: KVCacheBlock, start: int) -> bool:
+        """Whether the block's KV is computed in this very step.
+
+        vLLM makes a full block findable when it schedules the step that fills it. Who reads it in
+        the same step reads it after it was written, but a copy is made before.
+        """
+        index, manager = start // self.block_size, self.kv_cache_manager
+        for request in self.running:
+            blocks = manager.get_blocks(request.request_id).blocks[_GROUP]
+            if index < len(blocks) and blocks[index] is block:
+                return bool(request.num_computed_tokens < start + self.block_size)
+        return False
 
     def _cached(self, block_hash: BlockHash) -> KVCacheBlock | None:
         found = self.kv_cache_manager.block_pool.get_cached_block(block_hash, [_GROUP])

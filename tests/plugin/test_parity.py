@@ -142,6 +142,24 @@ class TestScore:
 
 
 class TestGeneration:
+    async def test_prompts_of_whole_blocks_at_once(
+        self, server: Served, reference: Reference
+    ) -> None:
+        """Candidates that begin in one step do not copy what that step has yet to compute."""
+        prompts = [tokens(64, seed=100 + i) for i in range(16)]
+        policy = {**BEST_OF_N, "n": 8, "report": "trace"}
+        fields = {"model": "demo", "max_tokens": 8, "ignore_eos": True, "return_token_ids": True}
+        async with server.async_client() as client:
+            answers = await asyncio.gather(
+                *(
+                    client.post("/v1/completions", json={**fields, "prompt": p, "alignment": policy})
+                    for p in prompts
+                )
+            )
+        for prompt, answer in zip(prompts, answers, strict=True):
+            made = answer.raise_for_status().json()
+            reference.check(prompt, made["choices"][0]["token_ids"], made["alignment"], 100)
+
     @pytest.mark.parametrize(
         ("policy", "m"), [(BEST_OF_N, 100), (BLOCKWISE, 32), ({**BLOCKWISE, "m": 7}, 7)]
     )
