@@ -60,4 +60,4 @@ def _serve(known: argparse.Namespace) -> None:
     args = launch.parse(settings, attached, known.flags)
     args.cdserve = server
     logging.getLogger("vllm").info("cdserve serves %s", server.summary())
-    launch.serve(args, attached, models)
+    launch.serve(args, settings, attached, models)

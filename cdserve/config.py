@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from cdserve.errors import ConfigError, shown
 
@@ -29,7 +29,14 @@ class Standard(_Section):
     std: float = Field(gt=0)
 
 
-class _Reward(_Section):
+class _Kind(_Section):
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Whose log-likelihoods it reads: ``base``, or members."""
+        return ()
+
+
+class _Reward(_Kind):
     standardise: Standard | None = None
 
 
@@ -43,7 +50,7 @@ class Fallible(_Reward):
     timeout: float = Field(default=30, gt=0, description="Seconds for a decision's candidates.")
 
 
-class ValueHeadReward(_Section):
+class ValueHeadReward(_Kind):
     """A value head, computed inside the engine's step."""
 
     kind: Literal["value_head"]
@@ -90,6 +97,30 @@ class JsonValidReward(_Reward):
     kind: Literal["json_valid"]
 
 
+class LogLikReward(_Reward):
+    """log p of the response under a member or the base, in nats, computed inside the engine."""
+
+    kind: Literal["loglik"]
+    member: str = "base"
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return (self.member,)
+
+
+class LogRatioReward(_Reward):
+    """beta log p_tuned / p_reference of the response, computed inside the engine."""
+
+    kind: Literal["log_ratio"]
+    tuned: str
+    reference: str = "base"
+    beta: float = Field(default=1.0, gt=0, description="Units of the reward a nat.")
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return (self.tuned, self.reference)
+
+
 class PythonReward(Fallible):
     """A function ``(prompt, response) -> float`` of the operator's, for finished responses."""
 
@@ -127,6 +158,19 @@ class JudgeReward(Fallible):
         return scale
 
 
+class Steps(_Section):
+    """How a process reward model reads a response: step by step, with a marker after each."""
+
+    marker: str = Field(description="The token at which the model gives a step's reward.")
+    separator: str = Field(default="\n\n", min_length=1, description="What steps end with.")
+    aggregate: Literal["last", "min", "mean", "product"] = "min"
+    probability: bool = Field(
+        default=True,
+        description="Of the label, by softmax over the labels, or by sigmoid of the only one; "
+        "else its raw output.",
+    )
+
+
 class RewardModelReward(Fallible):
     """An output of a sequence-classification model, which an engine of its own serves."""
 
@@ -139,6 +183,7 @@ class RewardModelReward(Fallible):
         default=False,
         description="Whether to score unfinished responses, which few such models are trained on.",
     )
+    steps: Steps | None = Field(default=None, description="For a process reward model.")
     max_batch: int = Field(default=32, ge=1, description="Responses scored at once.")
     max_wait: float = Field(
         default=0.005, ge=0, description="Seconds that a batch waits to be fuller."
@@ -165,6 +210,8 @@ Reward = Annotated[
     | LengthReward
     | RegexReward
     | JsonValidReward
+    | LogLikReward
+    | LogRatioReward
     | PythonReward
     | JudgeReward
     | RewardModelReward
@@ -211,6 +258,22 @@ class Settings(_Section):
             raise ValueError("'base' is the served model itself; give the member another name")
         return members
 
+    @model_validator(mode="after")
+    def _likelihoods_are_of_members(self) -> "Settings":
+        known = ["base", *self.members]
+        for name, reward in self.rewards.items():
+            for model in reward.models:
+                if model not in known:
+                    raise ValueError(
+                        f"rewards.{name} names the member {model!r}; there is {', '.join(known)}"
+                    )
+        return self
+
+    @property
+    def likelihoods(self) -> list[str]:
+        """Models whose log-likelihoods rewards read: ``base``, and members."""
+        return sorted({model for reward in self.rewards.values() for model in reward.models})
+
     @property
     def model_name(self) -> str:
         """The base model's id on the wire."""
@@ -246,7 +309,8 @@ def load(path: Path, flags: Sequence[str] = ()) -> Settings:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{path}: {key} is {shown(first['input'])}: {first['msg']}") from error
+        found = f"{key} is {shown(first['input'])}: " if key else ""
+        raise ConfigError(f"{path}: {found}{first['msg']}") from error
     return _with_paths(settings, path.parent)
 
 

@@ -180,6 +180,15 @@ class SoftmaxSelection(_Object):
     softmax: float = Field(gt=0, description="λ, in units of the score.")
 
 
+class PessimisticSelection(_Object):
+    """Soft selection by inference-time pessimism: candidate i with probability max(0, score_i - l).
+
+    l is where the mean of max(0, score - l) over the candidates is β.
+    """
+
+    pessimistic: float = Field(gt=0, le=1e12, description="β, in units of the score.")
+
+
 class WorstCase(_Object):
     """What worst-case selection takes."""
 
@@ -203,7 +212,7 @@ class WorstCaseSelection(_Object):
     worst_case: WorstCase
 
 
-Selection = Literal["argmax"] | SoftmaxSelection | WorstCaseSelection
+Selection = Literal["argmax"] | SoftmaxSelection | PessimisticSelection | WorstCaseSelection
 
 
 class SearchPolicy(Policy):
@@ -332,8 +341,9 @@ def _policy_error(error: ValidationError, policy: type[Policy], field: str) -> P
         return PolicyError(f"{where} is missing; it is required by this method", where)
     if path and path[0] == "selection":
         return PolicyError(
-            f"{where} is {shown(first['input'])}; it takes 'argmax', {{'softmax': λ}} or "
-            "{'worst_case': {'lambda': λ}}, with λ > 0 and, of the last, at most 1e6",
+            f"{where} is {shown(first['input'])}; it takes 'argmax', {{'softmax': λ}}, "
+            "{'pessimistic': β} or {'worst_case': {'lambda': λ}}, with λ and β > 0 and, of the "
+            "last, at most 1e6",
             where,
         )
     return PolicyError(f"{where} is {shown(first['input'])}: {first['msg']}", where)

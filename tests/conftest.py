@@ -1,10 +1,23 @@
-"""The served demo, started once a run for all tests that ask for it."""
+"""The served demo, started once a run for all tests that ask for it.
+
+`make test` runs them in one process, and the others beside them in another. Each torch has one
+thread on any core: threads that wait for each other's core take many times as long.
+"""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
 from openai import OpenAI
+
+from cdserve.demo.reward_model import make_reward_model
 
 from .server.served import Served, demo_settings
 
@@ -18,9 +31,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("server")
 
 
+def faulty(name: str, **fields: Any) -> dict[str, Any]:
+    """A reward of ``tests/server/faulty.py``."""
+    return {"kind": "python", "callable": f"tests.server.faulty:{name}", **fields}
+
+
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """The demo with small limits and two presets."""
+def reward_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small reward model."""
+    made = tmp_path_factory.mktemp("models") / "rm"
+    make_reward_model(made)
+    return made
+
+
+@pytest.fixture(scope="session")
+def server(reward_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The demo with small limits, more presets, and rewards of every kind."""
     settings = demo_settings(limits=LIMITS, keep_alive=0.2)
     settings["presets"] |= {
         "safe": {"method": "blockwise_cd", "k": 4, "m": 32},
@@ -34,15 +60,47 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     # Two strings cannot be divided: a reward that fails on every response.
     broken = {"kind": "python", "callable": "operator:truediv"}
     settings["rewards"] |= {
-        "broken": broken,
         "optional": {**broken, "on_failure": "skip"},
         "decisive": {**broken, "on_failure": "base"},
+        "constant": {
+            **{"kind": "length", "target": 10**6, "tolerance": 10**6},
+            "standardise": {"mean": -7.5, "std": 1.0},
+        },
+        "halved": {"kind": "loglik", "standardise": {"mean": 3.0, "std": 2.0}},
+        "stuck": faulty("hangs", timeout=8),
+        "slow": faulty("slow"),
         "named": {"kind": "regex", "pattern": r"(?i)\bfilm\b"},
         "json": {"kind": "json_valid"},
         "careful": {"kind": "ensemble", "of": ["sentiment", "brevity"], "aggregate": "min"},
+        "fluent": {"kind": "loglik"},
+        "dpo": {"kind": "log_ratio", "tuned": "tuned", "reference": "ref", "beta": 0.5},
         "scaled": {"kind": "length", "target": 40, "standardise": {"mean": -1.0, "std": 0.5}},
     }
-    with Served(settings, tmp_path_factory.mktemp("server")) as served:
+    failing = {
+        "hangs": faulty("hangs", timeout=0.3),
+        "nan": faulty("nan"),
+        "broken": broken,
+        # Nothing answers there.
+        "dead": {
+            **{"kind": "judge", "url": "http://127.0.0.1:9/v1", "model": "none", "retries": 0},
+            "rubric": "{response}",
+        },
+    }
+    settings["rewards"] |= failing
+    for policy in ("skip", "base"):
+        settings["rewards"] |= {
+            f"{name}_{policy}": {**reward, "on_failure": policy} for name, reward in failing.items()
+        }
+    # A path as an operator writes it: relative to the settings' folder.
+    (folder := tmp_path_factory.mktemp("server")).joinpath("rm").symlink_to(reward_model)
+    model = {
+        "kind": "reward_model",
+        "model": "./rm",
+        "output": "sentiment",
+        "engine": {"max_model_len": 512, "kv_cache_memory_bytes": 128 << 20},
+    }
+    settings["rewards"] |= {"model": model, "early": {**model, "prefixes": True}}
+    with Served(settings, folder) as served:
         yield served
 
 

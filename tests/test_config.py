@@ -200,13 +200,19 @@ class TestRefused:
             ("", "model is "),
             (
                 "model: m\nrewards: {a: {kind: lenght}}",
-                "'value_head', 'length', 'regex', 'json_valid', 'python', 'judge', 'reward_model'",
+                "'value_head', 'length', 'regex', 'json_valid', 'loglik', 'log_ratio', 'python'",
             ),
             ("model: m\nrewards: {a: {kind: length, target: 0}}", "target is 0"),
             ("model: m\nrewards: {a: {kind: length, target: 9, tolerance: -1}}", "tolerance is -1"),
             ("model: m\nrewards: {a: {kind: length}}", "rewards.a"),
             ("model: m\nrewards: {a: {kind: length, target: 9, goal: 1}}", "goal is 1"),
             ("model: m\nrewards: {a: {kind: python, callable: os.system}}", "'os.system'"),
+            ("model: m\nrewards: {a: {kind: loglik, member: b}}", "rewards.a names the member 'b'"),
+            (
+                "model: m\nmembers: {t: x}\n"
+                "rewards: {a: {kind: log_ratio, tuned: t, reference: r}}",
+                "names the member 'r'; there is base, t",
+            ),
             ("model: m\nmembers: {base: x}", "'base' is the served model itself"),
             ("model: m\nmembers: {'0': x}", "members.0"),
             ("- model: m", "a mapping is expected"),

@@ -62,7 +62,8 @@ class TestAccepted:
         sent = {"method": "blockwise_cd", "k": [4, 2], "m": 8, "selection": selection}
         policy = parse(sent, METHODS, PRESETS)
         assert policy is not None
-        assert policy.model_dump(exclude_none=True) == {**sent, "report": "summary"}
+        shown = {**sent, "beam_width": 1, "report": "summary"}
+        assert policy.model_dump(exclude_none=True) == shown
         assert policy.width == 4
 
     def test_defaults(self) -> None:
@@ -211,6 +212,7 @@ class TestRefused:
             {"softmax": math.inf},
             {"softmax": "x"},
             {"softmax": 1, "temperature": 2},
+            {"pessimistic": 0},
             {"worst_case": 1},
             {"worst_case": {}},
             {"worst_case": {"lambda": 0}},
@@ -224,8 +226,11 @@ class TestRefused:
         error = refused(best_of(selection=selection))
         assert error.param == "alignment.selection"
         assert f"alignment.selection is {selection!r}" in str(error)
-        assert "'argmax', {'softmax': λ} or {'worst_case': {'lambda': λ}}" in str(error)
-        assert "with λ > 0" in str(error)
+        assert (
+            "'argmax', {'softmax': λ}, {'pessimistic': β} or {'worst_case': {'lambda': λ}}"
+            in str(error)
+        )
+        assert "with λ and β > 0" in str(error)
 
     def test_report(self) -> None:
         error = refused(best_of(report="all"))

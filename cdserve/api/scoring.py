@@ -14,7 +14,8 @@ from vllm.utils import random_uuid
 from cdserve import scoring
 from cdserve.api.server import AlignmentServer
 from cdserve.decoders import Score
-from cdserve.engine.aligned import AlignedEngine
+from cdserve.engine.aligned import AlignedEngine, salted
+from cdserve.engine.likelihoods import Text
 from cdserve.errors import PolicyError, shown
 from cdserve.policy import Policy
 from cdserve.scoring import Objective, Response
@@ -33,7 +34,8 @@ class ScoreRequest(BaseModel):
     rewards: dict[str, float] | None = Field(default=None, min_length=1)
     per_token: bool = Field(
         default=False,
-        description="Also V after each token of the response and after EOS, for value heads.",
+        description="Also rewards after each token of the response and after EOS, where the engine "
+        "computes them.",
     )
 
 
@@ -90,48 +92,63 @@ class _Scorer:
 
     async def score(self, texts: Sequence[str]) -> list[dict[str, Any]]:
         """All responses at once, as the candidates of one decision are scored."""
-        token_ids = [self._tokenizer.encode(text, add_special_tokens=False) for text in texts]
-        values: list[list[Any]] = [[] for _ in texts]
-        if self._objective.reads_values:
-            values = await asyncio.gather(*map(self._values, token_ids))
-        scores = await self._objective.score(
-            [
-                Response(
-                    prompt=self._prompt_text,
-                    text=text,
-                    tokens=len(ids) + (self._tokenizer.eos_token_id is not None),
-                    finished=True,
-                    values=found[-1] if found else {},
-                    messages=self._messages,
-                )
-                for text, ids, found in zip(texts, token_ids, values, strict=True)
-            ]
-        )
-        return [self._answer(*one) for one in zip(scores, values, strict=True)]
+        prefixes = await asyncio.gather(*map(self._prefixes, texts))
+        scores = await self._objective.score([of_one[-1] for of_one in prefixes])
+        return [await self._answer(*one) for one in zip(scores, prefixes, strict=True)]
 
-    def _answer(self, score: Score, values: Sequence[Any]) -> dict[str, Any]:
+    async def _answer(self, score: Score, prefixes: Sequence[Response]) -> dict[str, Any]:
         made: dict[str, Any] = {"score": score.total, "rewards": dict(score.rewards)}
         if score.failed:
             made["failed"] = list(score.failed)
         if self._per_token:
-            heads = [n for n, r in self._objective.rewards.items() if r.kind == "value_head"]
-            made["per_token"] = {name: [value[name] for value in values] for name in heads}
+            rewards = self._objective.rewards.items()
+            made["per_token"] = {n: await r.score(prefixes) for n, r in rewards if r.per_token}
         return made
 
-    async def _values(self, token_ids: Sequence[int]) -> list[Any]:
-        """V after each token and after EOS if asked for; else only the last."""
+    async def _prefixes(self, text: str) -> list[Response]:
+        """The response and, where wanted, before it every prefix of it, a token longer each."""
+        token_ids = self._tokenizer.encode(text, add_special_tokens=False)
         eos = self._tokenizer.eos_token_id
-        whole = [*self._prompt, *token_ids, *([] if eos is None else [eos])]
+        response = [*token_ids, *([] if eos is None else [eos])]
+        values, logliks = await self._read([*self._prompt, *response])
+        count = len(response) if self._per_token else 1
+        return [
+            Response(
+                prompt=self._prompt_text,
+                text=text if left == 0 else "",
+                tokens=len(response) - left,
+                finished=left == 0,
+                values=values[-1 - left] if values else {},
+                loglik=logliks[-1 - left] if logliks else {},
+                messages=self._messages,
+            )
+            for left in reversed(range(count))
+        ]
+
+    async def _read(self, whole: Sequence[int]) -> tuple[list[Any], list[Any]]:
+        """What the engine says of a text, token by token: V and log p by model.
+
+        V of the last token alone where no other is asked for, nothing where no reward reads it.
+        """
+        objective, start = self._objective, len(self._prompt)
+        values: list[Any] = []
+        logliks: list[Any] = []
         limit = self._engine.model_config.max_model_len - 1
-        if len(whole) > limit:
+        if (objective.reads_values or objective.models) and len(whole) > limit:
             raise PolicyError(
                 f"prompt and response have {len(whole)} tokens; this server scores up to {limit}",
                 "responses",
             )
         request_id = f"score-{random_uuid()}"
-        if self._per_token:
-            return await self._engine.values.every(whole, len(self._prompt), request_id)
-        return [await self._engine.values.last(whole, request_id)]
+        if objective.reads_values and self._per_token:
+            values = await self._engine.values.every(whole, start, request_id)
+        elif objective.reads_values:
+            values = [await self._engine.values.last(whole, request_id)]
+        if objective.models:
+            salt = salted(None, objective.reading)
+            text = Text(token_ids=whole, start=start, cache_salt=salt, steering=objective.reading)
+            logliks = await self._engine.likelihoods.every(text, f"{request_id}.text")
+        return values, logliks
 
 
 def _objective(request: ScoreRequest, server: AlignmentServer) -> Objective:

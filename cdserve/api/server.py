@@ -111,10 +111,10 @@ class AlignmentServer:
             policy=policy,
             decoder=self.decoders[policy.method],
             objective=objective,
-            steering=self._steering(policy, operator),
+            steering=self._steering(policy, operator) | objective.reading,
         )
 
-    def _steering(self, policy: Policy, operator: bool) -> Mapping[str, Any]:
+    def _steering(self, policy: Policy, operator: bool) -> dict[str, Any]:
         if policy.proposal_policy is None:
             return {}
         return steering(

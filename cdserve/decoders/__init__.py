@@ -3,16 +3,22 @@
 from cdserve.decoders.best_of_n import BestOfN, BestOfNPolicy
 from cdserve.decoders.best_of_poisson import BestOfPoisson, BestOfPoissonPolicy
 from cdserve.decoders.blockwise_cd import BlockwiseCD, BlockwiseCDPolicy
-from cdserve.decoders.candidate import Candidate, Decision, Proposal, Score
+from cdserve.decoders.candidate import Candidate, Decision, Prefix, Proposal, Score
+from cdserve.decoders.cards import Cards, CardsPolicy
 from cdserve.decoders.logit_mixing import LogitMixing, LogitMixingPolicy
 from cdserve.decoders.registry import Decoder, load
 from cdserve.decoders.rejection import Rejection, RejectionPolicy
 from cdserve.decoders.search import search
-from cdserve.decoders.selection import Argmax, Select, Softmax, WorstCase
+from cdserve.decoders.selection import Argmax, Beam, Select, Softmax, WorstCase
+from cdserve.decoders.speculative_rejection import (
+    SpeculativeRejection,
+    SpeculativeRejectionPolicy,
+)
 from cdserve.decoders.tokenwise_cd import TokenwiseCD, TokenwiseCDPolicy
 
 __all__ = [
     "Argmax",
+    "Beam",
     "BestOfN",
     "BestOfNPolicy",
     "BestOfPoisson",
@@ -20,16 +26,21 @@ __all__ = [
     "BlockwiseCD",
     "BlockwiseCDPolicy",
     "Candidate",
+    "Cards",
+    "CardsPolicy",
     "Decision",
     "Decoder",
     "LogitMixing",
     "LogitMixingPolicy",
+    "Prefix",
     "Proposal",
     "Rejection",
     "RejectionPolicy",
     "Score",
     "Select",
     "Softmax",
+    "SpeculativeRejection",
+    "SpeculativeRejectionPolicy",
     "TokenwiseCD",
     "TokenwiseCDPolicy",
     "WorstCase",

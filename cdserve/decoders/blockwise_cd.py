@@ -3,12 +3,13 @@
 from collections.abc import AsyncGenerator
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from cdserve.decoders.candidate import Decision, Proposal
 from cdserve.decoders.registry import decoder
 from cdserve.decoders.search import search
-from cdserve.decoders.selection import rule
+from cdserve.decoders.selection import Beam, rule
+from cdserve.errors import PolicyError, shown
 from cdserve.policy import FIELD, Limits, Schedule, SelectingPolicy, at_most
 
 
@@ -21,19 +22,37 @@ class BlockwiseCDPolicy(SelectingPolicy):
         "repeated."
     )
     m: int = Field(ge=1, description="Block length in tokens.")
+    beam_width: int = Field(
+        default=1,
+        ge=1,
+        description="Prefixes kept, each with k blocks; the best that ends is the response.",
+    )
 
     scores_prefixes: ClassVar[bool] = True
 
+    @field_validator("beam_width")
+    @classmethod
+    def _keeps_the_highest(cls, beam_width: int, info: ValidationInfo) -> int:
+        if beam_width > 1 and info.data.get("selection", "argmax") != "argmax":
+            raise ValueError("with another selection than 'argmax' it must be 1")
+        return beam_width
+
     @property
     def width(self) -> int:
-        return self.k if isinstance(self.k, int) else max(self.k)
+        return self.beam_width * (self.k if isinstance(self.k, int) else max(self.k))
 
     def check_limits(self, limits: Limits) -> None:
         if isinstance(self.k, int):
             at_most(f"{FIELD}.k", self.k, limits.max_k)
-            return
-        for i, k in enumerate(self.k):
-            at_most(f"{FIELD}.k.{i}", k, limits.max_k)
+        else:
+            for i, k in enumerate(self.k):
+                at_most(f"{FIELD}.k.{i}", k, limits.max_k)
+        if self.width > limits.max_k:
+            raise PolicyError(
+                f"{FIELD}.beam_width is {shown(self.beam_width)}, which draws {self.width} blocks "
+                f"at once; this server accepts 1 to {limits.max_k}",
+                f"{FIELD}.beam_width",
+            )
 
 
 @decoder("blockwise_cd")
@@ -46,4 +65,9 @@ class BlockwiseCD:
     def run(
         cls, policy: BlockwiseCDPolicy, proposal: Proposal, seed: int | None
     ) -> AsyncGenerator[Decision, None]:
-        return search(proposal, k=policy.k, m=policy.m, select=rule(policy, seed))
+        if policy.beam_width == 1:
+            return search(proposal, k=policy.k, m=policy.m, select=rule(policy, seed))
+        first, *rest = [policy.k, policy.k] if isinstance(policy.k, int) else policy.k
+        # All beams begin as one, the prompt, which has the blocks of all of them.
+        counts = [policy.beam_width * first, *(rest or [first])]
+        return search(proposal, k=counts, m=policy.m, select=Beam(policy.beam_width))

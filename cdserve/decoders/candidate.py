@@ -19,6 +19,8 @@ class Candidate:
     """The block's text; filled in only where something reads it (a trace, a text reward)."""
     values: Mapping[str, float] = field(default_factory=dict)
     """V of the prefix with this block, a value head's name each, in raw reward units."""
+    loglik: Mapping[str, float] = field(default_factory=dict)
+    """log p of the block by model (``base`` or a member), in nats, where a reward reads it."""
     logprobs: Any = None
     """vLLM's logprobs of the tokens, where the request asked for them."""
     cumulative_logprob: float | None = None
@@ -35,6 +37,8 @@ class Score:
     rewards: Mapping[str, float]
     failed: tuple[str, ...] = ()
     """Rewards that could not be computed, and that the operator lets a decision do without."""
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """What each reward that has a weight adds to the sum, standardised where the operator says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,21 +70,24 @@ class Decision:
         return self.scores[self.chosen]
 
 
-class Proposal(Protocol):
-    """Where candidates come from: one response being written, with its accepted prefix."""
+Prefix = tuple[Candidate, ...]
+"""The candidates taken so far, one a decision; none of them is the prompt alone."""
 
-    async def sample(self, count: int, max_tokens: int | None) -> Sequence[Candidate]:
-        """``count`` i.i.d. continuations of the accepted prefix.
+
+class Proposal(Protocol):
+    """Where candidates come from: what continues one prompt."""
+
+    async def sample(
+        self, prefixes: Sequence[Prefix], count: int, max_tokens: int | None
+    ) -> Sequence[Candidate]:
+        """``count`` i.i.d. continuations of each prefix, those of the first one first.
 
         Args:
+            prefixes: none of them has ended.
             max_tokens: block length in tokens; None runs each to the end of the response.
         """
         ...
 
-    async def score(self, candidates: Sequence[Candidate]) -> Sequence[Score]:
-        """The request's rewards of the prefix followed by each candidate."""
-        ...
-
-    def accept(self, candidate: Candidate) -> None:
-        """Appends the candidate to the prefix."""
+    async def score(self, prefixes: Sequence[Prefix]) -> Sequence[Score]:
+        """The request's rewards of each prefix, ended or not; of the prompt alone too."""
         ...

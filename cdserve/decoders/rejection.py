@@ -41,31 +41,27 @@ class RejectionPolicy(SearchPolicy):
         at_most(f"{FIELD}.max_draws", self.max_draws, limits.max_n)
 
 
-class Accept(Select):
-    """Takes the first candidate accepted, or the best of ``max_draws``; for one decision only.
+class Threshold(Select):
+    """Takes the first candidate accepted, with probability min(1, exp((score - threshold) / η)).
+
+    It takes the best of ``max_draws`` if none is. For one decision only.
 
     Args:
         eta: η, in units of the score.
-        r_max: no score is above it.
+        threshold: scores from here on are always accepted.
         max_draws: candidates after which the best is taken.
         rng: the source of one uniform number a candidate.
     """
 
-    def __init__(self, eta: float, r_max: float, max_draws: int, rng: random.Random) -> None:
+    def __init__(self, eta: float, threshold: float, max_draws: int, rng: random.Random) -> None:
         self._eta = eta
-        self._r_max = r_max
+        self._threshold = threshold
         self._max_draws = max_draws
         self._rng = rng
         self._log_u: list[float] = []
         self._taken: int | None = None
 
     def choose(self, scores: Sequence[float]) -> int | None:
-        top = max(scores)
-        if top > self._r_max and not math.isclose(top, self._r_max, rel_tol=1e-9, abs_tol=1e-9):
-            raise ScoringError(
-                f"a response's score is {top:.9g}, and {FIELD}.r_max is {self._r_max:.9g}; "
-                "accepted responses have the law asked for only where no score is above it"
-            )
         while len(self._log_u) < len(scores):
             self._log_u.append(math.log1p(-self._rng.random()))
         for i, (log_u, score) in enumerate(zip(self._log_u, scores, strict=True)):
@@ -79,11 +75,11 @@ class Accept(Select):
 
     def kl_bound(self, count: int) -> float:
         # Draws left undone would have been draws not taken.
-        return kl.best_of_n_bound(self._max_draws)
+        return kl.best_of_n_bound(max(count, self._max_draws))
 
     def kl_estimate(self, scores: Sequence[float], logprob: float | None) -> float:
         if self._taken is None:
-            return kl.best_of_n_bound(self._max_draws)
+            return self.kl_bound(len(scores))
         rate = math.fsum(math.exp(self._log_acceptance(score)) for score in scores) / len(scores)
         return self._log_acceptance(scores[self._taken]) - math.log(rate)
 
@@ -91,7 +87,22 @@ class Accept(Select):
         return "bound" if self._taken is None else "k1"
 
     def _log_acceptance(self, score: float) -> float:
-        return min(0.0, (score - self._r_max) / self._eta)
+        return min(0.0, (score - self._threshold) / self._eta)
+
+
+class Accept(Threshold):
+    """The threshold is the highest reward, so what is accepted has the law p exp(r / η) / Z."""
+
+    def choose(self, scores: Sequence[float]) -> int | None:
+        top = max(scores)
+        if top > self._threshold and not math.isclose(
+            top, self._threshold, rel_tol=1e-9, abs_tol=1e-9
+        ):
+            raise ScoringError(
+                f"a response's score is {top:.9g}, and {FIELD}.r_max is {self._threshold:.9g}; "
+                "accepted responses have the law asked for only where no score is above it"
+            )
+        return super().choose(scores)
 
 
 @decoder("rejection")

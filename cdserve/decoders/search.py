@@ -1,52 +1,107 @@
-"""The search: sample K blocks of M tokens, score each prefix, select one, repeat.
+"""The search: sample K blocks of M tokens, score each prefix, select, repeat.
 
 Blockwise controlled decoding (arXiv 2310.17022, section 4). With M = ∞ the first decision is the
-last one, and it is best-of-n. A rule that takes none of the candidates is given more.
+last one, and it is best-of-n. A rule that takes no prefix is given more of them; one that keeps
+several makes a beam search of it (arXiv 2405.19262), or speculative rejection (arXiv 2410.20290).
 """
 
 from collections.abc import AsyncGenerator, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import chain, repeat
 
-from cdserve.decoders.candidate import Candidate, Decision, Proposal, Score
+from cdserve.decoders.candidate import Decision, Prefix, Proposal, Score
 from cdserve.decoders.selection import Select
 
 
 async def search(
     proposal: Proposal, *, k: int | Sequence[int], m: int | None, select: Select
 ) -> AsyncGenerator[Decision, None]:
-    """Decodes one response, a decision at a time, until an accepted candidate has ended.
+    """Decodes one response, until every prefix kept has ended; the best of them is it.
+
+    A decision is made known once it is settled: once all prefixes kept go on from it.
 
     Args:
-        proposal: draws candidates, scores them, keeps the accepted prefix.
-        k: candidates a draw; a sequence is one number a draw, the last repeated.
+        proposal: draws candidates, and scores prefixes.
+        k: candidates a draw for each prefix kept; a sequence is one number a draw, the last
+            repeated.
         m: block length in tokens; None is ∞.
         select: the selection rule.
     """
     counts = _counts(k)
+    kept: Sequence[Prefix] = [()]
+    rounds: list[_Round] = []
+    settled = 0
     while True:
-        candidates: list[Candidate] = []
-        scores: list[Score] = []
-        chosen: int | None = None
+        going = [prefix for prefix in kept if not _ended(prefix)]
+        now = _Round(before=[prefix for prefix in kept if _ended(prefix)])
+        chosen: Sequence[int] | None = None
         while chosen is None:
-            drawn = await proposal.sample(next(counts), m)
-            candidates += drawn
-            scores += await proposal.score(drawn)
-            ranks = select.rank(scores)
-            chosen = select.choose(ranks)
-        candidate = candidates[chosen]
-        proposal.accept(candidate)
-        yield Decision(
-            candidates=candidates,
-            scores=scores,
-            chosen=chosen,
-            tie=ranks.count(max(ranks)) > 1,
-            kl_bound=select.kl_bound(len(candidates)),
-            kl_estimate=select.kl_estimate(ranks, candidate.cumulative_logprob),
-            kl_estimator=select.kl_estimator(candidate.cumulative_logprob),
-            accepted=select.accepted(),
-        )
-        if candidate.finish_reason is not None:
+            drawn = await proposal.sample(going, count := next(counts), m)
+            await now.add([(*going[i // count], one) for i, one in enumerate(drawn)], proposal)
+            now.ranks = select.rank(now.scores)
+            chosen = select.keep(now.ranks)
+        rounds.append(now)
+        kept = [now.prefixes[i] for i in chosen]
+        done = all(map(_ended, kept))
+        if done:
+            kept = kept[:1]
+        while settled < len(kept[0]) and len({id(prefix[settled]) for prefix in kept}) == 1:
+            yield _decision(rounds[settled:], kept[0], settled, select)
+            settled += 1
+        if done:
             return
+
+
+@dataclass(slots=True)
+class _Round:
+    """Prefixes that are compared with each other."""
+
+    before: list[Prefix]
+    """Those kept that had ended before; they come first."""
+    prefixes: list[Prefix] = field(default_factory=list)
+    scores: list[Score] = field(default_factory=list)
+    ranks: Sequence[float] = ()
+
+    async def add(self, drawn: Sequence[Prefix], proposal: Proposal) -> None:
+        new = drawn if self.prefixes else [*self.before, *drawn]
+        self.prefixes += new
+        self.scores += await proposal.score(new)
+
+    @property
+    def drawn(self) -> list[tuple[Prefix, Score, float]]:
+        """Those drawn now, with their scores and ranks."""
+        found = zip(self.prefixes, self.scores, self.ranks, strict=True)
+        return list(found)[len(self.before) :]
+
+
+def _decision(rounds: Sequence[_Round], prefix: Prefix, index: int, select: Select) -> Decision:
+    """The decision for ``prefix[index]``, which the first of the rounds made.
+
+    The response's last decision lists what was drawn after it too, and not taken.
+    """
+    candidate = prefix[index]
+    listed = rounds if candidate.finish_reason is not None else rounds[:1]
+    candidates = [(other[-1], score) for one in listed for other, score, _ in one.drawn]
+    siblings = [
+        rank
+        for other, _, rank in rounds[0].drawn
+        if index == 0 or other[index - 1] is prefix[index - 1]
+    ]
+    ranks = rounds[0].ranks
+    return Decision(
+        candidates=[other for other, _ in candidates],
+        scores=[score for _, score in candidates],
+        chosen=next(i for i, (other, _) in enumerate(candidates) if other is candidate),
+        tie=ranks.count(max(ranks)) > 1,
+        kl_bound=select.kl_bound(len(siblings)),
+        kl_estimate=select.kl_estimate(siblings, candidate.cumulative_logprob),
+        kl_estimator=select.kl_estimator(candidate.cumulative_logprob),
+        accepted=select.accepted(),
+    )
+
+
+def _ended(prefix: Prefix) -> bool:
+    return bool(prefix) and prefix[-1].finish_reason is not None
 
 
 def _counts(k: int | Sequence[int]) -> Iterator[int]:

@@ -7,7 +7,9 @@ best-of-n's bound for the same number of draws (``kl.best_of_n_bound``).
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -15,7 +17,12 @@ from numpy.typing import NDArray
 
 from cdserve import kl
 from cdserve.decoders.candidate import Score
-from cdserve.policy import SelectingPolicy, SoftmaxSelection, WorstCaseSelection
+from cdserve.policy import (
+    PessimisticSelection,
+    SelectingPolicy,
+    SoftmaxSelection,
+    WorstCaseSelection,
+)
 
 _MAX_STEPS = 300
 _PRECISION = 1e-6
@@ -33,6 +40,14 @@ class Select(Protocol):
     def choose(self, scores: Sequence[float]) -> int | None:
         """The index taken, of what ``rank`` gave; None to draw more candidates first."""
         ...
+
+    def keep(self, scores: Sequence[float]) -> Sequence[int] | None:
+        """The indices that the search goes on with, the best first; None to draw more first.
+
+        One of them, ``choose``'s, unless the rule says else.
+        """
+        chosen = self.choose(scores)
+        return None if chosen is None else [chosen]
 
     def accepted(self) -> bool | None:
         """Whether the one taken last passed the rule's test; None for a rule that has none."""
@@ -69,7 +84,36 @@ class Argmax(Select):
         return "bound" if logprob is None else "epsilon_n"
 
 
-class Softmax(Select):
+class Weighted(Select):
+    """Takes candidate i with a probability of its own; the base of rules that draw the index.
+
+    Args:
+        rng: the source of the one uniform number a decision needs.
+    """
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+
+    @abstractmethod
+    def weights(self, scores: Sequence[float]) -> Sequence[float]:
+        """The candidates' probabilities."""
+
+    def choose(self, scores: Sequence[float]) -> int:
+        return self._rng.choices(range(len(scores)), self.weights(scores))[0]
+
+    def kl_bound(self, count: int) -> float:
+        return kl.best_of_n_bound(count)
+
+    def kl_estimate(self, scores: Sequence[float], logprob: float | None) -> float:
+        # The KL of the index from uniform, given the draws; its mean bounds that of the draw taken.
+        entropy = -sum(w * math.log(w) for w in self.weights(scores) if w > 0)
+        return min(math.log(len(scores)) - entropy, kl.best_of_n_bound(len(scores)))
+
+    def kl_estimator(self, logprob: float | None) -> str:
+        return "selection_entropy"
+
+
+class Softmax(Weighted):
     """Takes candidate i with probability softmax(score / λ): soft best-of-n (arXiv 2505.03156).
 
     λ → 0 is argmax, λ → ∞ is the proposal itself.
@@ -80,52 +124,111 @@ class Softmax(Select):
     """
 
     def __init__(self, temperature: float, rng: random.Random) -> None:
+        super().__init__(rng)
         self._temperature = temperature
-        self._rng = rng
 
-    def choose(self, scores: Sequence[float]) -> int:
-        return self._rng.choices(range(len(scores)), self._weights(scores))[0]
-
-    def kl_bound(self, count: int) -> float:
-        return kl.best_of_n_bound(count)
-
-    def kl_estimate(self, scores: Sequence[float], logprob: float | None) -> float:
-        # The KL of the index from uniform, given the draws; its mean bounds that of the draw taken.
-        weights = self._weights(scores)
-        entropy = -sum(w * math.log(w) for w in weights if w > 0)
-        return min(math.log(len(scores)) - entropy, kl.best_of_n_bound(len(scores)))
-
-    def kl_estimator(self, logprob: float | None) -> str:
-        return "selection_entropy"
-
-    def _weights(self, scores: Sequence[float]) -> list[float]:
+    def weights(self, scores: Sequence[float]) -> list[float]:
         top = max(scores)
         unnormalised = [math.exp((score - top) / self._temperature) for score in scores]
         total = sum(unnormalised)
         return [weight / total for weight in unnormalised]
 
 
+class Pessimistic(Weighted):
+    """Takes candidate i with probability max(0, score_i - l) / (K β): arXiv 2503.21878.
+
+    l is where these sum to one, so that no candidate counts for more than what a χ² penalty on the
+    drift allows. β → 0 is argmax, β → ∞ is the proposal itself.
+
+    Args:
+        beta: β, in units of the score.
+        rng: the source of the one uniform number a decision needs.
+    """
+
+    def __init__(self, beta: float, rng: random.Random) -> None:
+        super().__init__(rng)
+        self._beta = beta
+
+    def weights(self, scores: Sequence[float]) -> list[float]:
+        level = pessimistic_level(scores, self._beta)
+        shares = [max(0.0, score - level) for score in scores]
+        total = math.fsum(shares)
+        return [share / total for share in shares]
+
+
+def pessimistic_level(scores: Sequence[float], beta: float) -> float:
+    """The l with mean max(0, (score - l) / β) = 1."""
+    left = len(scores) * beta
+    order = sorted(scores, reverse=True)
+    for count, (score, following) in enumerate(pairwise([*order, -math.inf]), 1):
+        # The best ``count`` are above the level once the next one is not.
+        above = math.fsum(best - score for best in order[:count])
+        level = score - (left - above) / count
+        if level >= following:
+            return level
+    raise AssertionError("no score is below -inf")
+
+
+class KeepSeveral(Argmax):
+    """Keeps the highest scores, of equal ones the first drawn; the base of rules that keep several.
+
+    What is taken depends on draws made after it, so that the bound is all that is known of the KL.
+    """
+
+    def keep(self, scores: Sequence[float]) -> Sequence[int]:
+        """The ``width`` highest."""
+        order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)
+        return order[: self.width(len(scores))]
+
+    @abstractmethod
+    def width(self, count: int) -> int:
+        """How many of ``count`` are kept."""
+
+    def kl_estimate(self, scores: Sequence[float], logprob: float | None) -> float:
+        return self.kl_bound(len(scores))
+
+    def kl_estimator(self, logprob: float | None) -> str:
+        return "bound"
+
+
+class Beam(KeepSeveral):
+    """Keeps W prefixes: beam search (arXiv 2405.19262).
+
+    Of a response of B blocks the bound is log W + B log K. A prefix is expected to be among those
+    drawn at most W K^B times its probability: each prefix kept, of at most as many as were drawn,
+    has K continuations.
+
+    Args:
+        beams: W.
+    """
+
+    def __init__(self, beams: int) -> None:
+        self._beams = beams
+
+    def width(self, count: int) -> int:
+        return self._beams
+
+    def kl_bound(self, count: int) -> float:
+        return math.log(count)  # the first count is of W K draws
+
+
 class WorstCase(Argmax):
     """Takes the highest Σ w_g V_g at the worst w of the simplex: RMOD (arXiv 2503.08796).
 
-    V_g are the rewards times their weights; one whose weight is 0 does not take part. Where one of
-    them failed and the operator lets the others go on, candidates are compared by their sums.
+    V_g are the parts of the scores. Where a reward failed and the operator lets the others go on,
+    candidates are compared by their sums.
 
     Args:
         strength: λ, in 1 / units of V_g.
-        weights: of the rewards.
     """
 
-    def __init__(self, strength: float, weights: Mapping[str, float]) -> None:
+    def __init__(self, strength: float) -> None:
         self._strength = strength
-        self._weights = {name: weight for name, weight in weights.items() if weight != 0}
 
     def rank(self, scores: Sequence[Score]) -> Sequence[float]:
         if any(score.failed for score in scores):
             return super().rank(scores)
-        values = np.array(
-            [[w * score.rewards[name] for name, w in self._weights.items()] for score in scores]
-        )
+        values = np.array([list(score.parts.values()) for score in scores])
         ranks: list[float] = (values @ worst_weights(values, self._strength)).tolist()
         return ranks
 
@@ -189,6 +292,8 @@ def rule(policy: SelectingPolicy, seed: int | None) -> Select:
     selection, weights = policy.selection, policy.rewards or {}
     if isinstance(selection, SoftmaxSelection):
         return Softmax(selection.softmax, random.Random(seed))
+    if isinstance(selection, PessimisticSelection):
+        return Pessimistic(selection.pessimistic, random.Random(seed))
     if isinstance(selection, WorstCaseSelection) and sum(map(bool, weights.values())) > 1:
-        return WorstCase(selection.worst_case.strength, weights)
+        return WorstCase(selection.worst_case.strength)
     return Argmax()  # of one objective, too, the worst case is the weighted sum

@@ -6,6 +6,7 @@ from contextlib import aclosing
 from typing import Any
 
 from cdserve.engine.choices import AlignedRequest, Choice, SearchedChoice, SteeredChoice
+from cdserve.engine.likelihoods import Likelihoods
 from cdserve.engine.proposal import EngineProposal
 from cdserve.engine.proxy import EngineProxy
 from cdserve.engine.run import AlignmentRun
@@ -32,11 +33,15 @@ class AlignedEngine(EngineProxy):
         inner: vLLM's engine.
         values: reads V out of it.
         paths: reads the KL of steered requests out of it.
+        likelihoods: reads log-likelihoods of responses out of it.
     """
 
-    def __init__(self, inner: EngineClient, values: Values, paths: Paths) -> None:
+    def __init__(
+        self, inner: EngineClient, values: Values, paths: Paths, likelihoods: Likelihoods
+    ) -> None:
         super().__init__(inner)
         self.values = values
+        self.likelihoods = likelihoods
         self._paths = paths
         self._live: defaultdict[str, list[Choice]] = defaultdict(list)
 
@@ -108,22 +113,22 @@ class AlignedEngine(EngineProxy):
     def _choice(self, request: AlignedRequest, index: int) -> Choice:
         search = request.run.decoder.run
         if search is None:
-            return SteeredChoice(request, index, self.inner, self.values, self._paths)
+            return SteeredChoice(
+                request, index, self.inner, self.values, self._paths, self.likelihoods
+            )
         proposal = EngineProposal(
             engine=self.inner,
             values=self.values,
             paths=self._paths,
-            objective=request.run.objective,
-            steering=request.run.steering,
+            likelihoods=self.likelihoods,
+            run=request.run,
             tokenizer=self._tokenizer(),
             prompt=request.prompt,
             prompt_text=request.prompt_text,
-            messages=request.run.messages,
             cache_salt=request.inputs.get("cache_salt"),
             params=request.params,
             request_id=request.request_id,
             choice=index,
-            reads_text=request.run.policy.report == "trace",
             options=request.options,
         )
         return SearchedChoice(request, search, proposal, index, self._tokenizer())
@@ -136,15 +141,20 @@ class AlignedEngine(EngineProxy):
         return self.renderer.get_tokenizer()
 
 
-def _salted(prompt: Any, steering: Mapping[str, Any]) -> Any:
-    """The prompt, with a prefix cache apart where members write KV beside the base's.
+def salted(cache_salt: str | None, steering: Mapping[str, Any]) -> str | None:
+    """The salt, with a prefix cache apart where members write KV beside the base's.
 
-    What requests that do not mix leave in the cache has none of the members'.
+    What requests without members leave in the cache has none of theirs.
     """
-    members = sorted(set(steering.get("mix", ())) - {"base"})
-    if not members or not isinstance(prompt, dict):
+    members = sorted({*steering.get("mix", ()), *steering.get("models", ())} - {"base"})
+    return f"members {' '.join(members)}/{cache_salt or ''}" if members else cache_salt
+
+
+def _salted(prompt: Any, steering: Mapping[str, Any]) -> Any:
+    if not isinstance(prompt, dict):
         return prompt
-    return {**prompt, "cache_salt": f"mix {' '.join(members)}/{prompt.get('cache_salt') or ''}"}
+    salt = salted(prompt.get("cache_salt"), steering)
+    return prompt if salt is None else {**prompt, "cache_salt": salt}
 
 
 def _token_ids(prompt: Any) -> list[int]:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from cdserve.decoders import Candidate, Decision
 from cdserve.decoders.registry import Run
+from cdserve.engine.likelihoods import Likelihoods, Text
 from cdserve.engine.proposal import EngineProposal, Stopped
 from cdserve.engine.response import ResponseWriter
 from cdserve.engine.run import AlignmentRun
@@ -109,12 +110,14 @@ class SteeredChoice:
         engine: EngineClient,
         values: Values,
         paths: Paths,
+        likelihoods: Likelihoods,
     ) -> None:
         self._request = request
         self._choice = choice
         self._engine = engine
         self._values = values
         self._paths = paths
+        self._likelihoods = likelihoods
         self._id = request.request_id if request.params.n == 1 else f"{choice}_{request.request_id}"
         self._reports = request.run.policy.report != "none"
         self.alive: set[str] = set()
@@ -123,7 +126,7 @@ class SteeredChoice:
 
     async def outputs(self) -> AsyncGenerator[CompletionOutput, None]:
         request = self._request
-        steered = bool(request.run.steering)
+        steered = request.run.steered
         token_ids: list[int] = []
         text = ""
         with self._paths.ticket() as path:
@@ -163,9 +166,14 @@ class SteeredChoice:
     ) -> None:
         run, request = self._request.run, self._request
         values: Mapping[str, float] = {}
+        loglik: Mapping[str, float] = {}
+        whole = [*request.prompt, *token_ids]
+        salt = request.inputs.get("cache_salt")
+        if run.objective.models:
+            start = len(request.prompt)
+            read = Text(token_ids=whole, start=start, cache_salt=salt, steering=run.steering)
+            loglik = (await self._likelihoods.every(read, f"{self._id}.text"))[-1]
         if run.objective.reads_values:
-            whole = [*request.prompt, *token_ids]
-            salt = request.inputs.get("cache_salt")
             values = await self._values.last(whole, f"{self._id}.end", salt, run.steering)
         response = Response(
             prompt=request.prompt_text,
@@ -173,6 +181,7 @@ class SteeredChoice:
             tokens=len(token_ids),
             finished=True,
             values=values,
+            loglik=loglik,
             messages=run.messages,
         )
         candidate = Candidate(

@@ -19,6 +19,7 @@ from cdserve.config import Settings
 from cdserve.engine import worker
 from cdserve.engine.aligned import AlignedEngine
 from cdserve.engine.heads import Heads
+from cdserve.engine.likelihoods import Likelihoods
 from cdserve.engine.members import check_tokenizers
 from cdserve.engine.reward_models import RewardModels
 from cdserve.engine.steering import Paths
@@ -51,25 +52,26 @@ def parse(settings: Settings, heads: Heads, flags: Sequence[str]) -> Namespace:
     if current_platform.is_cpu() and args.max_num_batched_tokens is None:
         # On CPU, vLLM 0.32 dies of a prompt that has a seed and is computed in chunks.
         args.enable_chunked_prefill = bool(args.enable_chunked_prefill)
-    args.cdserve_attached = bool(heads.values.paths or settings.members)
+    args.cdserve_attached = bool(heads.values.paths or settings.members or settings.likelihoods)
     if args.cdserve_attached:
         worker.configure(args, settings, heads)
     return args
 
 
-def serve(args: Namespace, heads: Heads, models: RewardModels) -> None:
+def serve(args: Namespace, settings: Settings, heads: Heads, models: RewardModels) -> None:
     """Runs the server until it is told to stop.
 
     Args:
         args: from ``parse``; the API reads what it needs off it too.
+        settings: the operator's.
         heads: the value heads to attach.
         models: the reward models to serve beside.
     """
     _set_environment(args)
-    uvloop.run(_serve(args, heads, models))
+    uvloop.run(_serve(args, settings, heads, models))
 
 
-async def _serve(args: Namespace, heads: Heads, models: RewardModels) -> None:
+async def _serve(args: Namespace, settings: Settings, heads: Heads, models: RewardModels) -> None:
     decorate_logs("APIServer", skip_if_decorated=True)
     signal.signal(signal.SIGTERM, _interrupt)  # until uvicorn sets its own
     listen_address, sock = setup_server(args, reuse_port=False)
@@ -78,12 +80,14 @@ async def _serve(args: Namespace, heads: Heads, models: RewardModels) -> None:
             worker.set_environment(args)
         async with build_async_engine_client(args) as inner:
             values, paths = Values(inner, heads), Paths()
+            likelihoods = Likelihoods(inner, settings.likelihoods)
             try:
-                engine = AlignedEngine(inner, values, paths)
+                engine = AlignedEngine(inner, values, paths, likelihoods)
                 shutdown = await build_and_serve(engine, listen_address, sock, args)
             finally:
                 values.close()
                 paths.close()
+                likelihoods.close()
     try:
         await shutdown
     finally:

@@ -1,14 +1,17 @@
-"""Candidates from the engine: K requests that continue the accepted prefix by token ids."""
+"""Candidates from the engine: K requests that continue each prefix by token ids."""
 
 import asyncio
 import copy
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from cdserve.decoders import Candidate, Score
+from cdserve.decoders import Candidate, Prefix, Score
+from cdserve.engine.likelihoods import Likelihoods, Text
 from cdserve.engine.response import cumulative_logprob
+from cdserve.engine.run import AlignmentRun
 from cdserve.engine.steering import Paths
 from cdserve.engine.values import Values, wanting
 from cdserve.engine.vllm import (
@@ -21,7 +24,8 @@ from cdserve.engine.vllm import (
     detokenizer,
     tokens_input,
 )
-from cdserve.scoring import Objective, Response
+from cdserve.metrics import GENERATE_SECONDS, SCORE_SECONDS
+from cdserve.scoring import Response
 from cdserve.value_table import Ticket
 
 
@@ -33,23 +37,35 @@ class Stopped(Exception):
         self.reason = reason
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Start:
+    """Where a block begins."""
+
+    token_ids: list[int]
+    """The prompt and the response so far."""
+    text: str
+    """The response so far, where text is read."""
+    left: int
+    """Tokens that the response may still have."""
+    length: int
+    """Tokens that the block may have."""
+
+
 class EngineProposal:
-    """One response being decoded: the prompt, the accepted tokens, and where the next come from.
+    """One response being decoded: the prompt, and where its continuations come from.
 
     Args:
         engine: vLLM's engine.
         values: reads V out of it.
-        objective: the request's rewards.
+        run: the request's policy, with its rewards.
         prompt: prompt token ids.
         prompt_text: the prompt, for rewards that read text.
-        messages: a chat request's, for the same.
         params: the client's sampling parameters; ``max_tokens`` bounds the whole response.
         request_id: candidates' ids begin with it.
         choice: index of the response among the request's ``n``.
-        reads_text: whether candidates' text is wanted, beside what the objective needs.
         options: what else goes to the engine with every candidate (LoRA, priority, tracing).
         paths: reads the KL of steered candidates out of the engine.
-        steering: what the worker is told of the distribution to draw tokens from.
+        likelihoods: reads log-likelihoods of candidates out of it.
     """
 
     def __init__(
@@ -57,125 +73,164 @@ class EngineProposal:
         *,
         engine: EngineClient,
         values: Values,
-        objective: Objective,
+        run: AlignmentRun,
         tokenizer: TokenizerLike,
         prompt: Sequence[int],
         prompt_text: str,
-        messages: Sequence[Mapping[str, Any]] | None,
         cache_salt: str | None,
         params: SamplingParams,
         request_id: str,
         choice: int,
-        reads_text: bool,
         options: Mapping[str, Any],
         paths: Paths,
-        steering: Mapping[str, Any],
+        likelihoods: Likelihoods,
     ) -> None:
         self._engine = engine
         self._values = values
         self._paths = paths
-        self._steering = steering
-        self._objective = objective
+        self._likelihoods = likelihoods
+        self._alignment = run
+        self._objective = run.objective
         self._tokenizer = tokenizer
         self._prompt_text = prompt_text
-        self._messages = messages
         self._cache_salt = cache_salt
         self._params = params
         self._request_id = request_id
         self._choice = choice
-        self._reads_text = reads_text or objective.reads_text or bool(params.stop)
+        trace = run.policy.report == "trace"
+        self._reads_text = trace or run.objective.reads_text or bool(params.stop)
         self._options = options
-        self._prefix = list(prompt)
-        self._text = ""
-        self._left: int = params.max_tokens
-        self._written = 0
-        self._decisions = 0
+        self._prompt = list(prompt)
+        self._draws = 0
         self.alive: set[str] = set()
         """Ids of the engine requests that run for it now."""
         self.first: RequestOutput | None = None
         """The very first candidate's output: it carries what was asked of the prompt."""
 
-    async def sample(self, count: int, max_tokens: int | None) -> Sequence[Candidate]:
-        """``count`` i.i.d. continuations, of at most ``max_tokens`` tokens, with their values.
+    async def sample(
+        self, prefixes: Sequence[Prefix], count: int, max_tokens: int | None
+    ) -> Sequence[Candidate]:
+        """``count`` i.i.d. continuations of each, of at most ``max_tokens`` tokens, with values.
 
         If one fails or this is cancelled, the engine drops them all.
         """
-        length = self._left if max_tokens is None else min(max_tokens, self._left)
-        decision, self._decisions = self._decisions, self._decisions + 1
+        starts = [self._start(prefix, max_tokens) for prefix in prefixes for _ in range(count)]
+        draw, self._draws = self._draws, self._draws + 1
         try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [
-                    group.create_task(self._candidate(length, decision, i)) for i in range(count)
-                ]
+            with GENERATE_SECONDS.time():
+                async with asyncio.TaskGroup() as group:
+                    tasks = [
+                        group.create_task(self._candidate(start, draw, i))
+                        for i, start in enumerate(starts)
+                    ]
         except* Exception as failures:
             raise failures.exceptions[0] from None
         return [task.result() for task in tasks]
 
-    async def score(self, candidates: Sequence[Candidate]) -> Sequence[Score]:
-        """The objective of the response so far followed by each candidate."""
-        return await self._objective.score(
-            [
-                Response(
-                    prompt=self._prompt_text,
-                    text=self._text + candidate.text,
-                    tokens=self._written + len(candidate.token_ids),
-                    finished=candidate.finish_reason is not None,
-                    values=candidate.values,
-                    messages=self._messages,
-                )
-                for candidate in candidates
-            ]
+    async def score(self, prefixes: Sequence[Prefix]) -> Sequence[Score]:
+        """The objective of each prefix."""
+        with SCORE_SECONDS.time():
+            responses = [await self._response(prefix) for prefix in prefixes]
+            return await self._objective.score(responses)
+
+    async def _response(self, prefix: Prefix) -> Response:
+        return Response(
+            prompt=self._prompt_text,
+            text="".join(candidate.text for candidate in prefix),
+            tokens=sum(len(candidate.token_ids) for candidate in prefix),
+            finished=bool(prefix) and prefix[-1].finish_reason is not None,
+            values=prefix[-1].values if prefix else await self._prompt_values(),
+            loglik={
+                model: math.fsum(candidate.loglik[model] for candidate in prefix)
+                for model in self._objective.models
+            },
+            messages=self._alignment.messages,
         )
 
-    def accept(self, candidate: Candidate) -> None:
-        """Appends the candidate to the prefix."""
-        self._prefix.extend(candidate.token_ids)
-        self._text += candidate.text
-        self._written += len(candidate.token_ids)
-        self._left -= len(candidate.token_ids)
+    async def _prompt_values(self) -> Mapping[str, float]:
+        if not self._objective.reads_values:
+            return {}
+        request_id = f"{self._request_id}-{self._choice}.prompt"
+        steering = self._alignment.steering
+        return await self._values.last(self._prompt, request_id, self._cache_salt, steering)
 
-    async def _candidate(self, length: int, decision: int, index: int) -> Candidate:
-        request_id = f"{self._request_id}-{self._choice}.{decision}.{index}"
-        first = decision == index == 0
-        params = self._block_params(length, self._seed(decision, index), first)
-        if not self._steering:
-            return await self._valued(params, request_id, length, first)
+    def _start(self, prefix: Prefix, max_tokens: int | None) -> _Start:
+        written = [token for candidate in prefix for token in candidate.token_ids]
+        left = self._params.max_tokens - len(written)
+        return _Start(
+            token_ids=[*self._prompt, *written],
+            text="".join(candidate.text for candidate in prefix),
+            left=left,
+            length=left if max_tokens is None else min(max_tokens, left),
+        )
+
+    async def _candidate(self, start: _Start, draw: int, index: int) -> Candidate:
+        request_id = f"{self._request_id}-{self._choice}.{draw}.{index}"
+        params = self._block_params(start, self._seed(draw, index))
+        first = draw == index == 0
+        if first:
+            params.prompt_logprobs = self._params.prompt_logprobs
+        if self._alignment.steering:
+            params.extra_args = wanting(params.extra_args, **self._alignment.steering)
+        if not self._alignment.steered:
+            return await self._valued(start, params, request_id, first)
         with self._paths.ticket() as path:
-            params.extra_args = wanting(params.extra_args, **self._steering, path=path.to_wire())
-            candidate = await self._valued(params, request_id, length, first)
+            params.extra_args = wanting(params.extra_args, path=path.to_wire())
+            candidate = await self._valued(start, params, request_id, first)
             if not candidate.token_ids:
                 return replace(candidate, kl=0.0)
-            end = len(self._prefix) + len(candidate.token_ids)
-            last = len(self._prefix) + params.max_tokens
+            end = len(start.token_ids) + len(candidate.token_ids)
+            last = len(start.token_ids) + params.max_tokens
             return replace(candidate, kl=self._paths.read(path, end, last))
 
     async def _valued(
-        self, params: SamplingParams, request_id: str, length: int, first: bool
+        self, start: _Start, params: SamplingParams, request_id: str, first: bool
     ) -> Candidate:
-        if not self._objective.reads_values:
-            return self._read(await self._run(params, request_id, first), length)
-        with self._values.ticket() as ticket:
-            # One token more: the row that samples it is the one that knows V of the block's last.
-            params.max_tokens = length + 1
-            params.extra_args = wanting(
-                params.extra_args, values=ticket.to_wire(), length=len(self._prefix) + length
+        """Draws a candidate, with its values and log-likelihoods where rewards read them."""
+        objective, steering = self._objective, self._alignment.steering
+        if not (objective.reads_values or objective.models):
+            return self._read(await self._run(start, params, request_id, first), start)
+        with self._values.ticket() as values, self._likelihoods.ticket() as likelihood:
+            # One token more: the row that samples it is the one that knows both of the last.
+            params.max_tokens = start.length + 1
+            if objective.reads_values:
+                length = len(start.token_ids) + start.length
+                params.extra_args = wanting(
+                    params.extra_args, values=values.to_wire(), length=length
+                )
+            if objective.models:
+                wanted = {"ticket": likelihood.to_wire()}
+                params.extra_args = wanting(params.extra_args, likelihood=wanted)
+            candidate = self._read(await self._run(start, params, request_id, first), start)
+            text = Text(
+                token_ids=[*start.token_ids, *candidate.token_ids],
+                start=len(start.token_ids),
+                cache_salt=self._cache_salt,
+                steering=steering,
             )
-            candidate = self._read(await self._run(params, request_id, first), length)
-            return await self._with_values(candidate, ticket, request_id)
+            if objective.reads_values:
+                found = await self._value(text.token_ids, values, request_id)
+                candidate = replace(candidate, values=found)
+            if objective.models:
+                found = await self._likelihoods.drawn(likelihood, text, f"{request_id}.text")
+                candidate = replace(candidate, loglik=found)
+            return candidate
 
-    async def _with_values(
-        self, candidate: Candidate, ticket: Ticket, request_id: str
-    ) -> Candidate:
-        values = self._values.read(ticket, len(self._prefix) + len(candidate.token_ids))
-        if values is None:  # it ended: no later row has V of its last token
-            token_ids = [*self._prefix, *candidate.token_ids]
-            values = await self._values.last(
-                token_ids, f"{request_id}.end", self._cache_salt, self._steering
-            )
-        return replace(candidate, values=values)
+    async def _value(
+        self, token_ids: Sequence[int], ticket: Ticket, request_id: str
+    ) -> Mapping[str, float]:
+        values = self._values.read(ticket, len(token_ids))
+        if values is not None:
+            return values
+        # It ended: no later row has V of its last token.
+        return await self._values.last(
+            token_ids, f"{request_id}.end", self._cache_salt, self._alignment.steering
+        )
 
-    async def _run(self, params: SamplingParams, request_id: str, first: bool) -> CompletionOutput:
-        prompt = tokens_input(self._prefix.copy(), cache_salt=self._cache_salt)
+    async def _run(
+        self, start: _Start, params: SamplingParams, request_id: str, first: bool
+    ) -> CompletionOutput:
+        prompt = tokens_input(start.token_ids.copy(), cache_salt=self._cache_salt)
         final: RequestOutput | None = None
         self.alive.add(request_id)
         try:
@@ -190,26 +245,26 @@ class EngineProposal:
             raise Stopped(final.outputs[0].finish_reason)
         return final.outputs[0]
 
-    def _read(self, output: CompletionOutput, length: int) -> Candidate:
-        """The engine's output cut to ``length`` tokens, with stop strings that begin before it."""
-        token_ids = list(output.token_ids)[:length]
-        ended = output.finish_reason if len(output.token_ids) <= length else None
+    def _read(self, output: CompletionOutput, start: _Start) -> Candidate:
+        """The engine's output cut to the block, with stop strings that begin before it."""
+        token_ids = list(output.token_ids)[: start.length]
+        ended = output.finish_reason if len(output.token_ids) <= start.length else None
         # A stop string is looked for below, where the text before the block is known too.
         by_token = ended == "stop" and not isinstance(output.stop_reason, str)
         text, stop = "", None
         if self._reads_text:
-            reader = detokenizer(self._tokenizer, self._prefix, self._read_params())
-            reader.output_text = self._text
+            reader = detokenizer(self._tokenizer, start.token_ids, self._min_tokens_left(start))
+            reader.output_text = start.text
             stop = reader.update(token_ids, by_token)
             token_ids = list(reader.output_token_ids)
-            text = reader.output_text[len(self._text) :]
+            text = reader.output_text[len(start.text) :]
         logprobs = None if output.logprobs is None else output.logprobs[: len(token_ids)]
         if by_token or stop is not None:
             finish_reason: str | None = "stop"
         elif ended == "repetition":
             finish_reason = ended
         else:
-            finish_reason = "length" if len(token_ids) == self._left else None
+            finish_reason = "length" if len(token_ids) == start.left else None
         return Candidate(
             token_ids=tuple(token_ids),
             finish_reason=finish_reason,
@@ -221,31 +276,32 @@ class EngineProposal:
             else None,
         )
 
-    def _block_params(self, length: int, seed: int | None, first: bool) -> SamplingParams:
-        params = copy.copy(self._params)
+    def _block_params(self, start: _Start, seed: int | None) -> SamplingParams:
+        params = self._min_tokens_left(start)
         params.n = 1
         params.seed = seed
-        params.max_tokens = length
+        params.max_tokens = start.length
         # vLLM refuses a minimum above the maximum.
-        params.min_tokens = min(max(0, self._params.min_tokens - self._written), length)
+        params.min_tokens = min(params.min_tokens, start.length)
         params.output_kind = RequestOutputKind.FINAL_ONLY
         params.detokenize = bool(params.stop) or params.logprobs is not None
         params.skip_clone = True
-        if not first:
-            params.prompt_logprobs = None
+        params.prompt_logprobs = None
         return params
 
-    def _read_params(self) -> SamplingParams:
+    def _min_tokens_left(self, start: _Start) -> SamplingParams:
+        """The client's, with what the response so far leaves of the minimum."""
         params = copy.copy(self._params)
-        params.min_tokens = max(0, self._params.min_tokens - self._written)
+        written = self._params.max_tokens - start.left
+        params.min_tokens = max(0, self._params.min_tokens - written)
         return params
 
-    def _seed(self, decision: int, index: int) -> int | None:
+    def _seed(self, draw: int, index: int) -> int | None:
         """A seed of its own for every candidate; the very first has the request's."""
         seed: int | None = self._params.seed
-        if seed is None or self._choice == decision == index == 0:
+        if seed is None or self._choice == draw == index == 0:
             return seed
-        key = f"{seed}/{self._choice}/{decision}/{index}".encode()
+        key = f"{seed}/{self._choice}/{draw}/{index}".encode()
         return int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "big")
 
 

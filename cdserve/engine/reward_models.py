@@ -10,7 +10,8 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from vllm.config import ModelConfig
+from transformers import AutoTokenizer
+from vllm.config import ModelConfig, PoolerConfig
 from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client_from_engine_args
 from vllm.platforms import current_platform
 from vllm.pooling_params import PoolingParams
@@ -20,6 +21,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from cdserve.config import RewardModelReward, Settings
 from cdserve.engine.vllm import AsyncEngineArgs, EngineClient, as_flags, check_version, tokens_input
 from cdserve.errors import ConfigError, shown
+from cdserve.metrics import SCORER_BATCH_SIZE
 from cdserve.scoring import ModelOutput
 from cdserve.scoring.batching import Batcher
 from cdserve.scoring.reward_model import Dialogue, Outputs
@@ -33,11 +35,15 @@ class ModelEngine:
     """A vLLM engine that scores dialogues while it runs.
 
     Args:
+        reward: the reward that named it first, for the metrics.
         args: the engine's.
+        marker: id of the token whose outputs are a step's; None for a model of whole dialogues.
     """
 
-    def __init__(self, args: AsyncEngineArgs) -> None:
+    def __init__(self, reward: str, args: AsyncEngineArgs, marker: int | None) -> None:
+        self._batch_size = SCORER_BATCH_SIZE.labels(reward)
         self._args = args
+        self._marker = marker
         self._engine: EngineClient | None = None
         # One thread: a tokenizer is not to be used from two at once.
         self._thread = ThreadPoolExecutor(1, "reward-model-tokenizer")
@@ -59,6 +65,7 @@ class ModelEngine:
 
     async def scores(self, dialogues: Sequence[Dialogue]) -> list[Outputs | BaseException]:
         """All outputs of each dialogue, raw, or why it has none."""
+        self._batch_size.observe(len(dialogues))
         return await asyncio.gather(*map(self._outputs, dialogues), return_exceptions=True)
 
     async def _outputs(self, dialogue: Dialogue) -> Outputs:
@@ -72,13 +79,16 @@ class ModelEngine:
                 f"prompt and response have {len(token_ids)} tokens for the reward model "
                 f"{self._args.model}, which reads up to {limit}"
             )
-        raw = PoolingParams(task="classify", use_activation=False)
-        outputs: list[float] = []
+        task = "classify" if self._marker is None else "token_classify"
+        raw = PoolingParams(task=task, use_activation=False)
+        outputs: list[Any] = []
         async for made in self._engine.encode(
             tokens_input(token_ids), raw, f"reward-{random_uuid()}"
         ):
             outputs = made.outputs.data.tolist()
-        return outputs
+        if self._marker is None:
+            return [outputs]
+        return [row for token, row in zip(token_ids, outputs, strict=True) if token == self._marker]
 
 
 def tokens(tokenizer: Any, dialogue: Dialogue) -> list[int]:
@@ -123,14 +133,16 @@ def plan(settings: Settings) -> RewardModels:
 
     Raises:
         ConfigError: a model cannot be read or is none for sequence classification, it has no such
-            output, a flag is wrong, or rewards that share an engine ask for different batches.
+            output or marker, a flag is wrong, or rewards that share an engine ask for different
+            batches.
     """
     planned: dict[str, _Planned] = {}
     outputs: dict[str, ModelOutput] = {}
     for name, reward in settings.rewards.items():
         if not isinstance(reward, RewardModelReward):
             continue
-        key = json.dumps([reward.model, reward.engine], sort_keys=True)
+        marker = reward.steps and reward.steps.marker
+        key = json.dumps([reward.model, reward.engine, marker], sort_keys=True)
         if key not in planned:
             planned[key] = _planned(name, reward)
         model = planned[key]
@@ -153,7 +165,9 @@ def _planned(name: str, reward: RewardModelReward) -> _Planned:
         config = args.create_model_config()
     except (OSError, ValueError) as error:
         raise ConfigError(f"rewards.{name}.model is {shown(reward.model)}: {error}") from error
-    if config.score_type != "cross-encoder":  # vLLM's word for what has a classification head
+    if reward.steps is not None:
+        args.pooler_config = PoolerConfig(task="token_classify")
+    elif config.score_type != "cross-encoder":  # vLLM's word for what has a classification head
         raise ConfigError(
             f"rewards.{name}.model is {shown(reward.model)}, a {config.architecture}; "
             "a model for sequence classification is needed"
@@ -161,12 +175,28 @@ def _planned(name: str, reward: RewardModelReward) -> _Planned:
     own = getattr(config.hf_config, "dtype", None)
     if args.dtype == "auto" and own is not None:  # vLLM would halve float32
         args.dtype = own
-    engine = ModelEngine(args)
+    engine = ModelEngine(name, args, None if reward.steps is None else _marker(name, reward))
     # Two batches: one is made ready while the other is computed.
     queue = Batcher(
         engine.scores, max_batch=reward.max_batch, max_wait=reward.max_wait, concurrency=2
     )
     return _Planned(name, reward, config, engine, queue)
+
+
+def _marker(name: str, reward: RewardModelReward) -> int:
+    """The marker's token id."""
+    assert reward.steps is not None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(reward.model)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"rewards.{name}.model has no tokenizer: {error}") from error
+    token_ids: list[int] = tokenizer.encode(reward.steps.marker, add_special_tokens=False)
+    if len(token_ids) != 1:
+        raise ConfigError(
+            f"rewards.{name}.steps.marker is {shown(reward.steps.marker)}, which is "
+            f"{len(token_ids)} tokens of the model's; it must be one"
+        )
+    return token_ids[0]
 
 
 def _engine_args(name: str, reward: RewardModelReward) -> AsyncEngineArgs:

@@ -18,7 +18,8 @@ class AlignmentRun:
     decoder: type[Decoder]
     objective: Objective
     steering: Mapping[str, Any] = field(default_factory=dict)
-    """What the worker is told of the distribution to draw tokens from: ``tilt`` and ``mix``."""
+    """What the worker is told of the distribution to draw tokens from, ``tilt`` and ``mix``, and of
+    the ``models`` to run beside."""
     messages: Sequence[Mapping[str, Any]] | None = None
     """Those of a chat request, for rewards."""
     prompts: int = 0
@@ -29,6 +30,11 @@ class AlignmentRun:
     def __repr__(self) -> str:
         """Short: vLLM may log the sampling parameters it rides in."""
         return f"AlignmentRun({self.policy.method})"
+
+    @property
+    def steered(self) -> bool:
+        """Whether tokens are drawn from another distribution than the base model's."""
+        return bool(self.steering.keys() & {"tilt", "mix"})
 
     def begin(self) -> int:
         """The index of the next prompt."""

@@ -33,6 +33,33 @@ def wanting(extra_args: Mapping[str, Any] | None, **wanted: object) -> dict[str,
     return {**given, REQUEST_KEY: {**given.get(REQUEST_KEY, {}), **wanted}}
 
 
+async def one_token(
+    engine: EngineClient,
+    token_ids: Sequence[int],
+    extra_args: dict[str, Any],
+    request_id: str,
+    cache_salt: str | None = None,
+    *,
+    cached: bool = True,
+) -> None:
+    """Runs a given text through the engine, for what the worker writes on the way.
+
+    Args:
+        cached: whether what the prefix cache has of it may be left out.
+    """
+    params = SamplingParams(
+        max_tokens=1,
+        temperature=0.0,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        extra_args=extra_args,
+        skip_reading_prefix_cache=not cached,
+    )
+    prompt = tokens_input(list(token_ids), cache_salt=cache_salt)
+    async for _ in engine.generate(prompt, params, request_id):
+        pass
+
+
 class Values:
     """Reads V out of the engine, by reward name, in raw reward units.
 
@@ -72,7 +99,7 @@ class Values:
             wanted = wanting(
                 None, **(steering or {}), values=ticket.to_wire(), length=len(token_ids)
             )
-            await self._forward(token_ids, wanted, request_id, cache_salt)
+            await one_token(self._engine, token_ids, wanted, request_id, cache_salt)
             values = self.read(ticket, len(token_ids))
         if values is None:
             raise ScoringError("the engine computed no value for a prefix that asked for one")
@@ -85,12 +112,8 @@ class Values:
         table = ValueTable(slots=1, length=len(token_ids) + 1, columns=self._heads.values.width)
         try:
             ticket = table.acquire()
-            await self._forward(
-                token_ids,
-                wanting(None, values=ticket.to_wire(), length=None),
-                request_id,
-                every=True,
-            )
+            wanted = wanting(None, values=ticket.to_wire(), length=None)
+            await one_token(self._engine, token_ids, wanted, request_id, cached=False)
             rows = [table.read(ticket, n) for n in range(start + 1, len(token_ids) + 1)]
         finally:
             table.close()
@@ -98,26 +121,6 @@ class Values:
 
     def _named(self, row: npt.NDArray[np.float32]) -> Mapping[str, float]:
         return {name: float(row[column]) for name, column in self._heads.values.columns.items()}
-
-    async def _forward(
-        self,
-        token_ids: Sequence[int],
-        extra_args: dict[str, object],
-        request_id: str,
-        cache_salt: str | None = None,
-        every: bool = False,
-    ) -> None:
-        params = SamplingParams(
-            max_tokens=1,
-            temperature=0.0,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-            extra_args=extra_args,
-            skip_reading_prefix_cache=every,
-        )
-        prompt = tokens_input(list(token_ids), cache_salt=cache_salt)
-        async for _ in self._engine.generate(prompt, params, request_id):
-            pass
 
     def close(self) -> None:
         """Removes the shared table."""

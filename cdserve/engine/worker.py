@@ -37,6 +37,7 @@ def configure(args: Namespace, settings: Settings, heads: Heads) -> None:
             "values": list(heads.values.paths),
             "q": list(heads.q.paths),
             "members": settings.members,
+            "likelihoods": settings.likelihoods,
         },
     }
     args.scheduler_cls = args.scheduler_cls or _SCHEDULER
@@ -70,10 +71,10 @@ def _check(args: Namespace, settings: Settings, heads: Heads) -> None:
             f"--tensor-parallel-size is {args.tensor_parallel_size}; the tied Q-head {tied[0]} "
             "reads the whole LM head, which is in parts then: use a lowrank one"
         )
-    if settings.members and args.pipeline_parallel_size > 1:
+    if (settings.members or settings.likelihoods) and args.pipeline_parallel_size > 1:
         raise ConfigError(
-            f"--pipeline-parallel-size is {args.pipeline_parallel_size}; members run whole beside "
-            "the base, which is in stages then"
+            f"--pipeline-parallel-size is {args.pipeline_parallel_size}; members and rewards of "
+            "log-likelihoods need the base whole, which is in stages then"
         )
     graphs = args.compilation_config.cudagraph_mode
     if settings.members and graphs is not None and graphs.has_full_cudagraphs():

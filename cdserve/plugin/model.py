@@ -5,6 +5,8 @@ few methods extended. A subclass, so that all that vLLM reads off the class (LoR
 pipeline parallelism, multi-modal interfaces) stays as it is.
 """
 
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,10 +15,11 @@ from vllm.config import VllmConfig
 from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.forward_context import get_forward_context
 
+from cdserve.plugin.likelihoods import Likelihoods, Logits
 from cdserve.plugin.members import Members, architecture
-from cdserve.plugin.rows import ROWS
+from cdserve.plugin.rows import ROWS, Row
 from cdserve.plugin.scorer import ValueScorer
-from cdserve.plugin.steerer import Steerer
+from cdserve.plugin.steerer import Rows, Steerer
 
 
 class _Aligned:
@@ -32,6 +35,9 @@ class _Aligned:
         self._values = (ValueScorer(attached["values"], device) if scores else None,)
         vocabulary = vllm_config.model_config.get_vocab_size()
         self._steerer = (Steerer(attached["q"], device, vocabulary, reports=first),)
+        reads = first and attached["likelihoods"]
+        self._likelihoods = Likelihoods(attached["likelihoods"]) if reads else None
+        self._last = torch.empty(0, dtype=torch.long)
         self._vllm_config = vllm_config
         self._width = vllm_config.model_config.get_hidden_size()
         self.members = Members(vllm_config, attached["members"])
@@ -65,20 +71,59 @@ class _Aligned:
         if self._values[0] is not None and (rows := ROWS.every_position()):
             self._values[0].score_every(hidden, positions, _row_starts(), rows)
         wanted = ROWS.members() if get_forward_context().attn_metadata else None
-        return self.members(hidden, wanted, input_ids, positions)
+        states: torch.Tensor = self.members(hidden, wanted, input_ids, positions)
+        if self._likelihoods is not None and (rows := ROWS.likely()):
+            self._read_tokens(states, input_ids, positions, rows)
+        return states
 
     def compute_logits(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """The model's own logits, steered where asked for; V is taken from the same states."""
         own, behind = hidden_states[:, : self._width], hidden_states[:, self._width :]
-        due, steered = ROWS.take()
+        due, steered, likely = ROWS.take()
         if self._values[0] is not None:
             self._values[0].score_last(own, due)
         logits = super().compute_logits(own, *args, **kwargs)  # type: ignore[misc]
-        if not steered or logits is None:
+        if logits is None or not (steered or likely):
             return logits
-        return self._steerer[0].steer(
-            logits, own, steered, lambda rows: self.members.logits(behind[rows]), _lm_head(self)
-        )
+        known = self.members.logits(behind) if likely else None
+        if known is not None and self._likelihoods is not None:
+            self._likelihoods.step(likely, self._last, {"base": logits, **known})
+        if not steered:
+            return logits
+
+        def members(rows: Rows) -> Logits:
+            if known is None:
+                return self.members.logits(behind[rows])
+            return {name: z[rows] for name, z in known.items()}
+
+        return self._steerer[0].steer(logits, own, steered, members, _lm_head(self))
+
+    def _read_tokens(
+        self,
+        states: torch.Tensor,
+        input_ids: torch.Tensor | None,
+        positions: torch.Tensor,
+        rows: Mapping[int, Row],
+    ) -> None:
+        """Keeps the step's last tokens for its logits; reads texts whose log p is wanted whole."""
+        metadata = get_forward_context().attn_metadata
+        if not metadata or input_ids is None:
+            return
+        starts = next(iter(metadata.values())).query_start_loc
+        self._last = input_ids[starts[1:] - 1]
+        for index, row in rows.items():
+            if row.since is None or self._likelihoods is None:
+                continue
+            span = slice(int(starts[index]), int(starts[index + 1]))
+            logits = partial(self._every_logits, states[span])
+            self._likelihoods.text(row, input_ids[span], int(positions[span.start]), logits)
+
+    def _every_logits(self, states: torch.Tensor, part: slice) -> Logits:
+        """Logits of the base and of the members that ran, of a part of these states."""
+        states = states[part]
+        own, behind = states[:, : self._width], states[:, self._width :]
+        base = super().compute_logits(own)  # type: ignore[misc]
+        return {"base": base, **self.members.logits(behind)}
 
 
 def _lm_head(model: Any) -> torch.Tensor | None:

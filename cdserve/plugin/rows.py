@@ -5,11 +5,17 @@ it has; the model asks here, in the same step, which of its rows to score and to
 batch, so one table, per worker process.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from cdserve.value_table import Ticket
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 REQUEST_KEY = "cdserve"
 """Key in ``SamplingParams.extra_args`` under which cdserve's own arguments ride."""
@@ -22,6 +28,20 @@ class Tilt:
     coefficients: Mapping[int, float]
     """weight / beta of each Q column."""
     top_k: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """Where a row's next token is to be looked up."""
+
+    logprobs: "Tensor"
+    """Of several rows, ``[N, models, |V|]``."""
+    index: int
+    """Which of them is the row's."""
+    columns: Sequence[int]
+    """Of the models."""
+    tokens: int
+    """Of the prefix before the next token."""
 
 
 @dataclass(slots=True)
@@ -38,6 +58,13 @@ class Row:
     """Weight of each member's logits, ``base`` among them."""
     path: Ticket | None
     """Where a steered row's KL along its path goes, in nats."""
+    likelihood: Ticket | None = None
+    """Where log p of its tokens goes, summed from the prompt on, or from ``since``."""
+    models: frozenset[str] = frozenset()
+    """Under which models, ``base`` and members; they run even for a row that wants no log p, where
+    others of its prefix cache's do."""
+    since: int | None = None
+    """Tokens of the prompt before the first that is summed; None if those drawn are."""
     tokens: int = 0
     """Of the prefix that the step's logits are conditioned on; set before each step."""
     draws: bool = True
@@ -47,6 +74,10 @@ class Row:
     step_kl: float = 0.0
     """KL of the step at ``at``."""
     at: int = -1
+    total: npt.NDArray[np.float64] | None = None
+    """log p summed so far, ``[models]``; None where it is not known."""
+    ahead: Ahead | None = None
+    """Where the next token is to be looked up."""
 
     @classmethod
     def read(
@@ -57,6 +88,7 @@ class Row:
         if not isinstance(wanted, dict):
             return None
         values, path, tilt = wanted.get("values"), wanted.get("path"), wanted.get("tilt")
+        likelihood = wanted.get("likelihood") or {}
         return cls(
             prompt_length=prompt_length,
             temperature=temperature,
@@ -65,6 +97,9 @@ class Row:
             tilt=tilt and Tilt({int(k): float(v) for k, v in tilt["by"].items()}, tilt["top_k"]),
             mix=wanted.get("mix"),
             path=path and Ticket.from_wire(path),
+            likelihood=Ticket.from_wire(likelihood["ticket"]) if likelihood else None,
+            models=frozenset(wanted.get("models", ())),
+            since=likelihood.get("since"),
         )
 
     @property
@@ -97,6 +132,8 @@ class Step(NamedTuple):
     """Those whose wanted prefix is this step's."""
     steered: Mapping[int, Row]
     """Those whose tokens are not drawn from the base model's distribution."""
+    likely: Mapping[int, Row]
+    """Those that want log p of the tokens drawn."""
 
 
 class RowTable:
@@ -117,11 +154,12 @@ class RowTable:
         those come after the step's own, or without a step, and get none.
         """
         if not self._armed:
-            return Step({}, {})
+            return Step({}, {}, {})
         self._armed = False
         return Step(
             {i: row for i, row in self._rows.items() if row.due},
             {i: row for i, row in self._rows.items() if row.steered},
+            {i: row for i, row in self._rows.items() if row.likelihood and row.since is None},
         )
 
     def every_position(self) -> dict[int, Row]:
@@ -130,9 +168,14 @@ class RowTable:
             i: row for i, row in self._rows.items() if row.values is not None and row.length is None
         }
 
+    def likely(self) -> dict[int, Row]:
+        """The rows that want log p of tokens, given or drawn."""
+        return {i: row for i, row in self._rows.items() if row.likelihood}
+
     def members(self) -> set[str]:
-        """The members that some row of the batch mixes in."""
-        return {name for row in self._rows.values() for name in row.mix or ()} - {"base"}
+        """The members that some row of the batch mixes in, or whose log p it wants."""
+        rows = self._rows.values()
+        return {name for row in rows for name in (*(row.mix or ()), *row.models)} - {"base"}
 
 
 ROWS = RowTable()

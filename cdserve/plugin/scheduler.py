@@ -81,7 +81,7 @@ class TailScheduler(Scheduler):  # type: ignore[misc]
         return (
             self._active
             and params is not None
-            and REQUEST_KEY in (params.extra_args or {})
+            and _continues((params.extra_args or {}).get(REQUEST_KEY))
             and not request.mm_features
             and self.kv_cache_manager.prefix_cache_lookup_enabled(request)
         )
@@ -120,6 +120,11 @@ class TailScheduler(Scheduler):  # type: ignore[misc]
     def _cached(self, block_hash: BlockHash) -> KVCacheBlock | None:
         found = self.kv_cache_manager.block_pool.get_cached_block(block_hash, [_GROUP])
         return found[_GROUP] if found else None
+
+
+def _continues(wanted: Any) -> bool:
+    """Whether a request goes on from others, and needs no logits before its last token."""
+    return isinstance(wanted, dict) and (wanted.get("likelihood") or {}).get("since") is None
 
 
 def _is_full_attention(spec: KVCacheSpec) -> bool:

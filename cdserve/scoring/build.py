@@ -9,9 +9,18 @@ from cdserve import config
 from cdserve.errors import ConfigError
 from cdserve.scoring.ensemble import AGGREGATES, Ensemble, lower_bound
 from cdserve.scoring.judge import Judge, endpoint
-from cdserve.scoring.programmatic import JsonValid, Length, Python, Regex, ValueHead
+from cdserve.scoring.programmatic import (
+    JsonValid,
+    Length,
+    LogLik,
+    LogRatio,
+    Python,
+    Regex,
+    ValueHead,
+)
 from cdserve.scoring.reward import Reward, Terms
-from cdserve.scoring.reward_model import ModelOutput, RewardModel
+from cdserve.scoring.reward_model import AGGREGATES as STEP_AGGREGATES
+from cdserve.scoring.reward_model import ModelOutput, RewardModel, Steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +65,10 @@ def _reward(
     match settings:
         case config.ValueHeadReward():
             return ValueHead(name, head.kind if head else "mean")
+        case config.LogLikReward():
+            return LogLik(settings.member)
+        case config.LogRatioReward():
+            return LogRatio(settings.tuned, settings.reference, settings.beta)
         case config.LengthReward():
             return Length(settings.target, settings.tolerance)
         case config.RegexReward():
@@ -67,9 +80,19 @@ def _reward(
         case config.JudgeReward():
             return _judge(name, settings)
         case config.RewardModelReward():
-            return RewardModel(models[name], prefixes=settings.prefixes)
+            steps = None if settings.steps is None else _steps(settings.steps)
+            return RewardModel(models[name], prefixes=settings.prefixes, steps=steps)
         case config.EnsembleReward():
             return _ensemble(name, settings, others)
+
+
+def _steps(settings: config.Steps) -> Steps:
+    return Steps(
+        marker=settings.marker,
+        separator=settings.separator,
+        aggregate=STEP_AGGREGATES[settings.aggregate],
+        probability=settings.probability,
+    )
 
 
 def _judge(name: str, settings: config.JudgeReward) -> Judge:

@@ -42,6 +42,7 @@ class Ensemble(Reward):
         self.prefixes = all(reward.prefixes for reward in of.values())
         self.reads_text = any(reward.reads_text for reward in of.values())
         self.reads_values = any(reward.reads_values for reward in of.values())
+        self.models = frozenset().union(*(reward.models for reward in of.values()))
 
     async def score(self, responses: Sequence[Response]) -> list[float]:
         found = await asyncio.gather(*(_standardised(r, responses) for r in self._of.values()))
@@ -49,5 +50,4 @@ class Ensemble(Reward):
 
 
 async def _standardised(reward: Reward, responses: Sequence[Response]) -> list[float]:
-    terms = reward.terms
-    return [(value - terms.mean) / terms.std for value in await reward.score(responses)]
+    return [reward.terms.standardised(value) for value in await reward.score(responses)]

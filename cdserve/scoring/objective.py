@@ -31,6 +31,16 @@ class Objective:
         """Whether responses have to be detokenised to be scored."""
         return any(reward.reads_text for reward in self.rewards.values())
 
+    @property
+    def models(self) -> list[str]:
+        """Whose log-likelihoods of responses the engine has to compute."""
+        return sorted(set[str]().union(*(reward.models for reward in self.rewards.values())))
+
+    @property
+    def reading(self) -> dict[str, list[str]]:
+        """What the worker is told of them."""
+        return {"models": self.models} if self.models else {}
+
     async def score(self, responses: Sequence[Response]) -> list[Score]:
         """The weighted sum and its parts, for each candidate of one decision.
 
@@ -66,14 +76,15 @@ class Objective:
 
     def _sum(self, rewards: dict[str, float], failed: tuple[str, ...], undecided: bool) -> Score:
         """The score; 0 for all candidates, so that the first is taken, where none decides."""
-        terms = {name: self.rewards[name].terms for name in rewards}
-        total = sum(
-            self.weights[name] * (value - terms[name].mean) / terms[name].std
+        parts = {
+            name: self.weights[name] * self.rewards[name].terms.standardised(value)
             for name, value in rewards.items()
-        )
+            if self.weights[name] != 0
+        }
+        total = sum(parts.values())
         if not math.isfinite(total):
             raise ScoringError(f"the weighted sum of the rewards is {total}, not a finite number")
-        return Score(0.0 if undecided else total, rewards, failed)
+        return Score(0.0 if undecided else total, rewards, failed, parts)
 
 
 async def _scored(name: str, reward: Reward, responses: Sequence[Response]) -> Sequence[float]:

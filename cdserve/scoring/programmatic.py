@@ -1,13 +1,18 @@
-"""Rewards that are a computation of the server's own: heads' values, length, text, functions."""
+"""Rewards that the server computes by itself: of heads' values, likelihoods, length, text."""
 
 import asyncio
 import json
 import re
+import threading
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import ClassVar
 
 from cdserve.scoring.reward import Response, Reward
+
+_THREADS = 16
+"""Calls of one function at once."""
 
 
 class AtOnce(Reward):
@@ -26,6 +31,7 @@ class ValueHead(AtOnce):
 
     kind: ClassVar[str] = "value_head"
     prefixes = True
+    per_token = True
     reads_values = True
 
     def __init__(self, name: str, scores: str) -> None:
@@ -35,6 +41,46 @@ class ValueHead(AtOnce):
 
     def __call__(self, response: Response) -> float:
         return response.values[self._name]
+
+
+class LogLik(AtOnce):
+    """log p of the response, or of a prefix, under a model inside the engine, in nats."""
+
+    kind: ClassVar[str] = "loglik"
+    prefixes = True
+    per_token = True
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self.models = frozenset([model])
+
+    def __call__(self, response: Response) -> float:
+        return response.loglik[self._model]
+
+
+class LogRatio(AtOnce):
+    """β log p_tuned / p_reference of the response, or of a prefix (arXiv 2404.12358).
+
+    Where the tuned model is the optimum of KL-regularised reward maximisation from the reference,
+    as after DPO, it is the reward up to a constant of the prompt, and of a prefix the soft value
+    up to the same constant.
+
+    Args:
+        beta: β, in units of the reward a nat.
+    """
+
+    kind: ClassVar[str] = "log_ratio"
+    prefixes = True
+    per_token = True
+
+    def __init__(self, tuned: str, reference: str, beta: float) -> None:
+        self._tuned = tuned
+        self._reference = reference
+        self._beta = beta
+        self.models = frozenset([tuned, reference])
+
+    def __call__(self, response: Response) -> float:
+        return self._beta * (response.loglik[self._tuned] - response.loglik[self._reference])
 
 
 class Length(AtOnce):
@@ -96,10 +142,39 @@ class Python(AtOnce):
 
     def __init__(self, function: Callable[[str, str], float]) -> None:
         self._function = function
+        self._threads = asyncio.Semaphore(_THREADS)
 
     def __call__(self, response: Response) -> float:
         return float(self._function(response.prompt, response.text))
 
     async def score(self, responses: Sequence[Response]) -> list[float]:
-        """In a thread: a function may take its time. One that is given up on runs to its end."""
-        return await asyncio.to_thread(lambda: [self(response) for response in responses])
+        """In a thread: a function may take its time. One that is given up on runs to its end.
+
+        Threads that never end hold up this reward alone, and neither other rewards nor the server's
+        exit.
+        """
+        await self._threads.acquire()
+        loop = asyncio.get_running_loop()
+        made: asyncio.Future[list[float]] = loop.create_future()
+
+        def finish(values: list[float], error: Exception | None) -> None:
+            self._threads.release()
+            if made.done():  # nobody waits any more
+                return
+            if error is not None:
+                made.set_exception(error)
+            else:
+                made.set_result(values)
+
+        def run() -> None:
+            values: list[float] = []
+            failure: Exception | None = None
+            try:
+                values = [self(response) for response in responses]
+            except Exception as error:
+                failure = error
+            with suppress(RuntimeError):  # the server has stopped meanwhile
+                loop.call_soon_threadsafe(finish, values, failure)
+
+        threading.Thread(target=run, daemon=True, name="reward").start()
+        return await made

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 OnFailure = Literal["error", "skip", "base"]
@@ -19,6 +19,8 @@ class Response:
     finished: bool
     values: Mapping[str, float]
     """V by reward name, as the engine computed it."""
+    loglik: Mapping[str, float] = field(default_factory=dict)
+    """log p of its tokens by model, ``base`` or a member, in nats, as the engine computed it."""
     messages: Sequence[Mapping[str, Any]] | None = None
     """A chat request's messages; None for one that has a prompt."""
 
@@ -41,6 +43,10 @@ class Terms:
     mean: float = 0.0
     std: float = 1.0
 
+    def standardised(self, value: float) -> float:
+        """A reward as it is weighed."""
+        return (value - self.mean) / self.std
+
 
 class Reward(ABC):
     """A function of responses."""
@@ -48,8 +54,12 @@ class Reward(ABC):
     kind: ClassVar[str]
     prefixes: bool = False
     """Whether it has a meaning for unfinished responses."""
+    per_token: bool = False
+    """Whether it is told token by token where that is asked for: what the engine computes."""
     reads_text: bool = False
     reads_values: bool = False
+    models: frozenset[str] = frozenset()
+    """Whose log-likelihoods of the response it reads: members, or ``base``."""
     terms: Terms = Terms()
 
     @property

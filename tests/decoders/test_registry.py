@@ -10,8 +10,10 @@ from cdserve.decoders import (
     BestOfN,
     BestOfPoisson,
     BlockwiseCD,
+    Cards,
     LogitMixing,
     Rejection,
+    SpeculativeRejection,
     TokenwiseCD,
     load,
 )
@@ -21,8 +23,10 @@ BUILT_IN = {
     "best_of_n": BestOfN,
     "best_of_poisson": BestOfPoisson,
     "blockwise_cd": BlockwiseCD,
+    "cards": Cards,
     "logit_mixing": LogitMixing,
     "rejection": Rejection,
+    "speculative_rejection": SpeculativeRejection,
     "tokenwise_cd": TokenwiseCD,
 }
 MODULE = "greedy_by_others"

@@ -14,6 +14,7 @@ from cdserve.decoders import (
     BlockwiseCD,
     BlockwiseCDPolicy,
     Candidate,
+    Prefix,
     Score,
     search,
 )
@@ -44,7 +45,7 @@ class TestDecisions:
         tape = iter([[(E,), (A,)], [(E,), (B,)], [(A,), (B,)]])
         proposal = Toy(lambda *_: next(tape))
         decisions = await collect(search(proposal, k=2, m=1, select=Argmax()))
-        assert text(decisions) == proposal.prefix == (A, B, B)
+        assert text(decisions) == (A, B, B)
         assert [decision.chosen for decision in decisions] == [1, 1, 1]
 
     @pytest.mark.parametrize("m", [1, 2, 3])
@@ -121,14 +122,17 @@ class TestMethods:
 class NoLogprobs(Toy):
     """ab3 where nobody asked for logprobs, and rewards that are not the values."""
 
-    async def sample(self, count: int, max_tokens: int | None) -> Sequence[Candidate]:
+    async def sample(
+        self, prefixes: Sequence[Prefix], count: int, max_tokens: int | None
+    ) -> Sequence[Candidate]:
         return [
             Candidate(token_ids=c.token_ids, finish_reason=c.finish_reason)
-            for c in await super().sample(count, max_tokens)
+            for c in await super().sample(prefixes, count, max_tokens)
         ]
 
-    async def score(self, candidates: Sequence[Candidate]) -> Sequence[Score]:
-        return [Score(-len(c.token_ids), {"brevity": -len(c.token_ids)}) for c in candidates]
+    async def score(self, prefixes: Sequence[Prefix]) -> Sequence[Score]:
+        lengths = [float(len(self.tokens(prefix))) for prefix in prefixes]
+        return [Score(-length, {"brevity": -length}) for length in lengths]
 
 
 async def test_without_logprobs_the_estimate_is_the_bound() -> None:

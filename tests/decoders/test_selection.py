@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from cdserve import kl
 from cdserve.decoders import Argmax, BestOfNPolicy, Select, Softmax
-from cdserve.decoders.selection import rule
-from cdserve.policy import SoftmaxSelection
+from cdserve.decoders.selection import Pessimistic, pessimistic_level, rule
+from cdserve.policy import PessimisticSelection, SoftmaxSelection
 
 from .toy import At
 
@@ -130,6 +130,41 @@ class TestEstimates:
 def softmax_rule(temperature: float, seed: int | None) -> Select:
     selection = SoftmaxSelection(softmax=temperature)
     return rule(BestOfNPolicy(method="best_of_n", n=2, selection=selection), seed)
+
+
+class TestPessimistic:
+    @pytest.mark.parametrize(
+        ("beta", "level", "weights"),
+        [
+            (0.25, 1.0, [0, 0, 0, 4]),
+            (1.0, -0.25, [0.25, 0.25, 1.25, 2.25]),
+            (4.0, -3.25, [0.8125, 0.8125, 1.0625, 1.3125]),
+        ],
+    )
+    def test_published_values(self, beta: float, level: float, weights: list[float]) -> None:
+        scores = [0.0, 0.0, 1.0, 2.0]
+        assert pessimistic_level(scores, beta) == pytest.approx(level, abs=1e-12)
+        made = Pessimistic(beta, random.Random(0)).weights(scores)
+        assert [4 * share for share in made] == pytest.approx(weights, abs=1e-12)
+
+    @reproducible
+    @given(SCORES, st.floats(1e-3, 1e3))
+    def test_the_mean_weight_is_one(self, scores: list[float], beta: float) -> None:
+        level = pessimistic_level(scores, beta)
+        mean = math.fsum(max(0.0, (score - level) / beta) for score in scores) / len(scores)
+        assert mean == pytest.approx(1.0, rel=1e-6)
+
+    def test_its_limits_are_best_of_n_and_the_proposal(self) -> None:
+        scores = [0.0, 2.0, 1.0]
+        assert Pessimistic(1e-6, random.Random(0)).weights(scores) == [0, 1, 0]
+        even = Pessimistic(1e9, random.Random(0)).weights(scores)
+        assert even == pytest.approx([1 / 3] * 3, abs=1e-6)
+
+    def test_it_is_asked_for(self) -> None:
+        selection = PessimisticSelection(pessimistic=0.25)
+        made = rule(BestOfNPolicy(method="best_of_n", n=4, selection=selection), 1)
+        assert made.choose([0.0, 0.0, 1.0, 2.0]) == 3
+        assert made.kl_estimator(None) == "selection_entropy"
 
 
 class TestRule:

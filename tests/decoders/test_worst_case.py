@@ -14,7 +14,7 @@ from cdserve.decoders import (
     BestOfNPolicy,
     BlockwiseCD,
     BlockwiseCDPolicy,
-    Candidate,
+    Prefix,
     Score,
     WorstCase,
 )
@@ -54,10 +54,13 @@ def other(tokens: Tokens) -> float:
 class Two(Toy):
     """ab3 with two objectives, each scoring prefixes."""
 
-    async def score(self, candidates: Sequence[Candidate]) -> Sequence[Score]:
-        prefixes = [self.prefix + candidate.token_ids for candidate in candidates]
-        rewards = [{"b": value(prefix), "other": other(prefix)} for prefix in prefixes]
-        return [Score(2 * r["b"] + r["other"], r) for r in rewards]
+    async def score(self, prefixes: Sequence[Prefix]) -> Sequence[Score]:
+        tokens = map(self.tokens, prefixes)
+        return [scored({"b": 2 * value(one), "other": other(one)}) for one in tokens]
+
+
+def scored(parts: dict[str, float], failed: tuple[str, ...] = ()) -> Score:
+    return Score(sum(parts.values()), parts, failed, parts)
 
 
 def soft_maximum(values: np.ndarray, w: float, strength: float) -> float:
@@ -150,27 +153,22 @@ class TestIdentities:
     @reproducible
     @given(st.lists(st.integers(-9, 9), min_size=1, max_size=8))
     def test_identical_objectives_choose_as_one(self, values: list[int]) -> None:
-        selection = WorstCase(1.0, {"a": 1.0, "b": 1.0, "c": 1.0})
-        scores = [Score(3.0 * v, {"a": float(v), "b": float(v), "c": float(v)}) for v in values]
+        selection = WorstCase(1.0)
+        scores = [scored(dict.fromkeys("abc", float(v))) for v in values]
         chosen = selection.choose(selection.rank(scores))
         assert values[chosen] == max(values)
 
-    def test_weights_multiply_the_values(self) -> None:
-        scores = [Score(0.0, {"a": 1.0, "b": 0.0}), Score(0.0, {"a": 0.0, "b": 1.0})]
-        plain = WorstCase(5.0, {"a": 1.0, "b": 1.0})
-        assert plain.rank(scores) == pytest.approx([0.5, 0.5])
-        for weights, chosen in (({"a": 1.0, "b": 9.0}, 0), ({"a": 9.0, "b": 1.0}, 1)):
-            selection = WorstCase(5.0, weights)
+    def test_the_objective_that_does_worst_decides(self) -> None:
+        selection = WorstCase(5.0)
+        even = [scored({"a": 1.0, "b": 0.0}), scored({"a": 0.0, "b": 1.0})]
+        assert selection.rank(even) == pytest.approx([0.5, 0.5])
+        for weight, chosen in ((9.0, 0), (1 / 9, 1)):
+            scores = [scored({"a": 1.0, "b": 0.0}), scored({"a": 0.0, "b": weight})]
             assert selection.choose(selection.rank(scores)) == chosen
 
     def test_where_a_reward_failed_the_sums_decide(self) -> None:
-        scores = [Score(total, {"a": -total}, ("b",)) for total in (1.0, 2.0)]
-        assert WorstCase(1.0, {"a": -1.0, "b": 1.0}).rank(scores) == [1.0, 2.0]
-
-    def test_a_reward_without_weight_takes_no_part(self) -> None:
-        selection = WorstCase(1.0, {"a": 1.0, "b": 1.0, "idle": 0.0})
-        scores = [Score(0.0, {"a": x, "b": -x, "idle": -1e5}) for x in (0.0, 1.0, 2.0)]
-        assert selection.rank(scores) == WorstCase(1.0, {"a": 1.0, "b": 1.0}).rank(scores)
+        scores = [scored({"a": total}, ("b",)) for total in (1.0, 2.0)]
+        assert WorstCase(1.0).rank(scores) == [1.0, 2.0]
 
 
 def _best_of(**fields: object) -> SelectingPolicy:

@@ -14,7 +14,7 @@ from functools import cache
 from itertools import product
 from typing import Any, TypeVar
 
-from cdserve.decoders import Argmax, Candidate, Decision, Score, search
+from cdserve.decoders import Argmax, Candidate, Decision, Prefix, Score, search
 
 A, B, E = 0, 1, 2
 P = (0.5, 0.3, 0.2)
@@ -93,30 +93,34 @@ class Toy:
     """A Proposal over ab3, scored by V*.
 
     Args:
-        draw: gives the blocks of a decision: ``(prefix, count, m) -> blocks``.
-        prefix: tokens accepted so far.
+        draw: gives the blocks that follow a prefix: ``(prefix, count, m) -> blocks``.
+        start: tokens before those that the search makes.
     """
 
-    def __init__(self, draw: Draw, prefix: Tokens = ()) -> None:
+    def __init__(self, draw: Draw, start: Tokens = ()) -> None:
         self._draw = draw
-        self.prefix = prefix
+        self._start = start
 
-    async def sample(self, count: int, max_tokens: int | None) -> Sequence[Candidate]:
+    async def sample(
+        self, prefixes: Sequence[Prefix], count: int, max_tokens: int | None
+    ) -> Sequence[Candidate]:
         return [
             Candidate(
                 token_ids=block,
-                finish_reason="stop" if ended(self.prefix + block) else None,
+                finish_reason="stop" if ended(before + block) else None,
                 cumulative_logprob=math.log(probability(block)),
             )
-            for block in self._draw(self.prefix, count, max_tokens)
+            for before in map(self.tokens, prefixes)
+            for block in self._draw(before, count, max_tokens)
         ]
 
-    async def score(self, candidates: Sequence[Candidate]) -> Sequence[Score]:
-        totals = [value(self.prefix + candidate.token_ids) for candidate in candidates]
+    async def score(self, prefixes: Sequence[Prefix]) -> Sequence[Score]:
+        totals = [value(self.tokens(prefix)) for prefix in prefixes]
         return [Score(total, {"b": total}) for total in totals]
 
-    def accept(self, candidate: Candidate) -> None:
-        self.prefix += candidate.token_ids
+    def tokens(self, prefix: Prefix) -> Tokens:
+        """All of a prefix's tokens."""
+        return self._start + tuple(token for one in prefix for token in one.token_ids)
 
 
 class Limits:

@@ -149,12 +149,10 @@ class TestGeneration:
         prompts = [tokens(64, seed=100 + i) for i in range(16)]
         policy = {**BEST_OF_N, "n": 8, "report": "trace"}
         fields = {"model": "demo", "max_tokens": 8, "ignore_eos": True, "return_token_ids": True}
+        bodies = [{**fields, "prompt": prompt, "alignment": policy} for prompt in prompts]
         async with server.async_client() as client:
             answers = await asyncio.gather(
-                *(
-                    client.post("/v1/completions", json={**fields, "prompt": p, "alignment": policy})
-                    for p in prompts
-                )
+                *(client.post("/v1/completions", json=body) for body in bodies)
             )
         for prompt, answer in zip(prompts, answers, strict=True):
             made = answer.raise_for_status().json()
@@ -241,11 +239,11 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     flags = ["--max-model-len", "704", "--kv-cache-memory-bytes", str(cache)]
     flags += ["--max-num-batched-tokens", "64", "--max-num-seqs", "16", "--enable-chunked-prefill"]
     settings = demo_settings(members={}, presets={})  # members would take part of the cache
+    settings["rewards"]["fluent"] = {"kind": "loglik"}
     with Served(settings, tmp_path_factory.mktemp("small"), flags) as served:
         yield served
 
 
-@pytest.mark.server
 class TestSmallServer:
     @pytest.mark.parametrize("length", [63, 64, 65, 650])
     @pytest.mark.parametrize("per_token", [False, True])
@@ -275,6 +273,23 @@ class TestSmallServer:
                 prompt = choice["prompt_token_ids"]
                 reference.check(prompt, choice["token_ids"], report, m)
         assert small.metric("num_preemptions_total") > 0
+
+    def test_log_likelihoods_of_preempted_rows(self, small: Served, reference: Reference) -> None:
+        """One that was preempted is read anew, in chunks, where the sum was lost."""
+        before = small.metric("num_preemptions_total")
+        policy = {"method": "best_of_n", "n": 6, "rewards": {"fluent": 1.0}, "report": "trace"}
+        body = {
+            **{"model": "demo", "prompt": tokens(200, seed=11), "max_tokens": 160, "n": 2},
+            **{"ignore_eos": True, "return_token_ids": True, "alignment": policy},
+        }
+        with small.client() as http:
+            answer = http.post("/v1/completions", json=body).raise_for_status().json()
+        assert small.metric("num_preemptions_total") > before
+        reports = answer["alignment"]["choices"]
+        for choice, report in zip(answer["choices"], reports, strict=True):
+            whole = [*choice["prompt_token_ids"], *choice["token_ids"]]
+            expected = sum(reference.logprobs(whole)[199:])
+            assert report["rewards"]["fluent"] == pytest.approx(expected, abs=2e-3)
 
     def test_steered_rows_that_are_preempted(self, small: Served) -> None:
         """Each prompt is computed in four chunks; KL goes on from where it was."""

@@ -142,7 +142,7 @@ class TestV1:
         added = [(0, steered(tilt=tilt), [1, 2], output), (1, asks(1, 2), [1, 2], output)]
         batch.step(added=added, temperature=0.5)
         for _ in range(3):
-            due, rows = table.take()
+            due, rows, _ = table.take()
             assert list(due) == ([1] if not output else [])
             assert rows[0].tilt == Tilt({0: 2.0}, 3)
             assert (list(rows), rows[0].temperature) == ([0], 0.5)
@@ -152,7 +152,7 @@ class TestV1:
     def test_a_row_may_be_both(self, table: RowTable, batch: Batch) -> None:
         both = steered(**asks(1, 1)[REQUEST_KEY])
         batch.step(added=[(0, both, [1], [])])
-        due, rows = table.take()
+        due, rows, _ = table.take()
         assert list(due) == list(rows) == [0]
 
 
@@ -234,7 +234,7 @@ class TestV2:
         slots.add(0, steered(), 3)
         slots.add(0, None, 3)
         slots.step((0, 0, 3))
-        assert table.take() == ({}, {})
+        assert table.take() == ({}, {}, {})
 
     def test_only_the_last_chunk_of_a_prompt_draws(self, table: RowTable, slots: Slots) -> None:
         slots.add(0, steered(mix={"base": 0.5, "tuned": 0.5}), 6)
@@ -278,7 +278,7 @@ class TestSteps:
         assert numbers(table) == {0: 1}
 
     def test_without_a_step_there_are_none(self, table: RowTable) -> None:
-        assert table.take() == ({}, {})
+        assert table.take() == ({}, {}, {})
 
     def test_two_steps_without_logits_are_one(self, table: RowTable, batch: Batch) -> None:
         batch.step(added=[(0, asks(1), [1], [])])

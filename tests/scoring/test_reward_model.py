@@ -29,7 +29,7 @@ class Model:
 
     def _outputs(self, dialogue: Dialogue) -> Outputs | BaseException:
         length = float(len(json.loads(dialogue.messages)[-1]["content"]))
-        return ValueError("too long") if length > 10 else (length, -length)
+        return ValueError("too long") if length > 10 else [(length, -length)]
 
     @property
     def messages(self) -> list[Any]:

@@ -33,9 +33,11 @@ class TestAlignment:
             "best_of_n",
             "best_of_poisson",
             "blockwise_cd",
+            "cards",
             "tokenwise_cd",
             "logit_mixing",
             "rejection",
+            "speculative_rejection",
         }
         assert {"sentiment", "sentiment_gold", "brevity"} <= set(answer["rewards"])
         assert set(answer["members"]) == {"tuned", "ref", "twin"}

@@ -15,7 +15,7 @@ from .served import Served, demo_settings
 from .tabular import FIRST, STATES, build_heads, build_model, counts
 
 DRAWS = 200_000
-TOKENS = 1000
+TOKENS = 400
 SIZES = {"base": 32, "big": 64, "pi": 32, "ref": 96}
 BETA = 1.0
 TILT = {"method": "tokenwise_cd", "beta": BETA, "report": "none"}
@@ -103,7 +103,6 @@ def tabular(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield served
 
 
-@pytest.mark.server
 @pytest.mark.parametrize("name", LAWS)
 async def test_the_served_law(tabular: Served, name: str) -> None:
     policy, fields, law = LAWS[name]

@@ -1,7 +1,6 @@
 """A reward model beside the served model: its scores, what they do, how they are batched."""
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from cdserve.demo.reward_model import make_reward_model
-
 from .gold import assert_better, held_out, true_rewards
-from .served import Served, demo_settings
+from .served import Served
 
 PROMPTS = held_out(24)
 RESPONSES = ["I love it. The handle has a firm grip.", "It broke on the first day.", ""]
@@ -25,37 +22,6 @@ MAX_LENGTH = 512
 ROUTES = {"completions": {"prompt": PROMPTS[0]}, "chat/completions": {"messages": CHAT}}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo's reward model."""
-    made = tmp_path_factory.mktemp("models") / "rm"
-    make_reward_model(made)
-    return made
-
-
-@pytest.fixture(scope="module")
-def served(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """The demo with a reward model of the same architecture, and the same one for prefixes."""
-    settings = demo_settings()
-    # A path as an operator writes it: relative to the settings' folder.
-    (place := tmp_path_factory.mktemp("server")).joinpath("rm").symlink_to(folder)
-    reward = {
-        "kind": "reward_model",
-        "model": "./rm",
-        "output": "sentiment",
-        "engine": {"max_model_len": MAX_LENGTH, "kv_cache_memory_bytes": 128 << 20},
-    }
-    settings["rewards"] |= {"model": reward, "early": {**reward, "prefixes": True}}
-    with Served(settings, place) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def http(served: Served) -> Iterator[httpx2.Client]:
-    with served.client() as client:
-        yield client
-
-
 def score(http: httpx2.Client, prompt: Any, responses: list[str] = RESPONSES) -> list[float]:
     body = {"model": "demo", "prompt": prompt, "responses": responses, "rewards": {"model": 1}}
     answer = http.post("/v1/alignment/score", json=body)
@@ -63,10 +29,12 @@ def score(http: httpx2.Client, prompt: Any, responses: list[str] = RESPONSES) ->
     return [one["score"] for one in answer.json()["scores"]]
 
 
-def logits(folder: Path, messages: list[Any], responses: list[str] = RESPONSES) -> list[float]:
+def logits(
+    reward_model: Path, messages: list[Any], responses: list[str] = RESPONSES
+) -> list[float]:
     """Transformers' own, a response at a time."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(reward_model)
+    model = AutoModelForSequenceClassification.from_pretrained(reward_model).eval()
     found = []
     for response in responses:
         chat = [*messages, {"role": "assistant", "content": response}]
@@ -77,16 +45,16 @@ def logits(folder: Path, messages: list[Any], responses: list[str] = RESPONSES) 
 
 
 @pytest.mark.parametrize("prompt", PROMPTS[:4])
-def test_scores_are_the_raw_logits(http: httpx2.Client, folder: Path, prompt: str) -> None:
-    expected = logits(folder, [{"role": "user", "content": prompt}])
+def test_scores_are_the_raw_logits(http: httpx2.Client, reward_model: Path, prompt: str) -> None:
+    expected = logits(reward_model, [{"role": "user", "content": prompt}])
     assert score(http, prompt) == pytest.approx(expected, abs=1e-3)
     assert min(expected) < 0  # as no sigmoid is
     assert expected[0] > expected[1]
 
 
-def test_a_chat_is_scored_as_one(http: httpx2.Client, folder: Path) -> None:
+def test_a_chat_is_scored_as_one(http: httpx2.Client, reward_model: Path) -> None:
     plain = [CHAT[0], {"role": "user", "content": "Write a review of the kettle."}]
-    assert score(http, CHAT) == pytest.approx(logits(folder, plain), abs=1e-3)
+    assert score(http, CHAT) == pytest.approx(logits(reward_model, plain), abs=1e-3)
 
 
 @pytest.mark.parametrize("route", ROUTES)
@@ -101,15 +69,15 @@ def test_what_is_generated_is_scored_the_same(http: httpx2.Client, route: str) -
     assert answer["alignment"]["rewards"]["model"] == pytest.approx(expected, abs=1e-3)
 
 
-async def test_it_raises_the_true_reward_and_requests_share_batches(served: Served) -> None:
+async def test_it_raises_the_true_reward_and_requests_share_batches(server: Served) -> None:
     n = 4
     policies = {
         "none": {"method": "none"},
         "best_of_n": {"method": "best_of_n", "n": n, "rewards": {"model": 1}},
     }
-    rewards = await true_rewards(served, PROMPTS, policies)
+    rewards = await true_rewards(server, PROMPTS, policies)
     assert_better(rewards["none"], rewards["best_of_n"])
-    async with served.async_client() as client:
+    async with server.async_client() as client:
         # All at once: responses to be scored, and none to be generated before.
         bodies = [{"prompt": p, "responses": RESPONSES, "rewards": {"model": 1}} for p in PROMPTS]
         await asyncio.gather(*(client.post("/v1/alignment/score", json=b) for b in bodies))
@@ -151,5 +119,5 @@ def test_operators_settings_are_not_told(http: httpx2.Client) -> None:
     assert "engine" not in told
 
 
-def test_metrics_are_the_served_models(served: Served) -> None:
-    assert served.metric("request_success_total") > 0
+def test_metrics_are_the_served_models(server: Served) -> None:
+    assert server.metric("request_success_total") > 0

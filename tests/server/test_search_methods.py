@@ -1,7 +1,9 @@
-"""Best-of-Poisson, rejection sampling, schedules and worst-case selection, served."""
+"""Methods and rules beyond best-of-n and blocks of K, served."""
 
+import math
 from typing import Any
 
+import httpx2
 import pytest
 from openai import InternalServerError, OpenAI
 
@@ -11,6 +13,8 @@ from .wire import BEST_OF_N, BLOCKWISE, blocks, check_refused, complete, joined
 
 POISSON = {"method": "best_of_poisson", "mu": 3.0}
 REJECTION = {"method": "rejection", "eta": 0.5, "r_max": 4.0, "max_draws": 16}
+SPECULATIVE = {"method": "speculative_rejection", "n": 8, "m": 16}
+CARDS = {"method": "cards", "m": 8, "r_star": 0.5, "max_draws": 8, "k": 2}
 TWO = {"sentiment": 1.0, "brevity": 0.5}
 WORST = {"rewards": TWO, "selection": {"worst_case": {"lambda": 2.0}}}
 TRACE = {"report": "trace"}
@@ -96,6 +100,87 @@ class TestSchedule:
         assert listed.choices == complete(client, BLOCKWISE).choices
 
 
+class TestBeams:
+    def test_one_beam_is_blockwise(self, client: OpenAI) -> None:
+        assert complete(client, {**BLOCKWISE, "beam_width": 1}).choices == (
+            complete(client, BLOCKWISE).choices
+        )
+
+    @pytest.mark.parametrize("stream", [False, True])
+    def test_its_blocks_are_of_one_response(self, client: OpenAI, stream: bool) -> None:
+        policy = {"method": "blockwise_cd", "k": 2, "m": 8, "beam_width": 3}
+        answer = complete(client, policy, max_tokens=64)
+        report = answer.alignment
+        assert report["decisions"] == len(blocks(answer.choices[0].token_ids, 8))
+        bound = math.log(3) + report["decisions"] * math.log(2)
+        assert report["kl"]["bound"] == pytest.approx(bound)
+        assert report["kl"]["estimator"] == "bound"
+        assert report["candidates"] >= 6 * report["decisions"] / 3
+        if stream:
+            chunks = list(complete(client, policy, max_tokens=64, stream=True))
+            assert joined(chunks) == answer.choices[0].text
+
+    def test_the_value_is_that_of_the_text(self, client: OpenAI, http: httpx2.Client) -> None:
+        policy = {"method": "blockwise_cd", "k": 2, "m": 8, "beam_width": 3}
+        answer = complete(client, policy, max_tokens=200)
+        assert answer.choices[0].finish_reason == "stop"
+        body = {"prompt": answer.choices[0].prompt_token_ids, "responses": [answer.choices[0].text]}
+        (scored,) = http.post("/v1/alignment/score", json=body).json()["scores"]
+        assert answer.alignment["score"] == pytest.approx(scored["score"], abs=1e-3)
+
+
+class TestSpeculativeRejection:
+    def test_it_draws_fewer_tokens_than_best_of_n(self, client: OpenAI) -> None:
+        fields = {"max_tokens": 64, "ignore_eos": True}
+        answer = complete(client, {**SPECULATIVE, **TRACE}, **fields)
+        assert [len(candidates) for candidates in traced(answer)] == [8, 4, 2, 1]
+        assert answer.alignment["candidate_tokens"] == 16 * (8 + 4 + 2 + 1)
+        assert answer.alignment["kl"]["bound"] == pytest.approx(kl.best_of_n_bound(8))
+
+    def test_giving_up_none_all_are_drawn_to_their_end(self, client: OpenAI) -> None:
+        fields = {"n": 2, "max_tokens": 24, "ignore_eos": True}
+        answer = complete(client, {**SPECULATIVE, "alpha": 0.0}, **fields)
+        assert answer.alignment["candidate_tokens"] == 2 * 8 * 24
+
+    def test_a_stream(self, client: OpenAI) -> None:
+        answer = complete(client, SPECULATIVE, max_tokens=80)
+        chunks = list(complete(client, SPECULATIVE, max_tokens=80, stream=True))
+        assert joined(chunks) == answer.choices[0].text
+
+
+class TestCards:
+    def test_blocks_are_accepted_or_the_best(self, client: OpenAI) -> None:
+        answer = complete(client, {**CARDS, **TRACE}, max_tokens=48)
+        for candidates in traced(answer):
+            assert 2 <= len(candidates) <= 8
+            (taken,) = (c for c in candidates if c["chosen"])
+            if len(candidates) < 8:
+                assert taken in candidates[-2:]
+        assert answer.alignment["kl"]["bound"] == pytest.approx(
+            answer.alignment["decisions"] * kl.best_of_n_bound(8)
+        )
+
+    def test_a_threshold_below_all_is_plain_decoding(self, client: OpenAI) -> None:
+        low = complete(client, {**CARDS, "r_star": -9.0, "k": 1}, max_tokens=32)
+        assert low.alignment["candidates"] == low.alignment["decisions"]
+        assert low.alignment["accepted"] is True
+
+    def test_out_of_reach_the_best_is_taken(self, client: OpenAI) -> None:
+        high = complete(client, {**CARDS, "r_star": 99.0, **TRACE}, max_tokens=24)
+        assert high.alignment["accepted"] is False
+        for candidates in traced(high):
+            (taken,) = (c for c in candidates if c["chosen"])
+            assert taken["score"] == max(c["score"] for c in candidates)
+
+
+class TestPessimistic:
+    def test_it_is_served(self, client: OpenAI) -> None:
+        sharp = {**BEST_OF_N, "selection": {"pessimistic": 1e-6}}
+        assert complete(client, sharp).choices == complete(client, BEST_OF_N).choices
+        answer = complete(client, {**BEST_OF_N, "selection": {"pessimistic": 0.5}})
+        assert answer.alignment["kl"]["estimator"] == "selection_entropy"
+
+
 class TestWorstCase:
     @pytest.mark.parametrize("policy", [BEST_OF_N, BLOCKWISE], ids=lambda p: p["method"])
     def test_it_is_served(self, client: OpenAI, policy: dict[str, Any]) -> None:
@@ -119,6 +204,9 @@ class TestWorstCase:
         ({**REJECTION, "eta": 0}, "alignment.eta", ["0"]),
         ({**BLOCKWISE, "k": [4, 9]}, "alignment.k.1", ["9", "1 to 8"]),
         ({**BLOCKWISE, "k": []}, "alignment.k", ["at least 1"]),
+        ({**BLOCKWISE, "k": 4, "beam_width": 3}, "alignment.beam_width", ["3", "12", "1 to 8"]),
+        ({**SPECULATIVE, "n": 17}, "alignment.n", ["17", "1 to 16"]),
+        ({**SPECULATIVE, "alpha": 1.0}, "alignment.alpha", ["1.0", "less than 1"]),
         ({**BLOCKWISE, "selection": {"worst_case": {}}}, "alignment.selection", ["lambda", "> 0"]),
     ],
 )

@@ -1,0 +1,90 @@
+"""Cascade reward sampling: the published threshold, the law on ab3, what happens if none passes."""
+
+import math
+import random
+from collections import defaultdict
+from typing import Any
+
+import pytest
+
+from cdserve import kl
+from cdserve.decoders import Cards, CardsPolicy
+from cdserve.decoders.cards import RisingThreshold
+from cdserve.errors import PolicyError
+
+from .toy import (
+    Limits,
+    Tokens,
+    Toy,
+    assert_follows,
+    blocks,
+    collect,
+    ended,
+    probability,
+    sampler,
+    value,
+)
+
+
+def policy(**fields: Any) -> CardsPolicy:
+    sent = {"method": "cards", "m": 1, "r_star": 2.0, "max_draws": 8, "k": 1, **fields}
+    return CardsPolicy.model_validate(sent)
+
+
+def test_published_threshold() -> None:
+    """r* 8.5, alpha 0.5 (METHODS: CARDS); r(x) = 1 begins at 4.75."""
+    rule = RisingThreshold(policy(r_star=8.5, rise=4), 1.0, random.Random(0))
+    assert [rule.threshold(t) for t in range(6)] == [4.75, 5.6875, 6.625, 7.5625, 8.5, 8.5]
+
+
+def exact(asked: CardsPolicy) -> dict[Tokens, float]:
+    """The law where there is no end to the draws."""
+    responses: defaultdict[Tokens, float] = defaultdict(float)
+    rule = RisingThreshold(asked, value(()), random.Random(0))
+
+    def go(prefix: Tokens, mass: float, t: int) -> None:
+        if ended(prefix):
+            responses[prefix] += mass
+            return
+        passing = {
+            block: probability(block)
+            * math.exp(min(0.0, (value(prefix + block) - rule.threshold(t)) / asked.beta))
+            for block in blocks(prefix, asked.m)
+        }
+        total = math.fsum(passing.values())
+        for block, share in passing.items():
+            go(prefix + block, mass * share / total, t + 1)
+
+    go((), 1.0, 0)
+    return dict(responses)
+
+
+@pytest.mark.parametrize("k", [1, 4])
+@pytest.mark.parametrize("m", [1, 2])
+def test_law(k: int, m: int) -> None:
+    draw = sampler(seed=k)
+    asked = policy(k=k, m=m, max_draws=400, rise=2)
+    served = (Cards.run(asked, Toy(draw), i) for i in range(3000))
+    assert_follows(served, exact(asked))
+
+
+async def test_without_one_accepted_the_best_is_taken() -> None:
+    asked = policy(r_star=1e6, max_draws=5, k=2)
+    for seed in range(20):
+        for decision in await collect(Cards.run(asked, Toy(sampler(seed)), seed)):
+            assert decision.accepted is False
+            assert len(decision.candidates) == 6
+            assert decision.score.total == max(score.total for score in decision.scores)
+            assert decision.kl_bound == kl.best_of_n_bound(6)
+
+
+async def test_a_threshold_below_all_is_the_proposal() -> None:
+    for seed in range(20):
+        for decision in await collect(Cards.run(policy(r_star=-1e6), Toy(sampler(seed)), seed)):
+            assert (len(decision.candidates), decision.accepted) == (1, True)
+            assert decision.kl_estimate == 0.0
+
+
+def test_limits() -> None:
+    with pytest.raises(PolicyError, match=r"max_draws is 9; this server accepts 1 to 8"):
+        policy(max_draws=9).check_limits(Limits())

@@ -1,0 +1,53 @@
+"""The log-ratio of a tuned model and its reference is a soft value (METHODS: DPO's identity)."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+
+from cdserve.scoring import Response
+from cdserve.scoring.programmatic import LogLik, LogRatio
+from tests.decoders.toy import RESPONSES, P, Tokens, reward, soft_value
+
+LOG_Z = 1.1267598402
+
+
+def summed(tokens: Tokens, step: Callable[[Tokens, int], float]) -> float:
+    return math.fsum(step(tokens[:i], token) for i, token in enumerate(tokens))
+
+
+def base(prefix: Tokens, token: int) -> float:
+    return math.log(P[token])
+
+
+def optimum(prefix: Tokens, token: int) -> float:
+    """The optimal policy of reward maximisation at beta = 1: p exp(V_soft), normalised."""
+    return math.log(P[token]) + soft_value((*prefix, token)) - soft_value(prefix)
+
+
+def response(tokens: Tokens) -> Response:
+    loglik = {"base": summed(tokens, base), "tuned": summed(tokens, optimum)}
+    return Response(prompt="", text="", tokens=len(tokens), finished=True, values={}, loglik=loglik)
+
+
+@pytest.mark.parametrize("beta", [1.0, 0.25])
+async def test_of_a_response_it_is_the_reward_up_to_a_constant(beta: float) -> None:
+    ratio = LogRatio("tuned", "base", beta)
+    found = await ratio.score([response(y) for y in RESPONSES])
+    assert found == pytest.approx([beta * (reward(y) - LOG_Z) for y in RESPONSES], abs=1e-9)
+
+
+async def test_of_a_prefix_it_is_the_soft_value_up_to_the_same() -> None:
+    prefixes = sorted({y[:i] for y in RESPONSES for i in range(1, len(y) + 1)})
+    found = await LogRatio("tuned", "base", 1.0).score([response(s) for s in prefixes])
+    assert found == pytest.approx([soft_value(s) - LOG_Z for s in prefixes], abs=1e-9)
+
+
+async def test_log_likelihood() -> None:
+    (found,) = await LogLik("base").score([response((0, 1, 2))])
+    assert found == pytest.approx(math.log(0.5 * 0.3 * 0.2))
+
+
+def test_what_they_read() -> None:
+    assert LogRatio("tuned", "base", 1.0).models == {"tuned", "base"}
+    assert LogLik("ref").models == {"ref"}
