@@ -2,7 +2,8 @@
 
 import math
 import random
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from itertools import repeat
 from typing import Literal
 
 from pydantic import Field
@@ -44,38 +45,45 @@ class RejectionPolicy(SearchPolicy):
 class Threshold(Select):
     """Takes the first candidate accepted, with probability min(1, exp((score - threshold) / η)).
 
-    It takes the best of ``max_draws`` if none is. For one decision only.
+    It takes the best of ``max_draws`` if none is.
 
     Args:
         eta: η, in units of the score.
-        threshold: scores from here on are always accepted.
+        thresholds: one a decision; scores from there on are always accepted.
         max_draws: candidates after which the best is taken.
         rng: the source of one uniform number a candidate.
     """
 
-    def __init__(self, eta: float, threshold: float, max_draws: int, rng: random.Random) -> None:
+    def __init__(
+        self, eta: float, thresholds: Iterable[float], max_draws: int, rng: random.Random
+    ) -> None:
         self._eta = eta
-        self._threshold = threshold
+        self._thresholds = iter(thresholds)
         self._max_draws = max_draws
         self._rng = rng
+        self._settled = True
+        self._threshold = math.nan
         self._log_u: list[float] = []
         self._taken: int | None = None
 
     def choose(self, scores: Sequence[float]) -> int | None:
+        if self._settled:  # these are of a new decision
+            self._threshold, self._log_u = next(self._thresholds), []
         while len(self._log_u) < len(scores):
             self._log_u.append(math.log1p(-self._rng.random()))
-        for i, (log_u, score) in enumerate(zip(self._log_u, scores, strict=True)):
-            if log_u <= self._log_acceptance(score):
-                self._taken = i
-                return i
-        return Argmax().choose(scores) if len(scores) >= self._max_draws else None
+        drawn = enumerate(zip(self._log_u, scores, strict=True))
+        accepted = (i for i, (log_u, score) in drawn if log_u <= self._log_acceptance(score))
+        self._taken = next(accepted, None)
+        self._settled = self._taken is not None or len(scores) >= self._max_draws
+        if self._taken is None and self._settled:
+            return Argmax().choose(scores)
+        return self._taken
 
     def accepted(self) -> bool:
         return self._taken is not None
 
     def kl_bound(self, count: int) -> float:
-        # Draws left undone would have been draws not taken.
-        return kl.best_of_n_bound(max(count, self._max_draws))
+        return kl.best_of_n_bound(self._max_draws)  # draws left undone would be draws not taken
 
     def kl_estimate(self, scores: Sequence[float], logprob: float | None) -> float:
         if self._taken is None:
@@ -93,13 +101,15 @@ class Threshold(Select):
 class Accept(Threshold):
     """The threshold is the highest reward, so what is accepted has the law p exp(r / η) / Z."""
 
+    def __init__(self, eta: float, r_max: float, max_draws: int, rng: random.Random) -> None:
+        super().__init__(eta, repeat(r_max), max_draws, rng)
+        self._r_max = r_max
+
     def choose(self, scores: Sequence[float]) -> int | None:
         top = max(scores)
-        if top > self._threshold and not math.isclose(
-            top, self._threshold, rel_tol=1e-9, abs_tol=1e-9
-        ):
+        if top > self._r_max and not math.isclose(top, self._r_max, rel_tol=1e-9, abs_tol=1e-9):
             raise ScoringError(
-                f"a response's score is {top:.9g}, and {FIELD}.r_max is {self._threshold:.9g}; "
+                f"a response's score is {top:.9g}, and {FIELD}.r_max is {self._r_max:.9g}; "
                 "accepted responses have the law asked for only where no score is above it"
             )
         return super().choose(scores)

@@ -63,6 +63,7 @@ class _Round:
     ranks: Sequence[float] = ()
 
     async def add(self, drawn: Sequence[Prefix], proposal: Proposal) -> None:
+        """Scores what was drawn, and with the first draw what had ended before."""
         new = drawn if self.prefixes else [*self.before, *drawn]
         self.prefixes += new
         self.scores += await proposal.score(new)

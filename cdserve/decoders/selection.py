@@ -54,8 +54,8 @@ class Select(Protocol):
         return None
 
     def kl_bound(self, count: int) -> float:
-        """Bound on the KL of taking one of the ``count`` i.i.d. draws made, in nats."""
-        ...
+        """Bound on the KL of taking one of ``count`` i.i.d. draws, in nats: best-of-n's."""
+        return kl.best_of_n_bound(count)
 
     def kl_estimate(self, scores: Sequence[float], logprob: float | None) -> float:
         """Estimate of it from one decision, in nats; ``logprob`` is log p of the draw taken."""
@@ -72,9 +72,6 @@ class Argmax(Select):
     def choose(self, scores: Sequence[float]) -> int:
         return max(range(len(scores)), key=scores.__getitem__)
 
-    def kl_bound(self, count: int) -> float:
-        return kl.best_of_n_bound(count)
-
     def kl_estimate(self, scores: Sequence[float], logprob: float | None) -> float:
         if logprob is None:
             return kl.best_of_n_bound(len(scores))
@@ -87,11 +84,15 @@ class Argmax(Select):
 class Weighted(Select):
     """Takes candidate i with a probability of its own; the base of rules that draw the index.
 
+    A strength → 0 is argmax, → ∞ is the proposal itself.
+
     Args:
+        strength: of the randomness, in units of the score.
         rng: the source of the one uniform number a decision needs.
     """
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, strength: float, rng: random.Random) -> None:
+        self._strength = strength
         self._rng = rng
 
     @abstractmethod
@@ -100,9 +101,6 @@ class Weighted(Select):
 
     def choose(self, scores: Sequence[float]) -> int:
         return self._rng.choices(range(len(scores)), self.weights(scores))[0]
-
-    def kl_bound(self, count: int) -> float:
-        return kl.best_of_n_bound(count)
 
     def kl_estimate(self, scores: Sequence[float], logprob: float | None) -> float:
         # The KL of the index from uniform, given the draws; its mean bounds that of the draw taken.
@@ -116,20 +114,12 @@ class Weighted(Select):
 class Softmax(Weighted):
     """Takes candidate i with probability softmax(score / λ): soft best-of-n (arXiv 2505.03156).
 
-    λ → 0 is argmax, λ → ∞ is the proposal itself.
-
-    Args:
-        temperature: λ, in units of the score.
-        rng: the source of the one uniform number a decision needs.
+    λ is the strength.
     """
-
-    def __init__(self, temperature: float, rng: random.Random) -> None:
-        super().__init__(rng)
-        self._temperature = temperature
 
     def weights(self, scores: Sequence[float]) -> list[float]:
         top = max(scores)
-        unnormalised = [math.exp((score - top) / self._temperature) for score in scores]
+        unnormalised = [math.exp((score - top) / self._strength) for score in scores]
         total = sum(unnormalised)
         return [weight / total for weight in unnormalised]
 
@@ -137,20 +127,12 @@ class Softmax(Weighted):
 class Pessimistic(Weighted):
     """Takes candidate i with probability max(0, score_i - l) / (K β): arXiv 2503.21878.
 
-    l is where these sum to one, so that no candidate counts for more than what a χ² penalty on the
-    drift allows. β → 0 is argmax, β → ∞ is the proposal itself.
-
-    Args:
-        beta: β, in units of the score.
-        rng: the source of the one uniform number a decision needs.
+    β is the strength; l is where these sum to one, so that no candidate counts for more than what
+    a χ² penalty on the drift allows.
     """
 
-    def __init__(self, beta: float, rng: random.Random) -> None:
-        super().__init__(rng)
-        self._beta = beta
-
     def weights(self, scores: Sequence[float]) -> list[float]:
-        level = pessimistic_level(scores, self._beta)
+        level = pessimistic_level(scores, self._strength)
         shares = [max(0.0, score - level) for score in scores]
         total = math.fsum(shares)
         return [share / total for share in shares]
@@ -169,10 +151,23 @@ def pessimistic_level(scores: Sequence[float], beta: float) -> float:
     raise AssertionError("no score is below -inf")
 
 
-class KeepSeveral(Argmax):
+class Bounded(Argmax):
+    """The base of rules whose order of the responses depends on the draws.
+
+    ε_n is of a fixed order, so that the bound is all that is known of their KL.
+    """
+
+    def kl_estimate(self, scores: Sequence[float], logprob: float | None) -> float:
+        return self.kl_bound(len(scores))
+
+    def kl_estimator(self, logprob: float | None) -> str:
+        return "bound"
+
+
+class KeepSeveral(Bounded):
     """Keeps the highest scores, of equal ones the first drawn; the base of rules that keep several.
 
-    What is taken depends on draws made after it, so that the bound is all that is known of the KL.
+    What is taken depends on draws made after it.
     """
 
     def keep(self, scores: Sequence[float]) -> Sequence[int]:
@@ -183,12 +178,6 @@ class KeepSeveral(Argmax):
     @abstractmethod
     def width(self, count: int) -> int:
         """How many of ``count`` are kept."""
-
-    def kl_estimate(self, scores: Sequence[float], logprob: float | None) -> float:
-        return self.kl_bound(len(scores))
-
-    def kl_estimator(self, logprob: float | None) -> str:
-        return "bound"
 
 
 class Beam(KeepSeveral):
@@ -212,7 +201,7 @@ class Beam(KeepSeveral):
         return math.log(count)  # the first count is of W K draws
 
 
-class WorstCase(Argmax):
+class WorstCase(Bounded):
     """Takes the highest Σ w_g V_g at the worst w of the simplex: RMOD (arXiv 2503.08796).
 
     V_g are the parts of the scores. Where a reward failed and the operator lets the others go on,
@@ -231,13 +220,6 @@ class WorstCase(Argmax):
         values = np.array([list(score.parts.values()) for score in scores])
         ranks: list[float] = (values @ worst_weights(values, self._strength)).tolist()
         return ranks
-
-    def kl_estimate(self, scores: Sequence[float], logprob: float | None) -> float:
-        # ε_n is of a fixed order of the responses; here it depends on the draws.
-        return kl.best_of_n_bound(len(scores))
-
-    def kl_estimator(self, logprob: float | None) -> str:
-        return "bound"
 
 
 def worst_weights(values: NDArray[np.float64], strength: float) -> NDArray[np.float64]:

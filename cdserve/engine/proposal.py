@@ -114,7 +114,8 @@ class EngineProposal:
 
         If one fails or this is cancelled, the engine drops them all.
         """
-        starts = [self._start(prefix, max_tokens) for prefix in prefixes for _ in range(count)]
+        begun = [self._start(prefix, max_tokens) for prefix in prefixes]
+        starts = [start for start in begun for _ in range(count)]
         draw, self._draws = self._draws, self._draws + 1
         try:
             with GENERATE_SECONDS.time():

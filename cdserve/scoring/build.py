@@ -19,8 +19,7 @@ from cdserve.scoring.programmatic import (
     ValueHead,
 )
 from cdserve.scoring.reward import Reward, Terms
-from cdserve.scoring.reward_model import AGGREGATES as STEP_AGGREGATES
-from cdserve.scoring.reward_model import ModelOutput, RewardModel, Steps
+from cdserve.scoring.reward_model import STEP_AGGREGATES, ModelOutput, RewardModel, Steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ import re
 import threading
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from concurrent.futures import Future
 from typing import ClassVar
 
 from cdserve.scoring.reward import Response, Reward
@@ -154,27 +154,17 @@ class Python(AtOnce):
         exit.
         """
         await self._threads.acquire()
-        loop = asyncio.get_running_loop()
-        made: asyncio.Future[list[float]] = loop.create_future()
+        made: Future[list[float]] = Future()
+        running = asyncio.wrap_future(made)
+        running.add_done_callback(lambda _: self._threads.release())
+        run = threading.Thread(target=self._run, args=(responses, made), name="reward", daemon=True)
+        run.start()
+        return await asyncio.shield(running)
 
-        def finish(values: list[float], error: Exception | None) -> None:
-            self._threads.release()
-            if made.done():  # nobody waits any more
-                return
-            if error is not None:
-                made.set_exception(error)
-            else:
-                made.set_result(values)
-
-        def run() -> None:
-            values: list[float] = []
-            failure: Exception | None = None
-            try:
-                values = [self(response) for response in responses]
-            except Exception as error:
-                failure = error
-            with suppress(RuntimeError):  # the server has stopped meanwhile
-                loop.call_soon_threadsafe(finish, values, failure)
-
-        threading.Thread(target=run, daemon=True, name="reward").start()
-        return await made
+    def _run(self, responses: Sequence[Response], made: "Future[list[float]]") -> None:
+        try:
+            made.set_result([self(response) for response in responses])
+        except BaseException as error:
+            # A future takes no StopIteration, and a SystemExit would end the server.
+            harmless = isinstance(error, Exception) and not isinstance(error, StopIteration)
+            made.set_exception(error if harmless else RuntimeError(repr(error)))

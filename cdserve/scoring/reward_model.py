@@ -3,11 +3,12 @@
 import json
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from cdserve.scoring.batching import Batcher
+from cdserve.scoring.ensemble import Aggregate
 from cdserve.scoring.reward import Response, Reward
 
 Outputs = Sequence[Sequence[float]]
@@ -48,7 +49,7 @@ class Steps:
 
     marker: str
     separator: str
-    aggregate: Callable[[Sequence[float]], float]
+    aggregate: Aggregate
     probability: bool
 
     def split(self, text: str) -> list[str]:
@@ -63,7 +64,7 @@ class Steps:
         return self.aggregate([_probability(row, column) for row in rows])
 
 
-AGGREGATES: Mapping[str, Callable[[Sequence[float]], float]] = {
+STEP_AGGREGATES: Mapping[str, Aggregate] = {
     "last": lambda values: values[-1],
     "min": min,
     "mean": statistics.fmean,

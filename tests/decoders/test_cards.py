@@ -1,18 +1,20 @@
 """Cascade reward sampling: the published threshold, the law on ab3, what happens if none passes."""
 
 import math
-import random
 from collections import defaultdict
+from itertools import islice
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from cdserve import kl
 from cdserve.decoders import Cards, CardsPolicy
-from cdserve.decoders.cards import RisingThreshold
+from cdserve.decoders.cards import rising
 from cdserve.errors import PolicyError
 
 from .toy import (
+    LENGTH,
     Limits,
     Tokens,
     Toy,
@@ -33,14 +35,14 @@ def policy(**fields: Any) -> CardsPolicy:
 
 def test_published_threshold() -> None:
     """r* 8.5, alpha 0.5 (METHODS: CARDS); r(x) = 1 begins at 4.75."""
-    rule = RisingThreshold(policy(r_star=8.5, rise=4), 1.0, random.Random(0))
-    assert [rule.threshold(t) for t in range(6)] == [4.75, 5.6875, 6.625, 7.5625, 8.5, 8.5]
+    thresholds = rising(policy(r_star=8.5, rise=4), 1.0)
+    assert list(islice(thresholds, 6)) == [4.75, 5.6875, 6.625, 7.5625, 8.5, 8.5]
 
 
 def exact(asked: CardsPolicy) -> dict[Tokens, float]:
     """The law where there is no end to the draws."""
     responses: defaultdict[Tokens, float] = defaultdict(float)
-    rule = RisingThreshold(asked, value(()), random.Random(0))
+    thresholds = list(islice(rising(asked, value(())), LENGTH))
 
     def go(prefix: Tokens, mass: float, t: int) -> None:
         if ended(prefix):
@@ -48,7 +50,7 @@ def exact(asked: CardsPolicy) -> dict[Tokens, float]:
             return
         passing = {
             block: probability(block)
-            * math.exp(min(0.0, (value(prefix + block) - rule.threshold(t)) / asked.beta))
+            * math.exp(min(0.0, (value(prefix + block) - thresholds[t]) / asked.beta))
             for block in blocks(prefix, asked.m)
         }
         total = math.fsum(passing.values())
@@ -69,7 +71,7 @@ def test_law(k: int, m: int) -> None:
 
 
 async def test_without_one_accepted_the_best_is_taken() -> None:
-    asked = policy(r_star=1e6, max_draws=5, k=2)
+    asked = policy(r_star=1e6, max_draws=6, k=2)
     for seed in range(20):
         for decision in await collect(Cards.run(asked, Toy(sampler(seed)), seed)):
             assert decision.accepted is False
@@ -88,3 +90,12 @@ async def test_a_threshold_below_all_is_the_proposal() -> None:
 def test_limits() -> None:
     with pytest.raises(PolicyError, match=r"max_draws is 9; this server accepts 1 to 8"):
         policy(max_draws=9).check_limits(Limits())
+    policy(max_draws=8).check_limits(Limits())
+
+
+@pytest.mark.parametrize("sent", [{"max_draws": 6, "k": 4}, {"max_draws": 2, "k": 4}])
+def test_draws_are_made_k_at_once(sent: dict[str, int]) -> None:
+    message = f"it must divide max_draws, which is {sent['max_draws']}"
+    with pytest.raises(ValidationError, match=message):
+        policy(**sent)
+    assert policy(max_draws=12, k=4).width == 12

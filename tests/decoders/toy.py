@@ -85,8 +85,8 @@ CRITICAL = [
     31.26,
     32.91,
     34.53,
+    36.12,
 ]
-CRITICAL.append(36.12)
 
 
 class Toy:

@@ -150,6 +150,14 @@ class TestFailures:
             await of(function).score([response()])
         assert isinstance(caught.value.__cause__, KeyError)
 
+    @pytest.mark.parametrize("error", [StopIteration(), SystemExit(3)])
+    async def test_an_operators_function_that_ends_more_than_itself(self, error: Any) -> None:
+        def function(prompt: str, response: str) -> float:
+            raise error
+
+        with pytest.raises(ScoringError, match=r"reward 'own' failed: (StopIteration|SystemExit)"):
+            await of(function).score([response()])
+
     async def test_a_sum_that_is_not_finite(self) -> None:
         huge = Python(lambda *_: 1e308)
         made = Objective({"one": 1.0, "two": 1.0}, {"one": huge, "two": huge})
