@@ -70,10 +70,9 @@ async def answers(
     base_url: str, prompts: Sequence[str], concurrency: int, policy: dict[str, Any], draw: str
 ) -> list[Pair]:
     """One answer a prompt."""
-    client = AsyncOpenAI(base_url=f"{base_url}/v1", api_key="-", max_retries=0)
     slots = asyncio.Semaphore(concurrency)
 
-    async def one(prompt: str) -> Pair:
+    async def one(client: AsyncOpenAI, prompt: str) -> Pair:
         async with slots:
             made = await client.completions.create(
                 model="demo",
@@ -85,7 +84,9 @@ async def answers(
         length = made.usage.completion_tokens
         return sentiment_gold(prompt, made.choices[0].text), -abs(length - TARGET) / TARGET
 
-    return await asyncio.gather(*map(one, prompts))
+    # Closed by hand: one left to be collected may close a socket that the next one has by then.
+    async with AsyncOpenAI(base_url=f"{base_url}/v1", api_key="-", max_retries=0) as client:
+        return await asyncio.gather(*(one(client, prompt) for prompt in prompts))
 
 
 def point(pairs: Sequence[Pair], base: Sequence[Pair]) -> dict[str, Any]:
@@ -130,7 +131,7 @@ def draw(table: Mapping[str, Any], base: Mapping[str, Any], path: Path) -> None:
             _line(axes, points, combination)
         axes.set_title(method)
         axes.set_xlabel(f"brevity, −|length − {TARGET}| / {TARGET}")
-        axes.legend(loc="lower left", fontsize=8)
+        axes.legend(loc="center left", fontsize=8)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("ground-truth sentiment")
     figure.savefig(path, metadata={"Date": None})
