@@ -1,16 +1,19 @@
 """KL from the distribution sampled from: bounds and estimates, in nats.
 
 Sources: best-of-n, arXiv 2401.01879 (Theorem 3.1 and the ε_n estimator); blockwise, arXiv
-2310.17022 section 4, a sum over decisions by the chain rule; best-of-Poisson, arXiv 2506.19248.
+2310.17022 section 4, a sum over decisions by the chain rule; best-of-Poisson, arXiv 2506.19248;
+soft best-of-n, arXiv 2505.03156.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 Flag = Literal["ok", "inspect", "high"]
 
 INSPECT_NATS = 8.0
 HIGH_NATS = 15.0
+_MAX_STEPS = 100
 
 
 def best_of_n_bound(n: int) -> float:
@@ -46,6 +49,72 @@ def best_of_n_estimate(logp: float, n: int) -> float:
     missed = math.exp(n * log_miss)
     hit = -math.expm1(n * log_miss)
     return missed * (math.log(n) + (n - 1) * log_miss - (n - 1) / n) + hit * (math.log(hit) - logp)
+
+
+def blockwise_bound(k: int | Sequence[int], decisions: int) -> float:
+    """KL of ``decisions`` best-of-K decisions ≤ the sum of their bounds, in nats.
+
+    Args:
+        k: blocks a decision; a sequence is one number a decision, the last repeated.
+        decisions: how many.
+    """
+    counts = [k] if isinstance(k, int) else list(k)
+    counts += counts[-1:] * (decisions - len(counts))
+    return math.fsum(map(best_of_n_bound, counts[:decisions]))
+
+
+def effective_n(bound: float) -> float:
+    """The n, not always whole, whose best-of-n has this bound: log n − 1 + 1/n = ``bound``.
+
+    Raises:
+        ValueError: ``bound`` is negative or not finite.
+    """
+    if not 0 <= bound < math.inf:
+        raise ValueError(f"bound must be a number of nats from 0, got {bound}")
+    log_n = bound + math.sqrt(2.0 * bound)  # Newton from above: the function of log n is convex
+    for _ in range(_MAX_STEPS):
+        step = log_n + math.expm1(-log_n) - bound
+        if step <= 1e-15 * bound:
+            break
+        log_n += step / math.expm1(-log_n)
+    return math.exp(log_n) if log_n < 709 else math.inf
+
+
+def largest_n(budget: float, most: int) -> int:
+    """The largest n from 1 to ``most`` whose bound is within a budget of nats; 1 costs nothing."""
+    low, high = 1, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if best_of_n_bound(middle) <= budget else (low, middle - 1)
+    return low
+
+
+def win_rate_bound(n: int) -> float:
+    """Best-of-n's win-rate against p is at most n / (n + 1), which it has where no two rewards tie.
+
+    Raises:
+        ValueError: ``n`` < 1.
+    """
+    if n < 1:
+        raise ValueError(f"n must be at least 1, got {n}")
+    return n / (n + 1)
+
+
+def soft_best_of_n_bound(n: int, variation: float) -> float:
+    """KL(p e^{r/λ} / Z ‖ soft best-of-n at λ) ≤ log(1 + variation / n): how far it is from its aim.
+
+    Args:
+        n: candidates.
+        variation: Var[e^{r/λ}] / E[e^{r/λ}]² under p.
+
+    Raises:
+        ValueError: ``n`` < 1, or ``variation`` is negative.
+    """
+    if n < 1:
+        raise ValueError(f"n must be at least 1, got {n}")
+    if not variation >= 0:
+        raise ValueError(f"variation must be at least 0, got {variation}")
+    return math.log1p(variation / n)
 
 
 def best_of_poisson_bound(mu: float) -> float:

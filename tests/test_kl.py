@@ -12,7 +12,12 @@ from cdserve.kl import (
     best_of_n_estimate,
     best_of_poisson_bound,
     best_of_poisson_estimate,
+    blockwise_bound,
+    effective_n,
     flag,
+    largest_n,
+    soft_best_of_n_bound,
+    win_rate_bound,
 )
 
 COUNTS = st.integers(1, 10**6)
@@ -48,6 +53,44 @@ class TestBound:
         spent = decisions * best_of_n_bound(k)
         assert best_of_n_bound(math.floor(n)) < spent < best_of_n_bound(math.ceil(n + 0.5))
 
+    @pytest.mark.parametrize(
+        ("k", "decisions", "n"),
+        [(6, 3, 47.2), (4, 4, 33.6), (4, 8, 440.6), (8, 2, 29.2), (8, 4, 335), (32, 2, 400)],
+    )
+    def test_published_effective_n(self, k: int, decisions: int, n: float) -> None:
+        assert effective_n(blockwise_bound(k, decisions)) == pytest.approx(n, rel=2e-3)
+
+    @reproducible
+    @given(st.floats(0, 600))
+    def test_effective_n_has_the_bound(self, nats: float) -> None:
+        log_n = math.log(effective_n(nats))
+        assert log_n + math.expm1(-log_n) == pytest.approx(nats, rel=1e-9, abs=1e-14)
+
+    @reproducible
+    @given(st.integers(1, 10**9))
+    def test_effective_n_of_a_whole_n(self, n: int) -> None:
+        assert effective_n(best_of_n_bound(n)) == pytest.approx(n, rel=1e-6)
+
+    def test_effective_n_beyond_floats(self) -> None:
+        assert effective_n(1e6) == math.inf
+        for nats in (-1e-9, math.nan, math.inf):
+            with pytest.raises(ValueError, match="from 0"):
+                effective_n(nats)
+
+    def test_a_schedule_repeats_its_last(self) -> None:
+        expected = best_of_n_bound(8) + 3 * best_of_n_bound(2)
+        assert blockwise_bound([8, 2], 4) == pytest.approx(expected, abs=1e-15)
+        assert blockwise_bound([8, 2], 1) == best_of_n_bound(8)
+        assert blockwise_bound(4, 0) == 0
+
+    @reproducible
+    @given(st.floats(0, 20), st.integers(1, 2000))
+    def test_the_largest_n_is_inside_and_the_next_is_not(self, nats: float, most: int) -> None:
+        n = largest_n(nats, most)
+        assert 1 <= n <= most
+        assert best_of_n_bound(n) <= nats
+        assert n == most or best_of_n_bound(n + 1) > nats
+
     @reproducible
     @given(COUNTS)
     def test_it_grows_with_n_and_stays_below_log_n(self, n: int) -> None:
@@ -58,6 +101,56 @@ class TestBound:
     def test_n_must_be_positive(self, n: int) -> None:
         with pytest.raises(ValueError, match=f"got {n}"):
             best_of_n_bound(n)
+
+
+class TestWinRate:
+    @pytest.mark.parametrize("n", [1, 2, 3, 4, 8, 64])
+    def test_bound(self, n: int) -> None:
+        assert win_rate_bound(n) == n / (n + 1)
+
+    def test_n_must_be_positive(self) -> None:
+        with pytest.raises(ValueError, match="got 0"):
+            win_rate_bound(0)
+
+
+class TestSoftBestOfN:
+    """METHODS 6.9: rewards 0 and 1 with probability a half each."""
+
+    @staticmethod
+    def law(n: int, strength: float) -> float:
+        """P(1)."""
+        odds = math.exp(1 / strength)
+        return math.fsum(
+            math.comb(n, k) * 2.0**-n * k * odds / (k * odds + n - k) for k in range(n + 1)
+        )
+
+    @pytest.mark.parametrize(("n", "p"), [(2, 0.61552929), (8, 0.70645880), (64, 0.72819068)])
+    def test_published_law(self, n: int, p: float) -> None:
+        assert self.law(n, 1.0) == pytest.approx(p, abs=5e-9)
+
+    def test_published_bound(self) -> None:
+        aim, made = math.e / (1 + math.e), self.law(8, 1.0)
+        kl = aim * math.log(aim / made) + (1 - aim) * math.log((1 - aim) / (1 - made))
+        assert kl == pytest.approx(0.00148425, abs=5e-9)
+        assert self.bound(8, 1.0) == pytest.approx(0.02634396, abs=5e-9)
+
+    @staticmethod
+    def bound(n: int, strength: float) -> float:
+        odds = math.exp(1 / strength)
+        mean = (1 + odds) / 2
+        return soft_best_of_n_bound(n, ((1 + odds**2) / 2 - mean**2) / mean**2)
+
+    @pytest.mark.parametrize("n", [1, 2, 5, 40])
+    @pytest.mark.parametrize("strength", [0.3, 1.0, 4.0])
+    def test_it_bounds_the_kl(self, n: int, strength: float) -> None:
+        aim, made = 1 / (1 + math.exp(-1 / strength)), self.law(n, strength)
+        kl = aim * math.log(aim / made) + (1 - aim) * math.log((1 - aim) / (1 - made))
+        assert 0 <= kl <= self.bound(n, strength)
+
+    @pytest.mark.parametrize(("n", "variation"), [(0, 1.0), (2, -0.1), (2, math.nan)])
+    def test_refused(self, n: int, variation: float) -> None:
+        with pytest.raises(ValueError, match="must be at least"):
+            soft_best_of_n_bound(n, variation)
 
 
 class TestEstimate:
