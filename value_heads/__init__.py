@@ -3,6 +3,7 @@
 from .base import Base
 from .cache import CachedRollouts, ShardWriter
 from .card import markdown
+from .confidence import confidence_head, mean_confidence
 from .config import HeadConfig
 from .files import check_base, hash_base
 from .heads import Head, QHead, ValueHead, load_head
@@ -49,6 +50,7 @@ __all__ = [
     "centred_on_top_k",
     "check_base",
     "clipped_squared_error",
+    "confidence_head",
     "correlation",
     "correlation_by_bucket",
     "fit",
@@ -60,6 +62,7 @@ __all__ = [
     "load_head",
     "markdown",
     "masked_squared_error",
+    "mean_confidence",
     "measure",
     "mixed",
     "monte_carlo",

@@ -70,23 +70,30 @@ class CachedRollouts(Sequence[Rollouts]):
 
     Args:
         folder, name: as the writer's.
-        rewards: float32 [B, G] of all responses of the set, in order.
+        rewards: float32 [B, G] of all responses of the set, in order; None for no reward, G = 0.
 
     Raises:
         FileNotFoundError: there is no shard.
         ValueError: there are not as many rewards as responses.
     """
 
-    def __init__(self, folder: Path, name: str, rewards: Tensor) -> None:
+    def __init__(self, folder: Path, name: str, rewards: Tensor | None = None) -> None:
         self._paths = shard_paths(folder, name)
         if not self._paths:
             raise FileNotFoundError(f"{folder} has no shard of {name}")
         counts = [_responses(path) for path in self._paths]
+        if rewards is None:
+            rewards = torch.zeros(sum(counts), 0)
         if rewards.ndim != 2 or len(rewards) != sum(counts):
             raise ValueError(
                 f"rewards of {name} must be [{sum(counts)}, G], got {list(rewards.shape)}"
             )
         self._rewards = torch.split(rewards.float(), counts)
+
+    @property
+    def ended(self) -> Tensor:
+        """Which responses of the set ended by themselves, bool [B]; read without the states."""
+        return torch.cat([_read(path, "ended") for path in self._paths])
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -112,3 +119,9 @@ def _responses(path: Path) -> int:
     with safe_open(path, "pt") as file:
         (count,) = file.get_slice("lengths").get_shape()
         return int(count)
+
+
+def _read(path: Path, name: str) -> Tensor:
+    with safe_open(path, "pt") as file:
+        tensor: Tensor = file.get_tensor(name)
+        return tensor

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 FORMAT_VERSION = 1
 
-Architecture = Literal["linear", "mlp", "lowrank", "tied"]
+Architecture = Literal["linear", "mlp", "lowrank", "tied", "mahalanobis"]
 Kind = Literal["mean", "soft"]
 Output = Literal["identity", "sigmoid"]
 
@@ -18,20 +18,23 @@ class HeadConfig:
     """The configuration of a value head, stored as its `config.json`.
 
     Attributes:
-        architecture: of a value head "linear", or "mlp" with one hidden layer; of a Q-head
-            "lowrank", or "tied" to the base model's LM head.
+        architecture: of a value head "linear", "mlp" with one hidden layer, or "mahalanobis", minus
+            a distance (`confidence_head`); of a Q-head "lowrank", or "tied" to the base model's LM
+            head.
         kind: what the value is of the rewards to come: "mean" is E[r | prefix], "soft" is
-            beta log E[exp(r / beta) | prefix].
+            beta log E[exp(r / beta) | prefix]. A "mahalanobis" head, which predicts no reward, has
+            "mean".
         beta: of a soft value, in reward units a nat; None for a mean.
         output: what the net's outputs go through before shift and scale: nothing, or for rewards
-            from shift to shift + scale a "sigmoid"; a Q-head has the identity.
-        rewards: names of the G outputs.
+            from shift to shift + scale a "sigmoid"; a Q-head and a "mahalanobis" head have the
+            identity.
+        rewards: names of the G outputs; a "mahalanobis" head has one.
         hidden_size: size d of the base model's hidden state.
         mlp_width: width of the hidden layer of an "mlp"; None for the others.
         rank: inner width r of a "lowrank" Q-head; None for the others.
         vocab_size: tokens that a Q-head has values of; None for a value head.
         shift, scale: G numbers each; V = shift + scale * output(net(h)), in units of the raw
-            reward.
+            reward; a "mahalanobis" head, whose value has no unit, has 0 and 1.
         base_model: name of the base model, for people.
         base_hash: `hash_base` of the base model's folder; None for a head that may be attached
             to any model of the same hidden size.
@@ -70,10 +73,10 @@ class HeadConfig:
             _check("beta", self.beta, "a positive number, as the head is soft", _is_positive)
         else:
             _check("beta", self.beta, "null, as the head is no soft one", _one_of(None))
-        if self.architecture in ("linear", "mlp"):
-            _check("output", self.output, '"identity" or "sigmoid"', _one_of(*get_args(Output)))
-        else:
+        if self.architecture in ("lowrank", "tied"):
             _check("output", self.output, '"identity", as it is a Q-head', _one_of("identity"))
+        else:
+            _check("output", self.output, '"identity" or "sigmoid"', _one_of(*get_args(Output)))
         _check("rewards", self.rewards, "one or more different, non-empty names", _is_names)
         _check("hidden_size", self.hidden_size, "a positive integer", _is_positive_int)
         self._check_size("mlp_width", "mlp")
@@ -83,6 +86,8 @@ class HeadConfig:
         _check("shift", self.shift, numbers, lambda value: _is_numbers(value, count))
         positive = f"{count} positive numbers, one for each reward"
         _check("scale", self.scale, positive, lambda value: _is_positives(value, count))
+        if self.architecture == "mahalanobis":
+            self._check_distance()
         _check("base_model", self.base_model, "a string", lambda value: isinstance(value, str))
         _check("base_hash", self.base_hash, "64 hexadecimal digits or null", _is_hash)
         _check("layer", self.layer, "an integer", lambda value: type(value) is int)
@@ -97,6 +102,15 @@ class HeadConfig:
             _check(field, value, "a positive integer", _is_positive_int)
         else:
             _check(field, value, f"null, as the head is {self.architecture}", _one_of(None))
+
+    def _check_distance(self) -> None:
+        """Refuse what would make the value another one than minus the distance."""
+        why = "as the head is mahalanobis"
+        _check("kind", self.kind, f'"mean", {why}', _one_of("mean"))
+        _check("output", self.output, f'"identity", {why}', _one_of("identity"))
+        _check("rewards", self.rewards, f"one name, {why}", lambda value: len(value) == 1)
+        _check("shift", self.shift, f"0, {why}", lambda value: value == (0,))
+        _check("scale", self.scale, f"1, {why}", lambda value: value == (1,))
 
     def to_json(self) -> str:
         """Return the configuration as JSON text."""

@@ -121,13 +121,19 @@ class Head(nn.Module, ModelHubMixin, library_name="cdserve", tags=["value-head"]
             base_model=config.base_model, library_name="cdserve", tags=["value-head"]
         )
         place = "after" if config.post_norm else "before"
+        what, units = self._card_terms
         return ModelCard(
             f"---\n{data.to_yaml()}\n---\n\n"
             f"# {self.name}: {', '.join(config.rewards)}\n\n"
-            f"A {config.architecture} head ({config.kind} value) on `hidden_states[{config.layer}]`"
+            f"A {config.architecture} head ({what}) on `hidden_states[{config.layer}]`"
             f" of `{config.base_model}`, {place} the final norm, {config.hidden_size} wide.\n"
-            f"Values are in units of the raw reward.\n\n{self.report}"
+            f"{units}\n\n{self.report}"
         )
+
+    @property
+    def _card_terms(self) -> tuple[str, str]:
+        """What its values are, and their units, for the model card."""
+        return f"{self.config.kind} value", "Values are in units of the raw reward."
 
 
 class ValueHead(Head):
@@ -137,15 +143,17 @@ class ValueHead(Head):
     Controlled Decoding (arXiv 2310.17022, equation 1).
     """
 
-    architectures = ("linear", "mlp")
+    architectures = ("linear", "mlp", "mahalanobis")
     name = "Value head"
 
     def __init__(self, config: HeadConfig, report: str = "") -> None:
         """As every head's."""
         super().__init__(config, report)
         outputs = len(config.rewards)
-        if config.mlp_width is None:
-            self.net: nn.Module = nn.Linear(config.hidden_size, outputs)
+        if config.architecture == "mahalanobis":
+            self.net: nn.Module = MinusDistance(config.hidden_size)
+        elif config.mlp_width is None:
+            self.net = nn.Linear(config.hidden_size, outputs)
         else:
             self.net = nn.Sequential(
                 nn.Linear(config.hidden_size, config.mlp_width),
@@ -171,6 +179,32 @@ class ValueHead(Head):
         """Return what the net gives, float32 [..., G], before output, scale and shift."""
         found: Tensor = self.net(hidden.float())
         return found
+
+    @property
+    def _card_terms(self) -> tuple[str, str]:
+        if self.config.architecture == "mahalanobis":
+            return "minus a distance", "Its value has no unit; it is 0 at the most."
+        return super()._card_terms
+
+
+class MinusDistance(nn.Module):
+    """The net of a "mahalanobis" head: -sqrt((h - centre)^T Sigma^-1 (h - centre)).
+
+    Its weights come from `confidence_head`, not from a fit: float32 `centre` [d] and `factor`
+    [d, d], with factor^T factor = Sigma^-1.
+    """
+
+    def __init__(self, hidden_size: int) -> None:
+        """Begin with the Euclidean distance from 0."""
+        super().__init__()
+        self.centre = nn.Parameter(torch.zeros(hidden_size), requires_grad=False)
+        self.factor = nn.Parameter(torch.eye(hidden_size), requires_grad=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return float32 [..., 1], at most 0, of hidden states float32 [..., d]."""
+        whitened = (hidden - self.centre) @ self.factor.T
+        distance: Tensor = torch.linalg.vector_norm(whitened, dim=-1, keepdim=True)
+        return -distance
 
 
 class QHead(Head):

@@ -120,6 +120,11 @@ class Rollouts:
         """Where in `tokens` each response's last is, int64 [B]."""
         return self.lengths.cumsum(0) - 1
 
+    @property
+    def final(self) -> Tensor:
+        """Where in `states` the last state of each response that ended is, int64 [n]."""
+        return self.after[self.last[self.ended]]
+
     @cached_property
     def mask(self) -> Tensor:
         """Where a padded batch of the responses has a token, bool [B, T]."""

@@ -71,9 +71,14 @@ def fit(
         progress: whether to show a bar of each epoch.
 
     Raises:
-        ValueError: the method or the clip does not suit the head, the checkpoint is of another
-            fit, or no response is there to learn from.
+        ValueError: the head is not one to fit, the method or the clip does not suit it, the
+            checkpoint is of another fit, or no response is there to learn from.
     """
+    if head.config.architecture == "mahalanobis":
+        raise ValueError(
+            "architecture of a head to fit must be one of linear, mlp, lowrank, tied, got "
+            "'mahalanobis': confidence_head makes such a head"
+        )
     method, options = method or MonteCarlo(), options or FitOptions()
     method.check(head, base)
     if options.clip is not None and (head.config.kind, head.config.output) != ("mean", "identity"):

@@ -1,10 +1,10 @@
-"""``cdserve heads``: train, inspect, import and publish value heads and Q-heads."""
+"""``cdserve heads``: train, make, inspect, import and publish value heads and Q-heads."""
 
 import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cdserve.commands import train
+from cdserve.commands import confidence, train
 from cdserve.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     kinds = heads.add_subparsers(dest="heads_command", required=True)
 
     train.add(kinds)
+    confidence.add(kinds)
 
     inspect = kinds.add_parser("inspect", help="say what a head is, and check its files")
     inspect.add_argument("head", help="a folder, or a repository on the Hub")

@@ -53,7 +53,12 @@ class Heads:
     def outputs(self) -> Mapping[str, HeadOutput]:
         """What its value head says of each reward."""
         outputs = [
-            HeadOutput(kind=config.kind, shift=shift, scale=scale)
+            HeadOutput(
+                kind=config.kind,
+                shift=shift,
+                scale=scale,
+                prefixes=config.architecture != "mahalanobis",  # it knows ends of responses alone
+            )
             for config in self.values.configs.values()
             for shift, scale in zip(config.shift, config.scale, strict=True)
         ]

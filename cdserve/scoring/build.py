@@ -29,6 +29,8 @@ class HeadOutput:
     kind: str
     shift: float
     scale: float
+    prefixes: bool = True
+    """Whether it has a meaning for unfinished responses."""
 
 
 def build(
@@ -63,7 +65,7 @@ def _reward(
 ) -> Reward:
     match settings:
         case config.ValueHeadReward():
-            return ValueHead(name, head.kind if head else "mean")
+            return ValueHead(name) if head is None else ValueHead(name, head.kind, head.prefixes)
         case config.LogLikReward():
             return LogLik(settings.member)
         case config.LogRatioReward():

@@ -30,14 +30,14 @@ class ValueHead(AtOnce):
     """V of the prefix, from a head inside the engine (arXiv 2310.17022)."""
 
     kind: ClassVar[str] = "value_head"
-    prefixes = True
     per_token = True
     reads_values = True
 
-    def __init__(self, name: str, scores: str) -> None:
+    def __init__(self, name: str, scores: str = "mean", prefixes: bool = True) -> None:
         self._name = name
         self.scores = scores
         """``mean`` or ``soft``: what kind of value the head declares to be."""
+        self.prefixes = prefixes
 
     def __call__(self, response: Response) -> float:
         return response.values[self._name]

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 
 from cdserve.errors import ConfigError
 from cdserve.training.backbone import Backbone
+from cdserve.training.cache import SETTINGS
 from cdserve.training.job import Data
 from cdserve.training.prompts import Prompt, encode, read_prompts, text_of
 from cdserve.training.rollouts import Sampler, Sampling, read
@@ -21,8 +22,6 @@ from value_heads import ShardWriter, hash_base
 
 MOST_HELD_OUT = 1000
 """Prompts of a set that is not trained on: more would make no figure better."""
-
-_SETTINGS = "settings.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,10 +96,11 @@ def _claim(data: Data, collection: Collection) -> None:
         "temperature": data.temperature,
         "sample_seed": data.seed,
     }
-    path = data.cache / _SETTINGS
+    path = data.cache / SETTINGS
     if not path.exists():
         data.cache.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+        made = {"model": data.model, **wanted}  # the hash says which one; the name is for people
+        path.write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
         return
     found = json.loads(path.read_text(encoding="utf-8"))
     for key, value in wanted.items():

@@ -9,7 +9,14 @@ import torch
 
 from cdserve.cli import main
 from cdserve.demo import MODEL_DIR, PROMPTS_PATH
-from value_heads import QHead, ValueHead, check_base
+from value_heads import (
+    CachedRollouts,
+    QHead,
+    ValueHead,
+    check_base,
+    confidence_head,
+    mean_confidence,
+)
 from value_heads import training as fitting
 
 FLAGS = (
@@ -152,6 +159,25 @@ class TestOnTheSameResponses:
         with pytest.raises(SystemExit, match=rf"--teacher {head} is no Q-head, but mlp"):
             train(prompts, cache, tmp_path / "other", *command)
 
+    def test_the_confidence_of_its_responses(
+        self, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        out = tmp_path / "confidence"
+        main(["heads", "confidence", "--cache", str(cache), "--out", str(out)])
+        made = ValueHead.from_pretrained(out)
+        check_base(made.config, MODEL_DIR)
+        assert (made.config.base_model, made.config.hidden_size) == (str(MODEL_DIR), 256)
+        train, validation = (CachedRollouts(cache, name) for name in ("train", "validation"))
+        expected = confidence_head(train, base_model="").state_dict()
+        assert all(
+            torch.equal(weight, expected[name]) for name, weight in made.state_dict().items()
+        )
+        assert capsys.readouterr().out == (
+            f"{out}: confidence of {int(train.ended.sum())} responses that ended; mean "
+            f"{mean_confidence(made, validation):.4g} on {int(validation.ended.sum())} responses "
+            "to validation prompts\n"
+        )
+
     def test_a_stopped_run_goes_on(
         self, prompts: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -186,9 +212,11 @@ class TestOnTheSameResponses:
             for folder in (head, tmp_path / "again")
         ]
         assert losses[1] < losses[0]
-        other = ("--head", "linear", "--method", "fudge", "--start", str(head))
-        with pytest.raises(SystemExit, match=r"has architecture mlp, not linear"):
-            train(prompts, cache, tmp_path / "other", *other)
+        main(["heads", "confidence", "--cache", str(cache), "--out", str(tmp_path / "distance")])
+        for start, architecture in ((head, "mlp"), (tmp_path / "distance", "mahalanobis")):
+            other = ("--head", "linear", "--method", "fudge", "--start", str(start))
+            with pytest.raises(SystemExit, match=f"has architecture {architecture}, not linear"):
+                train(prompts, cache, tmp_path / "other", *other)
 
     @pytest.mark.parametrize(
         ("arguments", "refusal"),
@@ -245,6 +273,14 @@ class TestRefusals:
         with pytest.raises(SystemExit, match=refusal):
             train(prompts, tmp_path / "cache", tmp_path / "x", *arguments)
         assert not (tmp_path / "cache").exists()
+
+    def test_a_distance_is_not_trained(
+        self, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        arguments = ("--head", "mahalanobis", "--method", "fudge")
+        with pytest.raises(SystemExit):
+            train(prompts, tmp_path / "cache", tmp_path / "x", *arguments)
+        assert "argument --head: invalid choice: 'mahalanobis'" in capsys.readouterr().err
 
     def test_a_reward_may_be_a_module_of_the_working_folder(
         self, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

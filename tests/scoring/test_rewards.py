@@ -76,6 +76,10 @@ class TestValueHead:
         assert reward.prefixes
         assert not reward.reads_text
 
+    def test_a_head_may_know_ends_alone(self) -> None:
+        head = HeadOutput(kind="mean", shift=0.0, scale=1.0, prefixes=False)
+        assert not one(config.ValueHeadReward(kind="value_head", path="head"), head).prefixes
+
 
 class TestPython:
     def test_it_sees_prompt_and_response(self) -> None:
