@@ -9,6 +9,7 @@ from cdserve.engine.choices import AlignedRequest, Choice, SearchedChoice, Steer
 from cdserve.engine.likelihoods import Likelihoods
 from cdserve.engine.proposal import EngineProposal
 from cdserve.engine.proxy import EngineProxy
+from cdserve.engine.reward_models import RewardModels
 from cdserve.engine.run import AlignmentRun
 from cdserve.engine.steering import Paths
 from cdserve.engine.values import Values, refuse_reserved
@@ -34,15 +35,22 @@ class AlignedEngine(EngineProxy):
         values: reads V out of it.
         paths: reads the KL of steered requests out of it.
         likelihoods: reads log-likelihoods of responses out of it.
+        models: the reward models that score beside it.
     """
 
     def __init__(
-        self, inner: EngineClient, values: Values, paths: Paths, likelihoods: Likelihoods
+        self,
+        inner: EngineClient,
+        values: Values,
+        paths: Paths,
+        likelihoods: Likelihoods,
+        models: RewardModels,
     ) -> None:
         super().__init__(inner)
         self.values = values
         self.likelihoods = likelihoods
         self._paths = paths
+        self._models = models
         self._live: defaultdict[str, list[Choice]] = defaultdict(list)
 
     def generate(
@@ -85,6 +93,11 @@ class AlignedEngine(EngineProxy):
                 options={k: v for k, v in options.items() if k in PASSED_ON and v is not None},
             )
         )
+
+    async def check_health(self) -> None:
+        """As vLLM's; a reward model that requests fail without has to be alive too."""
+        await self.inner.check_health()
+        await self._models.check_health()
 
     async def abort(self, request_id: str | Iterable[str]) -> None:
         """As vLLM's; an aligned request's candidates are aborted with it."""

@@ -82,7 +82,7 @@ async def _serve(args: Namespace, settings: Settings, heads: Heads, models: Rewa
             values, paths = Values(inner, heads), Paths()
             likelihoods = Likelihoods(inner, settings.likelihoods)
             try:
-                engine = AlignedEngine(inner, values, paths, likelihoods)
+                engine = AlignedEngine(inner, values, paths, likelihoods, models)
                 shutdown = await build_and_serve(engine, listen_address, sock, args)
             finally:
                 values.close()

@@ -21,13 +21,14 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from cdserve.config import RewardModelReward, Settings
 from cdserve.engine.vllm import AsyncEngineArgs, EngineClient, as_flags, check_version, tokens_input
 from cdserve.errors import ConfigError, shown
-from cdserve.metrics import SCORER_BATCH_SIZE
+from cdserve.metrics import SCORER_BATCH_SIZE, SCORER_CACHED_TOKENS, SCORER_TOKENS
 from cdserve.scoring import ModelOutput
 from cdserve.scoring.batching import Batcher
 from cdserve.scoring.reward_model import Dialogue, Outputs
 
 _OWN = ("model", "runner", "convert", "disable_log_stats")
-_CPU_DEFAULTS = {"enforce_eager": True, "kv_cache_memory_bytes": 512 << 20}
+# vLLM's KV blocks of 128 tokens would hold too few of a prefix to find it again.
+_CPU_DEFAULTS = {"enforce_eager": True, "kv_cache_memory_bytes": 512 << 20, "block_size": 32}
 _BINDING = "VLLM_CPU_OMP_THREADS_BIND"
 
 
@@ -42,6 +43,8 @@ class ModelEngine:
 
     def __init__(self, reward: str, args: AsyncEngineArgs, marker: int | None) -> None:
         self._batch_size = SCORER_BATCH_SIZE.labels(reward)
+        self._tokens = SCORER_TOKENS.labels(reward)
+        self._cached_tokens = SCORER_CACHED_TOKENS.labels(reward)
         self._args = args
         self._marker = marker
         self._engine: EngineClient | None = None
@@ -62,6 +65,11 @@ class ModelEngine:
                     build_async_engine_client_from_engine_args(self._args)
                 )
             yield
+
+    async def check_health(self) -> None:
+        """Raises what vLLM does if the engine has died."""
+        assert self._engine is not None
+        await self._engine.check_health()
 
     async def scores(self, dialogues: Sequence[Dialogue]) -> list[Outputs | BaseException]:
         """All outputs of each dialogue, raw, or why it has none."""
@@ -86,6 +94,8 @@ class ModelEngine:
             tokens_input(token_ids), raw, f"reward-{random_uuid()}"
         ):
             outputs = made.outputs.data.tolist()
+            self._cached_tokens.inc(made.num_cached_tokens)
+        self._tokens.inc(len(token_ids))
         if self._marker is None:
             return [outputs]
         return [row for token, row in zip(token_ids, outputs, strict=True) if token == self._marker]
@@ -108,6 +118,8 @@ class RewardModels:
 
     engines: Sequence[ModelEngine]
     outputs: Mapping[str, ModelOutput]
+    required: Sequence[ModelEngine]
+    """Engines without which some request would fail."""
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -116,6 +128,11 @@ class RewardModels:
             for engine in self.engines:
                 await stack.enter_async_context(engine.running())
             yield
+
+    async def check_health(self) -> None:
+        """Raises what vLLM does if an engine that some request would fail without has died."""
+        for engine in self.required:
+            await engine.check_health()
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +155,7 @@ def plan(settings: Settings) -> RewardModels:
     """
     planned: dict[str, _Planned] = {}
     outputs: dict[str, ModelOutput] = {}
+    required: set[ModelEngine] = set()
     for name, reward in settings.rewards.items():
         if not isinstance(reward, RewardModelReward):
             continue
@@ -155,7 +173,10 @@ def plan(settings: Settings) -> RewardModels:
                 )
         column = _column(name, reward, model.config.hf_config.id2label)
         outputs[name] = ModelOutput(queue=model.queue, column=column)
-    return RewardModels([model.engine for model in planned.values()], outputs)
+        if reward.on_failure == "error":
+            required.add(model.engine)
+    engines = [model.engine for model in planned.values()]
+    return RewardModels(engines, outputs, required=list(required))
 
 
 def _planned(name: str, reward: RewardModelReward) -> _Planned:

@@ -48,6 +48,16 @@ def test_one_model_and_the_same_flags_are_one_engine(folder: Path) -> None:
     assert len(models.engines) == 2
 
 
+def test_an_engine_is_required_where_a_request_fails_without_it(folder: Path) -> None:
+    policies = [("skip", 32), ("error", 32), ("base", 64)]
+    rewards = [
+        {"output": 0, "on_failure": policy, "engine": {"max_model_len": length}}
+        for policy, length in policies
+    ]
+    models = planned(folder, *rewards)
+    assert models.required == models.engines[:1]
+
+
 def test_without_reward_models_nothing_runs(folder: Path) -> None:
     assert planned(folder).engines == []
 

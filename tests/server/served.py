@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any
 
 import httpx2
+import psutil
 import yaml
 
 from cdserve.demo import DEMO_DIR, HEAD_DIR, MODEL_DIR, Q_HEAD_DIR, REF_DIR, TUNED_DIR
@@ -91,6 +92,12 @@ class Served:
     def async_client(self) -> httpx2.AsyncClient:
         """A plain HTTP client of it, for many requests at once."""
         return httpx2.AsyncClient(base_url=self.base_url, timeout=120)
+
+    def engines(self) -> list[int]:
+        """Process ids of its engines, those that started first come first."""
+        children = psutil.Process(self._process.pid).children()
+        started = sorted(children, key=psutil.Process.create_time)
+        return [child.pid for child in started if child.name().startswith("VLLM::Engine")]
 
     def metric(self, name: str) -> float:
         """A number of vLLM's own, such as ``num_requests_running``."""

@@ -88,6 +88,24 @@ async def test_it_raises_the_true_reward_and_requests_share_batches(server: Serv
     assert counted["scored"] > counted["batches"]
 
 
+def test_accepted_blocks_are_in_its_prefix_cache(http: httpx2.Client) -> None:
+    policy = {"method": "blockwise_cd", "k": 2, "m": 32, "rewards": {"early": 1}}
+    body = {"model": "demo", "prompt": PROMPTS[1], "max_tokens": 128, "alignment": policy}
+    before = _counted(http)
+    (choice,) = http.post("/v1/completions", json={**body, "ignore_eos": True}).json()["choices"]
+    read, cached = (b - a for a, b in zip(before, _counted(http), strict=True))
+    assert choice["finish_reason"] == "length"
+    # Of four decisions the first has the prompt's blocks at most, the last three blocks more.
+    assert 2 * (32 + 64 + 96) * 0.8 < cached < read
+
+
+def _counted(http: httpx2.Client) -> list[float]:
+    lines = http.get("/metrics").text.splitlines()
+    names = [f"cdserve_scorer_{name}_total{{" for name in ("tokens", "cached_tokens")]
+    found = [[line for line in lines if line.startswith(name)] for name in names]
+    return [float(line.rsplit(" ", 1)[1]) for (line,) in found]
+
+
 def test_prefixes_are_for_the_operator_to_declare(http: httpx2.Client) -> None:
     policy = {"method": "blockwise_cd", "k": 2, "m": 32}
     body = {"model": "demo", "prompt": PROMPTS[0], "max_tokens": 64}
