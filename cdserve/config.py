@@ -228,6 +228,12 @@ class Limits(_Section):
     max_candidate_tokens: int = Field(
         default=65536, ge=1, description="Candidates × max_tokens × answers of a request."
     )
+    max_kl_budget: float | None = Field(
+        default=None,
+        ge=0,
+        description="Nats that the KL bound of any answer to a request may reach, presets apart; "
+        "methods that keep no budget are refused. None for no such limit.",
+    )
     allow_negative_weights: bool = Field(
         default=False, description="Whether requests may give members negative weights."
     )

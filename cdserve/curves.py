@@ -47,7 +47,8 @@ def _top_weights(total: int, n: int) -> NDArray[np.float64]:
     log_p -= log_factorial[total] - log_factorial[n] - log_factorial[total - n]
     weights = np.zeros(total)
     weights[n - 1 :] = np.exp(log_p)
-    return weights / weights.sum()
+    total_weight: np.float64 = weights.sum()
+    return weights / total_weight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

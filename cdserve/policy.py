@@ -170,8 +170,29 @@ class Policy(Sent):
         """What its tokens are drawn from; None for the base model."""
         return None
 
+    @property
+    def budget(self) -> float | None:
+        """Nats that the KL bound of a response may not pass; None for no such limit."""
+        return None
+
     def check_limits(self, limits: Limits) -> None:
         """Raises PolicyError where the operator's limits are exceeded."""
+
+
+class BudgetedPolicy(Policy):
+    """Base of the policies that keep a response's KL bound within a budget."""
+
+    kl_budget: float | None = Field(
+        default=None,
+        ge=0,
+        le=1e6,
+        description="Nats that the KL bound of a response never passes: searches draw fewer "
+        "candidates, and steered tokens are left to the base model, once more would pass it.",
+    )
+
+    @property
+    def budget(self) -> float | None:
+        return self.kl_budget
 
 
 class SoftmaxSelection(_Object):
@@ -227,7 +248,7 @@ class SearchPolicy(Policy):
         return self.proposal
 
 
-class SelectingPolicy(SearchPolicy):
+class SelectingPolicy(SearchPolicy, BudgetedPolicy):
     """What the search methods share that let the client choose the selection rule."""
 
     selection: Selection = Field(

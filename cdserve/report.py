@@ -8,12 +8,15 @@ from cdserve import kl
 from cdserve.decoders.candidate import Decision
 
 
-def report(method: str, decisions: Sequence[Decision], trace: bool) -> dict[str, Any]:
+def report(
+    method: str, decisions: Sequence[Decision], trace: bool, budget: float | None = None
+) -> dict[str, Any]:
     """One response's report, as the wire has it.
 
     Args:
         decisions: all of the response's decisions, in order; at least one.
         trace: whether to list every decision's candidates.
+        budget: that of the KL bound, in nats.
     """
     last = decisions[-1].score
     totals = [score.total for decision in decisions for score in decision.scores]
@@ -29,6 +32,8 @@ def report(method: str, decisions: Sequence[Decision], trace: bool) -> dict[str,
         "ties": sum(decision.tie for decision in decisions),
         "kl": {**kl_of, "flag": kl.flag(kl_of["bound"])},
     }
+    if budget is not None:
+        made["kl"] |= {"budget": budget, "limited": _limited(decisions)}
     if decisions[-1].accepted is not None:
         made["accepted"] = all(decision.accepted for decision in decisions)
     failed = Counter(name for decision in decisions for name in decision.score.failed)
@@ -85,6 +90,14 @@ def _kl(decisions: Sequence[Decision]) -> dict[str, Any]:
         "bound": sum(decision.kl_bound for decision in decisions) + steering,
         "estimate": sum(decision.kl_estimate for decision in decisions) + steering,
         "estimator": estimator,
+    }
+
+
+def _limited(decisions: Sequence[Decision]) -> dict[str, int]:
+    """What a budget left undone: decisions with fewer candidates, tokens that were not steered."""
+    return {
+        "decisions": sum(decision.limited for decision in decisions),
+        "tokens": sum(decision.candidate.unsteered for decision in decisions),
     }
 
 

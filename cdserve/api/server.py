@@ -10,8 +10,8 @@ from cdserve.decoders import Decoder
 from cdserve.engine.heads import Heads
 from cdserve.engine.run import AlignmentRun
 from cdserve.engine.steering import steering
-from cdserve.errors import ConfigError, PolicyError
-from cdserve.policy import FIELD, Policy, SearchPolicy, parse, parse_object
+from cdserve.errors import ConfigError, PolicyError, shown
+from cdserve.policy import FIELD, BudgetedPolicy, Policy, SearchPolicy, parse, parse_object
 from cdserve.scoring import ModelOutput, Reward
 
 _OPERATORS = {"path", "q_head", "callable", "force", "url", "api_key_env", "engine"}
@@ -68,7 +68,7 @@ class AlignmentServer:
         Raises:
             PolicyError: naming the field, the value and what is accepted.
         """
-        policy = parse(sent, self._methods(), self.presets)
+        policy = parse(self._bounded(sent), self._methods(), self.presets)
         return None if policy is None else self._run(policy, operator=isinstance(sent, str))
 
     def preset_of(self, model: str | None) -> str | None:
@@ -103,6 +103,26 @@ class AlignmentServer:
             f"methods {', '.join(self.decoders)}; rewards {', '.join(self.rewards) or 'none'}; "
             f"presets {', '.join(self.presets) or 'none'}"
         )
+
+    def _bounded(self, sent: object) -> object:
+        """What a client sent, with the operator's KL budget where it has none of its own."""
+        most = self.settings.limits.max_kl_budget
+        if most is None or not isinstance(sent, dict) or sent.get("method") == "none":
+            return sent
+        sent = {"kl_budget": most, **sent}
+        budget, method = sent["kl_budget"], self._methods().get(str(sent.get("method")))
+        if method is not None and not issubclass(method, BudgetedPolicy):
+            raise PolicyError(
+                f"{FIELD}.method is {shown(sent['method'])}, which keeps no KL budget; this server "
+                f"bounds the KL at {most:g} nats",
+                f"{FIELD}.method",
+            )
+        if budget is None or (isinstance(budget, int | float) and budget > most):
+            raise PolicyError(
+                f"{FIELD}.kl_budget is {shown(budget)}; this server accepts 0 to {most:g} nats",
+                f"{FIELD}.kl_budget",
+            )
+        return sent
 
     def _run(self, policy: Policy, *, operator: bool) -> AlignmentRun:
         policy.check_limits(self.settings.limits)

@@ -36,4 +36,5 @@ class BestOfN:
     def run(
         cls, policy: BestOfNPolicy, proposal: Proposal, seed: int | None
     ) -> AsyncGenerator[Decision, None]:
-        return search(proposal, k=policy.n, m=None, select=rule(policy, seed))
+        select = rule(policy, seed)
+        return search(proposal, k=policy.n, m=None, select=select, budget=policy.kl_budget)

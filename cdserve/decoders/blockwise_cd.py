@@ -35,6 +35,8 @@ class BlockwiseCDPolicy(SelectingPolicy):
     def _keeps_the_highest(cls, beam_width: int, info: ValidationInfo) -> int:
         if beam_width > 1 and info.data.get("selection", "argmax") != "argmax":
             raise ValueError("with another selection than 'argmax' it must be 1")
+        if beam_width > 1 and info.data.get("kl_budget") is not None:
+            raise ValueError("with a kl_budget it must be 1")
         return beam_width
 
     @property
@@ -66,7 +68,8 @@ class BlockwiseCD:
         cls, policy: BlockwiseCDPolicy, proposal: Proposal, seed: int | None
     ) -> AsyncGenerator[Decision, None]:
         if policy.beam_width == 1:
-            return search(proposal, k=policy.k, m=policy.m, select=rule(policy, seed))
+            select, budget = rule(policy, seed), policy.kl_budget
+            return search(proposal, k=policy.k, m=policy.m, select=select, budget=budget)
         first, *rest = [policy.k, policy.k] if isinstance(policy.k, int) else policy.k
         # All beams begin as one, the prompt, which has the blocks of all of them.
         counts = [policy.beam_width * first, *(rest or [first])]

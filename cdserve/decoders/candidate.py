@@ -27,6 +27,8 @@ class Candidate:
     """log p of the block in nats, where the request asked for logprobs."""
     kl: float | None = None
     """KL of its tokens' distributions from the base model's, in nats, where they are steered."""
+    unsteered: int = 0
+    """Tokens that a budget left to the base model's distribution."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,8 @@ class Decision:
     """Estimate of the same, in nats."""
     kl_estimator: str
     """How it was estimated."""
+    limited: bool = False
+    """Whether a budget left it fewer candidates than were asked for."""
     accepted: bool | None = None
     """Whether the candidate passed the rule's own test; None for rules that have none."""
 
@@ -78,13 +82,18 @@ class Proposal(Protocol):
     """Where candidates come from: what continues one prompt."""
 
     async def sample(
-        self, prefixes: Sequence[Prefix], count: int, max_tokens: int | None
+        self,
+        prefixes: Sequence[Prefix],
+        count: int,
+        max_tokens: int | None,
+        budget: float | None = None,
     ) -> Sequence[Candidate]:
         """``count`` i.i.d. continuations of each prefix, those of the first one first.
 
         Args:
             prefixes: none of them has ended.
             max_tokens: block length in tokens; None runs each to the end of the response.
+            budget: nats that the steering of each may cost; None for no limit.
         """
         ...
 

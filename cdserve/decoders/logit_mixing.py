@@ -6,10 +6,10 @@ The engine does it, in its own step (MOD, arXiv 2406.18853; proxy tuning, arXiv 
 from typing import ClassVar, Literal
 
 from cdserve.decoders.registry import decoder
-from cdserve.policy import Mix, Policy
+from cdserve.policy import BudgetedPolicy, Mix
 
 
-class LogitMixingPolicy(Mix, Policy):
+class LogitMixingPolicy(Mix, BudgetedPolicy):
     """Draws each token in proportion to the product of members' p_i(z|s)^w_i."""
 
     method: Literal["logit_mixing"]

@@ -9,12 +9,18 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, repeat
 
+from cdserve import kl
 from cdserve.decoders.candidate import Decision, Prefix, Proposal, Score
 from cdserve.decoders.selection import Select
 
 
 async def search(
-    proposal: Proposal, *, k: int | Sequence[int], m: int | None, select: Select
+    proposal: Proposal,
+    *,
+    k: int | Sequence[int],
+    m: int | None,
+    select: Select,
+    budget: float | None = None,
 ) -> AsyncGenerator[Decision, None]:
     """Decodes one response, until every prefix kept has ended; the best of them is it.
 
@@ -25,7 +31,9 @@ async def search(
         k: candidates a draw for each prefix kept; a sequence is one number a draw, the last
             repeated.
         m: block length in tokens; None is ∞.
-        select: the selection rule.
+        select: the selection rule; with a budget, one that keeps one prefix.
+        budget: nats that the sum of the decisions' bounds and of the steering never passes. Each
+            draw has as many candidates as what is left allows, and their steering has the rest.
     """
     counts = _counts(k)
     kept: Sequence[Prefix] = [()]
@@ -36,7 +44,8 @@ async def search(
         now = _Round(before=[prefix for prefix in kept if _ended(prefix)])
         chosen: Sequence[int] | None = None
         while chosen is None:
-            drawn = await proposal.sample(going, count := next(counts), m)
+            count = now.asks(next(counts), budget)
+            drawn = await proposal.sample(going, count, m, now.left)
             await now.add([(*going[i // count], one) for i, one in enumerate(drawn)], proposal)
             now.ranks = select.rank(now.scores)
             chosen = select.keep(now.ranks)
@@ -46,8 +55,10 @@ async def search(
         if done:
             kept = kept[:1]
         while settled < len(kept[0]) and len({id(prefix[settled]) for prefix in kept}) == 1:
-            yield _decision(rounds[settled:], kept[0], settled, select)
+            yield (decision := _decision(rounds[settled:], kept[0], settled, select))
             settled += 1
+            if budget is not None:
+                budget -= decision.kl_bound + (decision.candidate.kl or 0.0)
         if done:
             return
 
@@ -61,6 +72,18 @@ class _Round:
     prefixes: list[Prefix] = field(default_factory=list)
     scores: list[Score] = field(default_factory=list)
     ranks: Sequence[float] = ()
+    limited: bool = False
+    left: float | None = None
+    """Of the budget, for the steering of each candidate."""
+
+    def asks(self, count: int, budget: float | None) -> int:
+        """How many candidates are drawn where ``count`` were asked for."""
+        if budget is None:
+            return count
+        allowed = kl.largest_n(budget, count)
+        self.limited = allowed < count
+        self.left = max(0.0, budget - kl.best_of_n_bound(allowed))
+        return allowed
 
     async def add(self, drawn: Sequence[Prefix], proposal: Proposal) -> None:
         """Scores what was drawn, and with the first draw what had ended before."""
@@ -97,6 +120,7 @@ def _decision(rounds: Sequence[_Round], prefix: Prefix, index: int, select: Sele
         kl_bound=select.kl_bound(len(siblings)),
         kl_estimate=select.kl_estimate(siblings, candidate.cumulative_logprob),
         kl_estimator=select.kl_estimator(candidate.cumulative_logprob),
+        limited=rounds[0].limited,
         accepted=select.accepted(),
     )
 

@@ -6,10 +6,10 @@ The engine does it, in its own step; there is nothing to search.
 from typing import Literal
 
 from cdserve.decoders.registry import decoder
-from cdserve.policy import Policy, Tilt
+from cdserve.policy import BudgetedPolicy, Tilt
 
 
-class TokenwiseCDPolicy(Tilt, Policy):
+class TokenwiseCDPolicy(Tilt, BudgetedPolicy):
     """Draws each token in proportion to p(z|s) exp(Q(s, z) / beta)."""
 
     method: Literal["tokenwise_cd"]

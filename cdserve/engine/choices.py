@@ -22,7 +22,6 @@ from cdserve.engine.vllm import (
     SamplingParams,
     TokenizerLike,
 )
-from cdserve.report import report
 from cdserve.scoring import Response
 
 
@@ -90,9 +89,7 @@ class SearchedChoice:
                     decisions.append(decision)
                     output = self._writer.append(decision.candidate)
                     if output.finished():
-                        run.reports[self._request.index, self._choice] = report(
-                            run.policy.method, decisions, run.policy.report == "trace"
-                        )
+                        run.report_on(decisions, self._request.index, self._choice)
                     yield output
                     if output.finished():
                         return
@@ -146,8 +143,10 @@ class SteeredChoice:
                     ended = output.finish_reason in ("stop", "length", "repetition")
                     if ended and self._reports:
                         end = len(request.prompt) + len(token_ids)
-                        spent = self._paths.read(path, end, end) if steered and token_ids else 0.0
-                        await self._report(token_ids, text, output, spent)
+                        steps = (0.0, 0)
+                        if steered and token_ids:
+                            steps = self._paths.read(path, end, end)
+                        await self._report(token_ids, text, output, *steps)
                     yield output
             finally:
                 self.alive.discard(self._id)
@@ -158,11 +157,18 @@ class SteeredChoice:
         params.n = 1
         if params.seed is not None:
             params.seed += self._choice
-        params.extra_args = wanting(params.extra_args, **self._request.run.steering, path=path)
+        run = self._request.run
+        budget = run.policy.budget
+        params.extra_args = wanting(params.extra_args, **run.steering, path=path, budget=budget)
         return params
 
     async def _report(
-        self, token_ids: list[int], text: str, output: CompletionOutput, spent: float
+        self,
+        token_ids: list[int],
+        text: str,
+        output: CompletionOutput,
+        spent: float,
+        unsteered: int,
     ) -> None:
         run, request = self._request.run, self._request
         values: Mapping[str, float] = {}
@@ -185,7 +191,11 @@ class SteeredChoice:
             messages=run.messages,
         )
         candidate = Candidate(
-            token_ids=tuple(token_ids), finish_reason=output.finish_reason, text=text, kl=spent
+            token_ids=tuple(token_ids),
+            finish_reason=output.finish_reason,
+            text=text,
+            kl=spent,
+            unsteered=unsteered,
         )
         decision = Decision(
             candidates=[candidate],
@@ -196,5 +206,4 @@ class SteeredChoice:
             kl_estimate=0.0,
             kl_estimator="exact_path",
         )
-        made = report(run.policy.method, [decision], run.policy.report == "trace")
-        run.reports[request.index, self._choice] = made
+        run.report_on([decision], request.index, self._choice)

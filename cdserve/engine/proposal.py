@@ -49,6 +49,8 @@ class _Start:
     """Tokens that the response may still have."""
     length: int
     """Tokens that the block may have."""
+    budget: float | None
+    """Nats that its steering may cost."""
 
 
 class EngineProposal:
@@ -108,13 +110,17 @@ class EngineProposal:
         """The very first candidate's output: it carries what was asked of the prompt."""
 
     async def sample(
-        self, prefixes: Sequence[Prefix], count: int, max_tokens: int | None
+        self,
+        prefixes: Sequence[Prefix],
+        count: int,
+        max_tokens: int | None,
+        budget: float | None = None,
     ) -> Sequence[Candidate]:
         """``count`` i.i.d. continuations of each, of at most ``max_tokens`` tokens, with values.
 
         If one fails or this is cancelled, the engine drops them all.
         """
-        begun = [self._start(prefix, max_tokens) for prefix in prefixes]
+        begun = [self._start(prefix, max_tokens, budget) for prefix in prefixes]
         starts = [start for start in begun for _ in range(count)]
         draw, self._draws = self._draws, self._draws + 1
         try:
@@ -155,7 +161,7 @@ class EngineProposal:
         steering = self._alignment.steering
         return await self._values.last(self._prompt, request_id, self._cache_salt, steering)
 
-    def _start(self, prefix: Prefix, max_tokens: int | None) -> _Start:
+    def _start(self, prefix: Prefix, max_tokens: int | None, budget: float | None) -> _Start:
         written = [token for candidate in prefix for token in candidate.token_ids]
         left = self._params.max_tokens - len(written)
         return _Start(
@@ -163,6 +169,7 @@ class EngineProposal:
             text="".join(candidate.text for candidate in prefix),
             left=left,
             length=left if max_tokens is None else min(max_tokens, left),
+            budget=budget,
         )
 
     async def _candidate(self, start: _Start, draw: int, index: int) -> Candidate:
@@ -176,13 +183,15 @@ class EngineProposal:
         if not self._alignment.steered:
             return await self._valued(start, params, request_id, first)
         with self._paths.ticket() as path:
-            params.extra_args = wanting(params.extra_args, path=path.to_wire())
+            wanted = {"path": path.to_wire(), "budget": start.budget}
+            params.extra_args = wanting(params.extra_args, **wanted)
             candidate = await self._valued(start, params, request_id, first)
             if not candidate.token_ids:
                 return replace(candidate, kl=0.0)
             end = len(start.token_ids) + len(candidate.token_ids)
             last = len(start.token_ids) + params.max_tokens
-            return replace(candidate, kl=self._paths.read(path, end, last))
+            spent, unsteered = self._paths.read(path, end, last)
+            return replace(candidate, kl=spent, unsteered=unsteered)
 
     async def _valued(
         self, start: _Start, params: SamplingParams, request_id: str, first: bool

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cdserve import report
-from cdserve.decoders import Decoder
+from cdserve.decoders import Decision, Decoder
 from cdserve.policy import Policy
 from cdserve.scoring import Objective
 
@@ -40,6 +40,12 @@ class AlignmentRun:
         """The index of the next prompt."""
         self.prompts += 1
         return self.prompts - 1
+
+    def report_on(self, decisions: Sequence[Decision], prompt: int, choice: int) -> None:
+        """Makes a choice's report of its decisions."""
+        policy = self.policy
+        made = report.report(policy.method, decisions, policy.report == "trace", policy.budget)
+        self.reports[prompt, choice] = made
 
     def report(self) -> Mapping[str, Any] | None:
         """The answer's report, once all choices are done; None if none was asked for."""

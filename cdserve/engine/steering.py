@@ -94,14 +94,15 @@ class Paths:
     """The KL of steered requests along their paths, as the worker reports it step by step."""
 
     def __init__(self) -> None:
-        self._table = ValueTable(slots=_SLOTS, columns=1, length=_LENGTH)
+        self._table = ValueTable(slots=_SLOTS, columns=2, length=_LENGTH)
 
     def ticket(self) -> AbstractContextManager[Ticket]:
         """A ticket for one engine request, given back at the end."""
         return self._table.ticket()
 
-    def read(self, ticket: Ticket, length: int, sampled: int) -> float:
-        """KL of the steps that led to the prefix of ``length`` tokens, in nats.
+    def read(self, ticket: Ticket, length: int, sampled: int) -> tuple[float, int]:
+        """KL of the steps that led to the prefix of ``length`` tokens, in nats, and how many of
+        them a budget left unsteered.
 
         Of a text cut far before the last of its ``sampled`` tokens, prompt included, the cut's own
         is no longer there: then that of the earliest later prefix that is, which is no less.
@@ -112,7 +113,7 @@ class Paths:
         for later in range(length, sampled + 1):
             found = self._table.read(ticket, later)
             if found is not None:
-                return _number(float(found[0]))
+                return _number(float(found[0])), int(found[1])
         raise ScoringError("the engine reported no KL for a request that it steered")
 
     def close(self) -> None:

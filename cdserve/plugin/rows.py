@@ -5,6 +5,7 @@ it has; the model asks here, in the same step, which of its rows to score and to
 batch, so one table, per worker process.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -58,6 +59,8 @@ class Row:
     """Weight of each member's logits, ``base`` among them."""
     path: Ticket | None
     """Where a steered row's KL along its path goes, in nats."""
+    budget: float | None = None
+    """Nats that it never passes: a step that would is not steered."""
     likelihood: Ticket | None = None
     """Where log p of its tokens goes, summed from the prompt on, or from ``since``."""
     models: frozenset[str] = frozenset()
@@ -73,6 +76,10 @@ class Row:
     """KL of the steps before ``at``."""
     step_kl: float = 0.0
     """KL of the step at ``at``."""
+    unsteered: int = 0
+    """Steps before ``at`` that the budget left unsteered."""
+    step_unsteered: bool = False
+    """Whether the step at ``at`` is one."""
     at: int = -1
     total: npt.NDArray[np.float64] | None = None
     """log p summed so far, ``[models]``; None where it is not known."""
@@ -97,6 +104,7 @@ class Row:
             tilt=tilt and Tilt({int(k): float(v) for k, v in tilt["by"].items()}, tilt["top_k"]),
             mix=wanted.get("mix"),
             path=path and Ticket.from_wire(path),
+            budget=wanted.get("budget"),
             likelihood=Ticket.from_wire(likelihood["ticket"]) if likelihood else None,
             models=frozenset(wanted.get("models", ())),
             since=likelihood.get("since"),
@@ -113,16 +121,26 @@ class Row:
         """Whether the step draws from another distribution than the base model's."""
         return self.draws and (self.tilt is not None or bool(self.mix))
 
-    def spend(self, kl: float) -> float:
-        """The KL along the path with this step's, in nats.
+    def affords(self, kl: float) -> bool:
+        """Begins this step: whether steering it, at this KL, stays within the budget.
 
         A prefix is met more than once: while a prompt is computed in chunks, and where a request
         goes on after preemption. Each time stands in for the one before.
         """
         if self.tokens != self.at:
             self.spent, self.at = self.spent + self.step_kl, self.tokens
-        self.step_kl = kl
-        return self.spent + self.step_kl
+            self.unsteered += self.step_unsteered
+        # Less a little: what is rounded on its way back must not pass the budget. A KL that is no
+        # number is no reason to go on unsteered: it is to be reported.
+        limit = math.inf if self.budget is None else self.budget * (1.0 - 1e-5)
+        self.step_unsteered = self.spent + kl > limit
+        self.step_kl = 0.0 if self.step_unsteered else kl
+        return not self.step_unsteered
+
+    @property
+    def path_so_far(self) -> tuple[float, int]:
+        """KL along the path in nats, this step's included; steps left unsteered."""
+        return self.spent + self.step_kl, self.unsteered + self.step_unsteered
 
 
 class Step(NamedTuple):

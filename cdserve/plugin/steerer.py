@@ -46,7 +46,7 @@ class Steerer:
                     f"{vocabulary}"
                 )
         self._reports = reports
-        self._tables = Tables(columns=1)
+        self._tables = Tables(columns=2)
 
     @torch.inference_mode()
     def steer(
@@ -71,8 +71,7 @@ class Steerer:
         before = logits[index]
         after = self._mixed(before, list(rows), asking, members)
         after = self._tilted(after, hidden[index], asking, lm_head)
-        if self._reports:
-            self._report(asking, before, after)
+        after = self._within_budgets(asking, before, after)
         logits[index] = after
         return logits
 
@@ -140,24 +139,32 @@ class Steerer:
             )
         return delta
 
-    def _report(self, rows: Sequence[Row], before: Tensor, after: Tensor) -> None:
+    def _within_budgets(self, rows: Sequence[Row], before: Tensor, after: Tensor) -> Tensor:
+        """The steered logits, those before where a row's budget is spent; writes the KL."""
         told = [(i, row, row.path) for i, row in enumerate(rows) if row.path is not None]
-        if not told:
-            return
+        if not told or not (self._reports or any(row.budget is not None for row in rows)):
+            return after
         temperatures = [row.temperature for row in rows]
         plain = all(t in (0.0, 1.0) for t in temperatures)
         temperature = None if plain else _tensor(temperatures, before.device)
         nats = kl(before, after, temperature).tolist()
-        spent = [self._resumed(row, path).spend(nats[i]) for i, row, path in told]
-        lengths = [row.tokens + 1 for _, row, _ in told]
-        values = np.array(spent, np.float32)[:, None]
-        self._tables.write([path for _, _, path in told], lengths, values)
+        spent = [i for i, row, path in told if not self._resumed(row, path).affords(nats[i])]
+        if spent:
+            after = after.clone()
+            after[spent] = before[spent]
+        if self._reports:
+            lengths = [row.tokens + 1 for _, row, _ in told]
+            paths = np.array([row.path_so_far for _, row, _ in told], np.float32)
+            self._tables.write([path for _, _, path in told], lengths, paths)
+        return after
 
     def _resumed(self, row: Row, path: Ticket) -> Row:
-        """The row; if its request was preempted, with the KL that it had spent before."""
+        """The row; if its request was preempted, with what its path was before."""
         if row.at < 0 and row.tokens > row.prompt_length:
             found = self._tables.view(path.path).read(path, row.tokens)
-            row.spent = 0.0 if found is None else float(found[0])
+            row.spent, row.unsteered = 0.0, 0
+            if found is not None:
+                row.spent, row.unsteered = float(found[0]), int(found[1])
         return row
 
 

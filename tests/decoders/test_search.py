@@ -123,7 +123,11 @@ class NoLogprobs(Toy):
     """ab3 where nobody asked for logprobs, and rewards that are not the values."""
 
     async def sample(
-        self, prefixes: Sequence[Prefix], count: int, max_tokens: int | None
+        self,
+        prefixes: Sequence[Prefix],
+        count: int,
+        max_tokens: int | None,
+        budget: float | None = None,
     ) -> Sequence[Candidate]:
         return [
             Candidate(token_ids=c.token_ids, finish_reason=c.finish_reason)

@@ -102,7 +102,11 @@ class Toy:
         self._start = start
 
     async def sample(
-        self, prefixes: Sequence[Prefix], count: int, max_tokens: int | None
+        self,
+        prefixes: Sequence[Prefix],
+        count: int,
+        max_tokens: int | None,
+        budget: float | None = None,
     ) -> Sequence[Candidate]:
         return [
             Candidate(

@@ -1,5 +1,6 @@
 """The row table follows the batch as vLLM's model runners change it."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -305,14 +306,30 @@ class TestPath:
         path = row()
         spent = []
         for nats in (0.5, 0.25, 1.0):
-            spent.append(path.spend(nats))
+            assert path.affords(nats)
+            spent.append(path.path_so_far)
             path.tokens += 1
-        assert spent == [0.5, 0.75, 1.75]
+        assert spent == [(0.5, 0), (0.75, 0), (1.75, 0)]
 
     def test_a_prefix_met_again_counts_once(self) -> None:
         """As while a prompt is computed in chunks."""
-        path = row()
-        assert [path.spend(9.0), path.spend(3.0), path.spend(0.5)] == [9.0, 3.0, 0.5]
+        path = row(budget=4.0)
+        assert [path.affords(nats) for nats in (9.0, 3.0, 0.5)] == [False, True, True]
+        assert path.path_so_far == (0.5, 0)
+
+    def test_a_step_that_would_pass_the_budget_is_left_out_and_counted(self) -> None:
+        path = row(budget=1.0)
+        steered = []
+        for nats in (0.6, 0.6, 0.3, 0.2, math.inf, 0.0):
+            steered.append(path.affords(nats))
+            path.tokens += 1
+        assert steered == [True, False, True, False, False, True]
+        assert path.path_so_far == (pytest.approx(0.9), 3)
+
+    def test_a_kl_that_is_no_number_is_reported_as_it_is(self) -> None:
+        path = row(budget=1.0)
+        assert path.affords(math.nan)
+        assert math.isnan(path.path_so_far[0])
 
 
 SIZE = 6

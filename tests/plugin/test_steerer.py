@@ -13,6 +13,7 @@ from torch import Tensor
 from cdserve.demo import Q_HEAD_DIR
 from cdserve.plugin.rows import Row, Tilt
 from cdserve.plugin.steerer import Steerer
+from cdserve.value_table import ValueTable
 from tests.decoders.toy import LENGTH, A, B, E, P, Tokens, probability, reward, soft_value, value
 from value_heads import HeadConfig, QHead, kl
 
@@ -132,3 +133,41 @@ def test_ratios_inside_the_top_k_are_the_tilt_s(tmp_path: Path) -> None:
 def test_a_head_of_more_tokens_than_the_model_s_is_refused() -> None:
     with pytest.raises(ValueError, match=r"sentiment-q has values of 1536 tokens; the model has 9"):
         Steerer([str(Q_HEAD_DIR)], torch.device("cpu"), 9, reports=True)
+
+
+@pytest.mark.parametrize("budget", [0.0, 0.02, 0.1, 0.25, 9.0, None])
+def test_a_budget_is_kept_on_every_path(tmp_path: Path, budget: float | None) -> None:
+    """And what is reported is the KL of the distributions that were drawn from."""
+    coefficient = 1.5
+    steerer = Steerer([str(q_head(tmp_path, value, "lowrank"))], torch.device("cpu"), 3, True)
+    whole = tilted(tmp_path, coefficient)
+    table = ValueTable(slots=1, columns=2, length=16)
+    try:
+        for path in product((A, B), repeat=LENGTH - 1):
+            with table.ticket() as ticket:
+                row = Row(
+                    prompt_length=1,
+                    temperature=1.0,
+                    values=None,
+                    length=None,
+                    tilt=Tilt({0: coefficient}, None),
+                    mix=None,
+                    path=ticket,
+                    budget=budget,
+                )
+                spent, left = 0.0, 0
+                for prefix in (path[:i] for i in range(LENGTH)):
+                    at, row.tokens = PREFIXES.index(prefix), len(prefix) + 1
+                    hidden, before = HIDDEN[at : at + 1], base()[:1]
+                    made = steerer.steer(before.clone(), hidden, {0: row}, lambda _: {}, None)
+                    steered = not torch.equal(made, before)
+                    torch.testing.assert_close(made, whole[at : at + 1] if steered else before)
+                    spent += kl(before, made, torch.ones(1)).item()
+                    left += not steered
+                    found = table.read(ticket, row.tokens + 1)
+                    assert found is not None
+                    assert found.tolist() == pytest.approx([spent, left], abs=1e-6)
+                assert spent <= (math.inf if budget is None else budget)
+                assert left == {None: 0, 9.0: 0, 0.0: LENGTH}.get(budget, left)
+    finally:
+        table.close()

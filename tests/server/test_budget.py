@@ -1,0 +1,113 @@
+"""``kl_budget`` on served requests: long answers, every method that takes one, the operator's."""
+
+from typing import Any
+
+import pytest
+from openai import OpenAI
+
+from cdserve import kl
+from cdserve.api.server import AlignmentServer
+from cdserve.config import Settings
+from cdserve.engine.heads import Attached, Heads
+from cdserve.errors import PolicyError
+from value_heads import QHead, ValueHead
+
+from .wire import complete
+
+TOKENS = 192
+TILT = {"method": "tokenwise_cd", "beta": 0.15}
+POLICIES: dict[str, dict[str, Any]] = {
+    "blockwise": {"method": "blockwise_cd", "k": 4, "m": 16},
+    "softmax": {"method": "blockwise_cd", "k": 8, "m": 16, "selection": {"softmax": 0.3}},
+    "tokenwise": TILT,
+    "mixing": {"method": "logit_mixing", "weights": {"base": 0.0, "tuned": 1.0}},
+    "both": {"method": "blockwise_cd", "k": 4, "m": 32, "proposal": TILT},
+}
+
+
+@pytest.mark.parametrize("budget", [0.5, 2.0])
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_long_answer_stays_within_it(client: OpenAI, name: str, budget: float) -> None:
+    policy = POLICIES[name]
+    long = {"max_tokens": TOKENS, "ignore_eos": True}
+    free = complete(client, policy, **long).alignment
+    assert free["kl"]["bound"] > budget
+    assert "budget" not in free["kl"]
+    answer = complete(client, {**policy, "kl_budget": budget}, **long)
+    assert answer.usage.completion_tokens == TOKENS
+    spent = answer.alignment["kl"]
+    assert 0.3 * budget < spent["bound"] <= budget
+    assert spent["estimate"] <= spent["bound"] + 1e-9
+    assert spent["budget"] == budget
+    limited = spent["limited"]
+    assert (limited["decisions"] > 0) == (policy["method"] == "blockwise_cd")
+    assert (limited["tokens"] > 0) == (name in ("tokenwise", "mixing", "both"))
+
+
+def test_an_ample_budget_changes_nothing(client: OpenAI) -> None:
+    for policy in POLICIES.values():
+        free, held = (complete(client, one) for one in (policy, {**policy, "kl_budget": 1e3}))
+        assert held.choices[0].text == free.choices[0].text
+        assert held.alignment["kl"]["limited"] == {"decisions": 0, "tokens": 0}
+
+
+def test_no_budget_is_the_base(client: OpenAI) -> None:
+    plain = complete(client, {"method": "none"}).choices[0].text
+    for policy in POLICIES.values():
+        held = complete(client, {**policy, "kl_budget": 0})
+        assert held.alignment["kl"]["bound"] == 0
+        if "k" not in policy:  # a block has a seed of its own
+            assert held.choices[0].text == plain
+
+
+def test_best_of_n_draws_the_most_inside_it(client: OpenAI) -> None:
+    policy = {"method": "best_of_n", "n": 16, "kl_budget": 1.0, "report": "trace"}
+    report = complete(client, policy).alignment
+    assert len(report["trace"][0]["candidates"]) == kl.largest_n(1.0, 16) == 6
+    assert report["kl"]["limited"] == {"decisions": 1, "tokens": 0}
+
+
+def limited(most: float) -> AlignmentServer:
+    rewards = {"brevity": {"kind": "length", "target": 40}}
+    sent = {"model": "m", "rewards": rewards, "default_reward": "brevity"}
+    presets = {"far": {"method": "best_of_n", "n": 64}}
+    settings = Settings.model_validate(
+        {**sent, "presets": presets, "limits": {"max_kl_budget": most}}
+    )
+    return AlignmentServer.build(settings, Heads(Attached(ValueHead), Attached(QHead)))
+
+
+class TestOperator:
+    """``limits.max_kl_budget``."""
+
+    @pytest.mark.parametrize(("sent", "budget"), [({}, 2.0), ({"kl_budget": 0.5}, 0.5)])
+    def test_requests_have_it_unless_theirs_is_lower(
+        self, sent: dict[str, Any], budget: float
+    ) -> None:
+        run = limited(2.0).run({"method": "best_of_n", "n": 8, **sent})
+        assert run is not None
+        assert run.policy.budget == budget
+
+    @pytest.mark.parametrize("budget", [2.5, None])
+    def test_more_is_refused(self, budget: float | None) -> None:
+        with pytest.raises(PolicyError, match="this server accepts 0 to 2 nats") as error:
+            limited(2.0).run({"method": "best_of_n", "n": 8, "kl_budget": budget})
+        assert error.value.param == "alignment.kl_budget"
+
+    def test_methods_without_one_are_refused(self) -> None:
+        with pytest.raises(PolicyError, match=r"keeps no KL budget.* at 2 nats") as error:
+            limited(2.0).run({"method": "best_of_poisson", "mu": 1.0})
+        assert error.value.param == "alignment.method"
+
+    def test_what_draws_from_the_base_is_let_through(self) -> None:
+        assert limited(0.0).run({"method": "none"}) is None
+
+    def test_presets_are_the_operator_s_own(self) -> None:
+        run = limited(2.0).run("far")
+        assert run is not None
+        assert run.policy.budget is None
+
+    @pytest.mark.parametrize("method", ["unknown", None, ["best_of_n"]])
+    def test_other_errors_stay_what_they_are(self, method: object) -> None:
+        with pytest.raises(PolicyError, match=r"alignment\.method is"):
+            limited(2.0).run({"method": method})
