@@ -103,11 +103,13 @@ def _limited(decisions: Sequence[Decision]) -> dict[str, int]:
 
 def _traced(decision: Decision) -> dict[str, Any]:
     return {
+        "kl": {"bound": decision.kl_bound, "estimate": decision.kl_estimate},
         "candidates": [
             {
                 "text": candidate.text,
                 "tokens": len(candidate.token_ids),
                 "finish_reason": candidate.finish_reason,
+                "logprob": candidate.cumulative_logprob,
                 "score": score.total,
                 "rewards": dict(score.rewards),
                 "chosen": i == decision.chosen,
@@ -115,7 +117,7 @@ def _traced(decision: Decision) -> dict[str, Any]:
             for i, (candidate, score) in enumerate(
                 zip(decision.candidates, decision.scores, strict=True)
             )
-        ]
+        ],
     }
 
 

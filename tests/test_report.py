@@ -107,11 +107,15 @@ class TestTrace:
         made = report("blockwise_cd", TestReport.DECISIONS, trace=True)
         assert list(made) == [*SHAPE, "trace"]
         assert [len(traced["candidates"]) for traced in made["trace"]] == [3, 3]
+        assert [traced["kl"]["bound"] for traced in made["trace"]] == [
+            decision.kl_bound for decision in TestReport.DECISIONS
+        ]
         assert made["trace"][0]["candidates"][1:] == [
             {
                 "text": "text 1",
                 "tokens": 3,
                 "finish_reason": "stop",
+                "logprob": None,
                 "score": 2.0,
                 "rewards": {"a": 1.0, "b": 0.5},
                 "chosen": False,
@@ -120,6 +124,7 @@ class TestTrace:
                 "text": "text 2",
                 "tokens": 4,
                 "finish_reason": "stop",
+                "logprob": None,
                 "score": 6.0,
                 "rewards": {"a": 3.0, "b": 1.5},
                 "chosen": True,

@@ -27,8 +27,14 @@ from cdserve.scoring.batching import Batcher
 from cdserve.scoring.reward_model import Dialogue, Outputs
 
 _OWN = ("model", "runner", "convert", "disable_log_stats")
-# vLLM's KV blocks of 128 tokens would hold too few of a prefix to find it again.
-_CPU_DEFAULTS = {"enforce_eager": True, "kv_cache_memory_bytes": 512 << 20, "block_size": 32}
+_CPU_DEFAULTS = {
+    "enforce_eager": True,
+    "kv_cache_memory_bytes": 512 << 20,
+    # vLLM's own blocks of 128 tokens would hold too few of a prefix to find it again.
+    "block_size": 32,
+    # One process: vLLM's usual two wait for each other by spinning, which takes a core.
+    "distributed_executor_backend": "vllm.v1.executor.uniproc_executor.UniProcExecutor",
+}
 _BINDING = "VLLM_CPU_OMP_THREADS_BIND"
 
 

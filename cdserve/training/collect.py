@@ -13,10 +13,10 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from cdserve.errors import ConfigError
+from cdserve.prompts import Prompt, encode, read_prompts, text_of
 from cdserve.training.backbone import Backbone
 from cdserve.training.cache import SETTINGS
 from cdserve.training.job import Data
-from cdserve.training.prompts import Prompt, encode, read_prompts, text_of
 from cdserve.training.rollouts import Sampler, Sampling, read
 from value_heads import ShardWriter, hash_base
 

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from cdserve.demo import MODEL_DIR, PROMPTS_PATH
 from cdserve.errors import ConfigError
-from cdserve.training.prompts import encode, read_prompts
+from cdserve.prompts import encode, read_prompts
 from cdserve.training.rollouts import Rollout, Sampler, Sampling, read
 
 FLAGS = (

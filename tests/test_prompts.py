@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 from cdserve.demo import MODEL_DIR
 from cdserve.errors import ConfigError
-from cdserve.training.prompts import encode, read_prompts, text_of
+from cdserve.prompts import encode, read_prompts, text_of
 
 TOKENIZER = AutoTokenizer.from_pretrained(MODEL_DIR)
 CHAT = [{"role": "user", "content": "Write a review."}]

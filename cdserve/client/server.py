@@ -1,0 +1,86 @@
+"""The server to ask: one that runs already, or one started for the time being."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from cdserve.errors import ConfigError
+
+START_SECONDS = 1800.0
+STOP_SECONDS = 60.0
+
+
+@contextmanager
+def serving(url: str | None, config: Path, flags: Sequence[str] = ()) -> Iterator[str]:
+    """The base URL of a server, without ``/v1``; one that was started is stopped at the end.
+
+    Args:
+        url: of a server that runs; None starts one.
+        config: the settings' YAML file of the one started.
+        flags: vLLM's, for the one started.
+
+    Raises:
+        ConfigError: nothing answers at the URL, or the server does not start; with its log's end.
+    """
+    if url is not None:
+        url = url.rstrip("/").removesuffix("/v1")
+        if not healthy(url):
+            raise ConfigError(f"--url {url}: no healthy server answers there")
+        yield url
+        return
+    port = _free_port()
+    base_url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "cdserve", "serve", "--config", str(config), *flags]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--disable-uvicorn-access-log"]
+    with tempfile.NamedTemporaryFile("w+", suffix=".log") as log:
+        # A group of its own, so that vLLM's processes can be stopped with it.
+        process = subprocess.Popen(command, stdout=log, stderr=log, process_group=0)
+        try:
+            _wait(process, base_url, Path(log.name))
+            yield base_url
+        finally:
+            _stop(process)
+
+
+def healthy(base_url: str) -> bool:
+    """Whether a server answers there and can work."""
+    try:
+        with urllib.request.urlopen(f"{base_url}/health", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except (OSError, urllib.error.URLError, ValueError):
+        return False
+
+
+def _wait(process: "subprocess.Popen[bytes]", base_url: str, log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        if healthy(base_url):
+            return
+        time.sleep(0.5)
+    said = log.read_text(encoding="utf-8", errors="replace")[-4000:]
+    raise ConfigError(f"the server did not start; the end of its log:\n{said}")
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
