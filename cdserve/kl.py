@@ -100,6 +100,32 @@ def win_rate_bound(n: int) -> float:
     return n / (n + 1)
 
 
+def best_win_rate(nats: float) -> float:
+    """The highest win-rate against p that any policy has at a KL of so many nats.
+
+    It is that of the tilt t e^{tu} / (e^t − 1) of the reward's quantile u, where no two rewards
+    tie: 1/(1 − e^{−t}) − 1/t at the t whose KL is log(t/(e^t − 1)) + t times it.
+
+    Raises:
+        ValueError: ``nats`` is negative.
+    """
+    if not nats >= 0:
+        raise ValueError(f"nats must be at least 0, got {nats}")
+    low, high = 0.0, 2.0 * math.exp(min(nats, 40.0) + 2.0)
+    for _ in range(_MAX_STEPS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _tilt(middle)[1] <= nats else (low, middle)
+    return _tilt(low)[0]
+
+
+def _tilt(t: float) -> tuple[float, float]:
+    """Win-rate and KL of the tilt."""
+    if t < 1e-3:
+        return 0.5 + t / 12.0, t * t / 24.0
+    win = -1.0 / math.expm1(-t) - 1.0 / t
+    return win, math.log(t) - t - math.log(-math.expm1(-t)) + t * win
+
+
 def soft_best_of_n_bound(n: int, variation: float) -> float:
     """KL(p e^{r/λ} / Z ‖ soft best-of-n at λ) ≤ log(1 + variation / n): how far it is from its aim.
 

@@ -12,6 +12,7 @@ from cdserve.kl import (
     best_of_n_estimate,
     best_of_poisson_bound,
     best_of_poisson_estimate,
+    best_win_rate,
     blockwise_bound,
     effective_n,
     flag,
@@ -111,6 +112,26 @@ class TestWinRate:
     def test_n_must_be_positive(self) -> None:
         with pytest.raises(ValueError, match="got 0"):
             win_rate_bound(0)
+
+    @pytest.mark.parametrize(("n", "win"), [(2, 0.6759), (4, 0.8040), (8, 0.8897), (16, 0.9413)])
+    def test_published_optimum_at_best_of_n_s_kl(self, n: int, win: float) -> None:
+        """METHODS 6.10."""
+        assert best_win_rate(best_of_n_bound(n)) == pytest.approx(win, abs=5e-5)
+
+    @reproducible
+    @given(st.integers(2, 10**5))
+    def test_best_of_n_is_within_a_percent_and_a_half_of_it(self, n: int) -> None:
+        best = best_win_rate(best_of_n_bound(n))
+        assert win_rate_bound(n) <= best <= 1.015 * win_rate_bound(n)
+
+    @pytest.mark.parametrize("nats", [0.0, 1e-12, 1e-9, 1e-6, 1e-4, 0.1, 3.0, 30.0])
+    def test_it_grows_from_a_half_to_one(self, nats: float) -> None:
+        assert 0.5 <= best_win_rate(nats) <= best_win_rate(nats * 1.5 + 1e-13) <= 1
+        assert best_win_rate(nats) >= 0.5 + math.sqrt(nats) * (0.4 if nats < 0.1 else 0) - 1e-9
+
+    def test_nats_are_not_negative(self) -> None:
+        with pytest.raises(ValueError, match="got -1"):
+            best_win_rate(-1)
 
 
 class TestSoftBestOfN:

@@ -18,16 +18,17 @@ from value_heads import HeadConfig, QHead, ValueHead
 
 STATES = 6
 FIRST = 600
-"""Token id of state 0; ``STATES`` ids from here on are all that is ever sampled."""
-TOKENS = range(FIRST, FIRST + STATES)
-CONSTANT = STATES
-"""The dimension that is the same in all states."""
+"""Token id of state 0; a table's ids from here on are all that is ever sampled."""
 NEVER = -60.0
 """Logit of all other tokens."""
 
 
 def build_model(table: Tensor, hidden_size: int, folder: Path) -> None:
-    """Writes a model with logits ``table`` [STATES, STATES], next token by last token."""
+    """Writes a model with logits ``table`` [S, S], next token by last token, of S states.
+
+    The last of its ``hidden_size`` > S dimensions is the same in all states.
+    """
+    states = len(table)
     tokenizer = load_tokenizer(MODEL_DIR)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -49,25 +50,26 @@ def build_model(table: Tensor, hidden_size: int, folder: Path) -> None:
     for name, weight in state.items():
         weight.fill_(1.0 if "norm" in name else 0.0)
     embedding, lm_head = state["model.embed_tokens.weight"], state["lm_head.weight"]
-    embedding[:, CONSTANT] = 1.0
-    embedding[list(TOKENS), list(range(STATES))] = 1.0
+    embedding[:, -1] = 1.0
+    embedding[list(range(FIRST, FIRST + states)), list(range(states))] = 1.0
     scale = (hidden_size / 2) ** 0.5  # of the final norm, on a vector of two ones
-    lm_head[:, CONSTANT] = NEVER / scale
-    lm_head[FIRST : FIRST + STATES, CONSTANT] = 0.0
-    lm_head[FIRST : FIRST + STATES, :STATES] = table.T / scale
+    lm_head[:, -1] = NEVER / scale
+    lm_head[FIRST : FIRST + states, -1] = 0.0
+    lm_head[FIRST : FIRST + states, :states] = table.T / scale
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def build_heads(values: Tensor, hidden_size: int, folder: Path) -> None:
-    """Writes a Q-head with values [STATES, STATES] of next tokens, and a value head of zeros."""
+def build_heads(values: Tensor, q_values: Tensor, hidden_size: int, folder: Path) -> None:
+    """Writes a value head of S states, [S], and a Q-head of next tokens, [S, S]."""
+    states = len(values)
     scale = (hidden_size / 2) ** 0.5
     common = {"rewards": ("r",), "hidden_size": hidden_size, "shift": (0.0,), "scale": (1.0,)}
     vocab_size = len(load_tokenizer(MODEL_DIR))
     q_head = QHead(
         HeadConfig(
             architecture="lowrank",
-            rank=STATES,
+            rank=states,
             vocab_size=vocab_size,
             base_model="table",
             **common,  # type: ignore[arg-type]
@@ -76,11 +78,15 @@ def build_heads(values: Tensor, hidden_size: int, folder: Path) -> None:
     with torch.no_grad():
         q_head.state.weight.zero_()
         q_head.state.bias.zero_()
-        q_head.factor.weight[:, :STATES] = torch.eye(STATES) / scale
+        q_head.factor.weight[:, :states] = torch.eye(states) / scale
         q_head.tokens.zero_()
-        q_head.tokens[0, FIRST : FIRST + STATES] = values.T
+        q_head.tokens[0, FIRST : FIRST + states] = q_values.T
     q_head.save_pretrained(folder / "q")
     head = ValueHead(HeadConfig(architecture="linear", base_model="table", **common))  # type: ignore[arg-type]
+    with torch.no_grad():
+        head.net.weight.zero_()
+        head.net.bias.zero_()
+        head.net.weight[0, :states] = values / scale
     head.save_pretrained(folder / "v")
 
 

@@ -21,7 +21,7 @@ POLICIES: dict[str, tuple[Any, str, list[str]]] = {
     "no method": ({"k": 4, "m": 32}, "alignment.method", ["None", "best_of_n", "blockwise_cd"]),
     "another method": ({"method": "beam"}, "alignment.method", ["'beam'", "none", "best_of_n"]),
     "another preset": ("unsafe", "alignment", ["'unsafe'", "'safe'", "'best-of-4'"]),
-    "another key": ({**BLOCKWISE, "kk": 4}, "alignment.kk", ["kk", "k, m, method"]),
+    "another key": ({**BLOCKWISE, "kk": 4}, "alignment.kk", ["kk", "k, kl_budget, m, method"]),
     "a key beside none": ({"method": "none", "k": 4}, "alignment.k", ["k", "none"]),
     "no k": ({"method": "blockwise_cd", "m": 32}, "alignment.k", ["missing"]),
     "k = 0": ({**BLOCKWISE, "k": 0}, "alignment.k", ["0", "greater than or equal to 1"]),

@@ -1,18 +1,25 @@
 """Served distributions against enumerated ones, by chi-square.
 
-On 200 thousand sampled tokens each.
+Steered ones on 200 thousand sampled tokens each; searches on "ab3", whose model here has a token
+for every prefix, so that the last one tells it.
 """
 
 import asyncio
-from collections.abc import Iterator
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests.decoders.toy import LENGTH, A, B, E, P, Tokens, ended, law, probability, reward, value
+
 from .served import Served, demo_settings
-from .tabular import FIRST, STATES, build_heads, build_model, counts
+from .tabular import FIRST, NEVER, STATES, build_heads, build_model, counts
 
 DRAWS = 200_000
 TOKENS = 400
@@ -82,19 +89,47 @@ LAWS: dict[str, tuple[dict[str, Any], dict[str, Any], Tensor]] = {
 }
 
 
+NODES: list[Tokens] = [
+    s for n in range(LENGTH + 1) for s in product((A, B, E), repeat=n) if E not in s[:-1]
+]
+"""The prefixes of "ab3", each with a token of its own behind the tables'."""
+TREE = torch.tensor(
+    [
+        [math.log(P[after[-1]]) if after and after[:-1] == node else NEVER for after in NODES]
+        for node in NODES
+    ]
+)
+
+
+def beside(one: Tensor, other: Tensor, between: float) -> Tensor:
+    """Both tables in one, without a way from one's states to the other's."""
+    found = torch.full((len(one) + len(other),) * 2, between)
+    found[: len(one), : len(one)] = one
+    found[len(one) :, len(one) :] = other
+    return found
+
+
+def heads(folder: Path) -> dict[str, Any]:
+    return {"kind": "value_head", "path": str(folder / "v"), "q_head": str(folder / "q")}
+
+
 @pytest.fixture(scope="module")
 def tabular(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """Four tables of three sizes, and a Q-head."""
+    """Four tables of three sizes, the base's with "ab3" beside it, and heads of both."""
     folder = tmp_path_factory.mktemp("tabular")
     for name, size in SIZES.items():
-        build_model(TABLES[name], size, folder / name)
-    build_heads(VALUES, SIZES["base"], folder)
+        table = beside(TABLES[name], TREE, NEVER) if name == "base" else TABLES[name]
+        build_model(table, size, folder / name)
+    none, tree = torch.zeros(STATES), torch.tensor([value(node) for node in NODES])
+    q_values = torch.tensor([[value(after) for after in NODES] for _ in NODES])
+    build_heads(none, VALUES, SIZES["base"], folder / "r")
+    build_heads(
+        torch.cat([none, tree]), beside(0 * VALUES, q_values, 0.0), SIZES["base"], folder / "b"
+    )
     settings = demo_settings() | {
         "model": str(folder / "base"),
         "members": {name: str(folder / name) for name in SIZES if name != "base"},
-        "rewards": {
-            "r": {"kind": "value_head", "path": str(folder / "v"), "q_head": str(folder / "q")}
-        },
+        "rewards": {name: heads(folder / name) for name in ("r", "b")},
         "default_reward": "r",
         "presets": {},
         "limits": {"allow_negative_weights": True},
@@ -128,3 +163,90 @@ async def test_the_served_law(tabular: Served, name: str) -> None:
     assert float(torch.special.gammaincc(freedom / 2, statistic / 2)) > ALPHA
     plain = TABLES["base"].double().softmax(-1) * found.sum(1, keepdim=True)
     assert float(((found - plain) ** 2 / plain).sum()) > 20 * float(freedom)
+
+
+ANSWERS = 640
+SEARCHES: dict[str, tuple[dict[str, Any], int, int | None]] = {
+    "best-of-2": ({"method": "best_of_n", "n": 2}, 2, None),
+    "best-of-4": ({"method": "best_of_n", "n": 4}, 4, None),
+    **{
+        f"blocks of {m}, K = {k}": ({"method": "blockwise_cd", "k": k, "m": m}, k, m)
+        for m, k in ((1, 2), (1, 3), (2, 2), (2, 4))
+    },
+}
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+async def test_the_served_law_of_a_search(tabular: Served, name: str) -> None:
+    """METHODS 6.5: law, mean reward, win-rate and KL; the bound is no less than the KL."""
+    policy, k, m = SEARCHES[name]
+    found, reports = await ab3(tabular, policy)
+    exact = law(k, m)
+    assert_law(found, exact.responses)
+    bounds = [made["kl"]["bound"] for made in reports]
+    assert sum(bounds) / ANSWERS == pytest.approx(exact.kl_bound, abs=0.03)
+    assert sum(bounds) / ANSWERS > exact.kl
+    assert mean_win_rate(found) == pytest.approx(exact.win_rate, abs=0.06)
+
+
+async def test_the_served_law_of_a_tilt_by_exact_values(tabular: Served) -> None:
+    """METHODS 6.5: E r = 1.52554057 at KL = .40142906."""
+    policy = {"method": "tokenwise_cd", "beta": 1.0}
+    found, reports = await ab3(tabular, policy)
+    expected = {}
+    for y in LEAVES:
+        p = 1.0
+        for i in range(len(y)):
+            weights = [P[z] * math.exp(value((*y[:i], z))) for z in (A, B, E)]
+            p *= weights[y[i]] / sum(weights)
+        expected[y] = p
+    assert_law(found, expected)
+    assert sum(p * reward(y) for y, p in expected.items()) == pytest.approx(1.52554057, abs=1e-8)
+    spent = [made["kl"]["bound"] for made in reports]
+    assert sum(spent) / ANSWERS == pytest.approx(0.40142906, abs=0.06)
+
+
+LEAVES = [node for node in NODES if ended(node)]
+
+
+async def ab3(server: Served, policy: dict[str, Any]) -> tuple[Counter[Tokens], list[Any]]:
+    """Responses to the empty prefix, and their reports."""
+    first = FIRST + STATES
+    stops = [first + i for i, node in enumerate(NODES) if ended(node)]
+    body = {
+        **{"model": "demo", "prompt": [first], "max_tokens": LENGTH + 1, "n": 16},
+        **{"return_token_ids": True, "stop_token_ids": stops},
+        "alignment": {**policy, "rewards": {"b": 1.0}},
+    }
+    async with server.async_client() as http:
+        posts = (http.post("/v1/completions", json=body) for _ in range(ANSWERS // 16))
+        answers = [made.raise_for_status().json() for made in await asyncio.gather(*posts)]
+    choices = [choice for answer in answers for choice in answer["choices"]]
+    assert {choice["finish_reason"] for choice in choices} == {"stop"}
+    found = Counter(NODES[choice["token_ids"][-1] - first] for choice in choices)
+    return found, [made for answer in answers for made in answer["alignment"]["choices"]]
+
+
+def assert_law(found: Counter[Tokens], expected: Mapping[Tokens, float]) -> None:
+    """Chi-square, rare responses counted as one; and the mean reward, within five errors."""
+    assert found.keys() <= expected.keys()
+    cells = [(found[y], ANSWERS * p) for y, p in expected.items()]
+    rare = [cell for cell in cells if cell[1] < 5]
+    common = [cell for cell in cells if cell[1] >= 5]
+    common += [(sum(n for n, _ in rare), sum(m for _, m in rare))] if rare else []
+    statistic = torch.tensor(sum((n - m) ** 2 / m for n, m in common), dtype=torch.float64)
+    freedom = torch.tensor(len(common) - 1, dtype=torch.float64)
+    assert float(torch.special.gammaincc(freedom / 2, statistic / 2)) > ALPHA
+    mean = sum(p * reward(y) for y, p in expected.items())
+    spread = math.sqrt(sum(p * (reward(y) - mean) ** 2 for y, p in expected.items()) / ANSWERS)
+    seen = sum(n * reward(y) for y, n in found.items()) / ANSWERS
+    assert seen == pytest.approx(mean, abs=5 * spread)
+
+
+def mean_win_rate(found: Counter[Tokens]) -> float:
+    """Against a response of p; a tie is half a win."""
+    return sum(
+        n / ANSWERS * probability(z) * (0.5 if reward(y) == reward(z) else reward(y) > reward(z))
+        for y, n in found.items()
+        for z in LEAVES
+    )
