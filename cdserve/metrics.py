@@ -1,8 +1,17 @@
 """cdserve's own metrics, beside vLLM's on ``/metrics``."""
 
-from prometheus_client import Counter, Histogram
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import Protocol, TypeVar
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from cdserve.decoders import Decision
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60)
+_SCORES = (-100, -30, -10, -3, -1, -0.3, -0.1, 0, 0.1, 0.3, 1, 3, 10, 30, 100)
+_NATS = (0.01, 0.03, 0.1, 0.3, 1, 2, 4, 8, 15, 30, 60)
 
 GENERATE_SECONDS = Histogram(
     "cdserve_generate_seconds",
@@ -26,3 +35,92 @@ SCORER_CACHED_TOKENS = Counter(
     "Those of them that its prefix cache had, of an earlier block or another candidate.",
     ["reward"],
 )
+
+RESPONSES = Counter(
+    "cdserve_responses",
+    "Responses under a policy by how they ended: vLLM's finish reason, error, or cancelled.",
+    ["method", "outcome"],
+)
+REFUSED = Counter("cdserve_refused", "Requests whose alignment was refused with a 400.")
+FIRST_BLOCK_SECONDS = Histogram(
+    "cdserve_time_to_first_block_seconds",
+    "Time from a response's start in the engine to its first output, in seconds.",
+    ["method"],
+    buckets=_SECONDS,
+)
+DECISIONS = Counter("cdserve_decisions", "Decisions of finished responses.", ["method"])
+TIES = Counter("cdserve_ties", "Those of them whose two best scores were equal.", ["method"])
+LIMITED = Counter(
+    "cdserve_budget_limited_decisions",
+    "Those of them that a KL budget left fewer candidates, or tokens unsteered.",
+    ["method"],
+)
+CANDIDATES = Counter("cdserve_candidates", "Candidates of finished responses.", ["method"])
+CANDIDATE_TOKENS = Counter("cdserve_candidate_tokens", "Tokens of the candidates.", ["method"])
+DISCARDED_TOKENS = Counter(
+    "cdserve_discarded_tokens", "Those of them in candidates that were not taken.", ["method"]
+)
+SCORES = Histogram(
+    "cdserve_score",
+    "Weighted sum of the rewards of finished responses.",
+    ["method"],
+    buckets=_SCORES,
+)
+KL_BOUND = Histogram(
+    "cdserve_kl_bound_nats", "KL bound of finished responses, in nats.", ["method"], buckets=_NATS
+)
+REWARD_FAILURES = Counter(
+    "cdserve_reward_failures",
+    "Decisions for which a reward failed or timed out, by what the operator declared for it.",
+    ["reward", "on_failure"],
+)
+SCORER_WAIT_SECONDS = Histogram(
+    "cdserve_scorer_wait_seconds",
+    "Time a response waited for its batch to begin, in seconds.",
+    ["reward"],
+    buckets=_SECONDS,
+)
+REWARD_INFO = Gauge("cdserve_reward_info", "1 for each reward served.", ["reward", "kind"])
+MEMBER_INFO = Gauge("cdserve_member_info", "1 for each member served.", ["member"])
+
+
+class _Output(Protocol):
+    finish_reason: str | None
+
+
+Output = TypeVar("Output", bound=_Output)
+
+
+async def observed(
+    method: str, outputs: AsyncGenerator[Output, None]
+) -> AsyncGenerator[Output, None]:
+    """A response's outputs as they are, with their start and their end counted."""
+    began, first, outcome = time.perf_counter(), True, "cancelled"
+    try:
+        async with aclosing(outputs):
+            async for output in outputs:
+                if first:
+                    FIRST_BLOCK_SECONDS.labels(method).observe(time.perf_counter() - began)
+                    first = False
+                outcome = output.finish_reason or outcome
+                yield output
+    except Exception:
+        outcome = "error"
+        raise
+    finally:
+        RESPONSES.labels(method, outcome).inc()
+
+
+def count(method: str, decisions: Sequence[Decision], kl_bound: float) -> None:
+    """Counts what a finished response took."""
+    tokens = sum(len(c.token_ids) for d in decisions for c in d.candidates)
+    taken = sum(len(d.candidate.token_ids) for d in decisions)
+    limited = sum(d.limited or d.candidate.unsteered > 0 for d in decisions)
+    DECISIONS.labels(method).inc(len(decisions))
+    TIES.labels(method).inc(sum(d.tie for d in decisions))
+    LIMITED.labels(method).inc(limited)
+    CANDIDATES.labels(method).inc(sum(len(d.candidates) for d in decisions))
+    CANDIDATE_TOKENS.labels(method).inc(tokens)
+    DISCARDED_TOKENS.labels(method).inc(tokens - taken)
+    SCORES.labels(method).observe(decisions[-1].score.total)
+    KL_BOUND.labels(method).observe(kl_bound)

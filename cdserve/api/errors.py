@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from vllm.exceptions import VLLMServerError, VLLMValidationError
 
 from cdserve.errors import PolicyError, ScoringError
+from cdserve.metrics import REFUSED
 
 
 @contextmanager
@@ -14,6 +15,7 @@ def as_vllm_errors() -> Iterator[None]:
     try:
         yield
     except PolicyError as error:
+        REFUSED.inc()
         raise VLLMValidationError(str(error), parameter=error.param) from error
     except ScoringError as error:
         raise VLLMServerError(str(error)) from error

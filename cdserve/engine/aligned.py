@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
 from typing import Any
 
+from cdserve import metrics
 from cdserve.engine.choices import AlignedRequest, Choice, SearchedChoice, SteeredChoice
 from cdserve.engine.likelihoods import Likelihoods
 from cdserve.engine.proposal import EngineProposal
@@ -111,7 +112,10 @@ class AlignedEngine(EngineProxy):
         final_only = request.params.output_kind == RequestOutputKind.FINAL_ONLY
         finished: dict[int, CompletionOutput] = {}
         try:
-            streams = merge_async_iterators(*(choice.outputs() for choice in choices))
+            method = request.run.policy.method
+            streams = merge_async_iterators(
+                *(metrics.observed(method, choice.outputs()) for choice in choices)
+            )
             async with aclosing(streams) as outputs:
                 async for index, output in outputs:
                     if output.finished():

@@ -26,6 +26,7 @@ from cdserve.engine.steering import Paths
 from cdserve.engine.values import Values
 from cdserve.engine.vllm import as_flags, check_version
 from cdserve.errors import ConfigError
+from cdserve.metrics import MEMBER_INFO, REWARD_INFO
 
 _PLUGIN = "cdserve"
 _PLUGIN_GROUPS = ("vllm.general_plugins", "vllm.platform_plugins", "vllm.io_processor_plugins")
@@ -68,6 +69,10 @@ def serve(args: Namespace, settings: Settings, heads: Heads, models: RewardModel
         models: the reward models to serve beside.
     """
     _set_environment(args)
+    for name, reward in settings.rewards.items():
+        REWARD_INFO.labels(name, reward.kind).set(1)
+    for name in settings.members:
+        MEMBER_INFO.labels(name).set(1)
     uvloop.run(_serve(args, settings, heads, models))
 
 

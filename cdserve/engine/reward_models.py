@@ -21,7 +21,12 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from cdserve.config import RewardModelReward, Settings
 from cdserve.engine.vllm import AsyncEngineArgs, EngineClient, as_flags, check_version, tokens_input
 from cdserve.errors import ConfigError, shown
-from cdserve.metrics import SCORER_BATCH_SIZE, SCORER_CACHED_TOKENS, SCORER_TOKENS
+from cdserve.metrics import (
+    SCORER_BATCH_SIZE,
+    SCORER_CACHED_TOKENS,
+    SCORER_TOKENS,
+    SCORER_WAIT_SECONDS,
+)
 from cdserve.scoring import ModelOutput
 from cdserve.scoring.batching import Batcher
 from cdserve.scoring.reward_model import Dialogue, Outputs
@@ -205,7 +210,11 @@ def _planned(name: str, reward: RewardModelReward) -> _Planned:
     engine = ModelEngine(name, args, None if reward.steps is None else _marker(name, reward))
     # Two batches: one is made ready while the other is computed.
     queue = Batcher(
-        engine.scores, max_batch=reward.max_batch, max_wait=reward.max_wait, concurrency=2
+        engine.scores,
+        max_batch=reward.max_batch,
+        max_wait=reward.max_wait,
+        concurrency=2,
+        on_wait=SCORER_WAIT_SECONDS.labels(name).observe,
     )
     return _Planned(name, reward, config, engine, queue)
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cdserve import report
+from cdserve import metrics, report
 from cdserve.decoders import Decision, Decoder
 from cdserve.policy import Policy
 from cdserve.scoring import Objective
@@ -46,6 +46,7 @@ class AlignmentRun:
         policy = self.policy
         made = report.report(policy.method, decisions, policy.report == "trace", policy.budget)
         self.reports[prompt, choice] = made
+        metrics.count(policy.method, decisions, made["kl"]["bound"])
 
     def report(self) -> Mapping[str, Any] | None:
         """The answer's report, once all choices are done; None if none was asked for."""

@@ -1,6 +1,7 @@
 """One queue in front of a scorer: what all requests wait for is scored together, and once."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from itertools import islice
 from typing import Generic, TypeVar
@@ -18,6 +19,7 @@ class Batcher(Generic[Item, Score]):
         max_wait: seconds that a batch which could start waits to be fuller.
         max_waiting: items that may wait; more are refused.
         concurrency: batches at once.
+        on_wait: told how many seconds each item waited for its batch to begin.
     """
 
     def __init__(
@@ -28,12 +30,15 @@ class Batcher(Generic[Item, Score]):
         max_wait: float,
         max_waiting: int = 4096,
         concurrency: int = 1,
+        on_wait: Callable[[float], object] | None = None,
     ) -> None:
         self._score = score
         self._max_batch = max_batch
         self._max_wait = max_wait
         self._max_waiting = max_waiting
         self._slots = asyncio.Semaphore(concurrency)
+        self._on_wait = on_wait
+        self._since: dict[Item, float] = {}
         self._waiting: dict[Item, asyncio.Future[Score]] = {}
         self._running: dict[Item, asyncio.Future[Score]] = {}
         self._full = asyncio.Event()
@@ -67,6 +72,7 @@ class Batcher(Generic[Item, Score]):
             )
         made = {item: asyncio.get_running_loop().create_future() for item in fresh}
         self._waiting |= made
+        self._since |= dict.fromkeys(fresh, time.monotonic())
         if len(self._waiting) >= self._max_batch:
             self._full.set()
         if self._waiting and self._collector is None:
@@ -83,11 +89,16 @@ class Batcher(Generic[Item, Score]):
             batch = dict(islice(self._waiting.items(), self._max_batch))
             for item in batch:
                 del self._waiting[item]
+                self._waited(time.monotonic() - self._since.pop(item))
             self._running |= batch
             task = asyncio.create_task(self._run(batch))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         self._collector = None
+
+    def _waited(self, seconds: float) -> None:
+        if self._on_wait is not None:
+            self._on_wait(seconds)
 
     async def _fill(self) -> None:
         self._full.clear()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from cdserve.decoders.candidate import Score
 from cdserve.errors import PolicyError, ScoringError, shown
+from cdserve.metrics import REWARD_FAILURES
 from cdserve.policy import FIELD, Policy
 from cdserve.scoring.reward import Response, Reward
 
@@ -69,7 +70,9 @@ class Objective:
         try:
             return await _scored(name, self.rewards[name], responses)
         except ScoringError as error:
-            if self.rewards[name].terms.on_failure == "error":
+            on_failure = self.rewards[name].terms.on_failure
+            REWARD_FAILURES.labels(name, on_failure).inc()
+            if on_failure == "error":
                 raise
             _LOGGER.warning("%s", error)
             return None

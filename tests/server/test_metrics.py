@@ -1,0 +1,86 @@
+"""cdserve's metrics: what they count is what the answers say."""
+
+import asyncio
+import re
+from collections import defaultdict
+from typing import Any
+
+import httpx2
+import pytest
+from openai import OpenAI
+
+from .served import Served
+from .wire import BEST_OF_N, BLOCKWISE, complete
+
+LINE = re.compile(r"(cdserve_\w+)(?:\{(.*)\})? ([-+\d.e]+)")
+
+
+def read(http: httpx2.Client) -> dict[tuple[str, str], float]:
+    """Every sample by name and labels."""
+    lines = http.get("/metrics").text.splitlines()
+    found = (LINE.fullmatch(line) for line in lines)
+    return {(one[1], one[2] or ""): float(one[3]) for one in found if one}
+
+
+def changes(http: httpx2.Client, before: dict[tuple[str, str], float]) -> dict[str, dict[str, Any]]:
+    """What grew, by name and labels."""
+    grown: defaultdict[str, dict[str, Any]] = defaultdict(dict)
+    for (name, labels), value in read(http).items():
+        if value != before.get((name, labels), 0.0):
+            grown[name][labels] = value - before.get((name, labels), 0.0)
+    return grown
+
+
+def test_they_add_up_to_the_reports(client: OpenAI, http: httpx2.Client) -> None:
+    before = read(http)
+    answers = [complete(client, {**BLOCKWISE, "kl_budget": 1.0}, seed=i) for i in range(3)]
+    grown = changes(http, before)
+    of = 'method="blockwise_cd"'
+    reports = [answer.alignment for answer in answers]
+    for name in ("decisions", "candidates", "candidate_tokens", "ties"):
+        total = sum(report[name] for report in reports)
+        assert grown[f"cdserve_{name}_total"].get(of, 0) == total
+    taken = sum(answer.usage.completion_tokens for answer in answers)
+    drawn = grown["cdserve_candidate_tokens_total"][of]
+    assert grown["cdserve_discarded_tokens_total"][of] == drawn - taken
+    limited = sum(report["kl"]["limited"]["decisions"] for report in reports)
+    assert grown["cdserve_budget_limited_decisions_total"].get(of, 0) == limited > 0
+    bounds = sum(report["kl"]["bound"] for report in reports)
+    assert grown["cdserve_kl_bound_nats_sum"][of] == pytest.approx(bounds)
+    assert grown["cdserve_kl_bound_nats_count"][of] == 3
+    assert grown["cdserve_score_count"][of] == 3
+    assert sum(grown["cdserve_responses_total"].values()) == 3
+    assert grown["cdserve_time_to_first_block_seconds_count"][of] == 3
+
+
+def test_every_outcome_is_counted(server: Served, client: OpenAI, http: httpx2.Client) -> None:
+    before = read(http)
+    complete(client, BEST_OF_N, n=2, max_tokens=8, ignore_eos=True)
+    body = {"model": "demo", "prompt": "A review.", "max_tokens": 16}
+    broken = {**BEST_OF_N, "rewards": {"broken": 1}}
+    assert http.post("/v1/completions", json={**body, "alignment": broken}).status_code == 500
+    unknown = {**BEST_OF_N, "n": 0}
+    assert http.post("/v1/completions", json={**body, "alignment": unknown}).status_code == 400
+    asyncio.run(_given_up(server, {**body, "max_tokens": 512, "alignment": BEST_OF_N}))
+    grown = changes(http, before)
+    of = 'method="best_of_n",outcome='
+    assert grown["cdserve_responses_total"] == {
+        f'{of}"length"': 2.0,
+        f'{of}"error"': 1.0,
+        f'{of}"cancelled"': 1.0,
+    }
+    assert grown["cdserve_refused_total"] == {"": 1.0}
+    assert grown["cdserve_reward_failures_total"] == {'on_failure="error",reward="broken"': 1.0}
+
+
+async def _given_up(server: Served, body: dict[str, Any]) -> None:
+    async with server.async_client() as http:
+        with pytest.raises(httpx2.TimeoutException):
+            await http.post("/v1/completions", json={**body, "ignore_eos": True}, timeout=0.5)
+    server.wait_for_requests(busy=False)
+
+
+def test_what_is_served_is_named(http: httpx2.Client) -> None:
+    samples = read(http)
+    assert samples["cdserve_reward_info", 'kind="value_head",reward="sentiment"'] == 1
+    assert samples["cdserve_member_info", 'member="tuned"'] == 1
