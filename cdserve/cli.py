@@ -1,4 +1,4 @@
-"""The command line: ``cdserve serve`` and ``cdserve heads``."""
+"""The command line: ``cdserve serve``, ``collect``, ``eval`` and ``heads``."""
 
 import argparse
 import logging
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cdserve.commands import heads
+from cdserve.commands import collect, evaluate, heads
 from cdserve.demo import DEMO_DIR
 from cdserve.errors import ConfigError
 
@@ -34,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         metavar="KEY=VALUE",
         help="a setting over the file's and the environment's, such as limits.max_n=8",
     )
+    collect.add(commands)
+    evaluate.add(commands)
     heads.add(commands)
     known, flags = parser.parse_known_args(arguments)
     if flags and not known.takes_flags:

@@ -39,6 +39,9 @@ def best_of(**fields: object) -> dict[str, object]:
     return {"method": "best_of_n", "n": 2, **fields}
 
 
+ACCEPTED = "accepted here: kl_budget, method, n, proposal, report, rewards, selection"
+
+
 class TestAccepted:
     @pytest.mark.parametrize("sent", [None, {"method": "none"}])
     def test_plain_decoding(self, sent: object) -> None:
@@ -172,13 +175,13 @@ class TestRefused:
     def test_unknown_field(self, field: str) -> None:
         error = refused(best_of(**{field: 1}))
         assert error.param == f"alignment.{field}"
-        assert "accepted here: kl_budget, method, n, proposal, report, rewards, selection" in str(error)
+        assert ACCEPTED in str(error)
 
     @pytest.mark.parametrize("field", ["Softmax", "SoftmaxSelection", "literal[x"])
     def test_unknown_field_that_looks_like_a_branch_of_a_union(self, field: str) -> None:
         error = refused(best_of(**{field: 1}))
         assert error.param == f"alignment.{field}"
-        assert "accepted here: kl_budget, method, n, proposal, report, rewards, selection" in str(error)
+        assert ACCEPTED in str(error)
 
     def test_a_reward_that_looks_like_a_branch_of_a_union(self) -> None:
         assert refused(best_of(rewards={"Softmax": "x"})).param == "alignment.rewards.Softmax"

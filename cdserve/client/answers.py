@@ -70,6 +70,7 @@ class Client:
     def __init__(
         self, base_url: str, *, model: str | None = None, concurrency: int = 16, api_key: str = "-"
     ) -> None:
+        self._base_url = base_url
         self._openai = AsyncOpenAI(
             base_url=f"{base_url}/v1", api_key=api_key, timeout=TIMEOUT, max_retries=RETRIES
         )
@@ -94,9 +95,37 @@ class Client:
     ) -> None:
         await self._openai.close()
 
+    @property
+    def model(self) -> str:
+        """The id that requests name; known once the client is entered."""
+        assert self._model is not None
+        return self._model
+
     async def describe(self) -> Mapping[str, Any]:
-        """What ``GET /v1/alignment`` says."""
-        return await self._openai.get("/alignment", cast_to=dict[str, Any])
+        """What ``GET /v1/alignment`` says.
+
+        Raises:
+            ConfigError: the request fails; with the server's words.
+        """
+        try:
+            return await self._openai.get("/alignment", cast_to=dict[str, Any])
+        except APIError as error:
+            raise ConfigError(
+                f"the server does not say what it can do: {error.message}; is it cdserve's?"
+            ) from error
+
+    async def prompt_text(self, prompt: Prompt) -> str:
+        """What the server's rewards see as the prompt: of a chat, as its template writes it.
+
+        Raises:
+            ConfigError: the request fails; with the server's words.
+        """
+        if isinstance(prompt, str):
+            return prompt
+        made = await self._post_to_root("tokenize", {"messages": prompt})
+        found = await self._post_to_root("detokenize", {"tokens": made["tokens"]})
+        text: str = found["prompt"]
+        return text
 
     async def answer(
         self,
@@ -153,6 +182,16 @@ class Client:
             except APIError as error:
                 raise ConfigError(f"the server answers: {error.message}") from error
         return [score["rewards"] for score in made["scores"]]
+
+    async def _post_to_root(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """What vLLM's routes outside ``/v1`` answer."""
+        async with self._slots:
+            try:
+                return await self._openai.post(
+                    f"{self._base_url}/{path}", cast_to=dict[str, Any], body=body
+                )
+            except APIError as error:
+                raise ConfigError(f"the server answers: {error.message}") from error
 
 
 def _take(made: Answer, chunk: Any, now: float) -> None:

@@ -1,10 +1,12 @@
 """A file of records by key, one a line, written as they are made: a stopped run goes on from it."""
 
+import fcntl
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, BinaryIO, Self
 
 from cdserve.errors import ConfigError
 
@@ -14,32 +16,40 @@ Record = Mapping[str, Any]
 class Journal:
     """Records in a JSONL file, each under a key of its own; used as a context.
 
-    A line that a stopped run has left unfinished is cut off when the file is opened again.
+    A line that a stopped run has left unfinished is cut off when the file is opened again. Memory
+    holds the keys alone.
 
     Args:
         path: the file; it is made where it is missing.
         key: the field whose value is a record's key.
 
     Raises:
-        ConfigError: the file holds something else.
+        ConfigError: the file holds something else, or another run writes to it.
     """
 
     def __init__(self, path: Path, key: str = "id") -> None:
         self._path = path
         self._key = key
-        self._records: dict[Any, Record] = {}
-        self._file: TextIO | None = None
+        self._starts: dict[Any, int] = {}
+        """Where in the file each record begins, in bytes."""
+        self._end = 0
+        self._file: BinaryIO | None = None
 
     def __enter__(self) -> Self:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        whole = 0
-        if self._path.exists():
-            content = self._path.read_bytes()
-            whole = content.rfind(b"\n") + 1
-            for number, line in enumerate(content[:whole].splitlines(), 1):
-                self._take(line, number)
-        self._file = self._path.open("a", encoding="utf-8")
-        self._file.truncate(whole)
+        with ExitStack() as stack:
+            file = stack.enter_context(self._path.open("a+b"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(f"{self._path}: another run writes to it") from None
+            file.seek(0)
+            for number, line in enumerate(file, 1):
+                if line.endswith(b"\n"):
+                    self._take(line, number)
+            file.truncate(self._end)
+            stack.pop_all()
+        self._file = file
         return self
 
     def __exit__(
@@ -52,14 +62,17 @@ class Journal:
             self._file.close()
 
     def __contains__(self, key: object) -> bool:
-        return key in self._records
+        return key in self._starts
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._starts)
 
     def __iter__(self) -> Iterator[Record]:
         """The records in the order of their keys."""
-        return (self._records[key] for key in sorted(self._records))
+        with self._path.open("rb") as file:
+            for key in sorted(self._starts):
+                file.seek(self._starts[key])
+                yield json.loads(file.readline())
 
     def add(self, record: Record) -> None:
         """Writes a record, which the file keeps even if this process dies next.
@@ -68,16 +81,20 @@ class Journal:
             ValueError: there is one under its key already.
         """
         key = record[self._key]
-        if key in self._records:
+        if key in self._starts:
             raise ValueError(f"{self._path} has a record of {key!r} already")
         assert self._file is not None
-        self._file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+        line = json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        self._file.write(line)
         self._file.flush()
-        self._records[key] = record
+        self._keep(key, line)
 
     def _take(self, line: bytes, number: int) -> None:
         try:
-            record = json.loads(line)
-            self._records[record[self._key]] = record
+            self._keep(json.loads(line)[self._key], line)
         except (ValueError, LookupError, TypeError) as error:
             raise ConfigError(f"{self._path}, line {number}, is no record: {error}") from error
+
+    def _keep(self, key: Any, line: bytes) -> None:
+        self._starts[key] = self._end
+        self._end += len(line)

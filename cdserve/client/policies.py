@@ -1,6 +1,7 @@
 """Policies by name, as a command's user writes them; a sweep is one policy a value."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -12,6 +13,7 @@ import yaml
 from cdserve.errors import ConfigError, shown
 
 SWEEP = "sweep"
+_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +54,23 @@ def read_policies(path: Path | None, given: Sequence[str]) -> list[NamedPolicy]:
     return named
 
 
+class _NamesOnce(yaml.SafeLoader):
+    """Refuses a key that a mapping has twice, where YAML's own loader takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key.value!r} stands here twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def _of_file(path: Path) -> Iterator[NamedPolicy]:
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = yaml.load(path.read_text(encoding="utf-8"), _NamesOnce)
     except (OSError, UnicodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: the policies cannot be read: {error}") from error
     if not isinstance(found, dict):
@@ -72,7 +88,9 @@ def _of_argument(given: str) -> Iterator[NamedPolicy]:
             raise ConfigError(f"{where} is no JSON: {error}") from error
         yield from _swept(_named(sent), sent, where)
         return
-    method, *fields = given.split()
+    method, *fields = given.split() or [""]
+    if not method:
+        raise ConfigError(f"{where} is empty; a policy is a preset's name or a method with fields")
     if not fields:
         yield NamedPolicy(method, {"method": method} if method == "none" else method)
         return
@@ -81,20 +99,36 @@ def _of_argument(given: str) -> Iterator[NamedPolicy]:
         key, found, value = one.partition("=")
         if not (key and found and value):
             raise ConfigError(f"{where} has {shown(one)}; fields are written field=value")
-        values = [yaml.safe_load(part) for part in value.split(",")]
+        values = _values(value, f"{where}: {key}")
+        if key in sent or key in sent[SWEEP]:
+            raise ConfigError(f"{where} has {key} twice")
         if len(values) > 1:
             sent[SWEEP][key] = values
         else:
             sent[key] = values[0]
-    fixed = [one for one in fields if "," not in one]
+    fixed = [one for one in fields if one.partition("=")[0] in sent]
     yield from _swept(" ".join([method, *fixed]), sent, where)
+
+
+def _values(written: str, where: str) -> list[Any]:
+    """One value, or several with commas between them; a list's own commas are no such."""
+    try:
+        found = yaml.safe_load(f"[{written}]")
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where} is {shown(written)}, no value: {error}") from error
+    return [_number(value) for value in found]
+
+
+def _number(value: Any) -> Any:
+    """A number that YAML 1.1 takes for text, such as 1e-3."""
+    return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
 
 
 def _swept(name: str, sent: Any, where: str) -> Iterator[NamedPolicy]:
     if isinstance(sent, str):
         yield NamedPolicy(name, sent)
         return
-    if not isinstance(sent, dict) or "method" not in sent:
+    if not isinstance(sent, dict) or not isinstance(sent.get("method"), str):
         raise ConfigError(
             f"{where} is {shown(sent)}; a policy is a preset's name or an object with a method"
         )

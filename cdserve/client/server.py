@@ -7,11 +7,12 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
+from types import FrameType
 
 from cdserve.errors import ConfigError
 
@@ -44,11 +45,14 @@ def serving(url: str | None, config: Path, flags: Sequence[str] = ()) -> Iterato
     with tempfile.NamedTemporaryFile("w+", suffix=".log") as log:
         # A group of its own, so that vLLM's processes can be stopped with it.
         process = subprocess.Popen(command, stdout=log, stderr=log, process_group=0)
+        # By default SIGTERM ends this process at once, and the server would outlive it.
+        before = signal.signal(signal.SIGTERM, _exit)
         try:
             _wait(process, base_url, Path(log.name))
             yield base_url
         finally:
             _stop(process)
+            signal.signal(signal.SIGTERM, before)
 
 
 def healthy(base_url: str) -> bool:
@@ -56,8 +60,12 @@ def healthy(base_url: str) -> bool:
     try:
         with urllib.request.urlopen(f"{base_url}/health", timeout=5) as answer:
             return bool(answer.status == 200)
-    except (OSError, urllib.error.URLError, ValueError):
+    except (OSError, HTTPException, ValueError):
         return False
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
 
 
 def _wait(process: "subprocess.Popen[bytes]", base_url: str, log: Path) -> None:

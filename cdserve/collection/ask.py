@@ -1,0 +1,129 @@
+"""The answers that are missing, asked of a server and kept as they come."""
+
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from openai import APIError, BadRequestError
+from tqdm import tqdm
+
+from cdserve import __version__
+from cdserve.client.answers import Answer, Client
+from cdserve.client.journal import Journal
+from cdserve.collection.job import Job, check_formats, resolve
+from cdserve.collection.settings import check_settings, write_settings
+from cdserve.errors import ConfigError
+
+_OF_PROMPT = ("prompt", "messages", "input_tokens", "max_tokens", "max_completion_tokens")
+"""What a refusal names where another prompt may be answered."""
+
+
+async def ask(
+    job: Job,
+    url: str,
+    journal: Journal,
+    kept: Mapping[str, Any] | None,
+    missing: Sequence[int],
+) -> tuple[dict[str, Any], dict[int, str]]:
+    """Fills the journal.
+
+    Args:
+        url: the server's.
+        kept: the settings of the answers that are there; None if there are none.
+        missing: indices of the prompts to ask.
+
+    Returns:
+        The settings, and the server's words on each prompt that it refuses, by index.
+
+    Raises:
+        ConfigError: the server would answer otherwise than it did before, it cannot honour the
+            policy, or it fails.
+    """
+    async with Client(
+        url, model=job.model, concurrency=job.concurrency, api_key=job.api_key
+    ) as client:
+        settings = _settings(job, client.model, await client.describe())
+        check_formats(settings["alignment"]["method"], job.formats, job.filters)
+        if kept is None:
+            write_settings(job.out, settings)
+        else:
+            check_settings(job.out, {**kept, "cdserve": __version__}, settings)
+        done = len(job.prompts) - len(missing)
+        with tqdm(total=len(job.prompts), initial=done, unit="prompt") as bar:
+            alignment = {**settings["alignment"], "report": "trace"}
+            workers = _Workers(job, client, alignment, journal, bar)
+            await workers.answer(missing)
+    return settings, workers.refused
+
+
+@dataclass(slots=True)
+class _Workers:
+    """They take one prompt after the other, each when it has answered the last."""
+
+    job: Job
+    client: Client
+    alignment: Mapping[str, Any]
+    journal: Journal
+    bar: "tqdm[Any]"
+    refused: dict[int, str] = field(default_factory=dict)
+
+    async def answer(self, missing: Sequence[int]) -> None:
+        shared = iter(missing)
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(self.job.concurrency, len(missing))):
+                    group.create_task(self._work(shared))
+        except* ConfigError as errors:
+            raise errors.exceptions[0] from None
+
+    async def _work(self, indices: Iterator[int]) -> None:
+        for index in indices:
+            try:
+                self.journal.add(await self._record(index))
+            except ConfigError as error:
+                if not _refuses_prompt(error):
+                    raise ConfigError(f"prompt {index + 1}: {error}") from error
+                self.refused[index] = str(error)
+            self.bar.update()
+
+    async def _record(self, index: int) -> dict[str, Any]:
+        job = self.job
+        prompt, seed = job.prompts[index], job.seed_of(index)
+        answer = await self.client.answer(prompt, self.alignment, job.sampling, seed)
+        return {"index": index, "prompt": prompt, "seed": seed, **_kept(answer)}
+
+
+def _kept(answer: Answer) -> dict[str, Any]:
+    if answer.report is None:
+        raise ConfigError(f"the answer ended ({answer.finish_reason}) without its report")
+    said = asdict(answer)
+    del said["blocks"]
+    return said
+
+
+def _refuses_prompt(error: ConfigError) -> bool:
+    cause = error.__cause__
+    if isinstance(cause, BadRequestError) and cause.param is None:
+        return True  # so vLLM says that the chat template refuses the messages
+    return isinstance(cause, APIError) and cause.param in _OF_PROMPT
+
+
+def _settings(job: Job, model: str, described: Mapping[str, Any]) -> dict[str, Any]:
+    """How answers are drawn, with what the server says of the rewards that score them."""
+    alignment = resolve(job.policy, described["presets"])
+    default = [name for name, reward in described["rewards"].items() if reward["default"]]
+    return {
+        "cdserve": __version__,
+        "model": model,
+        **job.settings,
+        "alignment": alignment,
+        "rewards": {
+            name: {
+                key: value
+                for key, value in described["rewards"].get(name, {}).items()
+                if key != "scorer"  # counts of its calls
+            }
+            for name in alignment.get("rewards") or default
+        },
+    }

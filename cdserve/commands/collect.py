@@ -1,0 +1,183 @@
+"""``cdserve collect``: answers to prompts under a policy, as training data in TRL's formats."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cdserve.collection.formats import FORMATS, Filters
+from cdserve.demo import DEMO_DIR
+from cdserve.errors import ConfigError
+from cdserve.prompts import read_prompts
+
+if TYPE_CHECKING:
+    from cdserve.collection.job import Job
+    from cdserve.collection.run import Collected
+
+_DESCRIPTION = """Runs prompts under a policy and writes training data in TRL's formats.
+
+Answers are kept in OUT/answers.jsonl as they come. Asked for again, a run that was stopped goes on,
+and other formats are made of the answers that are there. Without --url a server is started for the
+run; all other flags are vLLM's for it (`vllm serve --help`)."""
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Adds the command."""
+    collect = commands.add_parser(
+        "collect",
+        help="collect training data for TRL",
+        allow_abbrev=False,
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    collect.set_defaults(run=_collect, takes_flags=True)
+    collect.add_argument("--prompts", type=Path, required=True, help='JSONL of {"prompt": ...}')
+    collect.add_argument("--out", type=Path, required=True, help="the folder of the data")
+    collect.add_argument("--limit", type=int, metavar="N", help="the first N prompts only")
+    _add_server(collect.add_argument_group("server"))
+    _add_answers(collect.add_argument_group("answers"))
+    _add_formats(collect.add_argument_group("formats"))
+
+
+def _add_server(group: "argparse._ArgumentGroup") -> None:
+    which = group.add_mutually_exclusive_group()
+    which.add_argument("--url", help="of a server that runs")
+    which.add_argument(
+        "--config",
+        type=Path,
+        default=DEMO_DIR / "cdserve.yaml",
+        help="the settings' YAML file of the server to start (default: the demo's)",
+    )
+    group.add_argument("--model", help="the id that requests name (default: the server's first)")
+    group.add_argument("--api-key", default="-", help="the server's, if it wants one")
+    group.add_argument("--concurrency", type=int, default=16, help="requests at once")
+
+
+def _add_answers(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument(
+        "--policy",
+        required=True,
+        help='"method field=value ...", a JSON object, or the name of a preset',
+    )
+    group.add_argument("--max-tokens", type=int, default=256, help="cut responses there")
+    group.add_argument("--temperature", type=float, default=1.0)
+    group.add_argument("--top-p", type=float, default=1.0)
+    group.add_argument("--seed", type=int, default=0, help="of the answers")
+
+
+def _add_formats(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument(
+        "--format",
+        nargs="+",
+        required=True,
+        choices=FORMATS,
+        help="of TRL: pairs of best and worst, best responses, every response with a label; and "
+        "all candidates with all that is known of them",
+    )
+    group.add_argument(
+        "--margin", type=float, help="preference: pairs whose scores are further apart (default: 0)"
+    )
+    group.add_argument("--min-score", type=float, help="sft: best responses from this score on")
+    group.add_argument(
+        "--label-threshold",
+        type=float,
+        help="unpaired: responses above it are desirable (default: the prompt's mean score)",
+    )
+    group.add_argument(
+        "--ended-only",
+        action="store_true",
+        help="leave responses that --max-tokens cut out of TRL's formats",
+    )
+    group.add_argument("--shard-size", type=int, default=10_000, help="rows a file")
+
+
+def _collect(args: argparse.Namespace) -> None:
+    job = _job(args)
+    from cdserve.collection.run import ANSWERS, collect
+
+    try:
+        found = collect(job)
+    except KeyboardInterrupt:
+        print(
+            f"cdserve: stopped; the answers that have come are in {job.out / ANSWERS}, and the "
+            "same command goes on",
+            file=sys.stderr,
+        )
+        sys.exit(130)
+    _tell(job, found)
+
+
+def _tell(job: "Job", found: "Collected") -> None:
+    print(
+        f"{job.out}: {found.answered} of {len(job.prompts)} prompts answered with "
+        f"{found.responses} responses; mean score of those returned {found.mean_score:.4g}"
+    )
+    for one in found.made:
+        print(f"  {one}")
+    if found.refused:
+        index, words = min(found.refused.items())
+        print(f"  refused: {len(found.refused)} prompts; the first is prompt {index + 1}: {words}")
+
+
+def _job(args: argparse.Namespace) -> "Job":
+    _check(args)
+    from cdserve.client.answers import Sampling
+    from cdserve.client.policies import read_policies
+    from cdserve.collection.job import Job
+
+    policies = read_policies(None, [args.policy])
+    if len(policies) != 1:
+        raise ConfigError(
+            f"--policy {args.policy} is {len(policies)} policies; all data in a folder are of one"
+        )
+    prompts = read_prompts(args.prompts)
+    return Job(
+        prompts=prompts[: args.limit],
+        mixed=len({isinstance(prompt, str) for prompt in prompts}) == 2,
+        out=args.out,
+        policy=policies[0],
+        sampling=Sampling(
+            max_tokens=args.max_tokens,
+            temperature=args.temperature,
+            top_p=args.top_p,
+            logprobs=True,
+        ),
+        seed=args.seed,
+        formats=tuple(dict.fromkeys(args.format)),
+        filters=Filters(
+            margin=args.margin or 0.0,
+            min_score=args.min_score,
+            threshold=args.label_threshold,
+            ended_only=args.ended_only,
+        ),
+        shard_size=args.shard_size,
+        url=args.url,
+        config=args.config,
+        flags=tuple(args.flags),
+        model=args.model,
+        api_key=args.api_key,
+        concurrency=args.concurrency,
+    )
+
+
+def _check(args: argparse.Namespace) -> None:
+    for flag in ("limit", "concurrency", "max_tokens", "shard_size"):
+        value = getattr(args, flag)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{flag.replace('_', '-')} is {value}; it must be positive")
+    if args.margin is not None and not args.margin >= 0:
+        raise ConfigError(f"--margin is {args.margin}; it must be 0 or more")
+    for flag, kind in (
+        ("margin", "preference"),
+        ("min_score", "sft"),
+        ("label_threshold", "unpaired"),
+    ):
+        value = getattr(args, flag)
+        if value is not None and kind not in args.format:
+            raise ConfigError(
+                f"--{flag.replace('_', '-')} is {value}; it goes with --format {kind}"
+            )
+    if args.ended_only and set(args.format) == {"candidates"}:
+        raise ConfigError("--ended-only goes with formats of TRL; candidates has all responses")
+    if args.url is not None and args.flags:
+        raise ConfigError(f"{' '.join(args.flags)}: vLLM's flags go with a server that is started")

@@ -1,0 +1,249 @@
+"""A policy's figures, from the records of its answers and of the base's."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import fmean
+
+from cdserve import kl
+from cdserve.evaluation.positions import Bucket, kl_by_position, reported, steering
+from cdserve.evaluation.records import Record
+from cdserve.evaluation.statistics import (
+    Interval,
+    correlation,
+    difference,
+    distinct,
+    mean_interval,
+    percentile,
+    wilson,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gain:
+    """A reward, and how it stands to the base's answers to the same prompts.
+
+    Attributes:
+        mean: of the reward, over prompts.
+        gain: its mean difference from the base's, prompt by prompt.
+        win_rate: the share of pairs of answers in which it is higher, a tie as half.
+        ties: the share of pairs in which both are equal.
+    """
+
+    mean: Interval
+    gain: Interval
+    win_rate: Interval
+    ties: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Divergence:
+    """KL from the base of a response, in nats, as the server reports it.
+
+    Attributes:
+        bound, estimate: means over prompts.
+        estimators: what the estimates are, by answers.
+        flag: of the mean bound.
+        by_position: KL by token.
+        even: whether some of it is known of whole responses only, and spread evenly over them.
+    """
+
+    bound: Interval
+    estimate: Interval
+    estimators: Mapping[str, int]
+    flag: kl.Flag
+    by_position: Sequence[Bucket] | None
+    even: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latency:
+    """Seconds as a client sees them, at the run's concurrency.
+
+    Attributes:
+        first_p50, first_p99: to the first block of text; None where no answer has any.
+        inter_p50, inter_p99: between a block and the next; None where answers are one block.
+        tokens_per_second: of one answer, over all of them.
+        throughput: of all answers together, in tokens a second.
+    """
+
+    first_p50: float | None
+    first_p99: float | None
+    inter_p50: float | None
+    inter_p99: float | None
+    tokens_per_second: float
+    throughput: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """All figures of a policy.
+
+    Attributes:
+        answers, prompts: how many; intervals are over prompts.
+        reward, gold: the scoring and the held-out reward.
+        kl: None where the server reports none.
+        tokens: of an answer.
+        cut: the share of answers that ``max_tokens`` ended.
+        distinct: distinct-1, -2 and -3.
+        reward_length, gold_length: correlation of the rewards with tokens, over answers.
+        tie_rate: the share of decisions between several candidates whose two best are equal.
+        candidate_tokens: drawn for each token returned; None where the server reports none.
+    """
+
+    answers: int
+    prompts: int
+    reward: Gain
+    gold: Gain | None
+    kl: Divergence | None
+    tokens: Interval
+    cut: float
+    distinct: Sequence[float | None]
+    reward_length: float | None
+    gold_length: float | None
+    tie_rate: float | None
+    candidate_tokens: float | None
+    latency: Latency
+
+
+def summarise(records: Sequence[Record], base: Sequence[Record], *, plain: bool) -> Figures:
+    """The figures of a policy.
+
+    Args:
+        records: its answers, at least one.
+        base: the base's answers to the same prompts.
+        plain: whether the policy is plain decoding, which has no report.
+    """
+    lengths = [record.tokens for record in records]
+    golds = gold_of(records)
+    return Figures(
+        answers=len(records),
+        prompts=len({record.prompt for record in records}),
+        reward=_gain(records, base, lambda record: record.reward),
+        gold=None if golds is None else _gain(records, base, _gold),
+        kl=_plain_kl(records) if plain else _kl(records),
+        tokens=mean_interval(_by_prompt(records, lambda record: record.tokens)),
+        cut=fmean(record.finish_reason == "length" for record in records),
+        distinct=[distinct([record.text for record in records], n) for n in (1, 2, 3)],
+        reward_length=correlation([record.reward for record in records], lengths),
+        gold_length=None if golds is None else correlation(golds, lengths),
+        tie_rate=None if plain else _tie_rate(records),
+        candidate_tokens=1.0 if plain else _candidate_tokens(records),
+        latency=_latency(records),
+    )
+
+
+def means_by_prompt(records: Sequence[Record], *, gold: bool) -> list[float]:
+    """The mean reward of each prompt's answers, in the prompts' order."""
+    return _by_prompt(records, _gold if gold else lambda record: record.reward)
+
+
+def gold_of(records: Iterable[Record]) -> list[float] | None:
+    """The held-out rewards; None where there are none."""
+    found = [record.gold for record in records]
+    return None if None in found else [gold for gold in found if gold is not None]
+
+
+def _gain(
+    records: Sequence[Record], base: Sequence[Record], value: Callable[[Record], float]
+) -> Gain:
+    """All of a prompt's answers are compared with all of the base's; each prompt counts once."""
+    others = _grouped(base, value)
+    wins: list[float] = []
+    ties: list[float] = []
+    for prompt, values in _grouped(records, value).items():
+        pairs = [(a, b) for a in values for b in others[prompt]]
+        ties.append(fmean(a == b for a, b in pairs))
+        wins.append(fmean((a > b) + (a == b) / 2 for a, b in pairs))
+    mine = _by_prompt(records, value)
+    return Gain(
+        mean=mean_interval(mine),
+        gain=difference(mine, _by_prompt(base, value)),
+        win_rate=wilson(sum(wins), len(wins)),
+        ties=fmean(ties),
+    )
+
+
+def _gold(record: Record) -> float:
+    assert record.gold is not None
+    return record.gold
+
+
+def _grouped(records: Sequence[Record], value: Callable[[Record], float]) -> dict[int, list[float]]:
+    found: defaultdict[int, list[float]] = defaultdict(list)
+    for record in sorted(records, key=lambda record: (record.prompt, record.draw)):
+        found[record.prompt].append(value(record))
+    return found
+
+
+def _by_prompt(records: Sequence[Record], value: Callable[[Record], float]) -> list[float]:
+    return [fmean(values) for values in _grouped(records, value).values()]
+
+
+def _plain_kl(records: Sequence[Record]) -> Divergence:
+    none = mean_interval([0.0] * len({record.prompt for record in records}))
+    return Divergence(
+        bound=none, estimate=none, estimators={}, flag="ok", by_position=None, even=False
+    )
+
+
+def _kl(records: Sequence[Record]) -> Divergence | None:
+    if any(record.report is None for record in records):
+        return None
+    bound = mean_interval(_by_prompt(records, lambda record: reported(record)["bound"]))
+    estimators: defaultdict[str, int] = defaultdict(int)
+    for record in records:
+        estimators[reported(record)["estimator"]] += 1
+    traced = all(record.steps is not None for record in records)
+    return Divergence(
+        bound=bound,
+        estimate=mean_interval(_by_prompt(records, lambda record: reported(record)["estimate"])),
+        estimators=dict(estimators),
+        flag=kl.flag(bound.mean),
+        by_position=kl_by_position(records) if traced else None,
+        even=traced and any(steering(record) != (0.0, 0.0) for record in records),
+    )
+
+
+def _tie_rate(records: Sequence[Record]) -> float | None:
+    reports = [record.report for record in records if record.report is not None]
+    between = [made for made in reports if made["candidates"] > made["decisions"]]
+    if not between:
+        return None
+    ties: int = sum(made["ties"] for made in between)
+    decisions: int = sum(made["decisions"] for made in between)
+    return ties / decisions
+
+
+def _candidate_tokens(records: Sequence[Record]) -> float | None:
+    reports = [record.report for record in records if record.report is not None]
+    returned = sum(record.tokens for record in records)
+    if len(reports) < len(records) or not returned:
+        return None
+    drawn: int = sum(made["candidate_tokens"] for made in reports)
+    return drawn / returned
+
+
+def _latency(records: Sequence[Record]) -> Latency:
+    first = [record.blocks[0] for record in records if record.blocks]
+    between = [b - a for record in records for a, b in pairwise(record.blocks)]
+    tokens = sum(record.tokens for record in records)
+    return Latency(
+        first_p50=percentile(first, 50) if first else None,
+        first_p99=percentile(first, 99) if first else None,
+        inter_p50=percentile(between, 50) if between else None,
+        inter_p99=percentile(between, 99) if between else None,
+        tokens_per_second=tokens / sum(record.seconds for record in records),
+        throughput=tokens / _busy(records),
+    )
+
+
+def _busy(records: Sequence[Record]) -> float:
+    """Seconds in which at least one answer was under way."""
+    total, end = 0.0, 0.0
+    for record in sorted(records, key=lambda record: record.began):
+        until = record.began + record.seconds
+        total += max(0.0, until - max(end, record.began))
+        end = max(end, until)
+    return total

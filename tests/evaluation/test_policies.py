@@ -1,0 +1,133 @@
+"""Policies as the user of a command writes them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cdserve.client.policies import NamedPolicy, read_policies
+from cdserve.errors import ConfigError
+
+
+def of_file(folder: Path, content: Any) -> Path:
+    path = folder / "policies.yaml"
+    path.write_text(
+        content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False)
+    )
+    return path
+
+
+class TestArguments:
+    def test_a_preset(self) -> None:
+        assert read_policies(None, ["best-of-8"]) == [NamedPolicy("best-of-8", "best-of-8")]
+
+    def test_plain_decoding(self) -> None:
+        assert read_policies(None, ["none"]) == [NamedPolicy("none", {"method": "none"})]
+
+    def test_fields(self) -> None:
+        (found,) = read_policies(None, ["blockwise_cd k=4 m=32"])
+        assert found == NamedPolicy(
+            "blockwise_cd k=4 m=32", {"method": "blockwise_cd", "k": 4, "m": 32}
+        )
+
+    def test_a_sweep(self) -> None:
+        found = read_policies(None, ["best_of_n n=1,2,4"])
+        assert [(one.name, one.sweep, one.setting) for one in found] == [
+            ("best_of_n n=1", "best_of_n", "n=1"),
+            ("best_of_n n=2", "best_of_n", "n=2"),
+            ("best_of_n n=4", "best_of_n", "n=4"),
+        ]
+        assert [one.alignment for one in found] == [
+            {"method": "best_of_n", "n": n} for n in (1, 2, 4)
+        ]
+
+    def test_a_sweep_of_two_fields_has_all_combinations(self) -> None:
+        found = read_policies(None, ["blockwise_cd k=2,4 m=16,32 beam_width=1"])
+        assert [one.setting for one in found] == [
+            *("k=2, m=16", "k=2, m=32", "k=4, m=16", "k=4, m=32"),
+        ]
+        assert {one.sweep for one in found} == {"blockwise_cd beam_width=1"}
+
+    def test_a_list_is_one_value(self) -> None:
+        (found,) = read_policies(None, ["blockwise_cd k=[8,4,2] m=32"])
+        assert found.alignment == {"method": "blockwise_cd", "k": [8, 4, 2], "m": 32}
+        assert found.sweep is None
+        lists = read_policies(None, ["blockwise_cd k=[8,4],[4,2] m=32"])
+        assert [one.setting for one in lists] == ["k=[8, 4]", "k=[4, 2]"]
+
+    def test_numbers_with_exponents_are_numbers(self) -> None:
+        found = read_policies(None, ["tokenwise_cd beta=1e-3,0.5,2"])
+        assert [one.alignment["beta"] for one in found] == [0.001, 0.5, 2]
+        assert [one.setting for one in found] == ["beta=0.001", "beta=0.5", "beta=2"]
+
+    def test_json(self) -> None:
+        (found,) = read_policies(None, ['{"method": "best_of_n", "n": 4, "rewards": {"a": 1.0}}'])
+        assert found.name == 'best_of_n n=4 rewards={"a": 1.0}'
+        assert found.alignment == {"method": "best_of_n", "n": 4, "rewards": {"a": 1.0}}
+        swept = read_policies(None, ['{"method": "best_of_n", "sweep": {"n": [2, 4]}}'])
+        assert [one.name for one in swept] == ["best_of_n n=2", "best_of_n n=4"]
+
+    @pytest.mark.parametrize(
+        ("given", "words"),
+        [
+            ("", "empty"),
+            ("   ", "empty"),
+            ("best_of_n n", "field=value"),
+            ("best_of_n =4", "field=value"),
+            ("best_of_n n=", "field=value"),
+            ("best_of_n n=[1", "no value"),
+            ("best_of_n n=1 n=2", "has n twice"),
+            ("best_of_n n=1,2 n=4", "has n twice"),
+            ('{"method": "best_of_n"', "no JSON"),
+            ('{"n": 4}', "an object with a method"),
+            ('{"method": 4}', "an object with a method"),
+            ('{"method": "best_of_n", "sweep": {"n": 4}}', "lists of values"),
+            ('{"method": "best_of_n", "sweep": {"n": []}}', "lists of values"),
+        ],
+    )
+    def test_what_is_no_policy(self, given: str, words: str) -> None:
+        with pytest.raises(ConfigError, match=words):
+            read_policies(None, [given])
+
+
+class TestFile:
+    def test_objects_presets_and_sweeps(self, tmp_path: Path) -> None:
+        path = of_file(
+            tmp_path,
+            {
+                "mine": {"method": "best_of_n", "n": 4},
+                "theirs": "best-of-8",
+                "steered": {"method": "tokenwise_cd", "sweep": {"beta": [0.5, 1]}},
+            },
+        )
+        found = {one.name: one for one in read_policies(path, ["none"])}
+        assert list(found) == ["mine", "theirs", "steered beta=0.5", "steered beta=1", "none"]
+        assert found["mine"].alignment == {"method": "best_of_n", "n": 4}
+        assert found["theirs"].alignment == "best-of-8"
+        assert found["steered beta=1"].alignment == {"method": "tokenwise_cd", "beta": 1}
+        assert found["steered beta=1"].sweep == "steered"
+
+    @pytest.mark.parametrize(
+        ("content", "words"),
+        [
+            ("[1, 2]", "must map names to policies"),
+            ("", "must map names to policies"),
+            ("a: [", "cannot be read"),
+            ("a: best-of-8\na: best-of-4\n", "'a' stands here twice"),
+            ("a: 3", "an object with a method"),
+            ("a: {n: 3}", "an object with a method"),
+        ],
+    )
+    def test_what_is_no_file_of_policies(self, content: str, words: str, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=words):
+            read_policies(of_file(tmp_path, content), [])
+
+    def test_no_file(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="cannot be read"):
+            read_policies(tmp_path / "none.yaml", [])
+
+    def test_two_of_one_name(self, tmp_path: Path) -> None:
+        path = of_file(tmp_path, {"best_of_n n=4": {"method": "best_of_n", "n": 8}})
+        with pytest.raises(ConfigError, match="two policies are named 'best_of_n n=4'"):
+            read_policies(path, ["best_of_n n=2,4"])

@@ -1,0 +1,365 @@
+"""A policy's figures and the alarm, from records made by hand."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cdserve import kl
+from cdserve.client.policies import NamedPolicy
+from cdserve.evaluation.markdown import markdown
+from cdserve.evaluation.overoptimisation import against_base, along, best_of_n_curve, fit
+from cdserve.evaluation.plots import PLOTS, draw
+from cdserve.evaluation.positions import kl_by_position
+from cdserve.evaluation.records import Record, key, seed_of
+from cdserve.evaluation.results import Results, results
+from cdserve.evaluation.statistics import wilson
+from cdserve.evaluation.summary import summarise
+
+reproducible = settings(derandomize=True, deadline=None, max_examples=100)
+BASE = [0.1, 0.4, -0.3, 0.0, 0.2, 0.5, -0.1, 0.3]
+
+
+def of(prompt: int, reward: float, gold: float | None = None, **fields: Any) -> Record:
+    """A record that says no more than it has to."""
+    made = {
+        "prompt": prompt,
+        "draw": 0,
+        "seed": 0,
+        "text": "good film",
+        "finish_reason": "stop",
+        "tokens": 4,
+        "began": 100.0 + prompt,
+        "seconds": 2.0,
+        "blocks": [0.5, 1.0, 2.0],
+        "reward": reward,
+        "gold": gold,
+        "report": None,
+        "steps": None,
+        "pool": None,
+    }
+    return Record(**(made | fields))
+
+
+def all_of(rewards: Sequence[float], golds: Sequence[float | None] | None = None) -> list[Record]:
+    """A record a prompt."""
+    found = golds or [None] * len(rewards)
+    return [of(i, r, g) for i, (r, g) in enumerate(zip(rewards, found, strict=True))]
+
+
+def report(bound: float, estimate: float, **fields: Any) -> dict[str, Any]:
+    """As the server makes one, of three candidates a decision."""
+    return {
+        "method": "blockwise_cd",
+        "decisions": 2,
+        "candidates": 6,
+        "candidate_tokens": 12,
+        "ties": 1,
+        "kl": {"bound": bound, "estimate": estimate, "estimator": "epsilon_n", "flag": "ok"},
+        **fields,
+    }
+
+
+def shifted(values: Sequence[float], by: float) -> list[float]:
+    """Moved, by not quite the same each."""
+    return [value + by + 0.01 * (i % 3) for i, value in enumerate(values)]
+
+
+class TestWinRate:
+    def test_a_tie_is_half_a_win(self) -> None:
+        found = summarise(all_of([1, 2, 3, 4]), all_of([0, 2, 3, 5]), plain=False).reward
+        assert found.win_rate.mean == 0.5
+        assert found.ties == 0.5
+        assert found.mean.mean == 2.5
+        assert found.gain.mean == 0.0
+
+    def test_all_pairs_of_a_prompt_count_as_one(self) -> None:
+        mine = [of(0, 3.0), of(0, 1.0, draw=1), of(1, 5.0), of(1, 5.0, draw=1)]
+        base = [of(0, 2.0), of(0, 0.0, draw=1), of(1, 5.0), of(1, 5.0, draw=1)]
+        found = summarise(mine, base, plain=False)
+        assert found.answers == 4
+        assert found.prompts == 2
+        assert found.reward.win_rate.mean == (0.75 + 0.5) / 2
+        assert found.reward.ties == 0.5
+        assert found.reward.win_rate == wilson(1.25, 2)  # two prompts, not four answers
+
+    @reproducible
+    @given(st.lists(st.tuples(st.integers(-2, 2), st.integers(-2, 2)), min_size=2, max_size=12))
+    def test_the_two_sides_sum_to_one(self, pairs: list[tuple[int, int]]) -> None:
+        mine, base = (all_of([pair[i] for pair in pairs]) for i in (0, 1))
+        one = summarise(mine, base, plain=False).reward
+        other = summarise(base, mine, plain=False).reward
+        assert one.win_rate.mean + other.win_rate.mean == pytest.approx(1.0)
+        assert one.gain.mean == pytest.approx(-other.gain.mean)
+        assert one.ties == other.ties
+
+
+class TestCost:
+    def test_of_reports(self) -> None:
+        records = [of(i, 0.0, report=report(1.0, 0.5)) for i in range(3)]
+        found = summarise(records, all_of([0, 0, 0]), plain=False)
+        assert found.candidate_tokens == 3.0
+        assert found.tie_rate == 0.5
+
+    def test_of_the_base(self) -> None:
+        base = all_of([0, 1, 2])
+        found = summarise(base, base, plain=True)
+        assert found.candidate_tokens == 1.0
+        assert found.tie_rate is None
+        assert found.kl is not None
+        assert found.kl.estimate.mean == 0.0
+
+    def test_nothing_is_known_without_reports(self) -> None:
+        found = summarise(all_of([0, 1]), all_of([0, 1]), plain=False)
+        assert found.candidate_tokens is None
+        assert found.kl is None
+
+    def test_one_candidate_cannot_tie(self) -> None:
+        made = report(0.0, 0.0, candidates=2, ties=0)
+        assert summarise([of(0, 0.0, report=made)], all_of([0]), plain=False).tie_rate is None
+
+    def test_times(self) -> None:
+        records = [of(0, 0.0), of(1, 0.0), of(9, 0.0)]
+        found = summarise(records, records, plain=False)
+        assert found.latency.first_p50 == 0.5
+        assert found.latency.inter_p50 == 0.75
+        assert found.latency.inter_p99 == pytest.approx(1.0)
+        assert found.latency.tokens_per_second == 12 / 6
+        assert found.latency.throughput == 12 / 5  # the first two are one second apart
+
+    def test_one_block_has_nothing_after_it(self) -> None:
+        found = summarise([of(0, 0.0, blocks=[1.5])], all_of([0]), plain=False).latency
+        assert found.first_p99 == 1.5
+        assert found.inter_p99 is None
+
+    def test_no_text_at_all(self) -> None:
+        found = summarise([of(0, 0.0, blocks=[], text="", tokens=1)], all_of([0]), plain=False)
+        assert found.latency.first_p50 is None
+        assert list(found.distinct) == [None, None, None]
+
+    def test_cut_and_length(self) -> None:
+        records = [of(0, 1.0, tokens=10, finish_reason="length"), of(1, 2.0, tokens=30)]
+        found = summarise(records, all_of([0, 0]), plain=False)
+        assert found.cut == 0.5
+        assert found.tokens.mean == 20
+        assert found.reward_length == pytest.approx(1.0)
+
+
+class TestPositions:
+    def test_a_decision_is_spread_over_its_tokens(self) -> None:
+        steps = [[32, 1.6, 0.8], [8, 0.8, 0.4]]
+        (first, second, third) = kl_by_position([of(0, 0.0, report=report(2.4, 1.2), steps=steps)])
+        assert (first.low, first.high, first.tokens) == (0, 16, 16)
+        assert (second.low, second.high, second.tokens) == (16, 32, 16)
+        assert (third.low, third.high, third.tokens) == (32, 64, 8)
+        assert first.bound == second.bound == pytest.approx(0.05)
+        assert third.bound == pytest.approx(0.1)
+        assert first.estimate == pytest.approx(0.025)
+
+    def test_steering_is_spread_over_all(self) -> None:
+        record = of(0, 0.0, report=report(3.0, 3.0), steps=[[20, 0.0, 0.0]])
+        found = kl_by_position([record])
+        assert [bucket.estimate for bucket in found] == pytest.approx([0.15, 0.15])
+        made = summarise([record], all_of([0]), plain=False).kl
+        assert made is not None
+        assert made.even
+
+    def test_means_are_over_the_answers_that_are_so_long(self) -> None:
+        short = of(0, 0.0, report=report(1.6, 1.6), steps=[[16, 1.6, 1.6]])
+        long = of(1, 0.0, report=report(6.4, 6.4), steps=[[16, 0.0, 0.0], [16, 6.4, 6.4]])
+        first, second = kl_by_position([short, long])
+        assert (first.tokens, first.bound) == (32, pytest.approx(0.05))
+        assert (second.tokens, second.bound) == (16, pytest.approx(0.4))
+        made = summarise([short, long], all_of([0, 0]), plain=False).kl
+        assert made is not None
+        assert not made.even
+
+    @reproducible
+    @given(
+        st.lists(
+            st.tuples(st.integers(1, 70), st.floats(0, 3), st.floats(0, 3)), min_size=1, max_size=8
+        ),
+        st.floats(0, 5),
+    )
+    def test_all_of_it_is_somewhere(
+        self, steps: list[tuple[int, float, float]], steering: float
+    ) -> None:
+        bound, estimate = (math.fsum(step[i] for step in steps) + steering for i in (1, 2))
+        found = kl_by_position([of(0, 0.0, report=report(bound, estimate), steps=steps)])
+        assert sum(bucket.tokens for bucket in found) == sum(step[0] for step in steps)
+        total = sum(bucket.tokens * bucket.bound for bucket in found)
+        assert total == pytest.approx(bound, abs=1e-6)
+        assert sum(b.tokens * b.estimate for b in found) == pytest.approx(estimate, abs=1e-6)
+
+    def test_no_trace_no_positions(self) -> None:
+        made = summarise([of(0, 0.0, report=report(1.0, 1.0))], all_of([0]), plain=False).kl
+        assert made is not None
+        assert made.by_position is None
+
+
+class TestAlarm:
+    def test_proxy_up_and_gold_down(self) -> None:
+        records = all_of(shifted(BASE, 1.0), shifted(BASE, -1.0))
+        alarm = against_base("far", records, all_of(BASE, BASE))
+        assert alarm is not None
+        assert (alarm.policy, alarm.against, alarm.level) == ("far", "base", 0.95)
+        assert alarm.reward.mean == pytest.approx(1.0, abs=0.02)
+        assert alarm.gold.mean == pytest.approx(-1.0, abs=0.02)
+
+    @pytest.mark.parametrize(
+        ("reward", "gold"), [(1.0, 1.0), (-1.0, -1.0), (-1.0, 1.0), (1.0, 0.0), (0.0, -1.0)]
+    )
+    def test_not_otherwise(self, reward: float, gold: float) -> None:
+        def moved(by: float) -> list[float]:
+            return [value + by * (0.2 + i % 2) for i, value in enumerate(BASE)]
+
+        records = all_of(moved(reward), moved(gold))
+        assert against_base("policy", records, all_of(BASE, BASE)) is None
+
+    def test_noise_is_no_alarm(self) -> None:
+        golds = [value + (-1) ** i - 0.05 for i, value in enumerate(BASE)]
+        records = all_of(shifted(BASE, 1.0), golds)
+        assert against_base("policy", records, all_of(BASE, BASE)) is None
+
+    def test_along_a_sweep_the_deepest_fall_is_told(self) -> None:
+        peak = {"n=2": 0.5, "n=4": 1.0, "n=8": 0.7, "n=16": -0.2}
+        points = [
+            (name, float(i), all_of(shifted(BASE, i), shifted(BASE, gold)))
+            for i, (name, gold) in enumerate(peak.items())
+        ]
+        alarms = along(points[::-1])  # in whatever order
+        assert {alarm.policy: alarm.against for alarm in alarms} == {"n=8": "n=4", "n=16": "n=4"}
+        assert all(alarm.level == pytest.approx(1 - 0.05 / 6) for alarm in alarms)
+
+    def test_a_single_prompt_is_no_evidence(self) -> None:
+        assert against_base("policy", all_of([9.0], [-9.0]), all_of([0.0], [0.0])) is None
+
+
+class TestFit:
+    def test_it_finds_the_peak(self) -> None:
+        bounds = [kl.best_of_n_bound(n) for n in (2, 4, 8, 16, 32)]
+        gains = [math.sqrt(nats) * (1.0 - 0.5 * math.sqrt(nats)) for nats in bounds]
+        found = fit(list(zip(bounds, gains, strict=True)))
+        assert found is not None
+        assert (found.a, found.b) == (pytest.approx(1.0), pytest.approx(0.5))
+        assert found.peak == pytest.approx(1.0)
+        assert found.recommended_n == pytest.approx(kl.effective_n(1.0))
+        assert found.measured == bounds[-1]
+
+    def test_none_where_it_does_not_fall(self) -> None:
+        found = fit([(nats, math.sqrt(nats)) for nats in (0.2, 0.6, 1.2)])
+        assert found is not None
+        assert found.b == pytest.approx(0.0)
+        assert found.recommended_n is None or found.recommended_n > 1e6
+
+    def test_two_points_tell_nothing(self) -> None:
+        assert fit([(0.0, 0.0), (0.2, 0.1), (0.6, 0.2)]) is None
+
+
+class TestCurve:
+    def test_as_far_as_the_pools_go(self) -> None:
+        pools = {0: [0.1, 0.4, 0.35, 0.8, 0.6], 1: [0.0, 1.0, 0.0, 1.0, 0.0, 1.0]}
+        points = {point.n: point for point in best_of_n_curve(16, pools)}
+        assert points[1].reward == pytest.approx((0.45 + 0.5) / 2)
+        assert points[5].reward == pytest.approx((0.8 + 1.0) / 2)
+        assert points[16].reward is None
+        assert points[16].kl == kl.best_of_n_bound(16)
+        assert points[16].win_rate == 16 / 17
+
+    def test_without_pools(self) -> None:
+        assert all(point.reward is None for point in best_of_n_curve(16, {}))
+
+
+def test_seeds_differ() -> None:
+    made = {seed_of(s, p, i, d) for s in (0, 1) for p in "ab" for i in (0, 1) for d in (0, 1)}
+    assert len(made) == 16
+    assert seed_of(0, "base", 3, 1) == seed_of(0, "base", 3, 1)
+    assert all(0 <= seed < 2**63 for seed in made)
+
+
+def test_a_record_comes_back() -> None:
+    record = of(3, 0.5, 0.25, steps=[[4, 0.1, 0.1]], pool=[0.5, 0.1])
+    written = record.written()
+    assert written["id"] == key(3, 0)
+    assert Record.read(written) == record
+
+
+class TestResults:
+    def made(self, gold: bool = True) -> Results:
+        sweep = [
+            NamedPolicy(f"best_of_n n={n}", {"method": "best_of_n", "n": n}, "best_of_n", f"n={n}")
+            for n in (2, 4, 8)
+        ]
+        preset = NamedPolicy("pre|set", "quiet")
+        golds = [0.4, 0.2, -1.0]
+        records = {"base": all_of(BASE, BASE if gold else None)}
+        for i, policy in enumerate(sweep):
+            bound = kl.best_of_n_bound(2 << i)
+            records[policy.name] = [
+                of(
+                    made.prompt,
+                    made.reward,
+                    made.gold,
+                    report=report(bound, 0.9 * bound, decisions=1),
+                    steps=[[4, bound, 0.9 * bound]],
+                    pool=[0.1 * j for j in range(2 << i)],
+                    blocks=[1.0 + i],
+                )
+                for made in all_of(
+                    shifted(BASE, 0.5 * (i + 1)), shifted(BASE, golds[i]) if gold else None
+                )
+            ]
+        records["pre|set"] = all_of(shifted(BASE, 0.1), BASE if gold else None)
+        settings = {
+            "model": "demo",
+            "reward": "sentiment",
+            "gold": "my:gold" if gold else None,
+            "concurrency": 2,
+            "policies": {
+                "base": {"method": "none"},
+                **{policy.name: policy.alignment for policy in sweep},
+                "pre|set": {"preset": "quiet", "method": "blockwise_cd", "k": 2, "m": 8},
+            },
+        }
+        return results(
+            [*sweep, preset], records, command="cdserve eval", settings=settings, draws=1
+        )
+
+    def test_sweeps_alarms_and_fits(self) -> None:
+        made = self.made()
+        assert dict(made.sweeps) == {"best_of_n": [f"best_of_n n={n}" for n in (2, 4, 8)]}
+        assert made.alarms is not None
+        assert {(alarm.policy, alarm.against) for alarm in made.alarms} == {
+            ("best_of_n n=8", "base"),
+            ("best_of_n n=4", "best_of_n n=2"),
+            ("best_of_n n=8", "best_of_n n=2"),
+        }
+        assert made.fits["best_of_n"].peak is not None
+        # 1 of the base's and 2 + 4 + 8 candidates of each prompt
+        assert max(point.n for point in made.best_of_n if point.reward is not None) == 15
+        text = markdown(made)
+        assert "**Alarm:** `best_of_n n=8` against `base`" in text
+        assert "pre\\|set" in text
+        assert all(f"]({plot.file})" in text for plot in PLOTS)
+
+    def test_without_a_held_out_reward(self, tmp_path: Path) -> None:
+        made = self.made(gold=False)
+        assert made.alarms is None
+        assert "takes a held-out reward" in markdown(made)
+        draw(made, tmp_path)
+
+    def test_the_same_results_give_the_same_files(self, tmp_path: Path) -> None:
+        written = []
+        for name in ("one", "two"):
+            (folder := tmp_path / name).mkdir()
+            draw(self.made(), folder)
+            self.made().write(folder / "results.json")
+            written.append({path.name: path.read_bytes() for path in folder.iterdir()})
+        assert written[0] == written[1]
+        assert set(written[0]) == {plot.file for plot in PLOTS} | {"results.json"}
+        assert b"n / (n + 1)" not in written[0]["reward_latency.svg"]
+        assert b"best-of-n in theory" in written[0]["reward_kl.svg"]

@@ -1,0 +1,248 @@
+"""`cdserve eval` against the served demo: figures against the records, resuming, refusals."""
+
+import json
+import math
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cdserve import kl
+from cdserve.cli import main
+from cdserve.client.answers import Client
+from cdserve.demo import PROMPTS_PATH
+from cdserve.demo.reward import sentiment
+from cdserve.evaluation.plots import PLOTS
+
+from .served import Served
+
+GOLD = "cdserve.demo.reward:sentiment_gold"
+CHAT = [{"role": "user", "content": "Write a review."}]
+POLICIES = (
+    *("--policy", "best_of_n n=2,4"),
+    *("--policy", "blockwise_cd k=2 m=32"),
+    *("--policy", "tokenwise_cd beta=0.5"),
+    *("--policy", "best-of-4"),
+)
+NAMES = {
+    *("base", "best_of_n n=2", "best_of_n n=4", "blockwise_cd k=2 m=32", "tokenwise_cd beta=0.5"),
+    "best-of-4",
+}
+Run = Callable[..., None]
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+    lines = PROMPTS_PATH.read_text(encoding="utf-8").splitlines()[:5]
+    path.write_text("\n".join([*lines, json.dumps({"messages": CHAT})]), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(server: Served, prompts: Path) -> Run:
+    """Runs the command with what all runs here have."""
+
+    def made(out: Path, *arguments: str) -> None:
+        main(
+            [
+                *("eval", "--url", server.base_url, "--prompts", str(prompts)),
+                *("--out", str(out), "--max-tokens", "64", *arguments),
+            ]
+        )
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def out(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the one whole run of these tests leaves."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    run(folder, *POLICIES, "--gold", GOLD)
+    return folder
+
+
+def results_of(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    return found
+
+
+def records_of(out: Path, policy: str) -> list[dict[str, Any]]:
+    lines = (out / "records" / f"{policy}.jsonl").read_text(encoding="utf-8").splitlines()
+    return sorted(map(json.loads, lines), key=lambda record: record["prompt"])
+
+
+def test_the_files(out: Path) -> None:
+    assert {path.name for path in out.iterdir()} == {
+        *("results.json", "report.md", "settings.json", "records"),
+        *(plot.file for plot in PLOTS),
+    }
+    assert {path.name for path in (out / "records").iterdir()} == {f"{n}.jsonl" for n in NAMES}
+    report = (out / "report.md").read_text(encoding="utf-8")
+    assert report.startswith("# Evaluation of `demo`\n\n6 prompts; scoring reward `sentiment`")
+    assert all(f"| {name}" in report for name in NAMES)
+    assert "cdserve eval --prompts" in report
+
+
+def test_rewards_are_those_of_the_records(out: Path) -> None:
+    found = results_of(out)["policies"]
+    assert set(found) == NAMES
+    base = records_of(out, "base")
+    for name, figures in found.items():
+        records = records_of(out, name)
+        assert [record["prompt"] for record in records] == list(range(6))
+        assert [record["gold"] for record in records] == [sentiment(r["text"]) for r in records]
+        for reward in ("reward", "gold"):
+            pairs = [(a[reward], b[reward]) for a, b in zip(records, base, strict=True)]
+            made = figures[reward]
+            assert made["mean"]["mean"] == pytest.approx(statistics.fmean(a for a, _ in pairs))
+            assert made["mean"]["low"] < made["mean"]["mean"] < made["mean"]["high"]
+            assert made["gain"]["mean"] == pytest.approx(statistics.fmean(a - b for a, b in pairs))
+            wins = sum((a > b) + (a == b) / 2 for a, b in pairs)
+            assert made["win_rate"]["mean"] == pytest.approx(wins / 6)
+    # All are scored alike: what the server says of a finished answer is what it selected by.
+    for record in records_of(out, "best_of_n n=4"):
+        if record["finish_reason"] == "stop":
+            assert record["reward"] == pytest.approx(record["report"]["score"], abs=1e-3)
+
+
+def test_kl_and_cost_are_those_of_the_reports(out: Path) -> None:
+    found = results_of(out)["policies"]
+    assert found["base"]["kl"]["estimate"]["mean"] == 0
+    assert found["base"]["candidate_tokens"] == 1
+    for n in (2, 4):
+        divergence = found[f"best_of_n n={n}"]["kl"]
+        assert divergence["bound"]["mean"] == pytest.approx(kl.best_of_n_bound(n))
+        assert divergence["estimators"] == {"epsilon_n": 6}
+    for name in NAMES - {"base"}:
+        figures, records = found[name], records_of(out, name)
+        tokens = sum(record["tokens"] for record in records)
+        drawn = sum(record["report"]["candidate_tokens"] for record in records)
+        assert figures["candidate_tokens"] == pytest.approx(drawn / tokens)
+        assert figures["tokens"]["mean"] == pytest.approx(tokens / 6)
+        if (spread := figures["kl"]["by_position"]) is not None:
+            total = sum(bucket["tokens"] * bucket["estimate"] for bucket in spread)
+            reported = sum(record["report"]["kl"]["estimate"] for record in records)
+            assert total == pytest.approx(reported, abs=1e-6)
+            assert sum(bucket["tokens"] for bucket in spread) == tokens
+    assert found["tokenwise_cd beta=0.5"]["kl"]["even"]
+    assert not found["blockwise_cd k=2 m=32"]["kl"]["even"]
+    # A preset's report is the operator's, a summary here.
+    assert found["best-of-4"]["kl"]["by_position"] is None
+
+
+def test_latency_is_by_blocks(out: Path) -> None:
+    found = results_of(out)["policies"]
+    for name in NAMES:
+        latency = found[name]["latency"]
+        assert 0 < latency["first_p50"] <= latency["first_p99"]
+        assert latency["throughput"] >= latency["tokens_per_second"] * 0.99
+        assert (latency["inter_p50"] is None) == (
+            name in {*("best_of_n n=2", "best_of_n n=4")} | {"best-of-4"}
+        )
+    for record in records_of(out, "blockwise_cd k=2 m=32"):
+        assert len(record["blocks"]) <= math.ceil(record["tokens"] / 32)
+
+
+def test_a_sweep_is_a_curve_beside_that_of_theory(out: Path) -> None:
+    found = results_of(out)
+    assert found["sweeps"] == {"best_of_n": ["best_of_n n=2", "best_of_n n=4"]}
+    curve = {point["n"]: point for point in found["best_of_n"]}
+    # One draw of the base, and the candidates of best-of-2 and best-of-4.
+    assert max(n for n, point in curve.items() if point["reward"] is not None) == 7
+    pools = zip(
+        *([record["pool"] for record in records_of(out, f"best_of_n n={n}")] for n in (2, 4)),
+        [[record["reward"]] for record in records_of(out, "base")],
+        strict=True,
+    )
+    drawn = [[*two, *four, *one] for two, four, one in pools]
+    assert curve[1]["reward"] == pytest.approx(statistics.fmean(map(statistics.fmean, drawn)))
+    assert curve[7]["reward"] == pytest.approx(statistics.fmean(map(max, drawn)))
+
+
+def test_it_goes_on_where_it_stopped(out: Path, run: Run, tmp_path: Path) -> None:
+    before = {name: records_of(out, name) for name in NAMES}
+    (tmp_path / "records").mkdir()
+    for path in (out / "records").iterdir():
+        (tmp_path / "records" / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "settings.json").write_bytes((out / "settings.json").read_bytes())
+    base = tmp_path / "records" / "base.jsonl"
+    base.write_text("".join(base.read_text().splitlines(keepends=True)[:4]))
+    torn = tmp_path / "records" / "blockwise_cd k=2 m=32.jsonl"
+    torn.write_bytes(torn.read_bytes()[:-20])
+    kept = {name: {r["id"] for r in _whole(tmp_path, name)} for name in NAMES}
+
+    # The order of flags does not matter, and a policy may come to it.
+    run(tmp_path, "--gold", GOLD, *POLICIES, "--policy", "none")
+    for name in NAMES:
+        for one, other in zip(before[name], records_of(tmp_path, name), strict=True):
+            assert (one["began"] == other["began"]) == (one["id"] in kept[name])
+            assert (one["seed"], one["text"]) == (other["seed"], other["text"])
+    found = results_of(tmp_path)["policies"]
+    assert found["none"]["candidate_tokens"] == 1
+    assert found["base"]["gold"]["mean"] == results_of(out)["policies"]["base"]["gold"]["mean"]
+
+    with pytest.raises(SystemExit, match="was made with max_tokens 64, not 32: name another"):
+        run(tmp_path, "--gold", GOLD, *POLICIES, "--max-tokens", "32")
+    with pytest.raises(SystemExit, match=r"was made with gold 'cdserve.*, not None"):
+        run(tmp_path, *POLICIES)
+
+
+def _whole(out: Path, policy: str) -> list[dict[str, Any]]:
+    lines = (out / "records" / f"{policy}.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
+    return [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "there are no policies; name some by --policy or --policies"),
+        (("--policy", "best-of-9"), "the server has no preset 'best-of-9'; it has .*best-of-4"),
+        (("--policy", "best n=4"), "the server has no method 'best'; it has none, "),
+        (("--policy", "best_of_n n=17"), "policy 'best_of_n n=17', prompt 1: the server answers"),
+        (("--policy", '{"method": "best_of_n", "k": 1}'), "alignment.n"),
+        (("--policy", "safe", "--policy", "safe"), "two policies are named 'safe'"),
+        (("--policy", "safe", "--reward", "x"), "is 'x'; the server has brevity, .*slow"),
+        (("--policy", "safe", "--gold", "x"), "--gold is 'x'; the server has brevity, "),
+        (("--policy", "safe", "--gold", "sentiment"), "the scoring reward itself"),
+        (("--policy", "safe", "--gold", "no.such:thing"), "--gold: no.such:thing cannot be impo"),
+        (("--policy", "safe", "--gold", "a b:c"), "must be NAME or MODULE:FUNCTION"),
+        (("--policy", "safe", "--gold", "operator:truediv"), "--gold operator:truediv fails on"),
+        (("--policy", "safe", "--gold", "tests.server.faulty:nan"), "not finite"),
+        (("--policy", "safe", "--draws", "0"), "--draws is 0; it must be at least 1"),
+        (("--policy", "safe", "--top-p", "0"), "--top-p is 0.0; it must be above 0"),
+        (("--policy", "safe", "--dtype", "auto"), "vLLM's flags are for a server that is started"),
+        (("--policy", "safe", "--model", "other"), "the server answers: .*other"),
+    ],
+)
+def test_what_it_refuses(run: Run, arguments: tuple[str, ...], words: str, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=words) as caught:
+        run(tmp_path / "out", *arguments)
+    assert str(caught.value).startswith("cdserve: ")
+    assert not (tmp_path / "out" / "settings.json").exists()
+
+
+def test_the_base_has_its_name(run: Run, tmp_path: Path) -> None:
+    (path := tmp_path / "policies.yaml").write_text("base: safe")
+    with pytest.raises(SystemExit, match="a policy is named 'base'"):
+        run(tmp_path / "out", "--policies", str(path))
+
+
+def test_nothing_answers_there(prompts: Path, tmp_path: Path) -> None:
+    for url in ("http://127.0.0.1:9", "http://127.0.0.1:x"):
+        with pytest.raises(SystemExit, match="no healthy server answers there"):
+            main(
+                [
+                    *("eval", "--url", url, "--prompts", str(prompts)),
+                    *("--out", str(tmp_path), "--policy", "safe"),
+                ]
+            )
+
+
+async def test_a_chat_is_told_as_rewards_see_it(server: Served) -> None:
+    async with Client(server.base_url) as client:
+        assert await client.prompt_text("as it is") == "as it is"
+        rendered = "<|begin|><|user|>Write a review.<|end|><|assistant|>"
+        assert await client.prompt_text(CHAT) == rendered
