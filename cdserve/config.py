@@ -255,6 +255,10 @@ class Settings(_Section):
     keep_alive: float = Field(
         default=5.0, gt=0, description="Seconds between comments on a silent aligned stream."
     )
+    kernels: bool = Field(
+        default=True,
+        description="Whether Triton kernels score, tilt and mix on a GPU; off, PyTorch does.",
+    )
     engine: dict[str, Any] = Field(default_factory=dict, description="vLLM flags.")
 
     @field_validator("members")

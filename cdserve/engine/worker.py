@@ -38,6 +38,7 @@ def configure(args: Namespace, settings: Settings, heads: Heads) -> None:
             "q": list(heads.q.paths),
             "members": settings.members,
             "likelihoods": settings.likelihoods,
+            "kernels": settings.kernels,
         },
     }
     args.scheduler_cls = args.scheduler_cls or _SCHEDULER

@@ -20,6 +20,7 @@ from cdserve.plugin.members import Members, architecture
 from cdserve.plugin.rows import ROWS, Row
 from cdserve.plugin.scorer import ValueScorer
 from cdserve.plugin.steerer import Rows, Steerer
+from value_heads.kernels import runs_on
 
 
 class _Aligned:
@@ -32,9 +33,10 @@ class _Aligned:
         first = get_tensor_model_parallel_rank() == 0
         scores = first and attached["values"]
         # Wrapped, so that torch does not take the heads for weights of the checkpoint.
-        self._values = (ValueScorer(attached["values"], device) if scores else None,)
+        fused = attached["kernels"] and runs_on(device)
+        self._values = (ValueScorer(attached["values"], device, fused) if scores else None,)
         vocabulary = vllm_config.model_config.get_vocab_size()
-        self._steerer = (Steerer(attached["q"], device, vocabulary, reports=first),)
+        self._steerer = (Steerer(attached["q"], device, vocabulary, first, fused),)
         reads = first and attached["likelihoods"]
         self._likelihoods = Likelihoods(attached["likelihoods"]) if reads else None
         self._last = torch.empty(0, dtype=torch.long)

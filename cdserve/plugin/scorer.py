@@ -9,6 +9,7 @@ from vllm.utils.torch_utils import set_default_torch_dtype
 from cdserve.plugin.rows import Row
 from cdserve.plugin.tables import Tables
 from value_heads import ValueHead
+from value_heads.kernels import PackedHeads, operations
 
 
 class ValueScorer:
@@ -17,12 +18,16 @@ class ValueScorer:
     Args:
         paths: the heads' folders, in the order of the table's columns.
         device: where the model runs.
+        fused: whether by Triton kernels.
     """
 
-    def __init__(self, paths: Sequence[str], device: torch.device) -> None:
+    def __init__(self, paths: Sequence[str], device: torch.device, fused: bool = False) -> None:
         with set_default_torch_dtype(torch.float32):  # vLLM builds models in the served dtype
             self._heads = [ValueHead.from_pretrained(path).to(device) for path in paths]
         self._tables = Tables(sum(len(head.config.rewards) for head in self._heads))
+        self._kernels = operations(fused=True) if fused else None
+        packable = [head for head in self._heads if PackedHeads.packs(head)]
+        self._packed = PackedHeads.of(packable) if self._kernels and packable else None
 
     def score_last(self, hidden: torch.Tensor, due: Mapping[int, Row]) -> None:
         """Scores the prefixes behind this step's logits.
@@ -33,7 +38,7 @@ class ValueScorer:
         """
         if not due:
             return
-        values = self._values(hidden[list(due)])
+        values = self._values(hidden, list(due))
         tickets = [row.values for row in due.values() if row.values is not None]
         self._tables.write(tickets, [row.tokens for row in due.values()], values)
 
@@ -59,5 +64,18 @@ class ValueScorer:
                 self._tables.write([row.values] * len(lengths), lengths, self._values(hidden[span]))
 
     @torch.inference_mode()
-    def _values(self, hidden: torch.Tensor) -> np.ndarray:  # [N, d] -> [N, G] float32
-        return torch.cat([head(hidden) for head in self._heads], dim=-1).cpu().numpy()
+    def _values(self, hidden: torch.Tensor, rows: Sequence[int] | None = None) -> np.ndarray:
+        """Values ``[N, G]``, float32, of hidden states ``[rows, d]``, or of some of their rows."""
+        if self._kernels is None or self._packed is None:
+            chosen = hidden if rows is None else hidden[rows]
+            return torch.cat([head(chosen) for head in self._heads], dim=-1).cpu().numpy()
+        index = torch.tensor(range(len(hidden)) if rows is None else rows, device=hidden.device)
+        packed, _ = self._kernels.score(hidden, index, self._packed)
+        parts, column = [], 0
+        for head in self._heads:
+            if PackedHeads.packs(head):
+                start, column = column, column + len(head.config.rewards)
+                parts.append(packed[:, start:column])
+            else:
+                parts.append(head(hidden[index]))
+        return torch.cat(parts, dim=-1).cpu().numpy()

@@ -1,6 +1,7 @@
 """Steering inside the worker: a step's logits in, those of the steered rows changed in place."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from cdserve.plugin.rows import Row
 from cdserve.plugin.tables import Tables
 from cdserve.value_table import Ticket
 from value_heads import QHead, centred_on_top_k, kl, mixed
+from value_heads.kernels import Mixture, Operations, Tilt, operations
 
 Rows = Tensor | slice
 """Rows of a tensor: an index, or a range of them, which copies nothing."""
@@ -29,13 +31,19 @@ class Steerer:
         device: where the model runs.
         vocabulary: tokens that the model has logits of.
         reports: whether this worker writes the KL; one of them does.
+        fused: whether by Triton kernels.
 
     Raises:
         ValueError: a head has values of more tokens than that.
     """
 
     def __init__(
-        self, paths: Sequence[str], device: torch.device, vocabulary: int, reports: bool
+        self,
+        paths: Sequence[str],
+        device: torch.device,
+        vocabulary: int,
+        reports: bool,
+        fused: bool = False,
     ) -> None:
         with set_default_torch_dtype(torch.float32):  # vLLM builds models in the served dtype
             self._heads = [QHead.from_pretrained(path).to(device) for path in paths]
@@ -47,6 +55,7 @@ class Steerer:
                 )
         self._reports = reports
         self._tables = Tables(columns=2)
+        self._kernels = operations(fused=True) if fused else None
 
     @torch.inference_mode()
     def steer(
@@ -65,6 +74,8 @@ class Steerer:
             members: gives members' logits ``[N, |V|]`` of N rows of the batch, by name.
             lm_head: the model's output embedding, which tied heads read.
         """
+        if self._kernels is not None:
+            return self._steer_fused(self._kernels, logits, hidden, rows, members, lm_head)
         logits = logits.float()
         asking = list(rows.values())
         index = _places(list(rows), logits.device)
@@ -74,6 +85,68 @@ class Steerer:
         after = self._within_budgets(asking, before, after)
         logits[index] = after
         return logits
+
+    def _steer_fused(
+        self,
+        kernels: Operations,
+        logits: Tensor,
+        hidden: Tensor,
+        rows: Mapping[int, Row],
+        members: Callable[[Rows], Mapping[str, Tensor]],
+        lm_head: Tensor | None,
+    ) -> Tensor:
+        """As ``steer``: a launch for each kind of row, in place.
+
+        A budget is kept on the host, which sees the KL when the logits are steered already; so rows
+        with one are copied before, and put back where it is spent.
+        """
+        steered = logits.float()
+        order = sorted(rows, key=lambda i: _kind(rows[i]))
+        asking = [rows[i] for i in order]
+        index = torch.tensor(order, device=logits.device)
+        measured = self._measures(asking)
+        bounded = [i for i, row in enumerate(asking) if measured and row.budget is not None]
+        kept = steered[[order[i] for i in bounded]]
+        mixing = [i for i in order if rows[i].mix]
+        behind = members(_places(mixing, logits.device)) if mixing else {}
+        parts: list[Tensor] = []
+        stop = 0
+        for (unmixed, tilted, _), group in groupby(asking, _kind):
+            some = list(group)
+            start, stop = stop, stop + len(some)
+            place = index[start:stop]
+            part = {name: z[start:stop] for name, z in behind.items()}
+            found = kernels.steer(
+                steered,
+                place,
+                mixture=None if unmixed else _mixture(part, some, steered),
+                tilt=self._tilt(hidden[place], some, lm_head) if tilted else None,
+                temperature=_temperature(some, logits.device),
+                measured=measured,
+            )
+            if found is not None:
+                parts.append(found.kl)
+        if measured:
+            spent = self._charged(asking, torch.cat(parts).tolist())
+            if spent:
+                back = [bounded.index(i) for i in spent]
+                steered[[order[i] for i in spent]] = kept[back]
+        return steered
+
+    def _tilt(self, hidden: Tensor, rows: Sequence[Row], lm_head: Tensor | None) -> Tilt | None:
+        """What is added to the rows' logits, in factors; None if their weights are all 0."""
+        factors, tokens = [], []
+        for head, of_head in self._factors(hidden, rows):
+            if head.config.architecture == "tied":  # all its rewards have one B, which stays as is
+                of_head = of_head.sum(1, keepdim=True)
+            factors.append(of_head)
+            tokens.append(_tokens(head, lm_head))
+        if not tokens:
+            return None
+        known = max(b.shape[1] for b in tokens)
+        top_k = [min(row.tilt.top_k or known, known) for row in rows if row.tilt]
+        limited = any(row.tilt.top_k for row in rows if row.tilt)
+        return Tilt(factors=tuple(factors), tokens=tuple(tokens), top_k=top_k if limited else None)
 
     def _mixed(
         self,
@@ -108,6 +181,15 @@ class Steerer:
     def _delta(self, hidden: Tensor, rows: Sequence[Row], lm_head: Tensor | None) -> Tensor:
         """sum_g (w_g / beta) (Q_g(s, .) - v_g(s)); what all tokens share changes nothing."""
         total: Tensor | None = None
+        for head, factors in self._factors(hidden, rows):
+            tokens = head.matrix(lm_head)
+            part = factors.flatten(1) @ tokens.transpose(1, 2).flatten(0, 1)
+            total = part if total is None else total.add_(part)
+        assert total is not None  # a tilted row names a column
+        return total
+
+    def _factors(self, hidden: Tensor, rows: Sequence[Row]) -> Iterator[tuple[QHead, Tensor]]:
+        """The heads that some row asks for, each with u times w / beta, ``[N, G, r]``."""
         column = 0
         for head in self._heads:
             columns = range(column, column + len(head.config.rewards))
@@ -115,15 +197,9 @@ class Steerer:
             by_row = [
                 [row.tilt.coefficients.get(c, 0.0) for c in columns] for row in rows if row.tilt
             ]
-            if not any(map(any, by_row)):
-                continue
-            weights = _tensor(by_row, hidden.device) * head.scale
-            factors = head.factors(hidden) * weights[:, :, None]
-            tokens = head.matrix(lm_head)
-            part = factors.flatten(1) @ tokens.transpose(1, 2).flatten(0, 1)
-            total = part if total is None else total.add_(part)
-        assert total is not None  # a tilted row names a column
-        return total
+            if any(map(any, by_row)):
+                weights = _tensor(by_row, hidden.device) * head.scale
+                yield head, head.factors(hidden) * weights[:, :, None]
 
     def _limited(self, delta: Tensor, logits: Tensor, rows: Sequence[Row]) -> Tensor:
         """The tilt, in rows with a ``top_k`` about its mean over the k most likely tokens there."""
@@ -141,22 +217,29 @@ class Steerer:
 
     def _within_budgets(self, rows: Sequence[Row], before: Tensor, after: Tensor) -> Tensor:
         """The steered logits, those before where a row's budget is spent; writes the KL."""
-        told = [(i, row, row.path) for i, row in enumerate(rows) if row.path is not None]
-        if not told or not (self._reports or any(row.budget is not None for row in rows)):
+        if not self._measures(rows):
             return after
-        temperatures = [row.temperature for row in rows]
-        plain = all(t in (0.0, 1.0) for t in temperatures)
-        temperature = None if plain else _tensor(temperatures, before.device)
-        nats = kl(before, after, temperature).tolist()
-        spent = [i for i, row, path in told if not self._resumed(row, path).affords(nats[i])]
+        nats = kl(before, after, _temperature(rows, before.device)).tolist()
+        spent = self._charged(rows, nats)
         if spent:
             after = after.clone()
             after[spent] = before[spent]
+        return after
+
+    def _measures(self, rows: Sequence[Row]) -> bool:
+        """Whether anything asks for the step's KL here."""
+        told = any(row.path is not None for row in rows)
+        return told and (self._reports or any(row.budget is not None for row in rows))
+
+    def _charged(self, rows: Sequence[Row], nats: Sequence[float]) -> list[int]:
+        """Adds the step's KL to the rows' paths and writes it; which rows cannot afford it."""
+        told = [(i, row, row.path) for i, row in enumerate(rows) if row.path is not None]
+        spent = [i for i, row, path in told if not self._resumed(row, path).affords(nats[i])]
         if self._reports:
             lengths = [row.tokens + 1 for _, row, _ in told]
             paths = np.array([row.path_so_far for _, row, _ in told], np.float32)
             self._tables.write([path for _, _, path in told], lengths, paths)
-        return after
+        return spent
 
     def _resumed(self, row: Row, path: Ticket) -> Row:
         """The row; if its request was preempted, with what its path was before."""
@@ -166,6 +249,43 @@ class Steerer:
             if found is not None:
                 row.spent, row.unsteered = float(found[0]), int(found[1])
         return row
+
+
+def _kind(row: Row) -> tuple[bool, bool, bool]:
+    """Sorts rows that a launch has in common together, those that mix first."""
+    return not row.mix, row.tilt is not None, row.tilt is not None and bool(row.tilt.top_k)
+
+
+def _mixture(behind: Mapping[str, Tensor], rows: Sequence[Row], base: Tensor) -> Mixture:
+    mixes = [row.mix or {} for row in rows]
+    names = [name for name in behind if any(mix.get(name) for mix in mixes)]
+    weights = [[mix.get(name, 0.0) for name in ("base", *names)] for mix in mixes]
+    return Mixture(
+        members=tuple(behind[name] for name in names),
+        weights=_tensor(weights, base.device),
+        vocabulary=min(z.shape[1] for z in (base, *behind.values())),
+    )
+
+
+def _tokens(head: QHead, lm_head: Tensor | None) -> Tensor:
+    """B, ``[G, |V|, r]``; of a tied head the LM head's rows, in their own dtype, once for all G.
+
+    Raises:
+        ValueError: as ``QHead.matrix`` does.
+    """
+    if head.config.architecture == "lowrank":
+        return head.tokens
+    size = head.config.vocab_size or 0
+    if lm_head is None or len(lm_head) < size or lm_head.shape[1] != head.config.hidden_size:
+        return head.matrix(lm_head)
+    return lm_head[None, :size]
+
+
+def _temperature(rows: Sequence[Row], device: torch.device) -> Tensor | None:
+    """The rows' temperatures ``[N]``; None where each counts as 1."""
+    temperatures = [row.temperature for row in rows]
+    plain = all(t in (0.0, 1.0) for t in temperatures)
+    return None if plain else _tensor(temperatures, device)
 
 
 def _places(indices: Sequence[int], device: torch.device) -> Rows:

@@ -2,25 +2,32 @@
 
 import math
 from collections.abc import Callable
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from cdserve.demo import Q_HEAD_DIR
 from cdserve.plugin.rows import Row, Tilt
-from cdserve.plugin.steerer import Steerer
-from cdserve.value_table import ValueTable
+from cdserve.plugin.steerer import Rows, Steerer
+from cdserve.value_table import Ticket, ValueTable
 from tests.decoders.toy import LENGTH, A, B, E, P, Tokens, probability, reward, soft_value, value
+from tests.value_heads.kernels.cases import DEVICE, RUN
 from value_heads import HeadConfig, QHead, kl
+from value_heads.kernels import runs_on
+
+fused_or_not = pytest.mark.parametrize("fused", [False, True] if RUN else [False])
+"""By the reference, and where they run by the kernels."""
 
 PREFIXES: list[Tokens] = [s for n in range(LENGTH) for s in product((A, B), repeat=n)]
 """All that a token is drawn after; the model's hidden states are unit vectors, one a prefix."""
-HIDDEN = torch.eye(len(PREFIXES))
-LM_HEAD = torch.randn(len(P), len(PREFIXES), generator=torch.Generator().manual_seed(0))
+HIDDEN = torch.eye(len(PREFIXES), device=DEVICE)
+LM_HEAD = torch.randn(len(P), len(PREFIXES), generator=torch.Generator().manual_seed(0)).to(DEVICE)
 
 
 def q_head(folder: Path, of: Callable[[Tokens], float], architecture: Any) -> Path:
@@ -33,7 +40,7 @@ def q_head(folder: Path, of: Callable[[Tokens], float], architecture: Any) -> Pa
         rank=len(P) if architecture == "lowrank" else None,
         vocab_size=len(P),
         shift=(0.0,),
-        scale=(1.0,),
+        scale=(2.0,),
         base_model="ab3",
     )
     head = QHead(config)
@@ -41,14 +48,21 @@ def q_head(folder: Path, of: Callable[[Tokens], float], architecture: Any) -> Pa
         head.state.weight.zero_()
         if architecture == "lowrank":
             head.tokens.copy_(torch.eye(len(P)))
-            head.factor.weight.copy_(table.T)
+            head.factor.weight.copy_(table.T / 2)
         else:
-            head.factor.weight.copy_((table @ torch.linalg.pinv(LM_HEAD).T).T)
+            head.factor.weight.copy_((table @ torch.linalg.pinv(LM_HEAD.cpu()).T).T / 2)
     head.save_pretrained(folder)
     return folder
 
 
-def tilted(folder: Path, coefficient: float, top_k: int | None = None) -> Tensor:
+def none(rows: Rows) -> dict[str, Tensor]:
+    """No members."""
+    return {}
+
+
+def tilted(
+    folder: Path, coefficient: float, top_k: int | None = None, fused: bool = False
+) -> Tensor:
     """Logits of every prefix, all in one batch, tilted by the worker's own code."""
     row = Row(
         prompt_length=1,
@@ -59,9 +73,9 @@ def tilted(folder: Path, coefficient: float, top_k: int | None = None) -> Tensor
         mix=None,
         path=None,
     )
-    steerer = Steerer([str(folder)], torch.device("cpu"), len(P), reports=True)
+    steerer = Steerer([str(folder)], DEVICE, len(P), reports=True, fused=fused)
     rows = dict.fromkeys(range(len(PREFIXES)), row)
-    return steerer.steer(base(), HIDDEN, rows, lambda _: {}, LM_HEAD)
+    return steerer.steer(base().to(DEVICE), HIDDEN, rows, lambda _: {}, LM_HEAD).cpu()
 
 
 def base() -> Tensor:
@@ -78,6 +92,7 @@ def law(logits: Tensor) -> dict[Tokens, float]:
     return found
 
 
+@fused_or_not
 @pytest.mark.parametrize("architecture", ["lowrank", "tied"])
 @pytest.mark.parametrize(
     ("of", "root", "mean_reward", "nats"),
@@ -93,9 +108,10 @@ def test_the_law_of_a_tilt(
     root: tuple[float, ...],
     mean_reward: float,
     nats: float,
+    fused: bool,
 ) -> None:
     """METHODS 6.5 and 6.7; and 6.14: the KL of the steps sums to that of the responses."""
-    logits = tilted(q_head(tmp_path, of, architecture), 1.0)
+    logits = tilted(q_head(tmp_path, of, architecture), 1.0, fused=fused)
     assert logits.softmax(-1)[0].tolist() == pytest.approx(root, abs=1e-6)
     found = law(logits)
     assert sum(found.values()) == pytest.approx(1)
@@ -121,10 +137,11 @@ def test_what_all_tokens_share_changes_nothing(tmp_path: Path) -> None:
     torch.testing.assert_close(tilted(shifted, 1.0).softmax(-1), with_value.softmax(-1))
 
 
-def test_ratios_inside_the_top_k_are_the_tilt_s(tmp_path: Path) -> None:
+@fused_or_not
+def test_ratios_inside_the_top_k_are_the_tilt_s(tmp_path: Path, fused: bool) -> None:
     """VAS, METHODS 6.7: and what is outside counts as average."""
     folder = q_head(tmp_path, value, "lowrank")
-    whole, limited = tilted(folder, 1.0), tilted(folder, 1.0, top_k=2)
+    whole, limited = tilted(folder, 1.0, fused=fused), tilted(folder, 1.0, top_k=2, fused=fused)
     torch.testing.assert_close(limited[:, A] - limited[:, B], whole[:, A] - whole[:, B])
     assert torch.equal(limited[:, E], base()[:, E])
     torch.testing.assert_close(limited[:, :2].sum(-1), base()[:, :2].sum(-1))
@@ -132,15 +149,16 @@ def test_ratios_inside_the_top_k_are_the_tilt_s(tmp_path: Path) -> None:
 
 def test_a_head_of_more_tokens_than_the_model_s_is_refused() -> None:
     with pytest.raises(ValueError, match=r"sentiment-q has values of 1536 tokens; the model has 9"):
-        Steerer([str(Q_HEAD_DIR)], torch.device("cpu"), 9, reports=True)
+        Steerer([str(Q_HEAD_DIR)], DEVICE, 9, reports=True)
 
 
+@fused_or_not
 @pytest.mark.parametrize("budget", [0.0, 0.02, 0.1, 0.25, 9.0, None])
-def test_a_budget_is_kept_on_every_path(tmp_path: Path, budget: float | None) -> None:
+def test_a_budget_is_kept_on_every_path(tmp_path: Path, budget: float | None, fused: bool) -> None:
     """And what is reported is the KL of the distributions that were drawn from."""
     coefficient = 1.5
-    steerer = Steerer([str(q_head(tmp_path, value, "lowrank"))], torch.device("cpu"), 3, True)
-    whole = tilted(tmp_path, coefficient)
+    steerer = Steerer([str(q_head(tmp_path, value, "lowrank"))], DEVICE, 3, True, fused)
+    whole = tilted(tmp_path, coefficient, fused=fused)
     table = ValueTable(slots=1, columns=2, length=16)
     try:
         for path in product((A, B), repeat=LENGTH - 1):
@@ -159,7 +177,8 @@ def test_a_budget_is_kept_on_every_path(tmp_path: Path, budget: float | None) ->
                 for prefix in (path[:i] for i in range(LENGTH)):
                     at, row.tokens = PREFIXES.index(prefix), len(prefix) + 1
                     hidden, before = HIDDEN[at : at + 1], base()[:1]
-                    made = steerer.steer(before.clone(), hidden, {0: row}, lambda _: {}, None)
+                    made = steerer.steer(before.to(DEVICE, copy=True), hidden, {0: row}, none, None)
+                    made = made.cpu()
                     steered = not torch.equal(made, before)
                     torch.testing.assert_close(made, whole[at : at + 1] if steered else before)
                     spent += kl(before, made, torch.ones(1)).item()
@@ -171,3 +190,113 @@ def test_a_budget_is_kept_on_every_path(tmp_path: Path, budget: float | None) ->
                 assert left == {None: 0, 9.0: 0, 0.0: LENGTH}.get(budget, left)
     finally:
         table.close()
+
+
+TILTS = {
+    "none": None,
+    "one": Tilt({0: 2.0}, None),
+    "both": Tilt({0: -1.0, 1: 0.5, 2: 1.5}, None),
+    "top 3": Tilt({1: 2.0}, 3),
+    "top all": Tilt({2: 1.0}, 99),
+}
+MIXES = {
+    "none": None,
+    "half": {"base": 0.5, "tuned": 0.5},
+    "proxy": {"base": 1.0, "tuned": 1.0, "ref": -1.0},
+    "member": {"ref": 1.0},
+    "base": {"base": 1.0},
+}
+KINDS = [kind for kind in product(TILTS, MIXES) if kind != ("none", "none")]
+
+
+def random_heads(folder: Path, width: int, vocabulary: int) -> list[str]:
+    """A head of two rewards, and a tied one."""
+    paths = []
+    for architecture, rewards in (("lowrank", ("a", "b")), ("tied", ("c",))):
+        config = HeadConfig(
+            architecture=architecture,  # type: ignore[arg-type]
+            rewards=rewards,
+            hidden_size=width,
+            rank=5 if architecture == "lowrank" else None,
+            vocab_size=vocabulary,
+            shift=tuple(0.1 for _ in rewards),
+            scale=tuple(0.5 + i for i, _ in enumerate(rewards)),
+            base_model="random",
+        )
+        head = QHead(config)
+        torch.nn.init.normal_(head.factor.weight, std=0.3)
+        head.save_pretrained(folder / architecture)
+        paths.append(str(folder / architecture))
+    return paths
+
+
+def crowd(tickets: list[Ticket], budget: float | None, temperature: float) -> dict[int, Row]:
+    """A row of every kind, at every other place of a batch, every second at T = 0."""
+    return {
+        2 * i + 1: Row(
+            prompt_length=1,
+            temperature=temperature * (i % 2),
+            values=None,
+            length=None,
+            tilt=TILTS[tilt],
+            mix=MIXES[mix],
+            path=ticket,
+            budget=budget if i % 3 else None,
+            tokens=1,
+        )
+        for i, ((tilt, mix), ticket) in enumerate(zip(KINDS, tickets, strict=True))
+    }
+
+
+@pytest.mark.skipif(not RUN, reason="kernels run on a GPU or in Triton's interpreter")
+@pytest.mark.parametrize(
+    ("dtype", "budget", "temperature"),
+    [(torch.float32, None, 1.0), (torch.float32, 0.4, 1.0), (torch.bfloat16, 0.4, 0.7)],
+)
+def test_a_crowd_is_steered_by_kernels_as_by_the_reference(
+    tmp_path: Path, dtype: torch.dtype, budget: float | None, temperature: float
+) -> None:
+    """All kinds of rows in one batch, rows without a policy between them."""
+    torch.manual_seed(0)
+    width, vocabulary, size = 7, 53, 2 * len(KINDS) + 1
+    paths = random_heads(tmp_path, width, vocabulary)
+    # Different ones in a row: among equal logits any may be of the top k.
+    logits = torch.rand(size, vocabulary).argsort(-1).to(DEVICE, dtype) / 8
+    hidden = torch.randn(size, width, device=DEVICE).to(dtype)
+    lm_head = torch.randn(vocabulary + 2, width, device=DEVICE).to(dtype)
+    behind = {
+        "tuned": torch.randn(size, vocabulary, device=DEVICE).to(dtype),
+        "ref": torch.randn(size, vocabulary + 1, device=DEVICE).to(dtype),
+    }
+    table = ValueTable(slots=2 * len(KINDS), columns=2, length=4)
+    found, paid = [], []
+    try:
+        for fused in (False, True):
+            tickets = [table.acquire() for _ in KINDS]
+            rows = crowd(tickets, budget, temperature)
+            steerer = Steerer(paths, DEVICE, vocabulary, True, fused)
+            made = steerer.steer(
+                logits.clone(),
+                hidden,
+                rows,
+                lambda places: {name: z[places] for name, z in behind.items()},
+                lm_head,
+            )
+            assert made.dtype == torch.float32
+            found.append(made)
+            paid.append(torch.from_numpy(np.stack([table.read(t, 2) for t in tickets])))
+    finally:
+        table.close()
+    torch.testing.assert_close(found[0], found[1], rtol=2e-5, atol=2e-5)
+    torch.testing.assert_close(paid[0], paid[1], rtol=1e-4, atol=1e-5)
+    assert torch.equal(found[1][::2], logits[::2].float())
+    unsteered = paid[1][:, 1].sum()
+    assert (unsteered > 0) == (budget is not None)
+    for i, (row, (_, left)) in enumerate(zip(rows, paid[1].tolist(), strict=True)):
+        if left:
+            assert torch.equal(found[1][row], logits[row].float()), KINDS[i]
+
+
+def test_kernels_are_for_gpus() -> None:
+    assert not runs_on(torch.device("cpu"))
+    assert runs_on(torch.device("cuda")) == (find_spec("triton") is not None)

@@ -1,0 +1,79 @@
+"""The worker's scorer over heads of all kinds: the values that reach the table."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cdserve.plugin.rows import Row
+from cdserve.plugin.scorer import ValueScorer
+from cdserve.value_table import Ticket, ValueTable
+from tests.value_heads.kernels.cases import DEVICE, RUN
+from value_heads import HeadConfig, ValueHead
+
+WIDTH = 37
+KINDS: list[dict[str, Any]] = [
+    {"architecture": "linear", "rewards": ("a", "b"), "output": "sigmoid"},
+    {"architecture": "mahalanobis", "rewards": ("c",)},
+    {"architecture": "mlp", "rewards": ("d",), "mlp_width": 9},
+]
+
+
+@pytest.fixture
+def heads(tmp_path: Path) -> list[ValueHead]:
+    """Heads of every architecture, saved."""
+    torch.manual_seed(0)
+    made = []
+    for i, kind in enumerate(KINDS):
+        none = kind["architecture"] == "mahalanobis"
+        count = len(kind["rewards"])
+        config = HeadConfig(
+            **kind,
+            hidden_size=WIDTH,
+            shift=(0.0 if none else 0.5,) * count,
+            scale=(1.0 if none else 2.0,) * count,
+            base_model="any",
+        )
+        made.append(ValueHead(config))
+        made[-1].save_pretrained(tmp_path / str(i))
+    return made
+
+
+def row(ticket: Ticket, tokens: int, length: int | None) -> Row:
+    return Row(
+        prompt_length=4,
+        temperature=1.0,
+        values=ticket,
+        length=length,
+        tilt=None,
+        mix=None,
+        path=None,
+        tokens=tokens,
+    )
+
+
+@pytest.mark.parametrize("fused", [False, True] if RUN else [False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_values_reach_the_table(
+    tmp_path: Path, heads: list[ValueHead], dtype: torch.dtype, fused: bool
+) -> None:
+    """Of the rows that ask alone, in a step and over a whole prompt."""
+    scorer = ValueScorer([str(tmp_path / str(i)) for i in range(len(heads))], DEVICE, fused)
+    hidden = torch.randn(6, WIDTH).to(dtype)
+    with torch.no_grad():
+        expected = torch.cat([head(hidden) for head in heads], dim=-1)
+    hidden = hidden.to(DEVICE)
+    table = ValueTable(slots=3, columns=expected.shape[1], length=8)
+    try:
+        last, second, every = (table.acquire() for _ in range(3))
+        scorer.score_last(hidden, {5: row(last, 7, 7), 1: row(second, 5, 5)})
+        positions = torch.tensor([9, 9, 0, 1, 2, 3], device=DEVICE)
+        scorer.score_every(hidden, positions, [0, 2, 6], {1: row(every, 4, None)})
+        found = [table.read(last, 7), table.read(second, 5)]
+        found += [table.read(every, length) for length in (1, 2, 3, 4)]
+    finally:
+        table.close()
+    for values, place in zip(found, [5, 1, 2, 3, 4, 5], strict=True):
+        assert values is not None
+        torch.testing.assert_close(torch.from_numpy(values), expected[place], rtol=1e-5, atol=1e-5)

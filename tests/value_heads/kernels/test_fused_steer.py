@@ -1,0 +1,216 @@
+"""Mixing and tilting by the kernels, against the reference in float64."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from value_heads.kernels import Mixture, Statistics, Tilt, operations
+
+from .cases import DEVICE, logits_of, poisoned
+
+SIZES = [(1, 131, [0]), (4, 300, [3, 0, 1]), (40, 259, [*range(1, 35), 39])]
+"""Rows of the batch, |V|, the rows steered: one, part of a block, part of a large one."""
+
+
+@pytest.fixture(autouse=True)
+def _nan_in_new_memory() -> Iterator[None]:
+    """What a kernel leaves unwritten is NaN."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.manual_seed(0)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def tilt_of(count: int, vocabulary: int, *, top_k: int = 0) -> Tilt:
+    """Two heads: of two rewards and a rank that no block divides, and of fewer tokens."""
+    wide = torch.randn(count, 2, 40, device=DEVICE), torch.randn(2, vocabulary, 40, device=DEVICE)
+    small = torch.randn(count, 1, 8, device=DEVICE), poisoned(vocabulary - 7, 8, torch.bfloat16)
+    return Tilt(
+        factors=(wide[0] / 4, small[0]),
+        tokens=(wide[1], small[1][None]),
+        top_k=[1 + (top_k + i) % vocabulary for i in range(count)] if top_k else None,
+    )
+
+
+def mixture_of(count: int, vocabulary: int) -> Mixture:
+    """Members of half precision, one of fewer tokens, weights of -1 and 0; those of 0 are NaN.
+
+    The first, of no negative weight, has masked tokens.
+    """
+    members = (
+        poisoned(count, vocabulary + 3, torch.bfloat16),
+        poisoned(count, vocabulary - 2, torch.float16),
+        poisoned(count, vocabulary),
+    )
+    weights = torch.tensor([[1.0, 0.5, -0.5, 0.0], [0.0, 1.0, 0.0, 0.25], [1.0, 0.0, 1.0, -1.0]])
+    weights = weights.repeat(-(-count // 3), 1)[:count].contiguous().to(DEVICE)
+    members[0][:, : vocabulary // 9] = -torch.inf
+    for i, member in enumerate(members):
+        member[weights[:, i + 1] == 0] = torch.nan
+    return Mixture(members=members, weights=weights, vocabulary=vocabulary - 2)
+
+
+def compare(
+    logits: Tensor,
+    rows: list[int],
+    mixture: Mixture | None = None,
+    tilt: Tilt | None = None,
+    temperature: Tensor | None = None,
+) -> Statistics:
+    """Steer by both, and expect the same."""
+    index, expected = torch.tensor(rows, device=DEVICE), logits.double()
+    made = poisoned(*logits.shape)
+    made.copy_(logits)
+    steering = {"mixture": mixture, "tilt": tilt, "temperature": temperature}
+    truth = operations(False).steer(expected, index, **steering)  # type: ignore[arg-type]
+    found = operations(True).steer(made, index, **steering)  # type: ignore[arg-type]
+    close = {"equal_nan": True, "rtol": 2e-5, "atol": 2e-5}
+    torch.testing.assert_close(made.double(), expected, **close)
+    others = [i for i in range(len(logits)) if i not in rows]
+    assert torch.equal(made[others].view(torch.int32), logits[others].view(torch.int32))
+    assert truth is not None
+    assert found is not None
+    for name, value, true in zip(Statistics._fields, found, truth, strict=True):
+        assert value.dtype == torch.float32
+        unbounded = true > 1e20  # an infinite KL
+        assert (value[unbounded] > 1e20).all(), name
+        torch.testing.assert_close(value.double()[~unbounded], true[~unbounded], **close)
+    unmeasured = poisoned(*logits.shape)
+    unmeasured.copy_(logits)
+    assert operations(True).steer(unmeasured, index, **steering, measured=False) is None  # type: ignore[arg-type]
+    torch.testing.assert_close(unmeasured, made, equal_nan=True, rtol=0, atol=0)
+    return found
+
+
+def temperatures(count: int) -> Tensor:
+    return torch.tensor([0.0, 0.6, 1.7], device=DEVICE).repeat(count)[:count]
+
+
+@pytest.mark.parametrize(("batch", "vocabulary", "rows"), SIZES)
+class TestSizes:
+    def test_tilt(self, batch: int, vocabulary: int, rows: list[int]) -> None:
+        for _ in range(2):  # what is left of the first must not show in the second
+            tilt = tilt_of(len(rows), vocabulary)
+            compare(logits_of(batch, vocabulary, rows), rows, tilt=tilt)
+
+    def test_mix(self, batch: int, vocabulary: int, rows: list[int]) -> None:
+        rows = rows[:5]
+        mixture = mixture_of(len(rows), vocabulary)
+        found = compare(logits_of(batch, vocabulary, rows), rows, mixture)
+        assert found.entropy.isfinite().all()
+
+    def test_both_at_a_temperature(self, batch: int, vocabulary: int, rows: list[int]) -> None:
+        compare(
+            logits_of(batch, vocabulary, rows),
+            rows,
+            mixture_of(len(rows), vocabulary),
+            tilt_of(len(rows), vocabulary),
+            temperatures(len(rows)),
+        )
+
+    def test_top_k(self, batch: int, vocabulary: int, rows: list[int]) -> None:
+        rows = rows[:3]
+        tilt = tilt_of(len(rows), vocabulary, top_k=20)
+        logits = logits_of(batch, vocabulary, rows)
+        # Among equal logits, as masked ones are, any of them may be among the k.
+        logits[logits == -torch.inf] = -50 - 40 * torch.rand_like(logits[logits == -torch.inf])
+        compare(logits, rows, tilt=tilt, temperature=temperatures(len(rows)))
+
+
+def test_top_k_of_a_mixture() -> None:
+    rows, logits = [2, 0], poisoned(3, 200)
+    mixture = Mixture(
+        members=(poisoned(2, 200),),
+        weights=torch.tensor([[0.5, 0.5], [2.0, -1.0]], device=DEVICE),
+        vocabulary=200,
+    )
+    compare(logits, rows, mixture, tilt_of(2, 200, top_k=7))
+
+
+def test_a_normalised_mixture_is_of_log_probabilities() -> None:
+    rows, logits = [0, 2, 1], logits_of(3, 300, [0, 1, 2])
+    mixture = mixture_of(3, 300)
+    plain = compare(logits, rows, mixture)
+    found = compare(logits, rows, replace(mixture, normalised=True))
+    torch.testing.assert_close(found.entropy, plain.entropy, rtol=1e-4, atol=1e-5)
+    assert not torch.equal(found.log_sum_exp_after, plain.log_sum_exp_after)
+
+
+def test_a_masked_token_of_a_negative_weight_is_infinite() -> None:
+    logits, member = poisoned(1, 300), poisoned(1, 300)
+    member[0, 7] = -torch.inf
+    weights = torch.tensor([[2.0, -1.0]], device=DEVICE)
+    found = compare(logits, [0], Mixture(members=(member,), weights=weights, vocabulary=300))
+    assert found.kl.isnan()
+
+
+def test_a_member_of_weight_one_is_itself_bit_for_bit() -> None:
+    logits, member = poisoned(2, 300), poisoned(2, 300)
+    weights = torch.tensor([[0.0, 1.0], [1.0, 0.0]], device=DEVICE)
+    mixture = Mixture(members=(member,), weights=weights, vocabulary=300)
+    own = logits[1].clone()
+    found = operations(True).steer(logits, torch.tensor([0, 1], device=DEVICE), mixture=mixture)
+    assert torch.equal(logits[0], member[0])
+    assert torch.equal(logits[1], own)
+    assert found is not None
+    assert found.kl[1] == 0
+
+
+def test_no_number_is_told() -> None:
+    """Of +inf, of NaN and of a row without any token there is no law; other rows have theirs."""
+    logits = poisoned(4, 300)
+    logits[0, 17] = torch.inf
+    logits[1, 250] = torch.nan
+    logits[2] = -torch.inf
+    found = compare(logits, [0, 1, 2, 3], tilt=tilt_of(4, 300))
+    assert found.kl.isnan().tolist() == [True, True, True, False]
+
+
+def test_blocks_of_masked_tokens_before_the_first_that_is_not() -> None:
+    logits = poisoned(1, 2500)
+    logits[:, :2300] = -torch.inf
+    compare(logits, [0], mixture_of(1, 2500))
+    compare(logits, [0], tilt=tilt_of(1, 2500))
+
+
+def test_chunks_of_several_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As there are where rows are many."""
+    monkeypatch.setattr("value_heads.kernels.steer._PROGRAMS", 3)
+    compare(logits_of(2, 1500, [1, 0]), [1, 0], tilt=tilt_of(2, 1500))
+    compare(logits_of(2, 7000, [1, 0]), [1, 0], mixture_of(2, 7000))
+
+
+def test_large_logits_do_not_overflow() -> None:
+    logits = 1e4 * poisoned(2, 300)
+    tilt = Tilt(
+        factors=(torch.full((2, 1, 1), 300.0, device=DEVICE),),
+        tokens=(torch.ones(1, 300, 1, device=DEVICE),),
+    )
+    index = torch.tensor([0, 1], device=DEVICE)
+    found = operations(True).steer(logits, index, tilt=tilt)
+    assert found is not None
+    assert found.kl == pytest.approx([0.0, 0.0], abs=1e-2)
+    assert found.log_sum_exp_after.isfinite().all()
+
+
+def test_worked_values() -> None:
+    """METHODS' one step: p = (.5, .3, .2) tilted by V = (0, 1, .5), at T = 1."""
+    p, v = (0.5, 0.3, 0.2), (0.0, 1.0, 0.5)
+    weights = [a * math.exp(b) for a, b in zip(p, v, strict=True)]
+    pi = [w / sum(weights) for w in weights]
+    logits = torch.tensor([p], device=DEVICE).log()
+    tilt = Tilt(
+        factors=(torch.ones(1, 1, 1, device=DEVICE),),
+        tokens=(torch.tensor(v, device=DEVICE)[None, :, None],),
+    )
+    found = operations(True).steer(logits, torch.tensor([0], device=DEVICE), tilt=tilt)
+    assert logits.softmax(-1)[0].tolist() == pytest.approx(pi, abs=1e-6)
+    assert found is not None
+    nats = sum(a * math.log(a / b) for a, b in zip(pi, p, strict=True))
+    entropy = -sum(a * math.log(a) for a in pi)
+    expected = [0.0, math.log(sum(weights)), nats, entropy]
+    assert [x.item() for x in found] == pytest.approx(expected, abs=1e-6)

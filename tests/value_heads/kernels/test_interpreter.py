@@ -1,0 +1,40 @@
+"""The kernels' tests and the plugin's over them, in Triton's interpreter."""
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+PLUGIN = HERE.parents[1] / "plugin"
+TESTS = [
+    *sorted(HERE.glob("test_fused_*.py")),
+    PLUGIN / "test_steerer.py",
+    PLUGIN / "test_scorer.py",
+]
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="this is the interpreter")
+def test_they_pass_in_the_interpreter() -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, TESTS)]
+    run = subprocess.run(
+        command,
+        cwd=HERE.parents[2],
+        env={**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=400,
+    )
+    assert run.returncode == 0, run.stdout
+
+
+def test_importing_value_heads_leaves_triton_alone() -> None:
+    code = (
+        "import sys, value_heads, value_heads.kernels; sys.exit('triton.language' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0

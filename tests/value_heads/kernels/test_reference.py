@@ -1,0 +1,106 @@
+"""The references of the kernels, against the heads, the formulas and the decoders' own rules."""
+
+import random
+
+import pytest
+import torch
+
+from cdserve.decoders.selection import Argmax, Softmax
+from value_heads import HeadConfig, QHead, ValueHead, kl
+from value_heads.kernels import Mixture, PackedHeads, Tilt, operations
+
+REFERENCE = operations(False)
+
+
+def value_head(mlp_width: int | None = None) -> ValueHead:
+    config = HeadConfig(
+        architecture="mlp" if mlp_width else "linear",
+        output="sigmoid" if mlp_width else "identity",
+        rewards=("a", "b"),
+        hidden_size=8,
+        mlp_width=mlp_width,
+        shift=(0.5, -1.0),
+        scale=(2.0, 3.0),
+        base_model="any",
+    )
+    return ValueHead(config)
+
+
+def test_packed_heads_are_the_heads() -> None:
+    heads, hidden = [value_head(), value_head(5), value_head()], torch.randn(6, 8)
+    weights = torch.randn(2, 6)
+    values, total = REFERENCE.score(hidden, torch.tensor([4, 1]), PackedHeads.of(heads), weights)
+    expected = torch.cat([head(hidden[[4, 1]]) for head in heads], dim=-1)
+    torch.testing.assert_close(values, expected)
+    torch.testing.assert_close(total, (weights * expected).sum(-1))
+    assert REFERENCE.score(hidden, torch.tensor([0]), PackedHeads.of(heads))[1] is None
+
+
+def test_heads_that_are_no_network_of_two_layers_are_refused() -> None:
+    config = HeadConfig(
+        architecture="mahalanobis",
+        rewards=("a",),
+        hidden_size=8,
+        shift=(0.0,),
+        scale=(1.0,),
+        base_model="any",
+    )
+    with pytest.raises(ValueError, match="must be linear or an MLP, got 'mahalanobis'"):
+        PackedHeads.of([ValueHead(config)])
+    with pytest.raises(ValueError, match="there must be a head"):
+        PackedHeads.of([])
+
+
+def test_steering_is_the_mixture_and_then_the_head_s_values() -> None:
+    config = HeadConfig(
+        architecture="lowrank",
+        rewards=("a", "b"),
+        hidden_size=8,
+        rank=4,
+        vocab_size=11,
+        shift=(0.0, 0.0),
+        scale=(1.0, 2.0),
+        base_model="any",
+    )
+    head, hidden = QHead(config), torch.randn(2, 8)
+    torch.nn.init.normal_(head.factor.weight)
+    weights, logits, member = torch.tensor([[0.5, 2.0], [1.0, 0.0]]), *torch.randn(2, 4, 11)
+    before, index = logits.clone(), torch.tensor([3, 1])
+    tilt = Tilt(
+        factors=(head.factors(hidden) * (weights * head.scale)[:, :, None],),
+        tokens=(head.tokens,),
+    )
+    mixture = Mixture(
+        members=(member[index],), weights=torch.tensor([[0.5, 0.5], [2.0, -1.0]]), vocabulary=11
+    )
+    with torch.no_grad():
+        found = REFERENCE.steer(logits, index, mixture=mixture, tilt=tilt)
+    mix = (
+        torch.tensor([[0.5], [2.0]]) * before[index]
+        + torch.tensor([[0.5], [-1.0]]) * (member[index])
+    )
+    state = (head.state(hidden) * weights * head.scale).sum(-1, keepdim=True)
+    expected = mix + (weights[:, :, None] * head(hidden)).sum(1) - state
+    torch.testing.assert_close(logits[index], expected)
+    assert torch.equal(logits[[0, 2]], before[[0, 2]])
+    assert found is not None
+    torch.testing.assert_close(found.kl, kl(before[index], expected))
+    torch.testing.assert_close(found.log_sum_exp_before, before[index].logsumexp(-1))
+    torch.testing.assert_close(
+        found.entropy, torch.distributions.Categorical(logits=expected).entropy()
+    )
+
+
+def test_selection_is_the_decoders_own() -> None:
+    scores = torch.tensor([[1.0, 3.0, 3.0, 0.0], [0.2, 0.1, -0.4, 0.3]], dtype=torch.float64)
+    counts, zero = torch.tensor([4, 3]), torch.zeros(2, dtype=torch.float64)
+    for uniform in torch.rand(50, dtype=torch.float64).tolist():
+        numbers = torch.full((2,), uniform, dtype=torch.float64)
+        rng = random.Random()
+        rng.random = lambda fixed=uniform: fixed  # type: ignore[method-assign, misc]
+        groups = [scores[0].tolist(), scores[1, :3].tolist()]
+        drawn = [Softmax(0.4, rng).choose(group) for group in groups]
+        found = REFERENCE.select(scores, counts, torch.full_like(zero, 0.4), numbers)
+        assert found.tolist() == drawn
+        best = [Argmax().choose(group) for group in groups]
+        assert REFERENCE.select(scores, counts, zero, numbers).tolist() == best

@@ -1,0 +1,59 @@
+"""The hot path: value scoring, mixing, tilting and selection, each in PyTorch and in Triton.
+
+`runs_on` says where the kernels run, `operations` gives them or their references. Triton is
+imported when its kernels are asked for, not before.
+"""
+
+import importlib.util
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor
+
+from . import reference
+from .arguments import Mixture, PackedHeads, Statistics, Tilt
+
+__all__ = ["Mixture", "Operations", "PackedHeads", "Statistics", "Tilt", "operations", "runs_on"]
+
+
+class Operations(Protocol):
+    """What `reference` explains; a module of its functions, or of kernels'."""
+
+    @staticmethod
+    def score(
+        hidden: Tensor, rows: Tensor, heads: PackedHeads, weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Values of rows, and their weighted sum."""
+        ...
+
+    @staticmethod
+    def steer(
+        logits: Tensor,
+        rows: Tensor,
+        *,
+        mixture: Mixture | None = None,
+        tilt: Tilt | None = None,
+        temperature: Tensor | None = None,
+        measured: bool = True,
+    ) -> Statistics | None:
+        """Mixes and tilts rows of the logits in place."""
+        ...
+
+    @staticmethod
+    def select(scores: Tensor, counts: Tensor, strengths: Tensor, uniforms: Tensor) -> Tensor:
+        """Which candidate of each group is taken."""
+        ...
+
+
+def runs_on(device: torch.device) -> bool:
+    """Return whether the Triton kernels run there: a GPU, with Triton installed."""
+    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
+
+
+def operations(fused: bool) -> Operations:
+    """Return the Triton kernels, or their references."""
+    if not fused:
+        return cast(Operations, reference)
+    from . import fused as kernels
+
+    return cast(Operations, kernels)

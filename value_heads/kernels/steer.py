@@ -1,0 +1,286 @@
+"""Mixing and tilting in one pass over the logits, with the statistics of it: a Triton kernel.
+
+A program has a tile of rows and a chunk of the vocabulary. The row tiles of one chunk are next to
+each other in the grid, so B and whatever else they share comes from the L2 cache but for the first.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .arguments import Mixture, Statistics, Tilt
+from .statistics import accumulate, divisor, joined, keep, measure, room, start
+
+_PROGRAMS = 512
+"""A few for each multiprocessor of a large GPU; beyond these, chunks grow."""
+_MOST_TILES = 16
+_PLACES = 16
+"""Of the top k, in one program."""
+PRECISION = "ieee" if torch.version.hip else "tf32x3"
+"""Of products of float32: three TF32 products on tensor cores come close to one of float32."""
+
+
+@triton.jit(do_not_specialize=["count", "chunks", "tiles"], do_not_specialize_on_alignment=["rows"])
+def _steer_kernel(
+    logits,
+    stride,
+    rows,
+    vocabulary,
+    members,
+    member_strides,
+    weights,
+    offsets,
+    shared,
+    factors,
+    tokens,
+    output_strides,
+    token_strides,
+    known,
+    temperature,
+    partials,
+    count,
+    chunks,
+    tiles,
+    MEMBERS: tl.constexpr,
+    MIXED: tl.constexpr,
+    NORMALISED: tl.constexpr,
+    HEADS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    RANKS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    MEASURED: tl.constexpr,
+    TEMPERED: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+):
+    """A tile of the rows and a chunk of so many tiles of the vocabulary."""
+    i = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    chunk = tl.program_id(1)
+    mask = i < count
+    row = tl.load(rows + i, mask=mask, other=0).to(tl.int64)
+    t = divisor(temperature, i, mask, TEMPERED)[:, None]
+    top_x, sum_x, top_y, sum_y, shift, moment = start(BLOCK_N)
+    for tile in range(tiles):
+        v = (chunk * tiles + tile) * BLOCK_V + tl.arange(0, BLOCK_V)
+        inside = mask[:, None] & (v < vocabulary)[None, :]
+        delta = tl.zeros([BLOCK_N, BLOCK_V], tl.float32)
+        if HEADS > 0:
+            for h in tl.static_range(HEADS):
+                some = (v < known[h])[None, :]
+                for g in range(OUTPUTS[h]):
+                    for first in range(0, RANKS[h], BLOCK_R):
+                        r = first + tl.arange(0, BLOCK_R)
+                        u = tl.load(
+                            factors[h] + (i[:, None] * OUTPUTS[h] + g) * RANKS[h] + r[None, :],
+                            mask=mask[:, None] & (r < RANKS[h])[None, :],
+                            other=0.0,
+                        )
+                        b = tl.load(
+                            tokens[h]
+                            + g * output_strides[h]
+                            + v[None, :].to(tl.int64) * token_strides[h]
+                            + r[:, None],
+                            mask=some & (r < RANKS[h])[:, None],
+                            other=0.0,
+                        ).to(tl.float32)
+                        delta = tl.dot(u, b, delta, input_precision=PRECISION)
+        at = (logits + row * stride)[:, None] + v[None, :]
+        before = tl.load(at, mask=inside, other=float("-inf"))
+        after = before
+        if MIXED:
+            own = tl.load(weights + i * (MEMBERS + 1), mask=mask, other=0.0)[:, None]
+            after = tl.where(own == 0, 0.0, own * before)
+            for m in tl.static_range(MEMBERS):
+                w = tl.load(weights + i * (MEMBERS + 1) + 1 + m, mask=mask, other=0.0)[:, None]
+                read = inside & (v < shared)[None, :] & (w != 0)
+                place = (members[m] + i.to(tl.int64) * member_strides[m])[:, None] + v[None, :]
+                after += w * tl.load(place, mask=read, other=0.0).to(tl.float32)
+            if NORMALISED:
+                after -= tl.load(offsets + i, mask=mask, other=0.0)[:, None]
+            after = tl.where((v < shared)[None, :], after, float("-inf"))
+        if HEADS > 0:
+            after += delta
+        tl.store(at, after, mask=inside)
+        if MEASURED:
+            top_x, sum_x, top_y, sum_y, shift, moment = accumulate(
+                before / t,
+                after / t,
+                top_x,
+                sum_x,
+                top_y,
+                sum_y,
+                shift,
+                moment,
+            )
+    if MEASURED:
+        size = count * chunks
+        keep(partials, i, chunk, chunks, size, mask, top_x, sum_x, top_y, sum_y, shift, moment)
+
+
+@triton.jit(do_not_specialize=["most"])
+def _chosen_kernel(
+    ids,
+    top_k,
+    factors,
+    tokens,
+    output_stride,
+    token_stride,
+    known,
+    delta,
+    most,
+    OUTPUTS: tl.constexpr,
+    RANK: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+):
+    """Add u . B_z of some places of one row's top k, tokens ids [n, most], to delta [n, most]."""
+    row = tl.program_id(0).to(tl.int64)
+    place = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
+    mask = place < tl.load(top_k + row)
+    z = tl.load(ids + row * most + place, mask=mask, other=0)
+    mask = mask & (z < known)
+    r = tl.arange(0, BLOCK_R)
+    total = tl.zeros([BLOCK_K], tl.float32)
+    for g in range(OUTPUTS):
+        for first in range(0, RANK, BLOCK_R):
+            k = first + r
+            u = tl.load(factors + (row * OUTPUTS + g) * RANK + k, mask=k < RANK, other=0.0)
+            b = tl.load(
+                tokens + g * output_stride + z[:, None] * token_stride + k[None, :],
+                mask=mask[:, None] & (k < RANK)[None, :],
+                other=0.0,
+            ).to(tl.float32)
+            total += tl.sum(u[None, :] * b, 1)
+    at = delta + row * most + place
+    tl.store(at, tl.load(at, mask=mask, other=0.0) + total, mask=mask)
+
+
+def steer(
+    logits: Tensor,
+    rows: Tensor,
+    *,
+    mixture: Mixture | None = None,
+    tilt: Tilt | None = None,
+    temperature: Tensor | None = None,
+    measured: bool = True,
+) -> Statistics | None:
+    """As `reference.steer`, of float32 logits with contiguous rows.
+
+    Each row is read and written once. Only with `tilt.top_k` the rows are copied first: the choice
+    of the k most likely tokens, which is torch's, is a pass of its own, and so are the statistics.
+    """
+    if tilt is None or tilt.top_k is None:
+        return _pass(logits, rows, mixture, tilt, temperature, measured)
+    before = untilted = logits[rows]
+    if mixture is not None:
+        _pass(logits, rows, mixture, None, None, False)
+        untilted = logits[rows]
+    _tilt_top_k(logits, rows, untilted, tilt, tilt.top_k)
+    return measure(before, logits, rows, temperature) if measured else None
+
+
+def _pass(
+    logits: Tensor,
+    rows: Tensor,
+    mixture: Mixture | None,
+    tilt: Tilt | None,
+    temperature: Tensor | None,
+    measured: bool,
+) -> Statistics | None:
+    count, vocabulary = len(rows), logits.shape[1]
+    members = mixture.members if mixture else ()
+    factors = tuple(u.contiguous() for u in tilt.factors) if tilt else ()
+    tokens = tilt.tokens if tilt else ()
+    normalised = mixture is not None and mixture.normalised
+    block_n, block_v, warps = _blocks(count) if tokens else (1, 2048, 4)
+    tiles, chunks = _chunks(triton.cdiv(count, block_n), triton.cdiv(vocabulary, block_v))
+    partials = room(count, chunks, logits.device) if measured else logits
+    _steer_kernel[(triton.cdiv(count, block_n), chunks)](
+        logits,
+        logits.stride(0),
+        rows,
+        vocabulary,
+        members,
+        tuple(member.stride(0) for member in members),
+        mixture.weights if mixture else logits,
+        _offsets(logits, rows, mixture) if mixture and normalised else logits,
+        mixture.vocabulary if mixture else vocabulary,
+        factors,
+        tokens,
+        tuple(b.stride(0) for b in tokens),
+        tuple(b.stride(1) for b in tokens),
+        tuple(b.shape[1] for b in tokens),
+        logits if temperature is None else temperature,
+        partials,
+        count,
+        chunks,
+        tiles,
+        MEMBERS=len(members),
+        MIXED=mixture is not None,
+        NORMALISED=normalised,
+        HEADS=len(tokens),
+        OUTPUTS=tuple(b.shape[0] for b in tokens),
+        RANKS=tuple(b.shape[2] for b in tokens),
+        PRECISION=PRECISION,
+        MEASURED=measured,
+        TEMPERED=temperature is not None,
+        BLOCK_N=block_n,
+        BLOCK_V=block_v,
+        BLOCK_R=32,
+        num_warps=warps,
+    )
+    return joined(partials) if measured else None
+
+
+def _blocks(count: int) -> tuple[int, int, int]:
+    """Rows and tokens of a tile, and warps: as many rows as fit in registers, to read B seldom."""
+    if count <= 32:
+        return 16 if count <= 16 else 32, 128, 8
+    return 64, 64, 8
+
+
+def _chunks(row_tiles: int, tiles: int) -> tuple[int, int]:
+    """Tiles of the vocabulary in a chunk, and chunks: small ones while programs are few."""
+    each = min(max(row_tiles * tiles // _PROGRAMS, 1), _MOST_TILES)
+    return each, triton.cdiv(tiles, each)
+
+
+def _offsets(logits: Tensor, rows: Tensor, mixture: Mixture) -> Tensor:
+    """sum_i w_i log-sum-exp z_i, float32 [n]: what normalising each model takes off the mixture."""
+    models = (logits[rows], *mixture.members)
+    sums = torch.stack([model.float().logsumexp(-1) for model in models], dim=1)
+    return torch.where(mixture.weights == 0, 0.0, mixture.weights * sums).sum(-1)
+
+
+def _tilt_top_k(
+    logits: Tensor, rows: Tensor, untilted: Tensor, tilt: Tilt, of_rows: Sequence[int]
+) -> None:
+    """Add the tilt less its mean over the k most likely tokens; `untilted` is logits[rows]."""
+    most = max(of_rows)
+    top_k = torch.tensor(of_rows, device=logits.device)
+    ids = untilted[:, : tilt.vocabulary].topk(most).indices
+    delta = torch.zeros(ids.shape, dtype=torch.float32, device=logits.device)
+    for factors, tokens in zip(tilt.factors, tilt.tokens, strict=True):
+        outputs, known, rank = tokens.shape
+        _chosen_kernel[(len(rows), triton.cdiv(most, _PLACES))](
+            ids,
+            top_k,
+            factors.contiguous(),
+            tokens,
+            tokens.stride(0),
+            tokens.stride(1),
+            known,
+            delta,
+            most,
+            OUTPUTS=outputs,
+            RANK=rank,
+            BLOCK_K=_PLACES,
+            BLOCK_R=min(triton.next_power_of_2(rank), 128),
+        )
+    inside = torch.arange(most, device=ids.device) < top_k[:, None]
+    centre = delta.sum(-1, keepdim=True) / top_k[:, None]
+    logits[rows[:, None], ids] += (delta - centre).where(inside, 0.0)
