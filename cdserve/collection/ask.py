@@ -11,8 +11,8 @@ from tqdm import tqdm
 from cdserve import __version__
 from cdserve.client.answers import Answer, Client
 from cdserve.client.journal import Journal
+from cdserve.client.settings import check_settings, write_settings
 from cdserve.collection.job import Job, check_formats, resolve
-from cdserve.collection.settings import check_settings, write_settings
 from cdserve.errors import ConfigError
 
 _OF_PROMPT = ("prompt", "messages", "input_tokens", "max_tokens", "max_completion_tokens")

@@ -8,12 +8,12 @@ from typing import Any
 
 from cdserve.client.journal import Journal
 from cdserve.client.server import serving
+from cdserve.client.settings import check_settings, read_settings
 from cdserve.collection.answered import Answered, read_answer
 from cdserve.collection.ask import ask
 from cdserve.collection.card import DataSet
 from cdserve.collection.derive import derive
 from cdserve.collection.job import Job, check_formats
-from cdserve.collection.settings import check_settings, read_settings
 from cdserve.errors import ConfigError, shown
 
 ANSWERS = "answers.jsonl"

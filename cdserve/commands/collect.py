@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cdserve.client import arguments
 from cdserve.collection.formats import FORMATS, Filters
-from cdserve.demo import DEMO_DIR
 from cdserve.errors import ConfigError
 from cdserve.prompts import read_prompts
 
@@ -34,35 +34,15 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     collect.add_argument("--prompts", type=Path, required=True, help='JSONL of {"prompt": ...}')
     collect.add_argument("--out", type=Path, required=True, help="the folder of the data")
     collect.add_argument("--limit", type=int, metavar="N", help="the first N prompts only")
-    _add_server(collect.add_argument_group("server"))
-    _add_answers(collect.add_argument_group("answers"))
-    _add_formats(collect.add_argument_group("formats"))
-
-
-def _add_server(group: "argparse._ArgumentGroup") -> None:
-    which = group.add_mutually_exclusive_group()
-    which.add_argument("--url", help="of a server that runs")
-    which.add_argument(
-        "--config",
-        type=Path,
-        default=DEMO_DIR / "cdserve.yaml",
-        help="the settings' YAML file of the server to start (default: the demo's)",
-    )
-    group.add_argument("--model", help="the id that requests name (default: the server's first)")
-    group.add_argument("--api-key", default="-", help="the server's, if it wants one")
-    group.add_argument("--concurrency", type=int, default=16, help="requests at once")
-
-
-def _add_answers(group: "argparse._ArgumentGroup") -> None:
-    group.add_argument(
+    arguments.add_server(collect)
+    answers = collect.add_argument_group("answers")
+    answers.add_argument(
         "--policy",
         required=True,
         help='"method field=value ...", a JSON object, or the name of a preset',
     )
-    group.add_argument("--max-tokens", type=int, default=256, help="cut responses there")
-    group.add_argument("--temperature", type=float, default=1.0)
-    group.add_argument("--top-p", type=float, default=1.0)
-    group.add_argument("--seed", type=int, default=0, help="of the answers")
+    arguments.add_sampling(answers)
+    _add_formats(collect.add_argument_group("formats"))
 
 
 def _add_formats(group: "argparse._ArgumentGroup") -> None:
@@ -121,7 +101,6 @@ def _tell(job: "Job", found: "Collected") -> None:
 
 def _job(args: argparse.Namespace) -> "Job":
     _check(args)
-    from cdserve.client.answers import Sampling
     from cdserve.client.policies import read_policies
     from cdserve.collection.job import Job
 
@@ -136,12 +115,7 @@ def _job(args: argparse.Namespace) -> "Job":
         mixed=len({isinstance(prompt, str) for prompt in prompts}) == 2,
         out=args.out,
         policy=policies[0],
-        sampling=Sampling(
-            max_tokens=args.max_tokens,
-            temperature=args.temperature,
-            top_p=args.top_p,
-            logprobs=True,
-        ),
+        sampling=arguments.sampling(args),
         seed=args.seed,
         formats=tuple(dict.fromkeys(args.format)),
         filters=Filters(
@@ -152,7 +126,7 @@ def _job(args: argparse.Namespace) -> "Job":
         ),
         shard_size=args.shard_size,
         url=args.url,
-        config=args.config,
+        config=arguments.config_of(args),
         flags=tuple(args.flags),
         model=args.model,
         api_key=args.api_key,
@@ -161,10 +135,7 @@ def _job(args: argparse.Namespace) -> "Job":
 
 
 def _check(args: argparse.Namespace) -> None:
-    for flag in ("limit", "concurrency", "max_tokens", "shard_size"):
-        value = getattr(args, flag)
-        if value is not None and value < 1:
-            raise ConfigError(f"--{flag.replace('_', '-')} is {value}; it must be positive")
+    arguments.check(args, "shard_size")
     if args.margin is not None and not args.margin >= 0:
         raise ConfigError(f"--margin is {args.margin}; it must be 0 or more")
     for flag, kind in (
@@ -179,5 +150,3 @@ def _check(args: argparse.Namespace) -> None:
             )
     if args.ended_only and set(args.format) == {"candidates"}:
         raise ConfigError("--ended-only goes with formats of TRL; candidates has all responses")
-    if args.url is not None and args.flags:
-        raise ConfigError(f"{' '.join(args.flags)}: vLLM's flags go with a server that is started")

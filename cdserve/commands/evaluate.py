@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cdserve.client import arguments
 from cdserve.client.policies import NamedPolicy, read_policies
 from cdserve.client.server import serving
-from cdserve.demo import DEMO_DIR
 from cdserve.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -44,8 +44,10 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     found.add_argument("--out", type=Path, required=True, help="the folder of records and results")
     found.add_argument("--limit", type=int, help="the first prompts only")
     _add_policies(found.add_argument_group("policies and rewards"))
-    _add_server(found.add_argument_group("server"))
-    _add_answers(found.add_argument_group("answers"))
+    arguments.add_server(found)
+    answers = found.add_argument_group("answers")
+    arguments.add_sampling(answers)
+    answers.add_argument("--draws", type=int, default=1, help="answers a prompt and policy")
 
 
 def _add_policies(group: "argparse._ArgumentGroup") -> None:
@@ -65,24 +67,6 @@ def _add_policies(group: "argparse._ArgumentGroup") -> None:
     )
 
 
-def _add_server(group: "argparse._ArgumentGroup") -> None:
-    group.add_argument("--url", help="of a server that runs, such as http://localhost:8000")
-    group.add_argument(
-        "--config", type=Path, help="settings of the server to start (default: the demo's)"
-    )
-    group.add_argument("--model", help="id that requests name (default: the server's first)")
-    group.add_argument("--api-key", default="-", help="the server's, if it wants one")
-    group.add_argument("--concurrency", type=int, default=16, help="answers at once")
-
-
-def _add_answers(group: "argparse._ArgumentGroup") -> None:
-    group.add_argument("--max-tokens", type=int, default=256)
-    group.add_argument("--temperature", type=float, default=1.0)
-    group.add_argument("--top-p", type=float, default=1.0)
-    group.add_argument("--draws", type=int, default=1, help="answers a prompt and policy")
-    group.add_argument("--seed", type=int, default=0)
-
-
 def _evaluate(args: argparse.Namespace) -> None:
     from cdserve.client.answers import Client
     from cdserve.evaluation.run import evaluate
@@ -97,7 +81,7 @@ def _evaluate(args: argparse.Namespace) -> None:
             await evaluate(job, client)
 
     try:
-        with serving(args.url, args.config or DEMO_DIR / "cdserve.yaml", args.flags) as base_url:
+        with serving(args.url, arguments.config_of(args), args.flags) as base_url:
             asyncio.run(run(base_url))
     except KeyboardInterrupt:
         print(
@@ -109,12 +93,11 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 def _job(args: argparse.Namespace) -> "Job":
     """What is asked for; what needs no server is checked before one starts."""
-    from cdserve.client.answers import Sampling
     from cdserve.evaluation.job import Job
     from cdserve.evaluation.rewards import function
     from cdserve.prompts import read_prompts
 
-    _check(args)
+    arguments.check(args, "draws")
     read_prompts(args.prompts)
     function(args.gold)
     return Job(
@@ -123,36 +106,13 @@ def _job(args: argparse.Namespace) -> "Job":
         policies=_policies(args),
         reward=args.reward,
         gold=args.gold,
-        sampling=Sampling(
-            max_tokens=args.max_tokens,
-            temperature=args.temperature,
-            top_p=args.top_p,
-            logprobs=True,
-        ),
+        sampling=arguments.sampling(args),
         limit=args.limit,
         draws=args.draws,
         concurrency=args.concurrency,
         seed=args.seed,
         command=_command(args),
     )
-
-
-def _check(args: argparse.Namespace) -> None:
-    if args.url is not None and args.flags:
-        raise ConfigError(
-            f"{' '.join(args.flags)} is not known; vLLM's flags are for a server that is started, "
-            "and --url names one that runs"
-        )
-    if args.url is not None and args.config is not None:
-        raise ConfigError("--url names a server that runs, --config is of one to start: give one")
-    for flag in ("limit", "draws", "concurrency", "max_tokens"):
-        value = getattr(args, flag)
-        if value is not None and value < 1:
-            raise ConfigError(f"--{flag.replace('_', '-')} is {value}; it must be at least 1")
-    if not 0 <= args.temperature < float("inf"):
-        raise ConfigError(f"--temperature is {args.temperature}; it must be from 0")
-    if not 0 < args.top_p <= 1:
-        raise ConfigError(f"--top-p is {args.top_p}; it must be above 0 and at most 1")
 
 
 def _policies(args: argparse.Namespace) -> list[NamedPolicy]:

@@ -19,7 +19,14 @@ from vllm.utils import random_uuid
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from cdserve.config import RewardModelReward, Settings
-from cdserve.engine.vllm import AsyncEngineArgs, EngineClient, as_flags, check_version, tokens_input
+from cdserve.engine.vllm import (
+    ONE_PROCESS,
+    AsyncEngineArgs,
+    EngineClient,
+    as_flags,
+    check_version,
+    tokens_input,
+)
 from cdserve.errors import ConfigError, shown
 from cdserve.metrics import (
     SCORER_BATCH_SIZE,
@@ -37,8 +44,7 @@ _CPU_DEFAULTS = {
     "kv_cache_memory_bytes": 512 << 20,
     # vLLM's own blocks of 128 tokens would hold too few of a prefix to find it again.
     "block_size": 32,
-    # One process: vLLM's usual two wait for each other by spinning, which takes a core.
-    "distributed_executor_backend": "vllm.v1.executor.uniproc_executor.UniProcExecutor",
+    "distributed_executor_backend": ONE_PROCESS,
 }
 _BINDING = "VLLM_CPU_OMP_THREADS_BIND"
 

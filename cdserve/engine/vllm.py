@@ -20,8 +20,15 @@ from vllm.v1.engine.detokenizer import IncrementalDetokenizer
 from cdserve.errors import ConfigError
 
 VERSION = "0.32.0"
+ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+"""The executor in EngineCore's own process.
+
+On CPU vLLM's usual two wait for each other by spinning, which takes a core; it refuses the
+executor's short name, ``uni``, there.
+"""
 
 __all__ = [
+    "ONE_PROCESS",
     "VERSION",
     "AsyncEngineArgs",
     "CompletionOutput",

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from cdserve.client.answers import Client
 from cdserve.client.journal import Journal
 from cdserve.client.policies import NamedPolicy
+from cdserve.client.settings import write_settings
 from cdserve.errors import ConfigError, shown
 from cdserve.evaluation.job import BASE, Job
 from cdserve.evaluation.markdown import markdown
@@ -20,7 +21,7 @@ from cdserve.evaluation.plots import draw
 from cdserve.evaluation.records import Record, key, record, seed_of
 from cdserve.evaluation.results import Results, is_best_of_n, results
 from cdserve.evaluation.rewards import Rewards
-from cdserve.evaluation.settings import check, claim, journal_of
+from cdserve.evaluation.settings import check, journal_of
 from cdserve.prompts import Prompt, read_prompts
 
 _PLAIN = NamedPolicy(BASE, {"method": "none"})
@@ -88,7 +89,7 @@ class _Run:
             # What comes back is dropped: its times are those of a server that has just begun.
             lacking = [one for one in policies if self._missing(journals[one.name])]
             await _together(self._ask(policy, 0, 0) for policy in lacking)
-            claim(self.job.out, self.settings)
+            write_settings(self.job.out, self.settings)
             for policy in policies:
                 await self._fill(policy, journals[policy.name])
             return {name: self._read(journal) for name, journal in journals.items()}

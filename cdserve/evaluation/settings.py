@@ -1,16 +1,15 @@
 """A folder of records belongs to one way of asking, which its settings file says."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from cdserve.errors import ConfigError, shown
+from cdserve.client.settings import check_settings, read_settings
+from cdserve.errors import shown
 from cdserve.evaluation.job import Job
 
-_FILE = "settings.json"
 _LONGEST = 120
 
 
@@ -40,22 +39,17 @@ def check(
         "concurrency": job.concurrency,
         "seed": job.seed,
     }
-    found = _read(job.out / _FILE)
-    if found is not None:
-        known = found.get("policies", {})
-        for name, value in wanted.items():
-            _same(job.out, name, found.get(name), value)
-        for name in policies.keys() & known.keys():
-            _same(job.out, f"policy {shown(name)}", known[name], policies[name])
+    kept = read_settings(job.out)
+    if kept is not None:
+        check_settings(job.out, kept, wanted)
+        known = kept.get("policies", {})
+        check_settings(job.out, _labelled(known), _labelled(policies, of=known))
         policies = {**known, **policies}
     return {**wanted, "policies": dict(policies)}
 
 
-def claim(out: Path, settings: Mapping[str, Any]) -> None:
-    """Makes the folder the evaluation's of these settings."""
-    out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(settings, indent=2, ensure_ascii=False)
-    (out / _FILE).write_text(text + "\n", encoding="utf-8")
+def _labelled(policies: Mapping[str, Any], of: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    return {f"policy {shown(n)}": one for n, one in policies.items() if of is None or n in of}
 
 
 def journal_of(out: Path, policy: str) -> Path:
@@ -64,23 +58,3 @@ def journal_of(out: Path, policy: str) -> Path:
     if len(name) > _LONGEST:
         name = f"{name[:_LONGEST]}-{hashlib.sha256(policy.encode()).hexdigest()[:16]}"
     return out / "records" / f"{name}.jsonl"
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
-    if not isinstance(found, dict):
-        raise ConfigError(f"{path} is {shown(found)}, no settings; name another --out")
-    return found
-
-
-def _same(out: Path, name: str, found: object, wanted: object) -> None:
-    if found != wanted:
-        raise ConfigError(
-            f"--out {out} was made with {name} {shown(found)}, not {shown(wanted)}: name another "
-            "folder"
-        )

@@ -19,6 +19,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from cdserve.engine.vllm import (
+    ONE_PROCESS,
     RequestOutput,
     RequestOutputKind,
     SamplingParams,
@@ -213,6 +214,8 @@ def _start(model: str, flags: Sequence[str]) -> LLMEngine:
     args = EngineArgs.add_cli_args(parser).parse_args([*flags, "--model", model])
     args.disable_log_stats = True  # its lines would break the progress bar
     if current_platform.is_cpu():
+        if args.tensor_parallel_size == args.pipeline_parallel_size == 1:
+            args.distributed_executor_backend = args.distributed_executor_backend or ONE_PROCESS
         if args.max_num_batched_tokens is None:
             # On CPU, vLLM 0.32 dies of a prompt that has a seed and is computed in chunks.
             args.enable_chunked_prefill = bool(args.enable_chunked_prefill)

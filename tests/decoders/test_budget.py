@@ -44,7 +44,7 @@ def bound(decisions: Sequence[Decision]) -> float:
     return total
 
 
-@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("budget", [0.0, 0.2, 0.4, 0.7])
 def test_law(budget: float) -> None:
     """That of the schedule which the budget leaves, whose KL is within it."""
     k = 3

@@ -262,7 +262,7 @@ class TestResuming:
             (("--max-tokens", "32"), "was made with max_tokens 96, not 32"),
             ((*TOKENS, "--temperature", "0.7"), r"was made with temperature 1.0, not 0.7"),
             ((*TOKENS, "--seed", "1"), "was made with seed 0, not 1"),
-            ((*TOKENS, "--model", "demo:safe"), "was made with model demo, not demo:safe"),
+            ((*TOKENS, "--model", "demo:safe"), "was made with model 'demo', not 'demo:safe'"),
         ],
     )
     def test_other_answers_are_not_mixed_in(
@@ -372,8 +372,8 @@ class TestPolicies:
             (POLICY, ("--format", "sft", "--label-threshold", "0"), "it goes with --format unp"),
             (POLICY, ("--format", "preference", "--min-score", "0"), "it goes with --format sft"),
             (POLICY, ("--format", "candidates", "--ended-only"), "candidates has all responses"),
-            (POLICY, ("--format", "sft", "--concurrency", "0"), "--concurrency is 0; it must be p"),
-            (POLICY, ("--format", "sft", "--dtype", "float32"), "flags go with a server that is"),
+            (POLICY, ("--format", "sft", "--concurrency", "0"), "--concurrency is 0; it must"),
+            (POLICY, ("--format", "sft", "--dtype", "float32"), "flags are for a server that is"),
             (POLICY, ("--format", "sft"), f"--url {NOBODY}: no healthy server answers there"),
         ],
     )

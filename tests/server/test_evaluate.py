@@ -184,7 +184,7 @@ def test_it_goes_on_where_it_stopped(out: Path, run: Run, tmp_path: Path) -> Non
     assert found["none"]["candidate_tokens"] == 1
     assert found["base"]["gold"]["mean"] == results_of(out)["policies"]["base"]["gold"]["mean"]
 
-    with pytest.raises(SystemExit, match="was made with max_tokens 64, not 32: name another"):
+    with pytest.raises(SystemExit, match="was made with max_tokens 64, not 32; name another"):
         run(tmp_path, "--gold", GOLD, *POLICIES, "--max-tokens", "32")
     with pytest.raises(SystemExit, match=r"was made with gold 'cdserve.*, not None"):
         run(tmp_path, *POLICIES)

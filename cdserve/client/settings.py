@@ -1,4 +1,4 @@
-"""How answers were drawn, kept beside them, so that no others are mixed in."""
+"""How the answers in a folder were drawn, kept beside them, so that no others are mixed in."""
 
 import json
 from collections.abc import Mapping
@@ -8,6 +8,7 @@ from typing import Any
 from cdserve.errors import ConfigError, shown
 
 FILE = "settings.json"
+_LONGEST = 400
 
 
 def read_settings(folder: Path) -> dict[str, Any] | None:
@@ -24,7 +25,7 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
     if not isinstance(settings, dict):
-        raise ConfigError(f"{path} is {shown(settings)}, not settings of `cdserve collect`")
+        raise ConfigError(f"{path} is {shown(settings)}, no settings; name another --out")
     return settings
 
 
@@ -49,10 +50,6 @@ def check_settings(folder: Path, kept: Mapping[str, Any], wanted: Mapping[str, A
     for name, value in wanted.items():
         if kept.get(name) != value:
             raise ConfigError(
-                f"--out {folder} was made with {name} {_short(kept.get(name))}, not "
-                f"{_short(value)}; name another folder"
+                f"--out {folder} was made with {name} {shown(kept.get(name), _LONGEST)}, not "
+                f"{shown(value, _LONGEST)}; name another folder"
             )
-
-
-def _short(value: Any) -> str:
-    return shown(value, 400) if isinstance(value, dict) else str(value)
