@@ -1,9 +1,9 @@
 """cdserve's own metrics, beside vLLM's on ``/metrics``."""
 
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -111,16 +111,16 @@ async def observed(
         RESPONSES.labels(method, outcome).inc()
 
 
-def count(method: str, decisions: Sequence[Decision], kl_bound: float) -> None:
-    """Counts what a finished response took."""
-    tokens = sum(len(c.token_ids) for d in decisions for c in d.candidates)
+def count(report: Mapping[str, Any], decisions: Sequence[Decision]) -> None:
+    """Counts what a finished response took, by its report and its decisions."""
+    method = report["method"]
     taken = sum(len(d.candidate.token_ids) for d in decisions)
     limited = sum(d.limited or d.candidate.unsteered > 0 for d in decisions)
-    DECISIONS.labels(method).inc(len(decisions))
-    TIES.labels(method).inc(sum(d.tie for d in decisions))
+    DECISIONS.labels(method).inc(report["decisions"])
+    TIES.labels(method).inc(report["ties"])
     LIMITED.labels(method).inc(limited)
-    CANDIDATES.labels(method).inc(sum(len(d.candidates) for d in decisions))
-    CANDIDATE_TOKENS.labels(method).inc(tokens)
-    DISCARDED_TOKENS.labels(method).inc(tokens - taken)
-    SCORES.labels(method).observe(decisions[-1].score.total)
-    KL_BOUND.labels(method).observe(kl_bound)
+    CANDIDATES.labels(method).inc(report["candidates"])
+    CANDIDATE_TOKENS.labels(method).inc(report["candidate_tokens"])
+    DISCARDED_TOKENS.labels(method).inc(report["candidate_tokens"] - taken)
+    SCORES.labels(method).observe(report["score"])
+    KL_BOUND.labels(method).observe(report["kl"]["bound"])

@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -79,12 +80,8 @@ class Client:
 
     async def __aenter__(self) -> Self:
         if self._model is None:
-            try:
+            with _told("the server does not name its models"):
                 self._model = (await self._openai.models.list()).data[0].id
-            except APIError as error:
-                raise ConfigError(
-                    f"the server does not name its models: {error.message}"
-                ) from error
         return self
 
     async def __aexit__(
@@ -107,12 +104,8 @@ class Client:
         Raises:
             ConfigError: the request fails; with the server's words.
         """
-        try:
+        with _told("the server does not say what it can do, as cdserve's does"):
             return await self._openai.get("/alignment", cast_to=dict[str, Any])
-        except APIError as error:
-            raise ConfigError(
-                f"the server does not say what it can do: {error.message}; is it cdserve's?"
-            ) from error
 
     async def prompt_text(self, prompt: Prompt) -> str:
         """What the server's rewards see as the prompt: of a chat, as its template writes it.
@@ -122,8 +115,8 @@ class Client:
         """
         if isinstance(prompt, str):
             return prompt
-        made = await self._post_to_root("tokenize", {"messages": prompt})
-        found = await self._post_to_root("detokenize", {"tokens": made["tokens"]})
+        made = await self._post(f"{self._base_url}/tokenize", {"messages": prompt})
+        found = await self._post(f"{self._base_url}/detokenize", {"tokens": made["tokens"]})
         text: str = found["prompt"]
         return text
 
@@ -144,7 +137,7 @@ class Client:
         sent = {"messages": prompt} if chat else {"prompt": prompt}
         async with self._slots:
             made, began = Answer(), time.perf_counter()
-            try:
+            with _told():
                 stream = await create.create(
                     model=self._model,
                     seed=seed,
@@ -156,8 +149,6 @@ class Client:
                 )
                 async for chunk in stream:
                     _take(made, chunk, time.perf_counter() - began)
-            except APIError as error:
-                raise ConfigError(f"the server answers: {error.message}") from error
             made.seconds = time.perf_counter() - began
             return made
 
@@ -174,24 +165,23 @@ class Client:
             "responses": list(responses),
             "rewards": dict.fromkeys(rewards, 1.0),
         }
-        async with self._slots:
-            try:
-                made = await self._openai.post(
-                    "/alignment/score", cast_to=dict[str, Any], body=body
-                )
-            except APIError as error:
-                raise ConfigError(f"the server answers: {error.message}") from error
+        made = await self._post("/alignment/score", body)
         return [score["rewards"] for score in made["scores"]]
 
-    async def _post_to_root(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """What vLLM's routes outside ``/v1`` answer."""
+    async def _post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """What a route answers; the path is one under ``/v1``, or a whole URL."""
         async with self._slots:
-            try:
-                return await self._openai.post(
-                    f"{self._base_url}/{path}", cast_to=dict[str, Any], body=body
-                )
-            except APIError as error:
-                raise ConfigError(f"the server answers: {error.message}") from error
+            with _told():
+                return await self._openai.post(path, cast_to=dict[str, Any], body=body)
+
+
+@contextmanager
+def _told(what: str = "the server answers") -> Iterator[None]:
+    """Turns an error of the API's into a ConfigError with the server's words."""
+    try:
+        yield
+    except APIError as error:
+        raise ConfigError(f"{what}: {error.message}") from error
 
 
 def _take(made: Answer, chunk: Any, now: float) -> None:

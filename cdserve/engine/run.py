@@ -46,7 +46,7 @@ class AlignmentRun:
         policy = self.policy
         made = report.report(policy.method, decisions, policy.report == "trace", policy.budget)
         self.reports[prompt, choice] = made
-        metrics.count(policy.method, decisions, made["kl"]["bound"])
+        metrics.count(made, decisions)
 
     def report(self) -> Mapping[str, Any] | None:
         """The answer's report, once all choices are done; None if none was asked for."""

@@ -74,7 +74,7 @@ def results(
     Args:
         policies: without the base.
         records: by policy, the base's first.
-        settings: as ``claim`` returns them.
+        settings: as ``settings.check`` returns them.
     """
     base = records[BASE]
     definitions = settings["policies"]
