@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cdserve.commands import collect, evaluate, heads
 from cdserve.demo import DEMO_DIR
-from cdserve.errors import ConfigError
+from cdserve.errors import ConfigError, EngineError
 
 _DESCRIPTION = """Serves a model with aligned decoding, on vLLM.
 
@@ -45,11 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.path.insert(0, "")
     try:
         known.run(known)
-    except ConfigError as error:
+    except (ConfigError, EngineError) as error:
         sys.exit(f"cdserve: {error}")
 
 
 def _serve(known: argparse.Namespace) -> None:
+    from cdserve.api.keys import Keys
     from cdserve.api.server import AlignmentServer
     from cdserve.config import load
     from cdserve.engine import launch
@@ -60,6 +61,7 @@ def _serve(known: argparse.Namespace) -> None:
     attached, models = attach(settings), plan(settings)
     server = AlignmentServer.build(settings, attached, models.outputs)
     args = launch.parse(settings, attached, known.flags)
-    args.cdserve = server
+    args.cdserve = keys = Keys.build(server)
+    launch.authenticate(args, keys.secrets)
     logging.getLogger("vllm").info("cdserve serves %s", server.summary())
     launch.serve(args, settings, attached, models)

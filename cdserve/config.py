@@ -239,6 +239,37 @@ class Limits(_Section):
     )
 
 
+class Admission(_Section):
+    """How many candidates, of all requests, the server takes on."""
+
+    max_running: int | None = Field(
+        default=None,
+        ge=1,
+        description="Candidates in the engine at once, shared evenly between requests. None: three "
+        "quarters of its max_num_seqs, so that plain requests find room.",
+    )
+    max_waiting: int = Field(
+        default=2048,
+        ge=0,
+        description="Candidates that may wait for the engine; requests with more are a 503.",
+    )
+    max_body_bytes: int = Field(default=64 << 20, ge=1, description="Of a request; else a 413.")
+
+
+class Key(_Section):
+    """What the holder of an API key may do; what is not said is as for everybody."""
+
+    api_key_env: str = Field(min_length=1, description="Environment variable that holds the key.")
+    methods: list[str] | None = Field(default=None, description="That requests may name.")
+    presets: list[str] | None = Field(default=None, description="That requests may name.")
+    limits: dict[str, Any] = Field(
+        default_factory=dict, description="Those of the server's limits that differ."
+    )
+    max_candidates: int | None = Field(
+        default=None, ge=1, description="Candidates that its requests may hold at once; else a 429."
+    )
+
+
 class Settings(_Section):
     """Everything an operator sets beside vLLM's own flags."""
 
@@ -251,6 +282,10 @@ class Settings(_Section):
     )
     presets: dict[str, dict[str, Any]] = Field(default_factory=dict)
     limits: Limits = Limits()
+    admission: Admission = Admission()
+    keys: dict[str, Key] = Field(
+        default_factory=dict, description="API keys with bounds of their own, beside --api-key."
+    )
     decoders: list[str] = Field(default_factory=list, description="Third-party decoders to load.")
     keep_alive: float = Field(
         default=5.0, gt=0, description="Seconds between comments on a silent aligned stream."
@@ -259,6 +294,7 @@ class Settings(_Section):
         default=True,
         description="Whether Triton kernels score, tilt and mix on a GPU; off, PyTorch does.",
     )
+    playground: bool = Field(default=True, description="Whether GET /playground is served.")
     engine: dict[str, Any] = Field(default_factory=dict, description="vLLM flags.")
 
     @field_validator("members")
@@ -278,6 +314,21 @@ class Settings(_Section):
                         f"rewards.{name} names the member {model!r}; there is {', '.join(known)}"
                     )
         return self
+
+    @model_validator(mode="after")
+    def _limits_of_keys_are_limits(self) -> "Settings":
+        for name in self.keys:
+            try:
+                self.limits_of(name)
+            except ValidationError as error:
+                first = error.errors(include_url=False)[0]
+                key = ".".join(["keys", name, "limits", *map(str, first["loc"])])
+                raise ValueError(f"{key} is {shown(first['input'])}: {first['msg']}") from error
+        return self
+
+    def limits_of(self, key: str) -> Limits:
+        """The limits of the holder of a key."""
+        return Limits.model_validate(self.limits.model_dump() | self.keys[key].limits)
 
     @property
     def likelihoods(self) -> list[str]:

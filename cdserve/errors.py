@@ -3,6 +3,8 @@
 CdserveError
 ├── ConfigError      the operator's settings: raised at start, before anything is loaded
 ├── PolicyError      the client's request: 400, names the field
+├── EngineError      the engine died: the process ends, for what runs it to start it anew
+├── OverloadError    no room for the request now: 503 or 429, and when to try again
 └── ScoringError     a reward could not be computed: 500
 """
 
@@ -13,6 +15,10 @@ class CdserveError(Exception):
 
 class ConfigError(CdserveError):
     """A setting is wrong. The message names the key, the value and what is accepted."""
+
+
+class EngineError(CdserveError):
+    """The engine has died, and the server with it."""
 
 
 class PolicyError(CdserveError):
@@ -26,6 +32,21 @@ class PolicyError(CdserveError):
     def __init__(self, message: str, param: str) -> None:
         super().__init__(message)
         self.param = param
+
+
+class OverloadError(CdserveError):
+    """There is no room for a request now; nothing has been done for it.
+
+    Args:
+        message: what is held, and the limit.
+        status: 503 where the server is full, 429 where the client's key has all it may have.
+        retry_after: seconds after which to try again.
+    """
+
+    def __init__(self, message: str, status: int, retry_after: int) -> None:
+        super().__init__(message)
+        self.status = status
+        self.retry_after = retry_after
 
 
 class ScoringError(CdserveError):

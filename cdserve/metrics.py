@@ -1,7 +1,7 @@
 """cdserve's own metrics, beside vLLM's on ``/metrics``."""
 
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Protocol, TypeVar
 
@@ -23,6 +23,11 @@ SCORE_SECONDS = Histogram(
     "Time the rewards of a draw took after it, in seconds.",
     buckets=_SECONDS,
 )
+SELECT_SECONDS = Histogram(
+    "cdserve_select_seconds",
+    "Time from a decision's scores to the decision, in seconds.",
+    buckets=(1e-5, 3e-5, 1e-4, 3e-4, 0.001, 0.003, 0.01, 0.03, 0.1),
+)
 SCORER_BATCH_SIZE = Histogram(
     "cdserve_scorer_batch_size",
     "Responses scored together, of all requests, by a reward model.",
@@ -41,10 +46,28 @@ RESPONSES = Counter(
     "Responses under a policy by how they ended: vLLM's finish reason, error, or cancelled.",
     ["method", "outcome"],
 )
+RUNNING_CANDIDATES = Gauge("cdserve_running_candidates", "Candidates that run in the engine.")
+WAITING_CANDIDATES = Gauge(
+    "cdserve_waiting_candidates", "Candidates that wait for a slot in the engine."
+)
+REJECTED = Counter(
+    "cdserve_rejected",
+    "Requests refused with 503 or 429 before any work, by whose limit it was: server or key.",
+    ["limit"],
+)
+DEADLINES = Counter(
+    "cdserve_deadlines_passed", "Finished responses that their deadline ended.", ["method"]
+)
 REFUSED = Counter("cdserve_refused", "Requests whose alignment was refused with a 400.")
 FIRST_BLOCK_SECONDS = Histogram(
     "cdserve_time_to_first_block_seconds",
     "Time from a response's start in the engine to its first output, in seconds.",
+    ["method"],
+    buckets=_SECONDS,
+)
+INTER_BLOCK_SECONDS = Histogram(
+    "cdserve_inter_block_seconds",
+    "Time between two outputs of a response, in seconds: blocks, or steered tokens.",
     ["method"],
     buckets=_SECONDS,
 )
@@ -66,6 +89,12 @@ SCORES = Histogram(
     ["method"],
     buckets=_SCORES,
 )
+REWARDS = Histogram(
+    "cdserve_reward",
+    "Rewards of finished responses, in units of the reward.",
+    ["reward"],
+    buckets=_SCORES,
+)
 KL_BOUND = Histogram(
     "cdserve_kl_bound_nats", "KL bound of finished responses, in nats.", ["method"], buckets=_NATS
 )
@@ -81,6 +110,7 @@ SCORER_WAIT_SECONDS = Histogram(
     buckets=_SECONDS,
 )
 REWARD_INFO = Gauge("cdserve_reward_info", "1 for each reward served.", ["reward", "kind"])
+TASKS = Gauge("cdserve_tasks", "Tasks of the server's event loop; what grows for ever is a leak.")
 MEMBER_INFO = Gauge("cdserve_member_info", "1 for each member served.", ["member"])
 
 
@@ -92,16 +122,20 @@ Output = TypeVar("Output", bound=_Output)
 
 
 async def observed(
-    method: str, outputs: AsyncGenerator[Output, None]
+    method: str, outputs: AsyncGenerator[Output, None], on_end: Callable[[str], object]
 ) -> AsyncGenerator[Output, None]:
-    """A response's outputs as they are, with their start and their end counted."""
-    began, first, outcome = time.perf_counter(), True, "cancelled"
+    """A response's outputs as they are, with their start and their end counted.
+
+    Args:
+        on_end: told how it ended: vLLM's finish reason, ``error`` or ``cancelled``.
+    """
+    last, seconds, outcome = time.perf_counter(), FIRST_BLOCK_SECONDS, "cancelled"
     try:
         async with aclosing(outputs):
             async for output in outputs:
-                if first:
-                    FIRST_BLOCK_SECONDS.labels(method).observe(time.perf_counter() - began)
-                    first = False
+                now = time.perf_counter()
+                seconds.labels(method).observe(now - last)
+                last, seconds = now, INTER_BLOCK_SECONDS
                 outcome = output.finish_reason or outcome
                 yield output
     except Exception:
@@ -109,6 +143,7 @@ async def observed(
         raise
     finally:
         RESPONSES.labels(method, outcome).inc()
+        on_end(outcome)
 
 
 def count(report: Mapping[str, Any], decisions: Sequence[Decision]) -> None:
@@ -123,4 +158,8 @@ def count(report: Mapping[str, Any], decisions: Sequence[Decision]) -> None:
     CANDIDATE_TOKENS.labels(method).inc(report["candidate_tokens"])
     DISCARDED_TOKENS.labels(method).inc(report["candidate_tokens"] - taken)
     SCORES.labels(method).observe(report["score"])
+    for name, reward in report["rewards"].items():
+        REWARDS.labels(name).observe(reward)
     KL_BOUND.labels(method).observe(report["kl"]["bound"])
+    if report.get("deadline", {}).get("passed"):
+        DEADLINES.labels(method).inc()

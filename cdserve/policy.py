@@ -154,6 +154,13 @@ class Policy(Sent):
     """Base of every method's policy."""
 
     report: Report = Field(default="summary", description="How much the answer says of its making.")
+    deadline_ms: int | None = Field(
+        default=None,
+        ge=1,
+        le=86_400_000,
+        description="Milliseconds from the request's arrival after which nothing more is drawn: "
+        "the best of what there is then is the answer.",
+    )
 
     scores_prefixes: ClassVar[bool] = False
     """Whether the method needs rewards of unfinished responses."""

@@ -9,7 +9,11 @@ from cdserve.decoders.candidate import Decision
 
 
 def report(
-    method: str, decisions: Sequence[Decision], trace: bool, budget: float | None = None
+    method: str,
+    decisions: Sequence[Decision],
+    trace: bool,
+    budget: float | None = None,
+    deadline: int | None = None,
 ) -> dict[str, Any]:
     """One response's report, as the wire has it.
 
@@ -17,6 +21,7 @@ def report(
         decisions: all of the response's decisions, in order; at least one.
         trace: whether to list every decision's candidates.
         budget: that of the KL bound, in nats.
+        deadline: in milliseconds.
     """
     last = decisions[-1].score
     totals = [score.total for decision in decisions for score in decision.scores]
@@ -34,6 +39,9 @@ def report(
     }
     if budget is not None:
         made["kl"] |= {"budget": budget, "limited": _limited(decisions)}
+    if deadline is not None:
+        passed = decisions[-1].candidate.finish_reason == "deadline"
+        made["deadline"] = {"ms": deadline, "passed": passed}
     if decisions[-1].accepted is not None:
         made["accepted"] = all(decision.accepted for decision in decisions)
     failed = Counter(name for decision in decisions for name in decision.score.failed)
@@ -71,6 +79,7 @@ def merged(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
         },
         "kl": farthest["kl"],
         **({"failed": dict(failed)} if failed else {}),
+        **({"deadline": _latest(reports)} if "deadline" in reports[0] else {}),
         **(
             {"accepted": all(made["accepted"] for made in reports)}
             if "accepted" in reports[0]
@@ -78,6 +87,12 @@ def merged(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
         ),
         "choices": list(reports),
     }
+
+
+def _latest(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The deadline of one that it ended, if it ended any."""
+    latest: dict[str, Any] = max((made["deadline"] for made in reports), key=lambda d: d["passed"])
+    return latest
 
 
 def _kl(decisions: Sequence[Decision]) -> dict[str, Any]:

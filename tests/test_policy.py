@@ -39,7 +39,7 @@ def best_of(**fields: object) -> dict[str, object]:
     return {"method": "best_of_n", "n": 2, **fields}
 
 
-ACCEPTED = "accepted here: kl_budget, method, n, proposal, report, rewards, selection"
+ACCEPTED = "accepted here: deadline_ms, kl_budget, method, n, proposal, report, rewards, selection"
 
 
 class TestAccepted:
@@ -134,7 +134,11 @@ class TestRefused:
             ({"mu": -1}, "mu", "greater than or equal to 0"),
             ({"mu": 1e5}, "mu", "less than or equal to 10000"),
             ({"mu": math.nan}, "mu", "nan"),
-            ({"mu": 1, "n": 2}, "n", "accepted here: method, mu, proposal, report, rewards"),
+            (
+                {"mu": 1, "n": 2},
+                "n",
+                "accepted here: deadline_ms, method, mu, proposal, report, rewards",
+            ),
             ({}, "mu", "missing"),
         ],
     )

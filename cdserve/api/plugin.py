@@ -16,18 +16,25 @@ class AlignmentEndpoints:
     required_tasks = ("generate",)
 
     def attach_router(self, app: FastAPI) -> None:
-        """Adds the routes; vLLM puts them in the place of its own."""
-        from cdserve.api.guard import guard
-        from cdserve.api.routes import router
-
-        guard(app)
-        app.include_router(router)
-
-    async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
-        """Checks that the server was started by ``cdserve serve``, which makes the state.
+        """Adds the routes; vLLM puts them in the place of its own.
 
         Raises:
             ConfigError: vLLM was started without cdserve's engine.
         """
-        if "cdserve" not in args:
+        from cdserve.api import errors, playground
+        from cdserve.api.body import BodyLimit
+        from cdserve.api.guard import guard
+        from cdserve.api.routes import router
+
+        if "cdserve" not in app.state.args:
             raise ConfigError("the routes need `cdserve serve`; they cannot work in `vllm serve`")
+        guard(app)
+        app.include_router(router)
+        errors.install(app)
+        settings = app.state.args.cdserve.everybody.settings
+        if settings.playground:
+            app.include_router(playground.router)
+        app.add_middleware(BodyLimit, limit=settings.admission.max_body_bytes)
+
+    async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
+        """Nothing: ``cdserve serve`` has made what the routes need."""

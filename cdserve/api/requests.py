@@ -8,6 +8,7 @@ from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.sampling_params import SamplingParams
 
 from cdserve.api.server import AlignmentServer
+from cdserve.config import Limits
 from cdserve.engine.run import AlignmentRun
 from cdserve.errors import PolicyError, shown
 from cdserve.plugin.rows import REQUEST_KEY
@@ -59,8 +60,7 @@ class _Aligned:
         """As vLLM's; the policy rides in ``extra_args``."""
         params = super().to_sampling_params(*args, **kwargs)  # type: ignore[misc]
         if self._run is not None:
-            limit = self._server.settings.limits.max_candidate_tokens
-            _check_params(params, self._run, self.prompts, limit)
+            _check_params(params, self._run, self.prompts, self._server.settings.limits)
             params.extra_args = {**(params.extra_args or {}), REQUEST_KEY: self._run}
         return params
 
@@ -133,7 +133,7 @@ _OUTPUT_ONLY: dict[str, Any] = {
 }
 
 
-def _check_params(params: SamplingParams, run: AlignmentRun, prompts: int, limit: int) -> None:
+def _check_params(params: SamplingParams, run: AlignmentRun, prompts: int, limits: Limits) -> None:
     if REQUEST_KEY in (params.extra_args or {}):
         field = f"vllm_xargs.{REQUEST_KEY}"
         raise PolicyError(f"{field} is reserved; use the field {FIELD!r}", field)
@@ -146,10 +146,10 @@ def _check_params(params: SamplingParams, run: AlignmentRun, prompts: int, limit
         )
     answers = prompts * params.n
     tokens = width * params.max_tokens * answers
-    if tokens > limit:
+    if tokens > limits.max_candidate_tokens:
         times = f" × {answers} answers" if answers > 1 else ""
         raise PolicyError(
             f"max_tokens is {params.max_tokens}; {width} candidates{times} would be {tokens} "
-            f"tokens, and this server accepts up to {limit}",
+            f"tokens, and this server accepts up to {limits.max_candidate_tokens}",
             "max_tokens",
         )

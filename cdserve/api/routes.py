@@ -2,27 +2,34 @@
 
 import json
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import AbstractContextManager, ExitStack, aclosing
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 from vllm.entrypoints.openai.chat_completion import api_router as chat_router
 from vllm.entrypoints.openai.completion import api_router as completion_router
 from vllm.entrypoints.openai.models.api_router import show_available_models
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 from vllm.entrypoints.serve.utils.api_utils import (
     load_aware_call,
     validate_json_request,
     with_cancellation,
 )
 from vllm.entrypoints.serve.utils.sse_keep_alive import with_sse_keep_alive
+from vllm.exceptions import GenerationError, GracefulHTTPError
 
-from cdserve.api.errors import as_vllm_errors
+from cdserve.api.errors import of_vllm
+from cdserve.api.keys import Keys
 from cdserve.api.requests import AlignedChatCompletionRequest, AlignedCompletionRequest
 from cdserve.api.scoring import ScoreRequest, score
 from cdserve.api.server import AlignmentServer
+from cdserve.engine.admission import Admission
 from cdserve.engine.run import AlignmentRun
+from cdserve.errors import PolicyError
+from cdserve.policy import FIELD
 
 router = APIRouter()
 _json = [Depends(validate_json_request)]
@@ -64,8 +71,7 @@ async def describe(raw_request: Request) -> JSONResponse:
 @with_cancellation  # type: ignore[untyped-decorator]
 async def create_score(request: ScoreRequest, raw_request: Request) -> JSONResponse:
     """Scores given responses with this server's rewards."""
-    with as_vllm_errors():
-        return JSONResponse(await score(request, _server(raw_request), raw_request.app.state))
+    return JSONResponse(await score(request, _server(raw_request), raw_request.app.state))
 
 
 @router.get("/v1/models")
@@ -82,8 +88,7 @@ async def list_models(raw_request: Request) -> JSONResponse:
 
 
 def _resolve(request: Any, raw_request: Request) -> AlignmentRun | None:
-    with as_vllm_errors():
-        run: AlignmentRun | None = request.resolve(_server(raw_request))
+    run: AlignmentRun | None = request.resolve(_server(raw_request))
     return run
 
 
@@ -98,22 +103,54 @@ async def _aligned(
         handler: vLLM's, for the request's class.
         model: the id the client asked for, which may be a preset's.
     """
-    with as_vllm_errors():
-        answer = await handler(request, raw_request)
-    if isinstance(answer, ErrorResponse):
-        return JSONResponse(answer.model_dump(), status_code=answer.error.code)
-    if not isinstance(answer, AsyncGenerator):
-        content = answer.model_dump()
-        _annotate(content, run, model, last=True)
-        return JSONResponse(content)
-    interval = raw_request.app.state.args.sse_keep_alive_interval
-    return StreamingResponse(
-        with_sse_keep_alive(
-            _annotated(answer, run, model, choices=run.prompts * (request.n or 1)),
-            float(interval) or _server(raw_request).settings.keep_alive,
-        ),
-        media_type="text/event-stream",
-    )
+    server = _server(raw_request)
+    answers = request.prompts * (request.n or 1)
+    with ExitStack() as held:
+        admission = raw_request.app.state.engine_client.admission
+        held.enter_context(_room(admission, request, run.policy.width * answers, server))
+        try:
+            answer = await handler(request, raw_request)
+        except (GenerationError, GracefulHTTPError) as error:
+            answer = create_error_response(error)
+        if isinstance(answer, ErrorResponse):
+            return of_vllm(answer, begun=run.prompts > 0)
+        if not isinstance(answer, AsyncGenerator):
+            content = answer.model_dump()
+            _annotate(content, run, model, last=True)
+            return JSONResponse(content)
+        interval = raw_request.app.state.args.sse_keep_alive_interval
+        events = with_sse_keep_alive(
+            _annotated(answer, run, model, choices=answers),
+            float(interval) or server.settings.keep_alive,
+        )
+        return _Stream(events, held.pop_all())
+
+
+def _room(
+    admission: Admission, request: Any, candidates: int, server: AlignmentServer
+) -> AbstractContextManager[None]:
+    """Room for a request's candidates, until it ends."""
+    if candidates > admission.capacity:
+        several = {"n": request.n or 1, "prompt": request.prompts}
+        field = next((name for name, count in several.items() if count > 1), FIELD)
+        raise PolicyError(
+            f"{field} asks for {candidates} candidates at once in all; this server accepts up to "
+            f"{admission.capacity}",
+            field,
+        )
+    return admission.admit(candidates, server.key, server.max_candidates)
+
+
+class _Stream(StreamingResponse):
+    """A stream that holds what it needs until it ends, even if it never begins."""
+
+    def __init__(self, events: AsyncGenerator[str, None], held: ExitStack) -> None:
+        super().__init__(events, media_type="text/event-stream")
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._held:
+            await super().__call__(scope, receive, send)
 
 
 async def _annotated(
@@ -143,5 +180,5 @@ def _annotate(content: dict[str, Any], run: AlignmentRun, model: str | None, *, 
 
 
 def _server(raw_request: Request) -> AlignmentServer:
-    server: AlignmentServer = raw_request.app.state.args.cdserve
-    return server
+    keys: Keys = raw_request.app.state.args.cdserve
+    return keys.server(raw_request.headers.get("authorization"))

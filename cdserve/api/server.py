@@ -28,6 +28,12 @@ class AlignmentServer:
     q_columns: Mapping[str, int]
     """Which output of the Q-heads each reward reads that has one."""
     presets: Mapping[str, Policy]
+    methods: Mapping[str, type[Policy]]
+    """Policy classes of the decoders that requests may name."""
+    key: str = ""
+    """Of whose holders it is what they may do; that of everybody else has none."""
+    max_candidates: int | None = None
+    """That the key's requests may hold at once."""
 
     @classmethod
     def build(
@@ -58,6 +64,7 @@ class AlignmentServer:
             rewards=rewards,
             q_columns=heads.q.columns,
             presets={},
+            methods={name: decoder.policy for name, decoder in loaded.items()},
         )
         presets = {n: server._preset(n, sent) for n, sent in settings.presets.items()}
         return replace(server, presets=presets)
@@ -68,7 +75,7 @@ class AlignmentServer:
         Raises:
             PolicyError: naming the field, the value and what is accepted.
         """
-        policy = parse(self._bounded(sent), self._methods(), self.presets)
+        policy = parse(self._bounded(sent), self.methods, self.presets)
         return None if policy is None else self._run(policy, operator=isinstance(sent, str))
 
     def preset_of(self, model: str | None) -> str | None:
@@ -78,7 +85,7 @@ class AlignmentServer:
 
     def describe(self) -> dict[str, Any]:
         """The answer of ``GET /v1/alignment``."""
-        methods = {name: cls.policy.model_json_schema() for name, cls in self.decoders.items()}
+        methods = {name: policy.model_json_schema() for name, policy in self.methods.items()}
         return {
             "methods": {"none": {"type": "object", "properties": {"method": {"const": "none"}}}}
             | methods,
@@ -94,7 +101,10 @@ class AlignmentServer:
             },
             "members": {name: {} for name in self.settings.members},
             "presets": {n: p.model_dump(exclude_none=True) for n, p in self.presets.items()},
-            "limits": self.settings.limits.model_dump(),
+            "limits": {
+                **self.settings.limits.model_dump(),
+                **({} if self.max_candidates is None else {"max_candidates": self.max_candidates}),
+            },
         }
 
     def summary(self) -> str:
@@ -110,7 +120,7 @@ class AlignmentServer:
         if most is None or not isinstance(sent, dict) or sent.get("method") == "none":
             return sent
         sent = {"kl_budget": most, **sent}
-        budget, method = sent["kl_budget"], self._methods().get(str(sent.get("method")))
+        budget, method = sent["kl_budget"], self.methods.get(str(sent.get("method")))
         if method is not None and not issubclass(method, BudgetedPolicy):
             raise PolicyError(
                 f"{FIELD}.method is {shown(sent['method'])}, which keeps no KL budget; this server "
@@ -145,13 +155,10 @@ class AlignmentServer:
             operator=operator,
         )
 
-    def _methods(self) -> dict[str, type[Policy]]:
-        return {name: cls.policy for name, cls in self.decoders.items()}
-
     def _preset(self, name: str, sent: Mapping[str, Any]) -> Policy:
         key = f"presets.{name}"
         try:
-            policy = parse_object(sent, self._methods(), key)
+            policy = parse_object(sent, self.methods, key)
             if policy is None:
                 raise ConfigError(f"{key}: method 'none' is the base model; it needs no preset")
             self._run(policy, operator=True)

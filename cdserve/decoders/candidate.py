@@ -12,7 +12,8 @@ class Candidate:
     token_ids: tuple[int, ...]
     finish_reason: str | None
     """``stop``: it ended by itself (EOS, a stop token or string); ``length``: the response is
-    at ``max_tokens``; None: a block that goes on. Others as vLLM reports them."""
+    at ``max_tokens``; ``deadline``: no time is left; None: a block that goes on. Others as vLLM
+    reports them."""
     stop_reason: int | str | None = None
     """The stop token or string, as vLLM reports it; None for EOS."""
     text: str = ""
@@ -29,6 +30,8 @@ class Candidate:
     """KL of its tokens' distributions from the base model's, in nats, where they are steered."""
     unsteered: int = 0
     """Tokens that a budget left to the base model's distribution."""
+    cut: bool = False
+    """Whether the deadline ended it before its block or response was whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,11 @@ Prefix = tuple[Candidate, ...]
 
 class Proposal(Protocol):
     """Where candidates come from: what continues one prompt."""
+
+    @property
+    def over(self) -> bool:
+        """Whether the deadline has passed: what is sampled from then on has no tokens."""
+        ...
 
     async def sample(
         self,

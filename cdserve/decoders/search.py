@@ -5,12 +5,13 @@ last one, and it is best-of-n. A rule that takes no prefix is given more of them
 several makes a beam search of it (arXiv 2405.19262), or speculative rejection (arXiv 2410.20290).
 """
 
+import math
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, repeat
 
 from cdserve import kl
-from cdserve.decoders.candidate import Decision, Prefix, Proposal, Score
+from cdserve.decoders.candidate import Candidate, Decision, Prefix, Proposal, Score
 from cdserve.decoders.selection import Select
 
 
@@ -24,7 +25,9 @@ async def search(
 ) -> AsyncGenerator[Decision, None]:
     """Decodes one response, until every prefix kept has ended; the best of them is it.
 
-    A decision is made known once it is settled: once all prefixes kept go on from it.
+    A decision is made known once it is settled: once all prefixes kept go on from it. Once the
+    deadline has passed, the best of what has been drawn ends the response; candidates that it cut
+    are taken only where it cut them all.
 
     Args:
         proposal: draws candidates, and scores prefixes.
@@ -44,11 +47,13 @@ async def search(
         now = _Round(before=[prefix for prefix in kept if _ended(prefix)])
         chosen: Sequence[int] | None = None
         while chosen is None:
-            count = now.asks(next(counts), budget)
+            count = 1 if proposal.over else now.asks(next(counts), budget)
             drawn = await proposal.sample(going, count, m, now.left)
+            over = proposal.over
+            drawn = [_last(one) for one in drawn] if over else drawn
             await now.add([(*going[i // count], one) for i, one in enumerate(drawn)], proposal)
-            now.ranks = select.rank(now.scores)
-            chosen = select.keep(now.ranks)
+            now.rank(select)
+            chosen = select.keep(now.ranks) or (now.best if over else None)
         rounds.append(now)
         kept = [now.prefixes[i] for i in chosen]
         done = all(map(_ended, kept))
@@ -91,6 +96,19 @@ class _Round:
         self.prefixes += new
         self.scores += await proposal.score(new)
 
+    def rank(self, select: Select) -> None:
+        """Compares all prefixes; those that the deadline cut come last."""
+        cut = [prefix[-1].cut for prefix in self.prefixes]
+        ranks = select.rank(self.scores)
+        self.ranks = [-math.inf if c else r for c, r in zip(cut, ranks, strict=True)]
+        if all(cut):
+            self.ranks = ranks
+
+    @property
+    def best(self) -> Sequence[int]:
+        """Of a rule that took none."""
+        return [max(range(len(self.ranks)), key=self.ranks.__getitem__)]
+
     @property
     def drawn(self) -> list[tuple[Prefix, Score, float]]:
         """Those drawn now, with their scores and ranks."""
@@ -123,6 +141,11 @@ def _decision(rounds: Sequence[_Round], prefix: Prefix, index: int, select: Sele
         limited=rounds[0].limited,
         accepted=select.accepted(),
     )
+
+
+def _last(candidate: Candidate) -> Candidate:
+    """It as the response's last one."""
+    return replace(candidate, finish_reason=candidate.finish_reason or "deadline")
 
 
 def _ended(prefix: Prefix) -> bool:

@@ -1,17 +1,21 @@
 """AlignedEngine: an EngineClient that decodes towards a reward where a request asks for it."""
 
+import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
 from typing import Any
 
 from cdserve import metrics
+from cdserve.config import Admission as AdmissionSettings
+from cdserve.engine.admission import Admission
 from cdserve.engine.choices import AlignedRequest, Choice, SearchedChoice, SteeredChoice
 from cdserve.engine.likelihoods import Likelihoods
 from cdserve.engine.proposal import EngineProposal
 from cdserve.engine.proxy import EngineProxy
 from cdserve.engine.reward_models import RewardModels
 from cdserve.engine.run import AlignmentRun
+from cdserve.engine.slots import Slots
 from cdserve.engine.steering import Paths
 from cdserve.engine.values import Values, refuse_reserved
 from cdserve.engine.vllm import (
@@ -23,8 +27,12 @@ from cdserve.engine.vllm import (
     VLLMValidationError,
     merge_async_iterators,
 )
+from cdserve.errors import OverloadError
 from cdserve.plugin.rows import REQUEST_KEY
+from cdserve.tracing import ResponseSpans
 
+_POLL = 0.05
+"""Seconds between two looks at what still runs, while the server drains."""
 PASSED_ON = ("lora_request", "trace_headers", "priority", "data_parallel_rank", "session_id")
 
 
@@ -37,6 +45,7 @@ class AlignedEngine(EngineProxy):
         paths: reads the KL of steered requests out of it.
         likelihoods: reads log-likelihoods of responses out of it.
         models: the reward models that score beside it.
+        admission: how many candidates it takes on.
     """
 
     def __init__(
@@ -46,12 +55,18 @@ class AlignedEngine(EngineProxy):
         paths: Paths,
         likelihoods: Likelihoods,
         models: RewardModels,
+        admission: AdmissionSettings,
     ) -> None:
         super().__init__(inner)
+        sequences: int = inner.vllm_config.scheduler_config.max_num_seqs
+        self._slots = Slots(admission.max_running or max(1, sequences * 3 // 4))
+        self.admission = Admission(self._slots.count + admission.max_waiting)
         self.values = values
         self.likelihoods = likelihoods
         self._paths = paths
         self._models = models
+        self.draining = False
+        """Whether the server is shutting down."""
         self._live: defaultdict[str, list[Choice]] = defaultdict(list)
 
     def generate(
@@ -95,6 +110,27 @@ class AlignedEngine(EngineProxy):
             )
         )
 
+    def check_admission(self, n: int = 1, request_id: str | None = None) -> None:
+        """As vLLM's, before any work of a request; and there is none once the server drains.
+
+        Raises:
+            OverloadError: the server is shutting down.
+        """
+        if self.draining:
+            raise OverloadError("this server is shutting down", status=503, retry_after=1)
+        self.inner.check_admission(n, request_id)
+
+    def shutdown(self, timeout: float | None = None) -> None:
+        """As vLLM's, once the responses under way have ended, for at most ``timeout`` seconds.
+
+        vLLM's own draining ends the engine's requests; a search would find no engine for its next.
+        """
+        self.draining = True
+        ends = time.monotonic() + (timeout or 0.0)
+        while self._live and not self.inner.errored and time.monotonic() < ends:
+            time.sleep(_POLL)
+        self.inner.shutdown(timeout=max(0.0, ends - time.monotonic()))
+
     async def check_health(self) -> None:
         """As vLLM's; a reward model that requests fail without has to be alive too."""
         await self.inner.check_health()
@@ -114,7 +150,7 @@ class AlignedEngine(EngineProxy):
         try:
             method = request.run.policy.method
             streams = merge_async_iterators(
-                *(metrics.observed(method, choice.outputs()) for choice in choices)
+                *(metrics.observed(method, choice.outputs(), choice.ended) for choice in choices)
             )
             async with aclosing(streams) as outputs:
                 async for index, output in outputs:
@@ -129,15 +165,29 @@ class AlignedEngine(EngineProxy):
 
     def _choice(self, request: AlignedRequest, index: int) -> Choice:
         search = request.run.decoder.run
+        spans = ResponseSpans(
+            request.run.policy.method,
+            request.request_id,
+            index,
+            request.options.get("trace_headers"),
+        )
         if search is None:
             return SteeredChoice(
-                request, index, self.inner, self.values, self._paths, self.likelihoods
+                request,
+                index,
+                spans,
+                self.inner,
+                self.values,
+                self._paths,
+                self.likelihoods,
+                self._slots,
             )
         proposal = EngineProposal(
             engine=self.inner,
             values=self.values,
             paths=self._paths,
             likelihoods=self.likelihoods,
+            slots=self._slots,
             run=request.run,
             tokenizer=self._tokenizer(),
             prompt=request.prompt,
@@ -147,8 +197,9 @@ class AlignedEngine(EngineProxy):
             request_id=request.request_id,
             choice=index,
             options=request.options,
+            spans=spans,
         )
-        return SearchedChoice(request, search, proposal, index, self._tokenizer())
+        return SearchedChoice(request, search, proposal, index, spans, self._tokenizer())
 
     def _prompt_text(self, prompt: Any) -> str:
         text: str = prompt.get("prompt") or self._tokenizer().decode(prompt["prompt_token_ids"])

@@ -1,6 +1,7 @@
 """One response under a policy, as the outputs that vLLM's serving code reads."""
 
 import random
+import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -8,10 +9,12 @@ from typing import Any, Protocol
 
 from cdserve.decoders import Candidate, Decision
 from cdserve.decoders.registry import Run
+from cdserve.engine.deadline import ended_at_deadline
 from cdserve.engine.likelihoods import Likelihoods, Text
-from cdserve.engine.proposal import EngineProposal, Stopped
+from cdserve.engine.proposal import EngineProposal, Stopped, nothing
 from cdserve.engine.response import ResponseWriter
 from cdserve.engine.run import AlignmentRun
+from cdserve.engine.slots import Slots
 from cdserve.engine.steering import Paths
 from cdserve.engine.values import Values, wanting
 from cdserve.engine.vllm import (
@@ -22,7 +25,9 @@ from cdserve.engine.vllm import (
     SamplingParams,
     TokenizerLike,
 )
+from cdserve.metrics import SELECT_SECONDS
 from cdserve.scoring import Response
+from cdserve.tracing import ResponseSpans
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +60,10 @@ class Choice(Protocol):
         """The response as it is made; its report is there before its last output is."""
         ...
 
+    def ended(self, outcome: str) -> None:
+        """Is told how it ended: vLLM's finish reason, ``error`` or ``cancelled``."""
+        ...
+
 
 class SearchedChoice:
     """A response that a decoder's search makes, a decision at a time."""
@@ -65,12 +74,14 @@ class SearchedChoice:
         search: Run,
         proposal: EngineProposal,
         choice: int,
+        spans: ResponseSpans,
         tokenizer: TokenizerLike,
     ) -> None:
         self._request = request
         self._search = search
         self._proposal = proposal
         self._choice = choice
+        self._spans = spans
         self._writer = ResponseWriter(choice, request.prompt, request.params, tokenizer)
         self.alive = proposal.alive
 
@@ -86,6 +97,8 @@ class SearchedChoice:
         try:
             async with aclosing(self._search(run.policy, self._proposal, seeded)) as made:
                 async for decision in made:
+                    SELECT_SECONDS.observe(time.perf_counter() - self._proposal.scored)
+                    self._spans.decided(decision)
                     decisions.append(decision)
                     output = self._writer.append(decision.candidate)
                     if output.finished():
@@ -96,6 +109,10 @@ class SearchedChoice:
         except Stopped as stopped:
             yield self._writer.stop(stopped.reason)
 
+    def ended(self, outcome: str) -> None:
+        reports = self._request.run.reports
+        self._spans.end(outcome, reports.get((self._request.index, self._choice)))
+
 
 class SteeredChoice:
     """A response that the engine samples by itself, its rows steered; handed on as it comes."""
@@ -104,14 +121,18 @@ class SteeredChoice:
         self,
         request: AlignedRequest,
         choice: int,
+        spans: ResponseSpans,
         engine: EngineClient,
         values: Values,
         paths: Paths,
         likelihoods: Likelihoods,
+        slots: Slots,
     ) -> None:
         self._request = request
         self._choice = choice
+        self._spans = spans
         self._engine = engine
+        self._slots = slots
         self._values = values
         self._paths = paths
         self._likelihoods = likelihoods
@@ -123,33 +144,53 @@ class SteeredChoice:
 
     async def outputs(self) -> AsyncGenerator[CompletionOutput, None]:
         request = self._request
-        steered = request.run.steered
         token_ids: list[int] = []
         text = ""
         with self._paths.ticket() as path:
             params = self._params(path.to_wire() if self._reports else None)
-            self.alive.add(self._id)
-            try:
-                stream = self._engine.generate(request.inputs, params, self._id, **request.options)
-                async for made in stream:
-                    self.first = self.first or made
-                    (output,) = made.outputs
+            async with aclosing(self._drawn(params)) as drawn:
+                async for output in drawn:
                     output.index = self._choice
                     if params.output_kind == RequestOutputKind.DELTA:
                         token_ids.extend(output.token_ids)
                         text += output.text
                     else:
                         token_ids, text = list(output.token_ids), output.text
+                    late = output.finish_reason == "abort" and request.run.over
+                    if late:
+                        output.finish_reason = "length"  # as OpenAI's clients know it
                     ended = output.finish_reason in ("stop", "length", "repetition")
                     if ended and self._reports:
                         end = len(request.prompt) + len(token_ids)
-                        steps = (0.0, 0)
-                        if steered and token_ids:
-                            steps = self._paths.read(path, end, end)
-                        await self._report(token_ids, text, output, *steps)
+                        spent = (0.0, 0)
+                        if request.run.steered and token_ids:
+                            spent = self._paths.read(path, end, end)
+                        reason = "deadline" if late else output.finish_reason
+                        await self._report(token_ids, text, reason, *spent)
                     yield output
+
+    async def _drawn(self, params: SamplingParams) -> AsyncGenerator[CompletionOutput, None]:
+        """What the engine draws, once there is a slot; the deadline aborts it."""
+        request, run = self._request, self._request.run
+        async with self._slots.slot(run, run.left) as granted:
+            if not granted or run.over:
+                yield nothing()
+                return
+            self.alive.add(self._id)
+            try:
+                options = {**request.options, **self._spans.options}
+                stream = self._engine.generate(request.inputs, params, self._id, **options)
+                with ended_at_deadline(self._engine, run, self.alive):
+                    async for made in stream:
+                        self.first = self.first or made
+                        (output,) = made.outputs
+                        yield output
             finally:
                 self.alive.discard(self._id)
+
+    def ended(self, outcome: str) -> None:
+        reports = self._request.run.reports
+        self._spans.end(outcome, reports.get((self._request.index, self._choice)))
 
     def _params(self, path: list[str | int] | None) -> SamplingParams:
         """As vLLM derives those of each of ``n`` responses."""
@@ -166,7 +207,7 @@ class SteeredChoice:
         self,
         token_ids: list[int],
         text: str,
-        output: CompletionOutput,
+        finish_reason: str,
         spent: float,
         unsteered: int,
     ) -> None:
@@ -192,18 +233,21 @@ class SteeredChoice:
         )
         candidate = Candidate(
             token_ids=tuple(token_ids),
-            finish_reason=output.finish_reason,
+            finish_reason=finish_reason,
             text=text,
             kl=spent,
             unsteered=unsteered,
         )
+        with self._spans.during("score", candidates=1):
+            scores = await run.objective.score([response])
         decision = Decision(
             candidates=[candidate],
-            scores=await run.objective.score([response]),
+            scores=scores,
             chosen=0,
             tie=False,
             kl_bound=0.0,
             kl_estimate=0.0,
             kl_estimator="exact_path",
         )
+        self._spans.decided(decision)
         run.report_on([decision], request.index, self._choice)

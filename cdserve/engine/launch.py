@@ -1,5 +1,6 @@
 """Starts vLLM with the plugin in its worker, wraps the engine, and serves."""
 
+import asyncio
 import os
 import signal
 from argparse import Namespace
@@ -25,9 +26,11 @@ from cdserve.engine.reward_models import RewardModels
 from cdserve.engine.steering import Paths
 from cdserve.engine.values import Values
 from cdserve.engine.vllm import as_flags, check_version
-from cdserve.errors import ConfigError
-from cdserve.metrics import MEMBER_INFO, REWARD_INFO
+from cdserve.errors import ConfigError, EngineError
+from cdserve.metrics import MEMBER_INFO, REWARD_INFO, TASKS
 
+_DRAIN_SECONDS = 30
+"""That requests have to end in after a SIGTERM, unless --shutdown-timeout says else."""
 _PLUGIN = "cdserve"
 _PLUGIN_GROUPS = ("vllm.general_plugins", "vllm.platform_plugins", "vllm.io_processor_plugins")
 
@@ -42,6 +45,7 @@ def parse(settings: Settings, heads: Heads, flags: Sequence[str]) -> Namespace:
     check_tokenizers(settings)
     cli_env_setup()
     parser = make_arg_parser(FlexibleArgumentParser(prog="cdserve serve", add_help=False))
+    parser.set_defaults(shutdown_timeout=_DRAIN_SECONDS)
     given = [*as_flags(settings.engine), *flags]
     args: Namespace = parser.parse_args([settings.model, *given])
     args.model = args.model_tag
@@ -59,8 +63,17 @@ def parse(settings: Settings, heads: Heads, flags: Sequence[str]) -> Namespace:
     return args
 
 
+def authenticate(args: Namespace, secrets: Sequence[str]) -> None:
+    """Has vLLM ask for an API key, and accept these beside its own."""
+    own = args.api_key or [os.environ.get("VLLM_API_KEY")]
+    args.api_key = [*filter(None, own), *secrets] or None
+
+
 def serve(args: Namespace, settings: Settings, heads: Heads, models: RewardModels) -> None:
     """Runs the server until it is told to stop.
+
+    Raises:
+        EngineError: the engine died.
 
     Args:
         args: from ``parse``; the API reads what it needs off it too.
@@ -78,6 +91,8 @@ def serve(args: Namespace, settings: Settings, heads: Heads, models: RewardModel
 
 async def _serve(args: Namespace, settings: Settings, heads: Heads, models: RewardModels) -> None:
     decorate_logs("APIServer", skip_if_decorated=True)
+    loop = asyncio.get_running_loop()
+    TASKS.set_function(lambda: len(asyncio.all_tasks(loop)))
     signal.signal(signal.SIGTERM, _interrupt)  # until uvicorn sets its own
     listen_address, sock = setup_server(args, reuse_port=False)
     async with models.running():
@@ -87,8 +102,11 @@ async def _serve(args: Namespace, settings: Settings, heads: Heads, models: Rewa
             values, paths = Values(inner, heads), Paths()
             likelihoods = Likelihoods(inner, settings.likelihoods)
             try:
-                engine = AlignedEngine(inner, values, paths, likelihoods, models)
+                engine = AlignedEngine(
+                    inner, values, paths, likelihoods, models, settings.admission
+                )
                 shutdown = await build_and_serve(engine, listen_address, sock, args)
+                died = engine.errored and not engine.draining
             finally:
                 values.close()
                 paths.close()
@@ -97,6 +115,8 @@ async def _serve(args: Namespace, settings: Settings, heads: Heads, models: Rewa
         await shutdown
     finally:
         sock.close()
+    if died:
+        raise EngineError("the engine has died")
 
 
 def _interrupt(*_: object) -> None:

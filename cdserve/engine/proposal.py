@@ -4,14 +4,17 @@ import asyncio
 import copy
 import hashlib
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from cdserve.decoders import Candidate, Prefix, Score
+from cdserve.engine.deadline import ended_at_deadline
 from cdserve.engine.likelihoods import Likelihoods, Text
 from cdserve.engine.response import cumulative_logprob
 from cdserve.engine.run import AlignmentRun
+from cdserve.engine.slots import Slots
 from cdserve.engine.steering import Paths
 from cdserve.engine.values import Values, wanting
 from cdserve.engine.vllm import (
@@ -26,6 +29,7 @@ from cdserve.engine.vllm import (
 )
 from cdserve.metrics import GENERATE_SECONDS, SCORE_SECONDS
 from cdserve.scoring import Response
+from cdserve.tracing import ResponseSpans
 from cdserve.value_table import Ticket
 
 
@@ -68,6 +72,8 @@ class EngineProposal:
         options: what else goes to the engine with every candidate (LoRA, priority, tracing).
         paths: reads the KL of steered candidates out of the engine.
         likelihoods: reads log-likelihoods of candidates out of it.
+        slots: what candidates wait for before they run.
+        spans: of the response's trace.
     """
 
     def __init__(
@@ -86,8 +92,12 @@ class EngineProposal:
         options: Mapping[str, Any],
         paths: Paths,
         likelihoods: Likelihoods,
+        slots: Slots,
+        spans: ResponseSpans,
     ) -> None:
         self._engine = engine
+        self._slots = slots
+        self._spans = spans
         self._values = values
         self._paths = paths
         self._likelihoods = likelihoods
@@ -106,8 +116,15 @@ class EngineProposal:
         self._draws = 0
         self.alive: set[str] = set()
         """Ids of the engine requests that run for it now."""
+        self.scored = time.perf_counter()
+        """When prefixes were scored last, by ``time.perf_counter``."""
         self.first: RequestOutput | None = None
         """The very first candidate's output: it carries what was asked of the prompt."""
+
+    @property
+    def over(self) -> bool:
+        """Whether the deadline has passed."""
+        return self._alignment.over
 
     async def sample(
         self,
@@ -118,13 +135,15 @@ class EngineProposal:
     ) -> Sequence[Candidate]:
         """``count`` i.i.d. continuations of each, of at most ``max_tokens`` tokens, with values.
 
-        If one fails or this is cancelled, the engine drops them all.
+        If one fails or this is cancelled, the engine drops them all. The deadline cuts them.
         """
         begun = [self._start(prefix, max_tokens, budget) for prefix in prefixes]
         starts = [start for start in begun for _ in range(count)]
         draw, self._draws = self._draws, self._draws + 1
         try:
-            with GENERATE_SECONDS.time():
+            ended = ended_at_deadline(self._engine, self._alignment, self.alive)
+            traced = self._spans.during("generate", candidates=len(starts))
+            with GENERATE_SECONDS.time(), traced, ended:
                 async with asyncio.TaskGroup() as group:
                     tasks = [
                         group.create_task(self._candidate(start, draw, i))
@@ -136,9 +155,11 @@ class EngineProposal:
 
     async def score(self, prefixes: Sequence[Prefix]) -> Sequence[Score]:
         """The objective of each prefix."""
-        with SCORE_SECONDS.time():
+        with SCORE_SECONDS.time(), self._spans.during("score", candidates=len(prefixes)):
             responses = [await self._response(prefix) for prefix in prefixes]
-            return await self._objective.score(responses)
+            scores = await self._objective.score(responses)
+        self.scored = time.perf_counter()
+        return scores
 
     async def _response(self, prefix: Prefix) -> Response:
         return Response(
@@ -240,19 +261,26 @@ class EngineProposal:
     async def _run(
         self, start: _Start, params: SamplingParams, request_id: str, first: bool
     ) -> CompletionOutput:
-        prompt = tokens_input(start.token_ids.copy(), cache_salt=self._cache_salt)
-        final: RequestOutput | None = None
-        self.alive.add(request_id)
-        try:
-            async for output in self._engine.generate(prompt, params, request_id, **self._options):
-                final = output
-        finally:
-            self.alive.discard(request_id)
+        run = self._alignment
+        async with self._slots.slot(run, run.left) as granted:
+            if not granted or run.over:
+                return nothing()
+            prompt = tokens_input(start.token_ids.copy(), cache_salt=self._cache_salt)
+            final: RequestOutput | None = None
+            self.alive.add(request_id)
+            try:
+                options = {**self._options, **self._spans.options}
+                stream = self._engine.generate(prompt, params, request_id, **options)
+                async for output in stream:
+                    final = output
+            finally:
+                self.alive.discard(request_id)
         assert final is not None  # FINAL_ONLY: exactly one output
         if first:
             self.first = final
-        if final.outputs[0].finish_reason in ("abort", "error"):
-            raise Stopped(final.outputs[0].finish_reason)
+        reason = final.outputs[0].finish_reason
+        if reason == "error" or (reason == "abort" and not run.over):
+            raise Stopped(reason)
         return final.outputs[0]
 
     def _read(self, output: CompletionOutput, start: _Start) -> Candidate:
@@ -275,9 +303,11 @@ class EngineProposal:
             finish_reason = ended
         else:
             finish_reason = "length" if len(token_ids) == start.left else None
+        aborted = ended == "abort" and len(token_ids) < start.length
         return Candidate(
             token_ids=tuple(token_ids),
             finish_reason=finish_reason,
+            cut=aborted and finish_reason is None,
             stop_reason=stop or (output.stop_reason if by_token else None),
             text=text,
             logprobs=logprobs,
@@ -313,6 +343,18 @@ class EngineProposal:
             return seed
         key = f"{seed}/{self._choice}/{draw}/{index}".encode()
         return int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "big")
+
+
+def nothing() -> CompletionOutput:
+    """The output of a candidate for which no time was left."""
+    return CompletionOutput(
+        index=0,
+        text="",
+        token_ids=[],
+        cumulative_logprob=None,
+        logprobs=None,
+        finish_reason="abort",
+    )
 
 
 def _samples_raw(params: SamplingParams) -> bool:

@@ -51,6 +51,8 @@ class ResponseWriter:
         if logprobs is not None and self._cumulative_logprob is not None:
             self._cumulative_logprob += cumulative_logprob(logprobs, token_ids[written:])
         finish_reason = "stop" if stop is not None else candidate.finish_reason
+        if finish_reason == "deadline":
+            finish_reason = "length"  # as OpenAI's clients know it
         delta = self._kind == RequestOutputKind.DELTA
         return CompletionOutput(
             index=self._index,

@@ -1,5 +1,6 @@
 """What one HTTP request's policy needs on its way through vLLM's serving code, and brings back."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +11,7 @@ from cdserve.policy import Policy
 from cdserve.scoring import Objective
 
 
-@dataclass(slots=True, kw_only=True, repr=False)
+@dataclass(slots=True, kw_only=True, repr=False, eq=False)
 class AlignmentRun:
     """A validated policy with its decoder and objective; collects a report for each choice."""
 
@@ -27,6 +28,9 @@ class AlignmentRun:
     reports: dict[tuple[int, int], dict[str, Any]] = field(default_factory=dict)
     """By prompt and choice; a choice's report is there before its last output is."""
 
+    began: float = field(default_factory=time.monotonic)
+    """When the request arrived."""
+
     def __repr__(self) -> str:
         """Short: vLLM may log the sampling parameters it rides in."""
         return f"AlignmentRun({self.policy.method})"
@@ -36,6 +40,19 @@ class AlignmentRun:
         """Whether tokens are drawn from another distribution than the base model's."""
         return bool(self.steering.keys() & {"tilt", "mix"})
 
+    @property
+    def left(self) -> float | None:
+        """Seconds until the deadline, 0 once it has passed; None where there is none."""
+        deadline = self.policy.deadline_ms
+        if deadline is None:
+            return None
+        return max(0.0, self.began + deadline / 1000 - time.monotonic())
+
+    @property
+    def over(self) -> bool:
+        """Whether the deadline has passed."""
+        return self.left == 0
+
     def begin(self) -> int:
         """The index of the next prompt."""
         self.prompts += 1
@@ -44,7 +61,9 @@ class AlignmentRun:
     def report_on(self, decisions: Sequence[Decision], prompt: int, choice: int) -> None:
         """Makes a choice's report of its decisions."""
         policy = self.policy
-        made = report.report(policy.method, decisions, policy.report == "trace", policy.budget)
+        made = report.report(
+            policy.method, decisions, policy.report == "trace", policy.budget, policy.deadline_ms
+        )
         self.reports[prompt, choice] = made
         metrics.count(made, decisions)
 

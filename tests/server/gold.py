@@ -22,8 +22,8 @@ def held_out(count: int) -> list[str]:
 async def true_rewards(
     server: Served, prompts: Sequence[str], policies: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, list[float]]:
-    """The true reward of each prompt's response, by policy, eight requests at once."""
-    at_once = asyncio.Semaphore(8)
+    """The true reward of each prompt's response, by policy, 24 requests at once."""
+    at_once = asyncio.Semaphore(24)
     async with server.async_client() as client:
 
         async def reward(index: int, policy: Mapping[str, Any]) -> float:

@@ -47,6 +47,7 @@ class Served:
         self._config.write_text(yaml.safe_dump(dict(settings)))
         self._log = folder / "server.log"
         self._flags = flags
+        self._ended = False
         self.base_url = f"http://127.0.0.1:{_free_port()}"
 
     def __enter__(self) -> "Served":
@@ -72,6 +73,8 @@ class Served:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self._ended:
+            return
         alive = self._process.poll() is None
         self._process.terminate()
         try:
@@ -80,6 +83,17 @@ class Served:
             self._kill()
             raise AssertionError(f"alive {STOP_SECONDS} s after SIGTERM:\n{self.log()}") from None
         assert alive, f"the server died during the tests:\n{self.log()}"
+
+    @property
+    def pid(self) -> int:
+        """The process that serves HTTP."""
+        return self._process.pid
+
+    def wait(self, seconds: float) -> int:
+        """Waits until it has ended by itself; its exit status."""
+        status = self._process.wait(seconds)
+        self._ended = True
+        return status
 
     def log(self) -> str:
         """The end of what it printed."""
@@ -90,8 +104,9 @@ class Served:
         return httpx2.Client(base_url=self.base_url, timeout=120)
 
     def async_client(self) -> httpx2.AsyncClient:
-        """A plain HTTP client of it, for many requests at once."""
-        return httpx2.AsyncClient(base_url=self.base_url, timeout=120)
+        """A plain HTTP client of it, for any number of requests at once."""
+        limits = httpx2.Limits(max_connections=None)
+        return httpx2.AsyncClient(base_url=self.base_url, timeout=500, limits=limits)
 
     def engines(self) -> list[int]:
         """Process ids of its engines, those that started first come first."""
@@ -104,6 +119,26 @@ class Served:
         text = httpx2.get(f"{self.base_url}/metrics", timeout=30).text
         lines = (line for line in text.splitlines() if line.startswith(f"vllm:{name}{{"))
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+
+    def sample(self, name: str) -> float:
+        """A number of any other name, labels included."""
+        text = httpx2.get(f"{self.base_url}/metrics", timeout=30).text
+        (line,) = (line for line in text.splitlines() if line.startswith(f"{name} "))
+        return float(line.split()[1])
+
+    def wait_for_sample(self, name: str, value: float, seconds: float = 60.0) -> None:
+        """Waits until that number is ``value``."""
+        deadline = time.monotonic() + seconds
+        while (found := self.sample(name)) != value:
+            assert time.monotonic() < deadline, f"{name} is {found} after {seconds} s"
+            time.sleep(0.02)
+
+    def wait_until_unhealthy(self, seconds: float) -> None:
+        """Waits until ``/health`` fails."""
+        deadline = time.monotonic() + seconds
+        while httpx2.get(f"{self.base_url}/health", timeout=5).status_code == 200:
+            assert time.monotonic() < deadline, f"healthy after {seconds} s"
+            time.sleep(0.05)
 
     def requests_in_engine(self) -> float:
         """Engine requests that are running or waiting."""

@@ -17,7 +17,9 @@ from cdserve.demo.folders import load_tokenizer
 from value_heads import HeadConfig, QHead, ValueHead
 
 STATES = 6
-FIRST = 600
+VOCABULARY = 64
+"""Of the models, the first of the tokenizer's: what each step costs grows with it."""
+FIRST = 32
 """Token id of state 0; a table's ids from here on are all that is ever sampled."""
 NEVER = -60.0
 """Logit of all other tokens."""
@@ -31,7 +33,7 @@ def build_model(table: Tensor, hidden_size: int, folder: Path) -> None:
     states = len(table)
     tokenizer = load_tokenizer(MODEL_DIR)
     config = LlamaConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=VOCABULARY,
         hidden_size=hidden_size,
         intermediate_size=32,
         num_hidden_layers=1,
@@ -65,12 +67,11 @@ def build_heads(values: Tensor, q_values: Tensor, hidden_size: int, folder: Path
     states = len(values)
     scale = (hidden_size / 2) ** 0.5
     common = {"rewards": ("r",), "hidden_size": hidden_size, "shift": (0.0,), "scale": (1.0,)}
-    vocab_size = len(load_tokenizer(MODEL_DIR))
     q_head = QHead(
         HeadConfig(
             architecture="lowrank",
             rank=states,
-            vocab_size=vocab_size,
+            vocab_size=VOCABULARY,
             base_model="table",
             **common,  # type: ignore[arg-type]
         )

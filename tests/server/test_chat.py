@@ -84,7 +84,7 @@ async def test_the_async_client_works_as_well(client: OpenAI) -> None:
     base_url = str(client.base_url)
     async with AsyncOpenAI(base_url=base_url, api_key="none", max_retries=0) as asynchronous:
         stream = await asynchronous.chat.completions.create(
-            model="demo:safe", messages=MESSAGES, max_tokens=80, seed=7, stream=True
+            model="demo:safe", messages=MESSAGES, max_tokens=48, seed=7, stream=True
         )
         chunks = [chunk async for chunk in stream]
     assert joined(chunks) == text_of(chat(client, BLOCKWISE, messages=MESSAGES).choices[0])

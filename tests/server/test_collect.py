@@ -293,7 +293,7 @@ class TestPolicies:
         for form, place in (("text", 0), ("chat", 1)):
             (record,) = [r for r in lines_of(out / "answers.jsonl") if r["index"] == place]
             (row,) = rows_of(out, f"candidates-{form}")
-            assert row["policy"].items() >= {"method": "blockwise_cd", "k": 4, "m": 32}.items()
+            assert row["policy"].items() >= {"method": "blockwise_cd", "k": 4, "m": 16}.items()
             (one,) = row["candidates"]
             assert (one["text"], one["tokens"]) == (record["text"], record["tokens"])
             assert one["finish_reason"] == record["finish_reason"]

@@ -1,4 +1,4 @@
-"""A reward model's engine killed under load: what is declared happens, and all else goes on."""
+"""Engines killed under load: a reward model's, with which what is declared happens; the base's."""
 
 import asyncio
 import os
@@ -53,9 +53,27 @@ async def test_it_dies(mortal: Served) -> None:
     mortal.wait_for_requests(busy=False)
 
 
-async def _ask(http: httpx2.AsyncClient, name: str, prompt: str) -> httpx2.Response:
+async def test_the_engine_dies(mortal: Served) -> None:
+    """The last test of this server: the engine that all requests need is killed under load."""
+    (engine,) = mortal.engines()
+    async with mortal.async_client() as http:
+        running = [asyncio.create_task(_ask(http, "sentiment", prompt, 1500)) for prompt in PROMPTS]
+        await asyncio.to_thread(mortal.wait_for_requests, busy=True)
+        os.kill(engine, signal.SIGKILL)
+        await asyncio.to_thread(mortal.wait_until_unhealthy, 5)
+        for answer in await asyncio.gather(*running):
+            assert answer.status_code == 500
+            assert "EngineCore" in answer.json()["error"]["message"]
+    assert await asyncio.to_thread(mortal.wait, 60) == 1
+    assert "cdserve: the engine has died" in mortal.log()
+
+
+async def _ask(
+    http: httpx2.AsyncClient, name: str, prompt: str, max_tokens: int = 32
+) -> httpx2.Response:
     policy: dict[str, Any] = {"method": "best_of_n", "n": 4, "rewards": {"sentiment": 1, name: 1}}
     if name == "none":
         policy = {"method": "none"}
-    body = {"model": "demo", "prompt": prompt, "max_tokens": 32, "alignment": policy}
+    body = {"model": "demo", "prompt": prompt, "max_tokens": max_tokens, "alignment": policy}
+    body["ignore_eos"] = max_tokens > 32
     return await http.post("/v1/completions", json=body)

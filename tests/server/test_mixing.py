@@ -15,7 +15,17 @@ from cdserve.demo.folders import load_model
 from value_heads import QHead
 
 from .served import Served
-from .wire import BEST_OF_N, BLOCKWISE, PROMPT, chat, check_refused, complete, joined, text_of
+from .wire import (
+    BEST_OF_N,
+    BLOCKWISE,
+    PROMPT,
+    chat,
+    check_refused,
+    complete,
+    joined,
+    of_seeds,
+    text_of,
+)
 
 HALF = {"method": "logit_mixing", "weights": {"base": 0.5, "tuned": 0.5}}
 TILT = {"method": "tokenwise_cd", "beta": 0.2}
@@ -141,8 +151,8 @@ class TestLaw:
 
     def test_it_steers_towards_the_tuned_member(self, client: OpenAI) -> None:
         def mean(policy: dict[str, Any]) -> float:
-            made = [complete(client, policy, seed=seed).alignment["score"] for seed in range(12)]
-            return sum(made) / len(made)
+            made = of_seeds(client, range(12), policy, max_tokens=80)
+            return sum(answer.alignment["score"] for answer in made) / len(made)
 
         assert mean(mixing(base=1.0)) < mean(mixing(tuned=1.0))
 

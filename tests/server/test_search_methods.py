@@ -9,7 +9,7 @@ from openai import InternalServerError, OpenAI
 
 from cdserve import kl
 
-from .wire import BEST_OF_N, BLOCKWISE, blocks, check_refused, complete, joined
+from .wire import BEST_OF_N, BLOCKWISE, blocks, check_refused, complete, joined, of_seeds
 
 POISSON = {"method": "best_of_poisson", "mu": 3.0}
 REJECTION = {"method": "rejection", "eta": 0.5, "r_max": 4.0, "max_draws": 16}
@@ -28,8 +28,7 @@ def traced(answer: Any) -> list[list[dict[str, Any]]]:
 class TestBestOfPoisson:
     def test_the_best_of_as_many_as_the_seed_says(self, client: OpenAI) -> None:
         counts = []
-        for seed in range(6):
-            answer = complete(client, {**POISSON, **TRACE}, seed=seed, max_tokens=24)
+        for answer in of_seeds(client, range(6), {**POISSON, **TRACE}, max_tokens=24):
             (candidates,) = traced(answer)
             assert answer.alignment["score"] == max(c["score"] for c in candidates)
             assert answer.alignment["kl"]["bound"] == kl.best_of_poisson_bound(3.0)
@@ -46,8 +45,7 @@ class TestBestOfPoisson:
 
 class TestRejection:
     def test_it_takes_the_first_accepted(self, client: OpenAI) -> None:
-        for seed in range(4):
-            answer = complete(client, {**REJECTION, **TRACE}, seed=seed, max_tokens=24)
+        for answer in of_seeds(client, range(4), {**REJECTION, **TRACE}, max_tokens=24):
             report = answer.alignment
             (candidates,) = traced(answer)
             assert report["candidates"] == len(candidates)
@@ -143,8 +141,8 @@ class TestSpeculativeRejection:
         assert answer.alignment["candidate_tokens"] == 2 * 8 * 24
 
     def test_a_stream(self, client: OpenAI) -> None:
-        answer = complete(client, SPECULATIVE, max_tokens=80)
-        chunks = list(complete(client, SPECULATIVE, max_tokens=80, stream=True))
+        answer = complete(client, SPECULATIVE, max_tokens=48)
+        chunks = list(complete(client, SPECULATIVE, max_tokens=48, stream=True))
         assert joined(chunks) == answer.choices[0].text
 
 

@@ -12,7 +12,18 @@ from cdserve import kl
 
 from .served import Served
 from .tilted import BETA, TOKENWISE, Tilted, check_tilted
-from .wire import BEST_OF_N, BLOCKWISE, PROMPT, Ask, chat, check_refused, complete, joined, text_of
+from .wire import (
+    BEST_OF_N,
+    BLOCKWISE,
+    PROMPT,
+    Ask,
+    chat,
+    check_refused,
+    complete,
+    joined,
+    of_seeds,
+    text_of,
+)
 
 NO_TILT = {"method": "tokenwise_cd", "beta": 1e9}
 
@@ -75,8 +86,8 @@ class TestAnswers:
         """Lower beta, higher reward; a negative weight turns it round."""
 
         def mean(policy: dict[str, Any]) -> float:
-            made = [complete(client, policy, seed=seed).alignment["score"] for seed in range(12)]
-            return sum(made) / len(made)
+            made = of_seeds(client, range(12), policy, max_tokens=80)
+            return sum(answer.alignment["score"] for answer in made) / len(made)
 
         down = {**TOKENWISE, "rewards": {"sentiment": -1.0}}
         assert -mean(down) < mean(NO_TILT) < mean(TOKENWISE)

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -13,22 +14,30 @@ from cdserve import kl
 PROMPT = "Review: travel lawn mower (garden)."
 
 BEST_OF_N = {"method": "best_of_n", "n": 4}
-BLOCKWISE = {"method": "blockwise_cd", "k": 4, "m": 32}
+BLOCKWISE = {"method": "blockwise_cd", "k": 4, "m": 16}
 
 Ask = Callable[..., Any]
 
 
 def complete(client: OpenAI, policy: Any = None, **fields: Any) -> Any:
     """A completion, token ids included; fields that only vLLM has go in beside OpenAI's."""
-    request = {"model": "demo", "prompt": PROMPT, "max_tokens": 80, "seed": 7}
+    request = {"model": "demo", "prompt": PROMPT, "max_tokens": 48, "seed": 7}
     return client.completions.create(**_split(request | fields, policy))
 
 
 def chat(client: OpenAI, policy: Any = None, **fields: Any) -> Any:
     """As ``complete``, a chat turn."""
     messages = [{"role": "user", "content": "Please write a review of the travel lawn mower."}]
-    request = {"model": "demo", "messages": messages, "max_tokens": 80, "seed": 7}
+    request = {"model": "demo", "messages": messages, "max_tokens": 48, "seed": 7}
     return client.chat.completions.create(**_split(request | fields, policy))
+
+
+def of_seeds(
+    client: OpenAI, seeds: Iterable[int | None], policy: Any = None, **fields: Any
+) -> list[Any]:
+    """A completion of each seed, all asked for at once."""
+    with ThreadPoolExecutor(16) as pool:
+        return list(pool.map(lambda seed: complete(client, policy, seed=seed, **fields), seeds))
 
 
 def text_of(choice: Any) -> str:

@@ -1,0 +1,16 @@
+"""A reward that fails at random, for the soak; the server imports it by its name."""
+
+import random
+import time
+
+
+def flaky(prompt: str, response: str) -> float:
+    """The response's length; it fails at times, or takes far longer than its timeout."""
+    fate = random.random()
+    if fate < 0.04:
+        raise RuntimeError("an injected fault")
+    if fate < 0.05:
+        time.sleep(1.0)
+    if fate < 0.06:
+        return float("nan")
+    return float(len(response))

@@ -1,0 +1,36 @@
+"""``GET /playground``: a page that decodes over the API and shows how, and its files."""
+
+from pathlib import Path
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from fastapi.staticfiles import StaticFiles
+
+_HEADERS = {
+    "content-security-policy": "default-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
+    "cache-control": "no-cache",  # a new version of the server has a new page
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
+
+router = APIRouter(include_in_schema=False)
+_files = StaticFiles(directory=Path(__file__).parents[1] / "playground")
+
+
+@router.get("/playground")
+async def page(raw_request: Request) -> Response:
+    """The page; its files are named relative to it, so that a proxy may give it another root."""
+    return await file("index.html", raw_request)
+
+
+@router.get("/playground/{name}")
+async def file(name: str, raw_request: Request) -> Response:
+    """A file of the page.
+
+    Raises:
+        HTTPException: there is none of the name.
+    """
+    answer = await _files.get_response(name, raw_request.scope)
+    answer.headers.update(_HEADERS)
+    return answer

@@ -1,0 +1,91 @@
+"""Slots: how many candidates run in the engine at once, shared evenly between requests."""
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Hashable
+from contextlib import asynccontextmanager
+
+from cdserve.metrics import RUNNING_CANDIDATES, WAITING_CANDIDATES
+
+
+class Slots:
+    """Engine sequences that candidates may hold; max-min fair over those who ask for them.
+
+    A free slot goes to the owner that holds the fewest, of several to the one that asked first.
+
+    Args:
+        count: candidates that run at once.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._free = count
+        self._held = Counter[Hashable]()
+        self._waiting: dict[Hashable, deque[asyncio.Future[None]]] = {}
+
+    @asynccontextmanager
+    async def slot(self, owner: Hashable, wait: float | None = None) -> AsyncIterator[bool]:
+        """Waits for a slot and holds it.
+
+        Args:
+            owner: the request.
+            wait: seconds at most; None for no limit.
+
+        Yields:
+            Whether there was one in time.
+        """
+        granted = await self._acquire(owner, wait)
+        try:
+            yield granted
+        finally:
+            if granted:
+                self._release(owner)
+
+    async def _acquire(self, owner: Hashable, wait: float | None) -> bool:
+        if self._free:  # then nobody waits
+            self._take(owner)
+            return True
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(owner, deque()).append(turn)
+        WAITING_CANDIDATES.inc()
+        try:
+            async with asyncio.timeout(wait):
+                await turn
+        except BaseException as error:
+            if turn.done() and not turn.cancelled():  # it was granted meanwhile
+                self._release(owner)
+            else:
+                self._leave(owner, turn)
+            if isinstance(error, TimeoutError):
+                return False
+            raise
+        return True
+
+    def _release(self, owner: Hashable) -> None:
+        self._held[owner] -= 1
+        if not self._held[owner]:
+            del self._held[owner]
+        self._free += 1
+        RUNNING_CANDIDATES.dec()
+        while self._waiting:
+            # min takes the first of several, and a dict keeps the order in which they asked.
+            following = min(self._waiting, key=lambda one: self._held[one])
+            turn = self._waiting[following][0]
+            self._leave(following, turn)
+            if not turn.cancelled():  # else its task is about to be told
+                self._take(following)
+                turn.set_result(None)
+                return
+
+    def _take(self, owner: Hashable) -> None:
+        self._free -= 1
+        self._held[owner] += 1
+        RUNNING_CANDIDATES.inc()
+
+    def _leave(self, owner: Hashable, turn: "asyncio.Future[None]") -> None:
+        """Takes a turn out of the queue, if it is still there."""
+        if turn in self._waiting.get(owner, ()):
+            self._waiting[owner].remove(turn)
+            WAITING_CANDIDATES.dec()
+            if not self._waiting[owner]:
+                del self._waiting[owner]

@@ -1,0 +1,290 @@
+// A form over one policy, made of its method's JSON schema.
+
+import { h } from "./dom.js";
+import { branches, branchOf, initial, nameOf, range } from "./schema.js";
+
+const OF_THE_PAGE = ["method", "report"]; // the page chooses the one and needs the other as it is
+const SLIDER = { min: -2, max: 2, step: 0.05 };
+
+/**
+ * The form. It changes the policy in place, key by key, so that what it does not know is kept.
+ *
+ * @param prefix what the ids of its elements begin with.
+ * @param names names that may stand in it: `rewards` with what each can score, `models`.
+ * @param onchange called after each change.
+ */
+export class PolicyForm {
+  constructor(prefix, names, onchange) {
+    this.prefix = prefix;
+    this.names = names;
+    this.onchange = onchange;
+    this.element = h("div", { class: "policy-form" });
+  }
+
+  /** Shows a policy; the element that had the focus has it again. */
+  show(schema, policy) {
+    this.schema = schema;
+    this.policy = policy;
+    const focused = document.activeElement?.id;
+    this.element.replaceChildren(...this.fields(schema, [], OF_THE_PAGE));
+    if (focused?.startsWith(`${this.prefix}-`)) document.getElementById(focused)?.focus();
+  }
+
+  /** Puts words next to the field at `path`, or the nearest one around it; false if none is. */
+  complain(path, message) {
+    for (let length = path.length; length > 0; length--) {
+      const field = document.getElementById(this.id(path.slice(0, length), "field"));
+      if (!field) continue;
+      complain(field, message);
+      return true;
+    }
+    return false;
+  }
+
+  fields(schema, path, hidden = []) {
+    const required = schema.required ?? [];
+    const entries = Object.entries(schema.properties ?? {}).filter(
+      ([key, property]) => !hidden.includes(key) && property.const === undefined,
+    );
+    const rank = ([key]) => (required.includes(key) ? 0 : 1);
+    return entries
+      .sort((a, b) => rank(a) - rank(b))
+      .map(([key, property]) => this.field(property, [...path, key], required.includes(key)));
+  }
+
+  field(property, path, required) {
+    const options = branches(property, this.schema);
+    const key = path.at(-1);
+    const about = { property, path, required, id: this.id(path, "input") };
+    const label = required ? key : [key, h("span", { class: "optional" }, " optional")];
+    const hint = [property.description, range(options[0])].filter(Boolean).join(" ");
+    return h(
+      "div",
+      { class: "field", id: this.id(path, "field"), "data-hint": hint },
+      h("label", { for: about.id, title: hint }, label),
+      this.control(options, about),
+      problem(),
+    );
+  }
+
+  control(options, about) {
+    const [first] = options;
+    if (options.length === 2 && first.type === "integer" && options[1].type === "array") {
+      return [this.input(about, { inputmode: "numeric", placeholder: "4, or 8, 4, 2" }, counts)];
+    }
+    if (options.length > 1) return this.union(options, about);
+    if (first.enum) return [this.select(first.enum, about)];
+    if (first.type === "object" && first.additionalProperties) return [this.weights(about)];
+    if (first.type === "object" && about.required) return this.nested(first, about.path);
+    if (first.type === "object") return this.union(options, about);
+    if (first.type === "boolean") return [this.select([true, false], about)];
+    if (first.type === "string") return [this.text(about)];
+    if (["number", "integer"].includes(first.type)) {
+      return [this.input(about, { inputmode: "decimal" }, numeric)];
+    }
+    return [this.input(about, { placeholder: "JSON" }, json)];
+  }
+
+  input({ id, path, property }, attributes, parse) {
+    const value = this.get(path);
+    const fallback = property.default ?? attributes.placeholder ?? "";
+    const listen = ({ target }) => {
+      const given = target.value.trim();
+      this.set(path, given === "" ? undefined : parse(given));
+    };
+    const shown = Array.isArray(value) ? value.join(", ") : text(value);
+    const fixed = { ...attributes, placeholder: fallback };
+    return h("input", { id, type: "text", value: shown, oninput: listen, ...fixed });
+  }
+
+  text(about) {
+    const models = ["tuned", "reference", "member"].includes(about.path.at(-1));
+    if (models) return this.select(this.names.models, about);
+    return this.input(about, {}, (value) => value);
+  }
+
+  select(values, { id, path, required, property }) {
+    const value = this.get(path);
+    const fallback = text(property.default);
+    const absent = required ? "choose …" : fallback ? `${fallback} (default)` : "–";
+    const known = values.map(text).filter((name) => required || name !== fallback);
+    if (value !== undefined && !known.includes(text(value))) known.push(text(value));
+    const listen = (event) =>
+      this.set(path, values.find((one) => text(one) === event.target.value));
+    return h(
+      "select",
+      { id, onchange: listen },
+      h("option", { value: "" }, absent),
+      known.map((name) => h("option", { value: name, selected: name === text(value) }, name)),
+    );
+  }
+
+  union(options, { id, path, property, required }) {
+    const value = this.get(path);
+    const branch = value === undefined ? undefined : branchOf(options, value);
+    const fallback = property.default ?? null;
+    const listen = (event) => {
+      const chosen = options.find((one) => nameOf(one) === event.target.value);
+      this.set(path, chosen && (initial(chosen, this.schema) ?? ""));
+      this.show(this.schema, this.policy);
+    };
+    const absent = required ? "choose …" : fallback === null ? "–" : `${fallback} (default)`;
+    const named = options.map(nameOf).filter((name) => name !== fallback || value === fallback);
+    const select = h(
+      "select",
+      { id, onchange: listen },
+      h("option", { value: "" }, absent),
+      named.map((name) => {
+        return h("option", { value: name, selected: branch && nameOf(branch) === name }, name);
+      }),
+    );
+    return [select, ...(branch ? this.nested(branch, path) : [])];
+  }
+
+  nested(branch, path) {
+    const inside = this.fields(branch, path, []);
+    return inside.length > 0 ? [h("div", { class: "nested" }, inside)] : [];
+  }
+
+  weights({ id, path, property, required }) {
+    const models = path.at(-1) === "weights";
+    const known = models ? this.names.models : Object.keys(this.names.rewards);
+    const value = this.get(path) ?? {};
+    const unused = known.filter((name) => !(name in value));
+    const add = (event) => {
+      const added = [...path, event.target.value];
+      this.set(added, 1);
+      this.show(this.schema, this.policy);
+      this.focus(added);
+    };
+    const rest = models || required ? "none" : `default: ${this.names.defaultReward ?? "none"}`;
+    const adder = h(
+      "select",
+      { id, onchange: add, title: property.description ?? null },
+      h("option", { value: "" }, Object.keys(value).length > 0 ? "add …" : rest),
+      unused.map((name) => h("option", { value: name }, name, this.about(models, name))),
+    );
+    return h(
+      "div",
+      { class: "weights" },
+      Object.keys(value).map((name) => this.weight([...path, name])),
+      adder,
+    );
+  }
+
+  weight(path) {
+    const name = path.at(-1);
+    const id = this.id(path, "input");
+    const label = `weight of ${name}`;
+    const value = text(this.get(path));
+    const slider = h("input", {
+      ...SLIDER,
+      type: "range",
+      value,
+      "aria-label": `${label}, slider`,
+      oninput: () => {
+        box.value = slider.value;
+        this.set(path, Number(slider.value));
+      },
+    });
+    const listen = ({ target }) => {
+      slider.value = target.value;
+      this.set(path, numeric(target.value.trim()));
+    };
+    const box = h("input", { id, type: "text", inputmode: "decimal", value, oninput: listen });
+    const remove = () => {
+      this.set(path, undefined);
+      if (Object.keys(this.get(path.slice(0, -1))).length === 0) {
+        this.set(path.slice(0, -1), undefined);
+      }
+      this.show(this.schema, this.policy);
+      this.focus(path.slice(0, -1));
+    };
+    box.setAttribute("aria-label", label);
+    return h(
+      "div",
+      { class: "field weight", id: this.id(path, "field") },
+      h("span", { class: "name", title: name }, name),
+      slider,
+      box,
+      h("button", { type: "button", "aria-label": `remove ${name}`, onclick: remove }, "×"),
+      problem(),
+    );
+  }
+
+  about(models, name) {
+    if (models) return "";
+    const { prefixes, next_tokens: tokens } = this.names.rewards[name];
+    return tokens ? "" : prefixes ? " · no values of tokens" : " · finished texts only";
+  }
+
+  focus(path) {
+    document.getElementById(this.id(path, "input"))?.focus();
+  }
+
+  get(path) {
+    return path.reduce((holder, key) => holder?.[key], this.policy);
+  }
+
+  set(path, value) {
+    const holder = path.slice(0, -1).reduce((found, key) => (found[key] ??= {}), this.policy);
+    if (value === undefined) delete holder[path.at(-1)];
+    else holder[path.at(-1)] = value;
+    for (let length = path.length; length > 0; length--) {
+      const field = document.getElementById(this.id(path.slice(0, length), "field"));
+      if (field) complain(field, null);
+    }
+    this.onchange();
+  }
+
+  id(path, part) {
+    return [this.prefix, ...path, part].join("-");
+  }
+}
+
+/** Where words about a field's value stand. */
+export function problem() {
+  return h("p", { class: "problem", role: "alert" });
+}
+
+/** Marks a field as wrong and says why; with no message, as right. */
+export function complain(field, message) {
+  field.classList.toggle("wrong", Boolean(message));
+  const words = field.querySelector(":scope > .problem");
+  words.textContent = message ?? "";
+  words.id ||= `${field.id}-problem`;
+  for (const input of field.querySelectorAll("input, select, textarea")) {
+    if (input.closest(".field") !== field) continue;
+    if (message) {
+      input.setAttribute("aria-invalid", "true");
+      input.setAttribute("aria-describedby", words.id);
+    } else {
+      input.removeAttribute("aria-invalid");
+      input.removeAttribute("aria-describedby");
+    }
+  }
+}
+
+// What a field's text stands for. What it cannot stand for is kept as it is: the server says so.
+
+function numeric(given) {
+  return given !== "" && Number.isFinite(Number(given)) ? Number(given) : given;
+}
+
+function json(given) {
+  try {
+    return JSON.parse(given);
+  } catch {
+    return given;
+  }
+}
+
+function counts(given) {
+  const parts = given.replace(/^\[|\]$/g, "").split(",");
+  const values = parts.map((part) => numeric(part.trim()));
+  return given.includes(",") || given.startsWith("[") ? values : values[0];
+}
+
+function text(value) {
+  return value === undefined || value === null ? "" : String(value);
+}

@@ -1,0 +1,214 @@
+// The page: a request, one or two policies, and what comes of them.
+
+import { ApiError, discover, score } from "./api.js";
+import { extent } from "./chart.js";
+import { h } from "./dom.js";
+import { complain } from "./form.js";
+import { fragment, read } from "./link.js";
+import { PolicyEditor } from "./policy.js";
+import * as request from "./request.js";
+import { Run } from "./run.js";
+import { ResultView } from "./view.js";
+
+const KEY = "cdserve-api-key";
+const by = (id) => document.getElementById(id);
+
+/** A policy and its result. */
+class Lane {
+  constructor(name, server, values) {
+    this.name = name;
+    const prefix = name.toLowerCase();
+    this.editor = new PolicyEditor(prefix, server, () => {});
+    this.view = new ResultView(prefix, name, values);
+    const heading = h("h2", { class: "lane-name" }, `Policy ${name}`);
+    const label = { class: "editor", "aria-label": `Policy ${name}` };
+    const policy = h("section", label, heading, this.editor.element);
+    this.element = h("div", { class: "lane", id: `lane-${prefix}` }, policy, this.view.element);
+  }
+}
+
+class Page {
+  constructor() {
+    this.lanes = [];
+    this.running = null;
+    by("key").value = sessionStorage.getItem(KEY) ?? "";
+    by("key").addEventListener("change", () => this.rekey());
+    by("request").addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.run();
+    });
+    by("stop").addEventListener("click", () => this.stop());
+    by("compare").addEventListener("change", () => this.arrange());
+    by("copy").addEventListener("click", () => this.copyLink());
+    addEventListener("keydown", (event) => this.keydown(event));
+    addEventListener("hashchange", () => this.load(read(location.hash)));
+  }
+
+  get key() {
+    return by("key").value.trim();
+  }
+
+  /** The lanes that are shown. */
+  get active() {
+    return by("compare").checked ? this.lanes : this.lanes.slice(0, 1);
+  }
+
+  /** Asks the server what it can do with this key, and makes the rest of the page of that. */
+  async start() {
+    by("trouble").hidden = true;
+    by("run").disabled = true;
+    try {
+      this.server = await discover(this.key);
+    } catch (error) {
+      this.trouble(error);
+      return;
+    }
+    by("model").textContent = this.server.model;
+    const values = { known: (run) => this.valued(run) !== null, of: (run) => this.valuesOf(run) };
+    const edited = this.lanes.map(({ editor }) => editor.value);
+    this.lanes.forEach(({ element }) => element.remove());
+    this.lanes = ["A", "B"].map((name) => new Lane(name, this.server, values));
+    by("main").append(...this.lanes.map(({ element }) => element));
+    by("run").disabled = false;
+    if (edited.length === 0) this.load(read(location.hash));
+    else edited.forEach((policy, i) => (this.lanes[i].editor.value = policy));
+    this.arrange();
+  }
+
+  /** Fills the page with the run of a link. */
+  load({ settings, policies }) {
+    if (this.lanes.length === 0) return;
+    request.forgive();
+    request.fill(settings);
+    policies.forEach((policy, i) => (this.lanes[i].editor.value = policy));
+    if (policies.length > 0) by("compare").checked = policies.length > 1;
+    this.arrange();
+  }
+
+  arrange() {
+    by("main").dataset.lanes = this.active.length;
+    this.lanes.forEach((lane) => (lane.element.hidden = !this.active.includes(lane)));
+  }
+
+  async run() {
+    if (this.lanes.length === 0 || this.running) return;
+    const { active } = this;
+    active.forEach(({ editor }) => editor.forgive());
+    if (!request.check() || !active.every(({ editor }) => editor.check())) return;
+    const settings = request.settings();
+    const seed = settings.seed === undefined ? drawn() : Number(settings.seed);
+    const policies = active.map(({ editor }) => editor.value);
+    this.showLink(fragment({ settings: { ...settings, seed }, policies }));
+    this.running = new AbortController();
+    this.enable();
+    const body = request.body(settings, seed);
+    await Promise.all(active.map((lane) => this.answer(lane, settings, body)));
+    this.running = null;
+    this.enable();
+    share(active);
+  }
+
+  async answer({ editor, view, name }, settings, body) {
+    const run = new Run(editor.value, body.seed);
+    run.asked = { ...body, model: this.server.model, alignment: editor.sent };
+    view.begin(run);
+    if (this.lanes[0].view === view) view.reveal();
+    const { key } = this;
+    const { signal } = this.running;
+    await run.go(settings.route, run.asked, { key, signal }, () => view.update());
+    if (run.error) this.explain(run.error, editor, name);
+  }
+
+  stop() {
+    this.running?.abort();
+  }
+
+  /** Puts an error's words next to the field it names. */
+  explain(error, editor, name) {
+    if (error.status === 401) this.askForKey(error);
+    if (!error.param) return;
+    const whose = this.active.length > 1 ? `${name}: ` : "";
+    if (error.param.split(".")[0] === "alignment") editor.complain(error.param, error.message);
+    else request.complainOf(error.param, whose + error.message);
+  }
+
+  askForKey(error) {
+    by("key-details").open = true;
+    complain(by("key-field"), error.message);
+  }
+
+  /** The server cannot be asked what it can do. */
+  trouble(error) {
+    if (!(error instanceof ApiError)) console.error(error);
+    if (error.status === 401) this.askForKey(error);
+    const again = h("button", { type: "button", onclick: () => this.start() }, "Try again");
+    by("trouble").replaceChildren(h("p", {}, error.message), again);
+    by("trouble").hidden = false;
+  }
+
+  /** Takes another key, with which the server may do other things. */
+  rekey() {
+    sessionStorage.setItem(KEY, this.key);
+    complain(by("key-field"), null);
+    this.stop();
+    this.start();
+  }
+
+  keydown(event) {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+      event.preventDefault();
+      this.run();
+    } else if (event.key === "Escape") this.stop();
+  }
+
+  enable() {
+    by("run").disabled = this.running !== null;
+    by("stop").disabled = this.running === null;
+  }
+
+  showLink(hash) {
+    history.replaceState(null, "", hash);
+    by("link").href = hash;
+    by("link").hidden = by("copy").hidden = false;
+    by("copied").textContent = "";
+  }
+
+  async copyLink() {
+    try {
+      await navigator.clipboard.writeText(location.href);
+      by("copied").textContent = "copied";
+    } catch {
+      by("copied").textContent = "The browser does not let this page copy; the address bar has it.";
+    }
+  }
+
+  /** What `/v1/alignment/score` is asked for a run's values after each token; null if it has none. */
+  valued({ report, text, asked }) {
+    const names = Object.keys(report.rewards);
+    const heads = names.filter((name) => this.server.rewards[name]?.kind === "value_head");
+    if (heads.length === 0 || text === "") return null;
+    const rewards = Object.fromEntries(heads.map((name) => [name, 1]));
+    const prompt = asked.messages ?? asked.prompt;
+    return { model: this.server.model, prompt, responses: [text], rewards, per_token: true };
+  }
+
+  async valuesOf(run) {
+    return (await score(this.valued(run), { key: this.key })).per_token;
+  }
+}
+
+/** Draws the scores of both lanes on one scale, where they are of the same rewards. */
+function share(lanes) {
+  const runs = lanes.map(({ view }) => view.run);
+  if (runs.length < 2 || !runs.every(({ report }) => report?.trace)) return;
+  const weighed = runs.map(({ policy }) => JSON.stringify(policy.rewards ?? null));
+  if (new Set(weighed).size > 1) return;
+  const bounds = runs.flatMap((run) => extent(run.decisions));
+  lanes.forEach(({ view }) => view.scale([Math.min(...bounds), Math.max(...bounds)]));
+}
+
+function drawn() {
+  return crypto.getRandomValues(new Uint32Array(1))[0] >>> 1;
+}
+
+await new Page().start();

@@ -1,0 +1,244 @@
+// One policy: chosen by method or preset, edited as a form or as JSON, both in step.
+
+import { h } from "./dom.js";
+import { complain, PolicyForm, problem } from "./form.js";
+import { initial } from "./schema.js";
+
+/** The editor of the `alignment` field: an object with a method, or a preset's name. */
+export class PolicyEditor {
+  /**
+   * @param prefix what the ids of its elements begin with.
+   * @param server the answer of `GET /v1/alignment`.
+   * @param onchange called after each change.
+   */
+  constructor(prefix, server, onchange) {
+    this.prefix = prefix;
+    this.server = server;
+    this.onchange = onchange;
+    this.preset = null;
+    const defaultReward = Object.keys(server.rewards).find((name) => server.rewards[name].default);
+    const models = ["base", ...Object.keys(server.members)];
+    const names = { rewards: server.rewards, models, defaultReward };
+    this.form = new PolicyForm(prefix, names, () => this.changed());
+    this.element = this.build();
+    this.value = this.first();
+  }
+
+  get value() {
+    return this.policy;
+  }
+
+  /** Takes a policy, shown in all of the editor. */
+  set value(policy) {
+    this.policy = policy;
+    this.json.value = JSON.stringify(policy, null, 2);
+    this.forgive();
+    this.show();
+  }
+
+  /** What goes into the request: with a trace, unless the policy says otherwise. */
+  get sent() {
+    const plain = typeof this.policy === "string" || this.policy.method === "none";
+    return plain ? this.policy : { report: "trace", ...this.policy };
+  }
+
+  /** A line that tells this policy from another. */
+  get title() {
+    if (typeof this.policy === "string") return `preset ${this.policy}`;
+    const { method, ...rest } = this.policy;
+    const shown = Object.entries(rest).map(([key, value]) => `${key}=${compact(value)}`);
+    return [method, ...shown].join(" ");
+  }
+
+  /** Whether there is a policy; if not, the words why stand under its JSON. */
+  check() {
+    if (this.parsed() !== undefined) return true;
+    this.json.closest("details").open = true;
+    this.json.focus();
+    return false;
+  }
+
+  /** Puts an error's words next to the field it names: `alignment`, `alignment.k` and so on. */
+  complain(param, message) {
+    const [, ...path] = param.split(".");
+    if (path[0] === "method" || path.length === 0) complain(this.chooserField, message);
+    else if (!this.form.complain(path, message)) {
+      complain(this.jsonField, message);
+      this.json.closest("details").open = true;
+    }
+    this.details.open = true;
+  }
+
+  /** Takes all words of errors away. */
+  forgive() {
+    for (const field of this.element.querySelectorAll(".field.wrong")) complain(field, null);
+  }
+
+  build() {
+    const id = `${this.prefix}-chooser`;
+    const { methods, presets } = this.server;
+    this.chooser = h(
+      "select",
+      { id, onchange: () => this.choose(this.chooser.value) },
+      h("optgroup", { label: "Methods" }, options("method", methods)),
+      h("optgroup", { label: "Presets" }, options("preset", presets)),
+    );
+    this.chooserField = h(
+      "div",
+      { class: "field", id: `${id}-field` },
+      h("label", { for: id }, "method"),
+      this.chooser,
+      problem(),
+    );
+    this.note = h("p", { class: "note" });
+    this.help = h("p", { class: "note help", "aria-hidden": "true" });
+    this.form.element.addEventListener("focusin", ({ target }) => {
+      this.help.textContent = target.closest("[data-hint]")?.dataset.hint ?? "";
+    });
+    this.json = h("textarea", {
+      id: `${this.prefix}-json`,
+      rows: 8,
+      spellcheck: "false",
+      "aria-label": "policy as JSON",
+      oninput: () => this.read(),
+    });
+    this.jsonField = h("div", { class: "field json", id: `${this.prefix}-json-field` }, [
+      this.json,
+      problem(),
+    ]);
+    const json = h("details", {}, h("summary", {}, "JSON"), this.jsonField);
+    this.heading = h("summary", {});
+    this.details = h(
+      "details",
+      { class: "policy", open: true },
+      this.heading,
+      this.chooserField,
+      this.note,
+      this.form.element,
+      this.help,
+      json,
+    );
+    return this.details;
+  }
+
+  first() {
+    const presets = Object.entries(this.server.presets);
+    const found = presets.find(([, { method }]) => method === "blockwise_cd") ?? presets[0];
+    return found ? this.copy(found[0]) : this.begun("best_of_n");
+  }
+
+  choose(chosen) {
+    const [kind, name] = [chosen.slice(0, 6), chosen.slice(7)];
+    this.preset = kind === "preset" ? name : null;
+    if (kind === "method") this.value = this.begun(name);
+    else this.value = this.isOperators(name) ? name : this.copy(name);
+    this.onchange();
+  }
+
+  /** A method's policy to begin with, within the server's limits. */
+  begun(method) {
+    const schema = this.server.methods[method];
+    const policy = { method, ...initial(schema, schema) };
+    const { max_n: maxN, max_k: maxK } = this.server.limits;
+    const most = { n: maxN, k: maxK, max_draws: "k" in schema.properties ? maxK : maxN };
+    for (const [key, bound] of Object.entries(most)) {
+      if ((policy[key] ?? schema.properties[key]?.default) > bound) policy[key] = bound;
+    }
+    if (schema.properties.weights) policy.weights = { base: 1 };
+    return policy;
+  }
+
+  /** A preset as a policy of the client's, without what is the default anyway. */
+  copy(name) {
+    const { report, ...policy } = structuredClone(this.server.presets[name]);
+    const { properties } = this.server.methods[policy.method];
+    const said = ([key, value]) => properties[key]?.default !== value;
+    return Object.fromEntries(Object.entries(policy).filter(said));
+  }
+
+  /** Whether only the operator may ask for it: negative weights, where requests may have none. */
+  isOperators(name) {
+    if (this.server.limits.allow_negative_weights) return false;
+    const text = JSON.stringify(this.server.presets[name]);
+    return /"kind":"proxy"|"weights":\{[^}]*:-/.test(text);
+  }
+
+  read() {
+    const value = this.parsed();
+    if (value === undefined) return;
+    complain(this.jsonField, null);
+    this.policy = value;
+    this.show();
+    this.onchange();
+  }
+
+  parsed() {
+    let value;
+    try {
+      value = JSON.parse(this.json.value);
+    } catch (error) {
+      complain(this.jsonField, `This is no JSON: ${error.message}`);
+      return undefined;
+    }
+    if (typeof value === "string" || (typeof value === "object" && value && !Array.isArray(value))) {
+      return value;
+    }
+    complain(this.jsonField, "A policy is an object with a method, or a preset's name.");
+    return undefined;
+  }
+
+  changed() {
+    this.json.value = JSON.stringify(this.policy, null, 2);
+    complain(this.jsonField, null);
+    this.heading.textContent = this.title;
+    this.onchange();
+  }
+
+  show() {
+    const named = typeof this.policy === "string";
+    this.heading.textContent = this.title;
+    this.chooser.value = named ? `preset ${this.policy}` : `method ${this.policy.method}`;
+    this.note.replaceChildren(...this.notes(named));
+    const schema = named ? {} : (this.server.methods[this.policy.method] ?? {});
+    this.form.show(schema, named ? {} : this.policy);
+  }
+
+  notes(named) {
+    if (named) {
+      const copy = () => {
+        this.value = this.copy(this.policy);
+        this.onchange();
+      };
+      const known = this.policy in this.server.presets;
+      return [
+        "Sent by its name, so with the operator's own report. ",
+        known ? h("button", { type: "button", class: "link", onclick: copy }, "Edit a copy") : "",
+      ];
+    }
+    if (this.preset === null) {
+      return [described(this.server.methods[this.policy.method])];
+    }
+    const name = () => {
+      this.value = this.preset;
+      this.onchange();
+    };
+    return [
+      `A copy of the preset ${this.preset}, for its trace. `,
+      h("button", { type: "button", class: "link", onclick: name }, "Send the name"),
+    ];
+  }
+}
+
+function options(kind, names) {
+  return Object.keys(names).map((name) => h("option", { value: `${kind} ${name}` }, name));
+}
+
+/** The first paragraph of a method's description, without its markup. */
+function described(schema) {
+  const [first] = (schema?.description ?? "").split("\n\n");
+  return first.replaceAll("``", "").replaceAll("\n", " ");
+}
+
+function compact(value) {
+  return typeof value === "string" ? value : JSON.stringify(value).replaceAll('"', "");
+}

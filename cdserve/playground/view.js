@@ -1,0 +1,294 @@
+// What a run has given: its text, figures, charts and decisions.
+
+import { extent, klChart, tokenChart, valueChart } from "./chart.js";
+import { counted, duration, h, number } from "./dom.js";
+
+const NARROWEST = 320; // a chart's width in pixels where two stand side by side
+const GAP = 10;
+
+/** The result of one policy. */
+export class ResultView {
+  /**
+   * @param prefix what the ids of its elements begin with.
+   * @param name what it is called: "A" or "B".
+   * @param values gives V after each token of a run's answer, by reward.
+   */
+  constructor(prefix, name, values) {
+    this.prefix = prefix;
+    this.values = values;
+    this.progress = h("p", { class: "progress" }, "Nothing has been run yet.");
+    this.announcement = h("p", { class: "hidden", role: "status" });
+    this.text = h("div", { class: "text", role: "region", "aria-label": `Text ${name}` });
+    this.details = h("div", { class: "made" });
+    const heading = h("h2", { class: "lane-name" }, `Result ${name}`);
+    const parts = [heading, this.progress, this.announcement, this.text, this.details];
+    this.element = h("section", { class: "result", "aria-label": `Result ${name}` }, parts);
+    new ResizeObserver(() => this.draw()).observe(this.details);
+  }
+
+  /** Shows a run that begins. */
+  begin(run) {
+    this.run = run;
+    this.shown = 0;
+    this.domain = null;
+    this.tokenValues = null;
+    this.charts = null;
+    this.text.replaceChildren();
+    this.details.replaceChildren();
+    this.text.setAttribute("aria-busy", "true");
+    this.element.dataset.state = "running";
+    this.progress.textContent = "Waiting for the first text …";
+    this.announcement.textContent = "Running.";
+  }
+
+  /** Brings it into sight where it begins below what is seen. */
+  reveal() {
+    const { top } = this.element.getBoundingClientRect();
+    if (top > innerHeight * 0.8) this.element.scrollIntoView({ block: "start" });
+  }
+
+  /** Shows what has come since the last time. */
+  update() {
+    const { run } = this;
+    for (const { text } of run.blocks.slice(this.shown)) {
+      this.text.append(h("span", { class: "block" }, text));
+    }
+    this.shown = run.blocks.length;
+    if (run.state !== "running") this.end();
+    else if (this.shown > 0) {
+      const tokens = counted(run.tokens, "token");
+      const first = `the first after ${duration(run.first)}`;
+      this.progress.textContent = `${counted(this.shown, "chunk")}, ${tokens}, ${first}`;
+    }
+  }
+
+  /** Draws the scores between these bounds, which another run may share. */
+  scale(domain) {
+    this.domain = domain;
+    this.draw();
+  }
+
+  /** Opens a decision and goes to it. */
+  open(index) {
+    const decision = this.element.querySelectorAll(".decision")[index];
+    decision.open = true;
+    decision.scrollIntoView({ block: "nearest" });
+    decision.querySelector("summary").focus({ preventScroll: true });
+  }
+
+  end() {
+    const { run } = this;
+    this.text.setAttribute("aria-busy", "false");
+    this.element.dataset.state = run.state;
+    const words = ending(run);
+    this.progress.textContent = words;
+    this.announcement.textContent = words;
+    if (run.report === null) {
+      if (run.blocks.length > 0) this.details.replaceChildren(figures(run));
+      return;
+    }
+    this.decisions = run.decisions;
+    if (this.decisions.length > 0 && this.decisions.at(-1).end !== null) this.mark();
+    this.charts = h("div", { class: "charts" });
+    this.details.replaceChildren(figures(run), this.charts, this.list());
+    if (this.decisions.length > 0) this.scale(extent(this.decisions));
+  }
+
+  /** Marks in the text what each decision has given, the darker the higher its score. */
+  mark() {
+    const [low, high] = extent(this.decisions);
+    const { text } = this.run;
+    const spans = this.decisions.map(({ chosen, start, end }, i) => {
+      const title = `decision ${i + 1}: ${number(chosen.score)}`;
+      const attributes = { class: "block decided", title, onclick: () => this.open(i) };
+      const span = h("span", attributes, text.slice(start, end));
+      span.style.setProperty("--value", high > low ? (chosen.score - low) / (high - low) : 1);
+      return span;
+    });
+    this.text.replaceChildren(...spans, text.slice(this.decisions.at(-1).end));
+  }
+
+  draw() {
+    const room = this.details.clientWidth;
+    if (!this.charts || !this.domain || room === 0) return;
+    const width = room >= 2 * NARROWEST + GAP ? Math.floor((room - GAP) / 2) : room;
+    const { decisions, run, domain } = this;
+    const single = decisions.length === 1;
+    const budget = run.report.kl.budget ?? null;
+    const onopen = (i) => this.open(i);
+    const charts = [];
+    if (!single || decisions[0].candidates.length > 1) {
+      const title = single ? "Scores of the candidates, in order" : "Value along the text, by decision";
+      charts.push(figure(title, valueChart({ decisions, width, domain, onopen })));
+    }
+    if (!single) {
+      const steering = steered(run);
+      const more = steering > 0 ? `; steering took ${number(steering)} more` : "";
+      const title = `KL bound spent by the selections, nats${more}`;
+      charts.push(figure(title, klChart({ decisions, budget, width })));
+    }
+    for (const [name, values] of Object.entries(this.tokenValues ?? {})) {
+      charts.push(figure(`${name} after each token`, tokenChart({ values, width })));
+    }
+    this.charts.replaceChildren(...charts, ...this.asker());
+  }
+
+  /** Asks for the value after each token, once. */
+  asker() {
+    if (this.tokenValues || !this.values.known(this.run)) return [];
+    const ask = async ({ target }) => {
+      target.disabled = true;
+      try {
+        this.tokenValues = await this.values.of(this.run);
+        this.draw();
+      } catch (error) {
+        target.replaceWith(h("p", { class: "problem", role: "alert" }, error.message));
+      }
+    };
+    const button = h("button", { type: "button", class: "link", onclick: ask });
+    button.textContent = "Show the value after each token";
+    return [h("p", { class: "note" }, button)];
+  }
+
+  list() {
+    if (this.decisions.length === 0) {
+      const words = "The policy's report has no trace, so its candidates are not known here.";
+      return h("p", { class: "note" }, words);
+    }
+    const domain = extent(this.decisions);
+    const items = this.decisions.map((decision, i) => this.decision(decision, i, domain));
+    const drawn = counted(items.length, "decision");
+    return h("section", { class: "decisions", "aria-label": "Decisions" }, h("h3", {}, drawn), items);
+  }
+
+  decision({ candidates, chosen, kl, milliseconds }, i, domain) {
+    const facts = [
+      candidates.length > 1 ? `taken of ${candidates.length}` : "the only one drawn",
+      kl.bound > 0 ? `KL ≤ ${number(kl.bound)}` : null,
+      milliseconds === null ? null : duration(milliseconds),
+    ];
+    const summary = h(
+      "summary",
+      {},
+      h("span", { class: "index" }, `${i + 1}`),
+      h("span", { class: "score" }, number(chosen.score)),
+      h("span", { class: "facts" }, facts.filter(Boolean).join(" · ")),
+      h("span", { class: "excerpt" }, chosen.text.trim()),
+    );
+    const body = h("ol", { class: "candidates" });
+    const fill = () => {
+      if (body.children.length > 0) return;
+      const ordered = [...candidates.entries()].sort(([, a], [, b]) => b.score - a.score);
+      body.append(...ordered.map(([draw, candidate]) => row(candidate, draw, domain)));
+    };
+    const id = `${this.prefix}-decision-${i + 1}`;
+    return h("details", { class: "decision", id, ontoggle: fill }, summary, body);
+  }
+}
+
+/** A candidate: its score on the scale of all, its rewards, its text. */
+function row(candidate, draw, [low, high]) {
+  const { chosen, score, rewards, tokens, finish_reason: finish, logprob, text } = candidate;
+  const share = high > low ? (score - low) / (high - low) : 1;
+  const bar = h("span", { class: "bar", "aria-hidden": "true" });
+  bar.style.setProperty("--value", share);
+  const each = Object.entries(rewards).map(([name, value]) => {
+    return h("span", { class: "reward", "data-reward": name }, `${name} ${number(value)}`);
+  });
+  const facts = [
+    counted(tokens, "token"),
+    finish === null ? null : `ends: ${finish}`,
+    logprob === null ? null : `log p ${number(logprob)}`,
+    `draw ${draw + 1}`,
+  ];
+  return h(
+    "li",
+    { class: chosen ? "candidate chosen" : "candidate", "data-score": score },
+    h("span", { class: "score" }, number(score), bar),
+    h(
+      "div",
+      { class: "what" },
+      h("p", { class: "candidate-text" }, text === "" ? "(no text)" : text.replace(/^ /, "")),
+      h(
+        "p",
+        { class: "facts" },
+        chosen && h("strong", { class: "taken" }, "taken"),
+        each,
+        facts.filter(Boolean).map((fact) => h("span", {}, fact)),
+      ),
+    ),
+  );
+}
+
+function figure(title, chart) {
+  return h("figure", {}, h("figcaption", {}, title), chart);
+}
+
+/** Nats of the bound that steered tokens took, beside the selections. */
+function steered({ report, decisions }) {
+  const rest = report.kl.bound - decisions.at(-1).spent;
+  return rest > 1e-9 ? rest : 0;
+}
+
+/** How a run ended, in words. */
+function ending(run) {
+  if (run.state === "failed") return run.error.message;
+  const sizes = `${counted(run.blocks.length, "chunk")}, ${counted(run.tokens, "token")}`;
+  if (run.state === "stopped") return `Stopped after ${sizes}, ${duration(run.total)}.`;
+  const why = { stop: "ended by itself", length: "reached max_tokens" }[run.finish] ?? run.finish;
+  return `Done in ${duration(run.total)}: ${sizes}, ${why}.`;
+}
+
+/** The run's figures. */
+function figures(run) {
+  const { report, tokens } = run;
+  const gaps = run.gaps.slice(1).sort((a, b) => a - b);
+  const between = gaps.length > 0 ? duration(gaps[Math.floor(gaps.length / 2)]) : "–";
+  const found = report ? aligned(report, tokens) : [];
+  return h(
+    "dl",
+    { class: "figures" },
+    found.map(([name, ...shown]) => item(name, ...shown)),
+    item("first text", duration(run.first)),
+    item("between chunks", between, gaps.length > 1 ? "median" : ""),
+    item("total", duration(run.total), `seed ${run.seed}`),
+  );
+}
+
+function aligned(report, tokens) {
+  const { score, rewards, scores, kl, ties, candidates } = report;
+  const ratio = tokens > 0 ? `${(report.candidate_tokens / tokens).toFixed(1)} per token` : "";
+  const each = Object.entries(rewards);
+  const spread = `${number(scores.min)} … ${number(scores.max)}`;
+  const spent = kl.estimator === "bound" ? "nats" : `estimate ${number(kl.estimate)}`;
+  const of = kl.budget === undefined ? spent : `of ${number(kl.budget)} nats`;
+  const found = [
+    ["score", number(score), candidates > 1 ? spread : ""],
+    ...(each.length > 1 ? each.map(([name, value]) => [name, number(value), "reward"]) : []),
+    ["KL bound", number(kl.bound), of, kl.budget === undefined ? null : meter(kl)],
+    ["candidates", candidates.toLocaleString("en"), ties > 0 ? counted(ties, "tie") : ""],
+    ["tokens drawn", report.candidate_tokens.toLocaleString("en"), ratio],
+  ];
+  if (kl.flag !== "ok") found.push(["KL flag", kl.flag, "see docs/methods.md"]);
+  if (kl.limited?.decisions) found.push(["limited", counted(kl.limited.decisions, "decision")]);
+  if (kl.limited?.tokens) found.push(["not steered", counted(kl.limited.tokens, "token")]);
+  if (report.deadline) {
+    const { ms, passed } = report.deadline;
+    found.push(["deadline", passed ? "passed" : "kept", duration(ms)]);
+  }
+  if (report.accepted !== undefined) found.push(["accepted", report.accepted ? "yes" : "no", ""]);
+  for (const [name, count] of Object.entries(report.failed ?? {})) {
+    found.push([`${name} failed`, counted(count, "decision"), ""]);
+  }
+  return found;
+}
+
+function item(name, value, about = "", extra = null) {
+  const small = about && h("span", { class: "about" }, about);
+  return h("div", {}, h("dt", {}, name), h("dd", {}, h("b", {}, value), small, extra));
+}
+
+function meter({ bound, budget }) {
+  const label = `${number(bound)} of ${number(budget)} nats`;
+  return h("meter", { min: 0, max: budget || 1, value: bound, "aria-label": label });
+}

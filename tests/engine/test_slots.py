@@ -1,0 +1,117 @@
+"""Slots: never more than there are, shared evenly, none lost."""
+
+import asyncio
+import random
+from collections import Counter
+
+import pytest
+
+from cdserve.engine.slots import Slots
+
+
+async def turns() -> None:
+    """Lets all tasks go on as far as they can."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+class Holder:
+    """Holds a slot until it is told to give it back."""
+
+    def __init__(self, slots: Slots, owner: str, wait: float | None = None) -> None:
+        self.granted: bool | None = None
+        self.done = asyncio.Event()
+        self.task = asyncio.create_task(self._hold(slots, owner, wait))
+
+    async def _hold(self, slots: Slots, owner: str, wait: float | None) -> None:
+        async with slots.slot(owner, wait) as self.granted:
+            await self.done.wait()
+
+
+async def test_a_free_slot_goes_to_the_owner_that_holds_the_fewest() -> None:
+    slots = Slots(4)
+    large = [Holder(slots, "large") for _ in range(8)]
+    await turns()
+    small = [Holder(slots, "small") for _ in range(4)]
+    for i in range(4):
+        large[i].done.set()
+        await turns()
+    # Two of those that gave a slot back were followed by the newcomer's, the others alternate.
+    assert sum(holder.granted is True for holder in small) == 2
+    assert sum(holder.granted is True for holder in large) == 6
+    for holder in [*large, *small]:
+        holder.done.set()
+    await asyncio.gather(*(holder.task for holder in [*large, *small]))
+
+
+async def test_of_two_that_hold_as_many_the_one_that_asked_first_is_next() -> None:
+    slots = Slots(1)
+    first, second, third = (Holder(slots, owner) for owner in "abc")
+    await turns()
+    first.done.set()
+    await turns()
+    assert (second.granted, third.granted) == (True, None)
+    second.done.set()
+    third.done.set()
+    await asyncio.gather(first.task, second.task, third.task)
+
+
+async def test_it_waits_no_longer_than_it_is_told_to() -> None:
+    slots = Slots(1)
+    holder = Holder(slots, "a")
+    await turns()
+    late = Holder(slots, "b", wait=0.01)
+    late.done.set()
+    await late.task
+    assert late.granted is False
+    holder.done.set()
+    await holder.task
+    async with slots.slot("c") as granted:
+        assert granted
+
+
+@pytest.mark.parametrize("granted_meanwhile", [False, True])
+async def test_one_that_is_cancelled_leaves_its_slot(granted_meanwhile: bool) -> None:
+    slots = Slots(1)
+    holder, waiting = Holder(slots, "a"), Holder(slots, "b")
+    await turns()
+    if granted_meanwhile:  # in the same turn, before the waiting task runs again
+        holder.done.set()
+        await asyncio.sleep(0)
+    waiting.task.cancel()
+    await asyncio.gather(waiting.task, return_exceptions=True)
+    holder.done.set()
+    await holder.task
+    async with asyncio.timeout(1), slots.slot("c") as granted:
+        assert granted
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_whatever_happens_no_slot_is_lost_or_lent_twice(seed: int) -> None:
+    rng = random.Random(seed)
+    slots, running, most = Slots(3), Counter[str](), 0
+
+    async def one(owner: str) -> None:
+        nonlocal most
+        wait = rng.choice([None, None, 0.0, 0.002])
+        async with slots.slot(owner, wait) as granted:
+            if granted:
+                running[owner] += 1
+                most = max(most, running.total())
+                try:
+                    await asyncio.sleep(rng.random() * 0.002)
+                finally:
+                    running[owner] -= 1
+
+    tasks = [asyncio.create_task(one(rng.choice("abcd"))) for _ in range(60)]
+    for task in rng.sample(tasks, 20):
+        await asyncio.sleep(rng.random() * 0.001)
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert most == 3
+    holders = [Holder(slots, "z") for _ in range(4)]
+    await turns()
+    assert [holder.granted for holder in holders] == [True, True, True, None]
+    for holder in holders:
+        holder.done.set()
+    await asyncio.gather(*(holder.task for holder in holders))

@@ -1,0 +1,482 @@
+"""The playground in a real browser, against a real server."""
+
+import math
+import re
+from typing import Any, ClassVar
+
+import httpx2
+import pytest
+from selenium import webdriver
+from selenium.webdriver.common.keys import Keys
+
+from tests.server.served import Served
+
+from .browser import Playground
+from .conftest import fresh
+from .proxy import proxy
+
+PROMPT = "Review: travel lawn mower (garden)."
+BLOCKWISE = {"method": "blockwise_cd", "k": 4, "m": 8}
+ROUTE = {"prompt": PROMPT, "route": "completions", "max_tokens": 48, "temperature": 1, "seed": 7}
+LONG = {**ROUTE, "max_tokens": 400}
+WATCH = """
+window.seen = [];
+const text = document.querySelector("#lane-a .text");
+new MutationObserver(() => {
+  const { state } = text.parentElement.dataset;
+  if (state === "running") seen.push({ at: performance.now(), text: text.textContent });
+}).observe(text, { childList: true });
+"""
+
+
+def asked(http: httpx2.Client, policy: dict[str, Any], **fields: Any) -> Any:
+    """The API's own answer to what the page asks with ``ROUTE``."""
+    body = {name: value for name, value in ROUTE.items() if name != "route"}
+    alignment = {**policy, "report": "trace"}
+    answer = http.post("/v1/completions", json={**body, **fields, "alignment": alignment})
+    answer.raise_for_status()
+    return answer.json()
+
+
+def value(shown: str) -> float:
+    """A number as the page writes it."""
+    return float(shown.replace("−", "-"))
+
+
+def problem(page: Playground, field: str) -> str:
+    """The words that stand next to a field, which must be marked as wrong for its user too."""
+    assert "wrong" in (page.one(f"#{field}").get_attribute("class") or "")
+    words = page.one(f"#{field} > .problem")
+    assert words.is_displayed()
+    (control, *_) = page.all(f"#{field} > :is(input, select, textarea)")
+    assert control.get_attribute("aria-invalid") == "true"
+    assert control.get_attribute("aria-describedby") == words.get_attribute("id")
+    return words.text
+
+
+class TestRun:
+    def test_blocks_appear_one_after_another(self, page: Playground, http: httpx2.Client) -> None:
+        page.open(BLOCKWISE, **ROUTE)
+        page.js(WATCH)
+        page.run()
+        texts = list(dict.fromkeys(one["text"] for one in page.js("return seen") if one["text"]))
+        expected = asked(http, BLOCKWISE)
+        blocks = [chosen(decision)["text"] for decision in expected["alignment"]["trace"]]
+        assert len(texts) == len(blocks) > 2
+        assert texts == ["".join(blocks[: i + 1]) for i in range(len(blocks))]
+        assert page.answer() == expected["choices"][0]["text"]
+        assert "48 tokens, reached max_tokens" in page.text("#lane-a .progress")
+        assert page.text("#lane-a [role=status]") == page.text("#lane-a .progress")
+
+    def test_the_value_after_each_token(self, page: Playground) -> None:
+        page.open({"method": "tokenwise_cd", "beta": 0.5}, **ROUTE)
+        page.run()
+        assert page.all("#lane-a svg.chart") == []
+        page.one("#lane-a .charts button").click()
+        (chart,) = page.until(lambda: page.all("#lane-a svg.chart"))
+        found = re.match(
+            r"Value after each of (\d+) tokens", chart.get_attribute("aria-label") or ""
+        )
+        assert found
+        assert int(found[1]) > 10
+
+    def test_two_policies_side_by_side(self, page: Playground, http: httpx2.Client) -> None:
+        other = {"method": "best_of_n", "n": 4}
+        page.open(BLOCKWISE, other, **ROUTE)
+        page.one("#run").click()
+        page.wait("done", "a")
+        page.wait("done", "b")
+        for lane, policy in (("a", BLOCKWISE), ("b", other)):
+            assert page.answer(lane) == asked(http, policy)["choices"][0]["text"]
+        left, right = (page.one(f"#lane-{lane} .result").rect for lane in "ab")
+        assert left["y"] == right["y"]
+        assert left["x"] + left["width"] <= right["x"]
+
+    def test_a_preset_is_sent_by_its_name_where_only_the_operator_may_ask_for_it(
+        self, page: Playground
+    ) -> None:
+        page.open(**ROUTE)
+        page.js(SELECT, page.one("#a-chooser"), "preset proxy")
+        page.run()
+        assert page.answer()
+        assert "no trace" in page.text("#lane-a .made")
+
+    def test_plain_decoding(self, page: Playground) -> None:
+        page.open({"method": "none"}, **ROUTE)
+        page.run()
+        assert page.answer()
+        assert page.text("#lane-a .progress").startswith("Done in")
+
+
+class TestReport:
+    """What is shown of one run, its report in the API's own words beside it."""
+
+    POLICY: ClassVar[dict[str, Any]] = {
+        **BLOCKWISE,
+        "rewards": {"sentiment": 0.7, "brevity": 0.3},
+        "selection": {"softmax": 0.5},
+        "kl_budget": 4,
+    }
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def page(cls, browser: webdriver.Chrome, server: Served) -> Playground:
+        page = fresh(browser, server)
+        page.open(cls.POLICY, **ROUTE)
+        page.run()
+        return page
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def report(cls, http: httpx2.Client) -> dict[str, Any]:
+        found: dict[str, Any] = asked(http, cls.POLICY)["alignment"]
+        return found
+
+    def test_decisions_open_to_their_candidates(
+        self, page: Playground, report: dict[str, Any]
+    ) -> None:
+        decisions = page.all("#lane-a .decision")
+        assert len(decisions) == len(report["trace"]) > 2
+        assert page.all("#lane-a .candidates > li") == []
+        decisions[1].find_element("css selector", "summary").click()
+        rows = page.until(lambda: page.all("#lane-a .candidates > li"))
+        expected = sorted(report["trace"][1]["candidates"], key=lambda one: -one["score"])
+        assert len(rows) == len(expected) == 4
+        for row, candidate in zip(rows, expected, strict=True):
+            score, *_ = row.find_element("css selector", ".score").text.split()
+            assert value(score) == pytest.approx(candidate["score"], abs=1e-3)
+            rewards = row.find_elements("css selector", "[data-reward]")
+            shown = dict(reward.text.split() for reward in rewards)
+            numbers = {name: value(number) for name, number in shown.items()}
+            assert numbers == pytest.approx(candidate["rewards"], abs=1e-3)
+            text = row.find_element("css selector", ".candidate-text")
+            assert text.text.strip() == candidate["text"].strip()
+            taken = row.find_elements("css selector", ".taken")
+            assert bool(taken) == candidate["chosen"]
+
+    def test_figures(self, page: Playground, report: dict[str, Any]) -> None:
+        names = [name.text for name in page.all("#lane-a .figures dt")]
+        numbers = [number.text for number in page.all("#lane-a .figures b")]
+        shown = dict(zip(names, numbers, strict=True))
+        assert value(shown["score"]) == pytest.approx(report["score"], abs=1e-3)
+        assert value(shown["brevity"]) == pytest.approx(report["rewards"]["brevity"], abs=1e-3)
+        assert value(shown["KL bound"]) == pytest.approx(report["kl"]["bound"], abs=1e-3)
+        assert int(shown["tokens drawn"].replace(",", "")) == report["candidate_tokens"]
+        assert int(shown["candidates"]) == report["candidates"]
+        assert re.fullmatch(r"[\d.]+ m?s", shown["first text"])
+        meter = page.one("#lane-a meter")
+        assert meter.get_property("max") == 4
+        assert meter.get_property("value") == pytest.approx(report["kl"]["bound"])
+
+    def test_the_value_along_the_text(self, page: Playground, report: dict[str, Any]) -> None:
+        values, kl = page.all("#lane-a svg.chart")
+        trace = report["trace"]
+        scores = [chosen(decision)["score"] for decision in trace]
+        dots = values.find_elements("css selector", "circle.taken")
+        heights = [float(dot.get_attribute("cy") or "nan") for dot in dots]
+        assert order(heights) == order([-score for score in scores])
+        drawn = values.find_elements("css selector", "circle")
+        assert len(drawn) == sum(len(decision["candidates"]) for decision in trace)
+        spent = math.fsum(decision["kl"]["bound"] for decision in trace)
+        assert f"{spent:.3f}" in (kl.get_attribute("aria-label") or "")
+        values.find_elements("css selector", ".target")[2].click()
+        assert page.all("#lane-a .decision")[2].get_property("open")
+
+
+class TestLink:
+    def test_it_gives_the_same_text(self, page: Playground) -> None:
+        page.open(BLOCKWISE, **{**ROUTE, "seed": ""})
+        page.run()
+        text, url = page.answer(), page.browser.current_url
+        assert page.one("#link").get_property("href") == url
+        assert "seed=" in url
+        page.type("#prompt", "Another prompt")
+        page.go(url)
+        page.until(lambda: page.one("#run").is_enabled())
+        assert page.one("#prompt").get_property("value") == PROMPT
+        page.run()
+        assert page.answer() == text
+
+    def test_it_holds_both_policies(self, page: Playground) -> None:
+        page.open(BLOCKWISE, "proxy", **ROUTE)
+        assert page.one("#compare").is_selected()
+        assert page.text("#lane-a .policy > summary") == "blockwise_cd k=4 m=8"
+        assert page.text("#lane-b .policy > summary") == "preset proxy"
+
+
+class TestPolicy:
+    def test_the_form_and_the_json_are_in_step(self, page: Playground) -> None:
+        page.open(BLOCKWISE, **ROUTE)
+        page.type("#a-k-input", "8, 4, 2")
+        page.js(SELECT, page.one("#a-selection-input"), "softmax")
+        page.type("#a-selection-softmax-input", "0.25")
+        page.js(SELECT, page.one("#a-rewards-input"), "brevity")
+        page.type("#a-rewards-brevity-input", "-0.5")
+        page.js(SELECT, page.one("#a-proposal-input"), "logit_mixing")
+        page.js(SELECT, page.one("#a-proposal-recipe-input"), "proxy")
+        page.js(SELECT, page.one("#a-proposal-recipe-tuned-input"), "tuned")
+        assert policy(page) == {
+            "method": "blockwise_cd",
+            "k": [8, 4, 2],
+            "m": 8,
+            "selection": {"softmax": 0.25},
+            "rewards": {"brevity": -0.5},
+            "proposal": {
+                "method": "logit_mixing",
+                "recipe": {"kind": "proxy", "tuned": "tuned"},
+            },
+        }
+        page.js(OPEN_JSON)
+        page.type("#a-json", '{"method": "best_of_n", "n": 5}')
+        assert page.one("#a-n-input").get_property("value") == "5"
+        assert page.one("#a-chooser").get_property("value") == "method best_of_n"
+
+    def test_every_method_has_a_form_that_can_be_sent(
+        self, page: Playground, http: httpx2.Client
+    ) -> None:
+        methods = http.get("/v1/alignment").json()["methods"]
+        page.open(**{**ROUTE, "max_tokens": 4})
+        for method in methods:
+            page.js(SELECT, page.one("#a-chooser"), f"method {method}")
+            page.run()
+            assert policy(page)["method"] == method
+
+    def test_json_that_cannot_be_read(self, page: Playground) -> None:
+        page.open(BLOCKWISE, **ROUTE)
+        page.js(OPEN_JSON)
+        page.type("#a-json", '{"method": "best_of_n", "n": }')
+        assert "no JSON" in problem(page, "a-json-field")
+        before = page.requested()
+        page.one("#run").click()
+        assert page.requested() == before
+        assert page.js("return document.activeElement.id") == "a-json"
+
+
+REFUSED: list[tuple[Any, dict[str, Any], str, list[str]]] = [
+    # policy, the request's other fields, the field that is at fault, what is said of it
+    ({**BLOCKWISE, "k": 9}, {}, "a-k-field", ["9", "1 to 8"]),
+    (
+        {**BLOCKWISE, "proposal": {"method": "tokenwise_cd", "beta": 0}},
+        *({}, "a-proposal-beta-field", ["0", "greater than or equal to"]),
+    ),
+    (
+        {**BLOCKWISE, "rewards": {"sentiment_gold": 1}},
+        *({}, "a-rewards-sentiment_gold-field", ["finished"]),
+    ),
+    ({**BLOCKWISE, "kk": 1}, {}, "a-json-field", ["kk", "not known"]),
+    ("unsafe", {}, "a-chooser-field", ["unsafe"]),
+    (BLOCKWISE, {"max_tokens": 4000}, "max_tokens-field", ["4000"]),
+    (BLOCKWISE, {"temperature": 0}, "temperature-field", ["0", "candidates"]),
+    (BLOCKWISE, {"temperature": -1}, "temperature-field", ["-1"]),
+]
+
+
+class TestErrors:
+    def test_words_stand_next_to_the_field(self, page: Playground) -> None:
+        page.open(BLOCKWISE, **ROUTE)
+        for policy, fields, field, words in REFUSED:
+            page.browser.get(page.link(policy, **{**ROUTE, **fields}))  # in the page as it is
+            page.run("failed")
+            said = problem(page, field)
+            assert all(word in said for word in words), said
+            assert said == page.text("#lane-a .progress")
+
+    def test_they_go_with_the_next_run(self, page: Playground) -> None:
+        page.open({**BLOCKWISE, "k": 9}, **ROUTE)
+        page.run("failed")
+        page.type("#a-k-input", "2")
+        assert page.text("#a-k-field > .problem") == ""
+        page.run()
+
+    def test_a_reward_that_fails_in_the_stream(self, page: Playground) -> None:
+        page.open({"method": "best_of_n", "n": 2, "rewards": {"nan": 1}}, **ROUTE)
+        page.run("failed")
+        assert "nan" in page.text("#lane-a .progress")
+
+    def test_a_prompt_is_asked_for(self, page: Playground) -> None:
+        page.open(BLOCKWISE, max_tokens=8)
+        page.one("#run").click()
+        assert "prompt" in problem(page, "prompt-field")
+
+    def test_a_server_that_cannot_be_reached(self, page: Playground) -> None:
+        page.open(BLOCKWISE, **ROUTE)
+        page.offline(True)
+        try:
+            page.run("failed")
+        finally:
+            page.offline(False)
+        assert "cannot be reached" in page.text("#lane-a .progress")
+
+
+class TestKeyboard:
+    def test_control_enter_runs_and_escape_stops(
+        self, page: Playground, server: Served, http: httpx2.Client
+    ) -> None:
+        page.open({"method": "blockwise_cd", "k": 8, "m": 1}, **LONG)
+        before = cancelled(http)
+        page.one("#prompt").send_keys(Keys.CONTROL, Keys.ENTER)
+        page.wait("running")
+        page.until(lambda: page.answer())
+        page.press(Keys.ESCAPE)
+        page.wait("stopped")
+        text = page.answer()
+        page.until(lambda: cancelled(http) == before + 1, "its end at the server")
+        server.wait_for_requests(busy=False)
+        assert page.answer() == text != ""
+        assert "Stopped after" in page.text("#lane-a .progress")
+        assert page.one("#run").is_enabled()
+
+    def test_the_focus_goes_from_top_to_bottom(self, page: Playground) -> None:
+        page.open(BLOCKWISE, **ROUTE)
+        page.js("document.getElementById('prompt').focus()")
+        visited = []
+        for _ in range(16):
+            visited.append(page.js("return document.activeElement.id"))
+            page.press(Keys.TAB)
+        named = [name for name in visited if name]
+        expected = ["prompt", "route", "max_tokens", "temperature", "top_p", "seed", "compare"]
+        assert named == [*expected, "run", "a-chooser", "a-k-input", "a-m-input", *named[11:]]
+
+    def test_every_control_has_a_name(self, page: Playground) -> None:
+        page.open({**BLOCKWISE, "rewards": {"sentiment": 1.0}}, "proxy", **ROUTE)
+        nameless = page.js("""
+          const named = (one) => one.labels?.length || one.ariaLabel || one.textContent.trim();
+          return [...document.querySelectorAll("input, select, textarea, button")]
+            .filter((one) => !named(one)).map((one) => one.outerHTML);
+        """)
+        assert nameless == []
+
+
+class TestKey:
+    def test_a_proxy_with_another_root_asks_for_it(
+        self, page: Playground, browser: webdriver.Chrome, server: Served
+    ) -> None:
+        with proxy(server.base_url, "sk-1") as address:
+            behind = Playground(browser, address)
+            behind.go(behind.link(BLOCKWISE, **ROUTE))
+            assert "API key" in behind.until(lambda: behind.text("#key-field > .problem"))
+            assert not behind.one("#run").is_enabled()
+            behind.type("#key", "sk-1" + Keys.TAB)
+            behind.until(lambda: behind.one("#run").is_enabled())
+            behind.run()
+            kept = behind.js("return [Object.values(sessionStorage), Object.values(localStorage)]")
+            assert kept == [["sk-1"], []]
+            assert "sk-1" not in browser.current_url
+            behind.type("#key", "sk-2" + Keys.TAB)
+            assert "API key" in behind.until(lambda: behind.text("#trouble"))
+
+
+class TestLooks:
+    def test_one_column_on_a_phone(self, page: Playground) -> None:
+        page.resize(390, 844, mobile=True)
+        proposal = {"method": "tokenwise_cd", "beta": 1}
+        policy = {**BLOCKWISE, "rewards": {"sentiment": 1.0}, "proposal": proposal}
+        page.open(policy, **ROUTE)
+        page.run()
+        page.js("document.querySelectorAll('details').forEach((one) => (one.open = true))")
+        assert page.js("return document.documentElement.scrollWidth") == 390
+        parts = [page.one(part).rect for part in ("#request", "#lane-a .editor", "#lane-a .result")]
+        assert len({part["x"] for part in parts}) == 1
+        assert [part["y"] for part in parts] == sorted(part["y"] for part in parts)
+
+    def test_dark(self, page: Playground) -> None:
+        page.open(BLOCKWISE, **ROUTE)
+        assert luminance(page, "body", "backgroundColor") > 0.8
+        page.scheme("dark")
+        assert luminance(page, "body", "backgroundColor") < 0.05
+        page.js(SELECT, page.one("#theme"), "light")
+        assert luminance(page, "body", "backgroundColor") > 0.8
+        page.open(BLOCKWISE, **ROUTE)
+        assert luminance(page, "body", "backgroundColor") > 0.8  # it is kept
+
+    def test_text_can_be_read(self, page: Playground) -> None:
+        page.open({**BLOCKWISE, "k": 9}, **ROUTE)
+        page.run("failed")
+        for scheme in ("light", "dark"):
+            page.scheme(scheme)
+            grounds = [luminance(page, one, "backgroundColor") for one in ("body", ".policy")]
+            for selector in ("body", "label", ".note", ".problem", ".progress", "summary"):
+                ink = luminance(page, selector, "color")
+                for ground in grounds:
+                    light, dark = max(ink, ground), min(ink, ground)
+                    assert (light + 0.05) / (dark + 0.05) >= 4.5, (scheme, selector)  # WCAG AA
+
+    def test_nothing_comes_from_outside(self, page: Playground, http: httpx2.Client) -> None:
+        page.browser.get_log("browser")
+        page.open(BLOCKWISE, **ROUTE)
+        page.run()
+        page.all("#lane-a .decision summary")[0].click()
+        urls = page.requested()
+        assert f"{page.base_url}/v1/completions" in urls
+        assert all(url.startswith(page.base_url) for url in urls), urls
+        said = [one for one in page.browser.get_log("browser") if one["level"] == "SEVERE"]
+        assert said == []
+
+
+class TestFiles:
+    def test_they_are_served_with_a_policy_of_their_own(self, http: httpx2.Client) -> None:
+        for name, kind in (("", "text/html"), ("/main.js", "text/javascript")):
+            answer = http.get(f"/playground{name}")
+            assert answer.status_code == 200
+            assert answer.headers["content-type"].startswith(kind)
+            assert answer.headers["content-security-policy"].startswith("default-src 'self'")
+
+    @pytest.mark.parametrize("name", ["none.js", "..%2fconfig.py", "%2e%2e%2fconfig.py"])
+    def test_there_are_no_others(self, http: httpx2.Client, name: str) -> None:
+        assert http.get(f"/playground/{name}").status_code == 404
+
+    def test_an_unchanged_one_is_not_sent_again(self, http: httpx2.Client) -> None:
+        etag = http.get("/playground/main.js").headers["etag"]
+        again = http.get("/playground/main.js", headers={"if-none-match": etag})
+        assert again.status_code == 304
+        assert again.content == b""
+
+
+SELECT = """
+arguments[0].value = arguments[1];
+arguments[0].dispatchEvent(new Event("change", { bubbles: true }));
+"""
+OPEN_JSON = "document.getElementById('a-json').closest('details').open = true"
+
+
+def chosen(decision: dict[str, Any]) -> dict[str, Any]:
+    """The candidate that a traced decision took."""
+    (found,) = (one for one in decision["candidates"] if one["chosen"])
+    taken: dict[str, Any] = found
+    return taken
+
+
+def policy(page: Playground) -> Any:
+    """The policy as the JSON editor has it."""
+    return page.js("return JSON.parse(document.getElementById('a-json').value)")
+
+
+def order(values: list[float]) -> list[int]:
+    """Where each value stands among all."""
+    return sorted(range(len(values)), key=values.__getitem__)
+
+
+def cancelled(http: httpx2.Client) -> float:
+    """Responses that were cancelled before their end, as the server counts them."""
+    lines = http.get("/metrics").text.splitlines()
+    found = (line for line in lines if line.startswith("cdserve_responses_total{"))
+    return sum(float(line.rsplit(" ", 1)[1]) for line in found if 'outcome="cancelled"' in line)
+
+
+def luminance(page: Playground, selector: str, colour: str) -> float:
+    """Relative luminance of an element's colour, 0 to 1, as WCAG has it."""
+    shown = page.js(
+        """
+        const context = document.createElement("canvas").getContext("2d");
+        context.fillStyle = getComputedStyle(document.querySelector(arguments[0]))[arguments[1]];
+        context.fillRect(0, 0, 1, 1);
+        return [...context.getImageData(0, 0, 1, 1).data].slice(0, 3);
+        """,
+        selector,
+        colour,
+    )
+    parts = [part / 255 for part in shown]
+    linear = [
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+    ]
+    return sum(part * by for part, by in zip(linear, (0.2126, 0.7152, 0.0722), strict=True))

@@ -1,0 +1,278 @@
+"""Candidates are bounded, requests beyond the bound are told so, keys have bounds of their own."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import httpx2
+import pytest
+
+from .served import Served, demo_settings
+from .traces import Collector
+from .wire import PROMPT
+
+RUNNING, WAITING = 8, 24
+KEYS = {"CDTEST_SMALL": "sk-small", "CDTEST_NARROW": "sk-narrow"}
+OWN = "sk-own"
+LONG = {"max_tokens": 600, "ignore_eos": True}
+BEST_OF_16 = {"method": "best_of_n", "n": 16}
+
+
+@pytest.fixture(scope="module")
+def collector() -> Iterator[Collector]:
+    with Collector() as collector:
+        yield collector
+
+
+@pytest.fixture(scope="module")
+def bounded(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Iterator[Served]:
+    """The demo with room for few candidates, keys, and its spans collected."""
+    settings = demo_settings(
+        members={},
+        presets={"safe": {"method": "blockwise_cd", "k": 4, "m": 32}, "wide": BEST_OF_16},
+        admission={"max_running": RUNNING, "max_waiting": WAITING, "max_body_bytes": 100_000},
+        keys={
+            "small": {
+                "api_key_env": "CDTEST_SMALL",
+                "limits": {"max_n": 4},
+                "max_candidates": 6,
+            },
+            "narrow": {
+                "api_key_env": "CDTEST_NARROW",
+                "methods": ["best_of_n"],
+                "presets": ["safe"],
+            },
+        },
+    )
+    folder = tmp_path_factory.mktemp("bounded")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, secret in KEYS.items():
+            patch.setenv(name, secret)
+        patch.setenv("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/protobuf")
+        patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")
+        flags = ["--api-key", OWN, "--otlp-traces-endpoint", collector.endpoint]
+        with Served(settings, folder, flags) as served:
+            yield served
+
+
+async def ask(
+    http: httpx2.AsyncClient, policy: Any, key: str = OWN, **fields: Any
+) -> httpx2.Response:
+    body = {"model": "demo", "prompt": PROMPT, "max_tokens": 24, "alignment": policy, **fields}
+    return await http.post("/v1/completions", json=body, headers=bearer(key))
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}
+
+
+def error(answer: httpx2.Response) -> dict[str, Any]:
+    found: dict[str, Any] = answer.json()["error"]
+    return found
+
+
+async def gauge(served: Served, name: str) -> float:
+    return await asyncio.to_thread(served.sample, name)
+
+
+async def until(served: Served, name: str, value: float) -> None:
+    await asyncio.to_thread(served.wait_for_sample, name, value)
+
+
+async def test_a_request_without_room_is_refused_before_any_work(bounded: Served) -> None:
+    async with bounded.async_client() as http:
+        full = [asyncio.create_task(ask(http, BEST_OF_16, **LONG)) for _ in range(2)]
+        await until(bounded, "cdserve_running_candidates", RUNNING)
+        await until(bounded, "cdserve_waiting_candidates", WAITING)
+        refused = await ask(http, {"method": "best_of_n", "n": 2})
+        assert refused.status_code == 503
+        assert error(refused)["type"] == "ServiceUnavailableError"
+        assert "32 candidates; 2 more would pass the limit of 32" in error(refused)["message"]
+        assert int(refused.headers["retry-after"]) >= 1
+        assert "x-should-retry" not in refused.headers
+        # A plain request takes none of the slots, and waits for none.
+        assert (await ask(http, None)).status_code == 200
+        assert not any(task.done() for task in full)
+        assert bounded.metric("num_requests_running") <= RUNNING
+        for answer in await asyncio.gather(*full):
+            assert answer.json()["alignment"]["candidates"] == 16
+        assert (await ask(http, BEST_OF_16)).status_code == 200
+        assert await gauge(bounded, "cdserve_running_candidates") == 0
+        assert await gauge(bounded, 'cdserve_rejected_total{limit="server"}') == 1
+
+
+async def test_those_who_leave_make_room(bounded: Served) -> None:
+    """Before the answer, within a stream, and within one that nobody has read from."""
+    async with bounded.async_client() as http:
+        for stream in (False, True):
+            asked = [
+                asyncio.create_task(ask(http, BEST_OF_16, stream=stream, **LONG)) for _ in range(2)
+            ]
+            await until(bounded, "cdserve_waiting_candidates", WAITING)
+            for task in asked:
+                task.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
+            await until(bounded, "cdserve_running_candidates", 0)
+        every = await asyncio.gather(*(ask(http, BEST_OF_16) for _ in range(2)))
+        assert [answer.status_code for answer in every] == [200, 200]
+
+
+async def test_a_small_request_does_not_wait_for_a_large_one(bounded: Served) -> None:
+    async with bounded.async_client() as http:
+        large = asyncio.create_task(ask(http, BEST_OF_16, **LONG))
+        await until(bounded, "cdserve_running_candidates", RUNNING)
+        small = await ask(http, {"method": "best_of_n", "n": 2})
+        assert small.status_code == 200
+        assert not large.done()
+        assert (await large).status_code == 200
+
+
+async def test_a_deadline_holds_for_what_waits_too(bounded: Served) -> None:
+    async with bounded.async_client() as http:
+        large = asyncio.create_task(ask(http, BEST_OF_16, **LONG))
+        await until(bounded, "cdserve_running_candidates", RUNNING)
+        late = (await ask(http, {**BEST_OF_16, "deadline_ms": 300}, **LONG)).json()
+        assert late["alignment"]["deadline"]["passed"]
+        assert late["alignment"]["candidates"] == 16
+        assert not large.done()
+        large.cancel()
+        await until(bounded, "cdserve_running_candidates", 0)
+
+
+async def test_a_request_that_never_fits_is_refused_by_its_field(bounded: Served) -> None:
+    async with bounded.async_client() as http:
+        for fields, field in (({"n": 3}, "n"), ({"prompt": [PROMPT] * 3}, "prompt")):
+            refused = await ask(http, BEST_OF_16, **fields)
+            assert refused.status_code == 400
+            assert error(refused)["param"] == field
+            assert "48 candidates" in error(refused)["message"]
+            assert "up to 32" in error(refused)["message"]
+
+
+async def test_a_key_has_its_own_limits(bounded: Served) -> None:
+    async with bounded.async_client() as http:
+        four = {"method": "best_of_n", "n": 4}
+        assert (await ask(http, four, key="sk-small")).status_code == 200
+        refused = await ask(http, {"method": "best_of_n", "n": 5}, key="sk-small")
+        assert (refused.status_code, error(refused)["param"]) == (400, "alignment.n")
+        assert "1 to 4" in error(refused)["message"]
+        first = asyncio.create_task(ask(http, four, key="sk-small", **LONG))
+        await until(bounded, "cdserve_running_candidates", 4)
+        refused = await ask(http, four, key="sk-small")
+        assert (refused.status_code, error(refused)["type"]) == (429, "RateLimitError")
+        assert "4 candidates; 4 more would pass the limit of 6" in error(refused)["message"]
+        assert int(refused.headers["retry-after"]) >= 1
+        assert (await ask(http, four)).status_code == 200
+        assert (await first).status_code == 200
+        limits = (await http.get("/v1/alignment", headers=bearer("sk-small"))).json()["limits"]
+        assert (limits["max_n"], limits["max_candidates"]) == (4, 6)
+
+
+async def test_what_a_key_may_not_use_is_not_there_for_it(bounded: Served) -> None:
+    async with bounded.async_client() as http:
+        refused = await ask(http, {"method": "tokenwise_cd", "beta": 1.0}, key="sk-narrow")
+        assert (refused.status_code, error(refused)["param"]) == (400, "alignment.method")
+        assert "'none', 'best_of_n'" in error(refused)["message"]
+        assert (await ask(http, "safe", key="sk-narrow")).status_code == 200
+        assert (await ask(http, None, key="sk-narrow")).status_code == 200
+        assert (await ask(http, "wide", key="sk-narrow")).status_code == 400
+        assert (await ask(http, None, key="sk-narrow", model="demo:wide")).status_code == 404
+        assert (await ask(http, None, model="demo:wide")).status_code == 200
+        found = (await http.get("/v1/alignment", headers=bearer("sk-narrow"))).json()
+        assert set(found["methods"]) == {"none", "best_of_n"}
+        assert set(found["presets"]) == {"safe"}
+        models = (await http.get("/v1/models", headers=bearer("sk-narrow"))).json()["data"]
+        assert [model["id"] for model in models] == ["demo", "demo:safe"]
+
+
+async def test_other_keys_are_refused(bounded: Served) -> None:
+    async with bounded.async_client() as http:
+        assert (await ask(http, None, key="sk-other")).status_code == 401
+        assert (await http.get("/v1/alignment")).status_code == 401
+        assert (await http.get("/health")).status_code == 200
+
+
+async def test_a_huge_body_is_refused(bounded: Served) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        for _ in range(200):
+            yield b" " * 1000
+
+    async with bounded.async_client() as http:
+        said = await ask(http, None, prompt="x" * 200_000)
+        chunked = await http.post(
+            "/v1/completions",
+            content=pieces(),
+            headers={**bearer(OWN), "content-type": "application/json"},
+        )
+        for answer in (said, chunked):
+            assert answer.status_code == 413
+            assert "100000 bytes" in error(answer)["message"]
+
+
+async def test_there_is_no_way_around_the_keys(bounded: Served) -> None:
+    async with bounded.async_client() as http:
+        body = {"model": "demo", "prompt": PROMPT, "max_tokens": 2}
+        assert (await http.post("/invocations", json=body)).status_code == 404
+
+
+async def test_spans_show_what_a_request_took(bounded: Served, collector: Collector) -> None:
+    """One trace, the client's: a response, decisions, draws and scores, and vLLM's requests."""
+    trace_id, span_id = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+    async with bounded.async_client() as http:
+        answer = await http.post(
+            "/v1/completions",
+            json={
+                **{"model": "demo", "prompt": PROMPT, "max_tokens": 64, "ignore_eos": True},
+                "alignment": {"method": "blockwise_cd", "k": 3, "m": 32},
+            },
+            headers={**bearer(OWN), "traceparent": f"00-{trace_id}-{span_id}-01"},
+        )
+    assert answer.status_code == 200
+
+    def of_trace(spans: list[Any]) -> list[Any]:
+        return [span for span in spans if span.trace_id.hex() == trace_id]
+
+    def complete(spans: list[Any]) -> bool:
+        names = [span.name for span in of_trace(spans)]
+        return names.count("llm_request") >= 6 and "response blockwise_cd" in names
+
+    spans = of_trace(await asyncio.to_thread(collector.wait_for, complete))
+    by_id = {span.span_id.hex(): span for span in spans}
+    (response,) = (span for span in spans if span.name == "response blockwise_cd")
+    assert response.parent_span_id.hex() == span_id
+    decisions = [span for span in spans if span.name == "decision"]
+    assert [span.parent_span_id for span in decisions] == [response.span_id] * 2
+    for name in ("generate", "score"):
+        parents = [span.parent_span_id for span in spans if span.name == name]
+        assert sorted(parents) == sorted(span.span_id for span in decisions)
+    parents = [by_id[s.parent_span_id.hex()].name for s in spans if s.name == "llm_request"]
+    assert set(parents) == {"decision"}
+    attributes = {each.key: each.value for each in response.attributes}
+    assert attributes["cdserve.candidates"].int_value == 6
+    assert attributes["cdserve.outcome"].string_value == "length"
+    text = answer.json()["choices"][0]["text"]
+    for span in spans:  # no prompt and no response
+        assert PROMPT not in str(span)
+        assert text[:20] not in str(span)
+
+
+async def test_the_process_ends_what_is_under_way_when_it_is_told_to_end(bounded: Served) -> None:
+    """The last test of this server."""
+    blocks = {"method": "blockwise_cd", "k": 4, "m": 32}
+    async with bounded.async_client() as http:
+        asked = [
+            asyncio.create_task(ask(http, policy, max_tokens=200, ignore_eos=True))
+            for policy in (blocks, {"method": "best_of_n", "n": 4}, None)
+        ]
+        await until(bounded, "cdserve_running_candidates", 8)
+        os.kill(bounded.pid, signal.SIGTERM)
+        await asyncio.sleep(0.2)
+        for policy in (blocks, None):
+            refused = await ask(http, policy)
+            assert refused.status_code == 503
+            assert "shutting down" in error(refused)["message"]
+        for answer in await asyncio.gather(*asked):
+            assert answer.json()["usage"]["completion_tokens"] == 200
+    assert await asyncio.to_thread(bounded.wait, 30) == 0
