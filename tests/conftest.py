@@ -40,7 +40,7 @@ def faulty(name: str, **fields: Any) -> dict[str, Any]:
 def reward_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small reward model."""
     made = tmp_path_factory.mktemp("models") / "rm"
-    make_reward_model(made)
+    make_reward_model(made, reviews=150)
     return made
 
 
@@ -49,7 +49,7 @@ def server(reward_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     """The demo with small limits, more presets, and rewards of every kind."""
     settings = demo_settings(limits=LIMITS, keep_alive=0.2)
     settings["presets"] |= {
-        "safe": {"method": "blockwise_cd", "k": 4, "m": 32},
+        "safe": {"method": "blockwise_cd", "k": 4, "m": 16},
         "best-of-4": {"method": "best_of_n", "n": 4},
     }
     settings["presets"]["away"] = {

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cdserve.demo.build import QUICK, run
+from cdserve.demo import evaluate
+from cdserve.demo.build import QUICK, STAGES, run
 from cdserve.demo.folders import load_model, load_tokenizer
 from cdserve.demo.rollouts import sample
 from value_heads import QHead, ValueHead, check_base
@@ -15,10 +16,18 @@ from value_heads import QHead, ValueHead, check_base
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("build")
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    run(folder, QUICK)
-    torch.use_deterministic_algorithms(deterministic)
+    build(folder)
     return folder
+
+
+def build(folder: Path, *only: str) -> None:
+    """Runs the script's stages, all unless named, and leaves torch as it was."""
+    with pytest.MonkeyPatch.context() as patch:
+        # It asks for two threads, which wait for each other on a core that other tests share.
+        patch.setattr(torch, "set_num_threads", lambda _: None)
+        patch.setattr(evaluate, "MAX_TOKENS", 64)  # this model's responses seldom end
+        run(folder, QUICK, only or STAGES)
+    torch.use_deterministic_algorithms(False)
 
 
 def test_a_build_makes_everything(out: Path) -> None:
@@ -46,8 +55,7 @@ def test_a_build_makes_everything(out: Path) -> None:
 def test_a_stage_repeated_alone_writes_the_same_files(out: Path) -> None:
     weights = out / "artifacts" / "members" / "tuned" / "model.safetensors"
     before = weights.read_bytes()
-    run(out, QUICK, ("members",))
-    torch.use_deterministic_algorithms(False)
+    build(out, "members")
     assert weights.read_bytes() == before
 
 

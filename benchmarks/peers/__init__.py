@@ -1,0 +1,1 @@
+"""cdserve beside other ways to the same decoding: ``python -m benchmarks.peers``."""

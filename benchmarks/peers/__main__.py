@@ -1,0 +1,198 @@
+"""cdserve beside its peers: the same prompts through each, one vLLM, in rounds that alternate.
+
+A round runs every row, at one request at a time and at several where the row takes several, in an
+order that rotates. Answers are scored afterwards, outside the time, all by the same rewards. The
+peers' environments are made at the first run, under ``benchmarks/.envs``.
+
+    python -m benchmarks.peers --rounds 3 --output benchmarks/results/peers.json \
+        --page docs/peers.md
+"""
+
+import argparse
+import random
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import openai
+import transformers
+
+from benchmarks.models import machine
+from benchmarks.peers.driver import Driver, Run, Setting
+from benchmarks.peers.environments import ITS_HUB, OPTILLM
+from benchmarks.peers.optillm import Proxy
+from benchmarks.peers.report import markdown, summary, write
+from benchmarks.peers.rows import ROWS, Row
+from benchmarks.server import Server
+from cdserve.demo import DEMO_DIR
+from cdserve.demo.subjects import films, products
+
+REWARDS = {"sentiment_gold": 1.0, "sentiment": 1.0}
+COUNTERS = {
+    "decoded": "vllm:generation_tokens_total",
+    "prompt": "vllm:prompt_tokens_total",
+    "cached": "vllm:prefix_cache_hits_total",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """The server and the drivers in front of it."""
+
+    http: httpx2.Client
+    drivers: Mapping[str, Driver]
+
+    def measure(self, row: Row, prompts: Sequence[str], concurrency: int) -> dict[str, Any]:
+        """One run of a row: its times, the tokens it took, and what its answers score."""
+        before = self._counters()
+        run = self.drivers[row.driver].run(row.name, prompts, concurrency)
+        after = self._counters()
+        served = {name: after[name] - before[name] for name in before}
+        scores = [self._rewards(p, a.text) for p, a in zip(prompts, run.answers, strict=True)]
+        return {
+            "elapsed": run.elapsed,
+            "latencies": run.latencies,
+            "decoded": _sum(run, "decoded") or served["decoded"],
+            "read": _sum(run, "read") or served["prompt"] - served["cached"],
+            "gold": [one["sentiment_gold"] for one in scores],
+            "value": [one["sentiment"] for one in scores],
+        }
+
+    def _counters(self) -> dict[str, float]:
+        lines = self.http.get("/metrics").text.splitlines()
+        return {
+            name: sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(metric))
+            for name, metric in COUNTERS.items()
+        }
+
+    def _rewards(self, prompt: str, response: str) -> dict[str, float]:
+        messages = [{"role": "user", "content": prompt}]
+        body = {"prompt": messages, "responses": [response], "rewards": REWARDS}
+        answer = self.http.post("/v1/alignment/score", json=body)
+        answer.raise_for_status()
+        rewards: dict[str, float] = answer.json()["scores"][0]["rewards"]
+        return rewards
+
+
+def _sum(run: Run, what: str) -> float:
+    return sum({"decoded": a.decoded, "read": a.read}[what] for a in run.answers)
+
+
+def held_out(count: int) -> list[str]:
+    """Requests for reviews of films and products that training never saw, half of each kind.
+
+    Chat messages, since that is all that optillm and its_hub send.
+    """
+    about = [f'the film "{film.name}"' for film in films(held_out=True)]
+    things = [f"the {thing.name}" for thing in products(held_out=True)]
+    draw = random.Random(0)
+    subjects = [*draw.sample(about, (count + 1) // 2), *draw.sample(things, count // 2)]
+    draw.shuffle(subjects)
+    return [f"Write a review of {subject}." for subject in subjects]
+
+
+def rounds(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
+    """Every row's runs, by concurrency."""
+    sizes = {1: args.prompts, args.concurrency: args.prompts * 2}
+    prompts = iter(held_out(sum(sizes.values()) * args.rounds + 1))
+    warm = [next(prompts)]
+    for row in ROWS:
+        bench.measure(row, warm, 1)
+    found: dict[str, Any] = {row.name: {str(c): [] for c in sizes} for row in ROWS}
+    for i in range(args.rounds):
+        for concurrency, size in sizes.items():
+            some = [next(prompts) for _ in range(size)]
+            turn = i * len(ROWS) // args.rounds
+            for row in (*ROWS[turn:], *ROWS[:turn]):
+                if concurrency > 1 and row.one_at_a_time:
+                    continue
+                run = bench.measure(row, some, concurrency)
+                found[row.name][str(concurrency)].append(run)
+                line = f"round {i + 1}, {concurrency} at once, {row.name}: {run['elapsed']:.1f} s"
+                print(line, file=sys.stderr, flush=True)
+    return {name: {c: r for c, r in runs.items() if r} for name, runs in found.items()}
+
+
+def described(args: argparse.Namespace) -> dict[str, Any]:
+    """What the figures are of, and from."""
+    names = ("k", "m", "beta", "max_tokens", "threads", "rounds", "prompts")
+    return {
+        "command": shlex.join(["python", "-m", "benchmarks.peers", *sys.argv[1:]]),
+        "machine": machine(),
+        "versions": {
+            "openai": openai.__version__,
+            "transformers": transformers.__version__,
+            "its_hub": ITS_HUB.versions(),
+            "optillm": OPTILLM.versions(),
+        },
+        "setting": {**{name: vars(args)[name] for name in names}, "top_k": Setting().top_k},
+    }
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Starts everything, measures, stops everything."""
+    for environment in (ITS_HUB, OPTILLM):
+        environment.make()
+    made = described(args)
+    here = Path(sys.executable)
+    with ExitStack() as stack:
+        server = stack.enter_context(Server(DEMO_DIR / "cdserve.yaml", *args.flags))
+        proxy = stack.enter_context(Proxy(server.base_url, args.k))
+        given = Setting(
+            server=server.base_url,
+            optillm=proxy.base_url,
+            k=args.k,
+            m=args.m,
+            beta=args.beta,
+            max_tokens=args.max_tokens,
+            threads=args.threads,
+        )
+        bench = Bench(
+            stack.enter_context(httpx2.Client(base_url=server.base_url, timeout=600)),
+            {
+                "over_http": stack.enter_context(Driver(here, "over_http", given)),
+                "with_its_hub": stack.enter_context(Driver(ITS_HUB.python, "with_its_hub", given)),
+                "with_transformers": stack.enter_context(Driver(here, "with_transformers", given)),
+            },
+        )
+        runs = rounds(bench, args)
+        asked, numbers = proxy.ratings()
+    made["optillm_ratings"] = {"asked": asked, "numbers": numbers}
+    made["rows"] = summary(runs)
+    return made
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--prompts", type=int, default=8, help="a row and round; twice as many when several at once"
+    )
+    parser.add_argument("--concurrency", type=int, default=8, help="beside 1")
+    parser.add_argument("--k", type=int, default=8, help="candidates")
+    parser.add_argument("--m", type=int, default=32, help="tokens a block")
+    parser.add_argument("--beta", type=float, default=0.3, help="of token-wise decoding")
+    parser.add_argument("--max-tokens", type=int, default=192)
+    parser.add_argument(
+        "--threads", type=int, default=1, help="PyTorch's, in the Transformers loops"
+    )
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--page", type=Path, help="the page to write, such as docs/peers.md")
+    parser.add_argument("flags", nargs="*", help="for the server, such as -- --block-size 64")
+    args = parser.parse_args()
+    if args.rounds * args.prompts < 2:
+        parser.error("--rounds and --prompts must make two answers a row or more")
+    made = run(args)
+    print(markdown(made))
+    write(made, args.output, args.page)
+
+
+if __name__ == "__main__":
+    main()
