@@ -205,7 +205,7 @@ def main() -> None:
             "date": str(date.today()),
             "machine": machine(),
             "cdserve": version("cdserve"),
-            **(GUIDELLM.versions() if "tools" in args.tables else {}),
+            **({"guidellm": "not run"} | (GUIDELLM.versions() if "tools" in args.tables else {})),
             "prompt_tokens": args.prompt_tokens,
             "slo": {"first_block_ms": args.slo[0], "end_to_end_ms": args.slo[1]},
             "methods": {name: METHODS[name] for name in args.methods},

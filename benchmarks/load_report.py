@@ -46,7 +46,9 @@ towards its end a closed loop has fewer under way than it is said to.
   `cdserve_candidate_tokens_total`; for plain requests `vllm:generation_tokens_total`.
 - **engine, front end**: CPU seconds a second of the process that runs the model (vLLM's engine and
   its worker are one, as in the demo's settings), and of the one that has HTTP, tokenizing and the
-  search loops. What is missing to the machine's cores is the load generator's, or idle.
+  search loops. What is missing to the machine's cores is the load generator's,
+  idle, or another machine's on the same host: rows whose engine has well below 1.5 cores for a load
+  that fills it were disturbed, and are too slow.
 
 {tables}
 ## On a server of your own

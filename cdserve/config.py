@@ -249,7 +249,7 @@ class Admission(_Section):
         "quarters of its max_num_seqs, so that plain requests find room.",
     )
     max_waiting: int = Field(
-        default=2048,
+        default=8192,
         ge=0,
         description="Candidates that may wait for the engine; requests with more are a 503.",
     )

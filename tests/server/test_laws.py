@@ -134,7 +134,7 @@ def tabular(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         "presets": {},
         "limits": {"allow_negative_weights": True},
     }
-    # All requests in one batch, and nothing counted beside them: a token costs a third less.
+    # All requests in one batch, and nothing counted beside them.
     flags = ["--max-num-seqs", str(DRAWS // TOKENS), "--disable-log-stats"]
     with Served(settings, folder, flags) as served:
         yield served
