@@ -30,13 +30,13 @@ names = pytest.mark.parametrize("name", POLICIES)
 
 @names
 def test_the_best_answer_so_far_is_the_answer(client: OpenAI, name: str) -> None:
-    policy = {**POLICIES[name], "deadline_ms": 1500, "report": "trace"}
+    policy = {**POLICIES[name], "deadline_ms": 2500, "report": "trace"}
     began = time.monotonic()
     answer = complete(client, policy, **LONG)
     took = time.monotonic() - began
     (choice,) = answer.choices
     report = answer.alignment
-    assert report["deadline"] == {"ms": 1500, "passed": True}
+    assert report["deadline"] == {"ms": 2500, "passed": True}
     assert choice.finish_reason == "length"
     assert 0 < answer.usage.completion_tokens < 1000 * 0.9
     assert took >= 0.7
@@ -45,7 +45,8 @@ def test_the_best_answer_so_far_is_the_answer(client: OpenAI, name: str) -> None
     (taken,) = (one for one in last if one["chosen"])
     assert taken["finish_reason"] == "deadline"
     if name not in ("rejection", "cards"):
-        assert taken["score"] == max(one["score"] for one in last)
+        whole = [one for one in last if one["tokens"] == policy.get("m")]
+        assert taken["score"] == max(one["score"] for one in whole or last)
 
 
 @names
@@ -70,7 +71,7 @@ def test_one_that_passes_at_once_gives_what_there_is(client: OpenAI, name: str) 
 
 def test_a_whole_answer_is_preferred_to_one_that_is_cut(client: OpenAI) -> None:
     """Some candidates end by themselves early, at a word that is likely; others never do."""
-    policy = {"method": "best_of_n", "n": 8, "deadline_ms": 1500, "report": "trace"}
+    policy = {"method": "best_of_n", "n": 8, "deadline_ms": 4000, "report": "trace"}
     answer = complete(client, policy, max_tokens=1000, extra_body={"min_tokens": 0}, stop=[" and"])
     (decision,) = answer.alignment["trace"][:1]
     whole = [c for c in decision["candidates"] if c["finish_reason"] == "stop"]
