@@ -10,14 +10,16 @@ vLLM's own queue, first come first served, and plain requests behind them.
 import argparse
 import asyncio
 import json
-import platform
+import shlex
 import statistics
+import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import httpx2
+from models import machine
 from server import Server
 
 from cdserve.demo import DEMO_DIR
@@ -38,8 +40,8 @@ def main() -> None:
         servers = {name: stack.enter_context(_server(most)) for name, most in SETTINGS.items()}
         found = asyncio.run(_measure(servers, arguments))
     rows = {name: _row(rounds) for name, rounds in found.items()}
-    made = {"machine": platform.processor() or platform.machine(), "cores": 2, "rows": rows}
-    made["settings"] = {key: str(value) for key, value in vars(arguments).items()}
+    command = shlex.join(["python", "benchmarks/fairness.py", *sys.argv[1:]])
+    made = {"command": command, "machine": machine(), "rows": rows}
     arguments.output.write_text(json.dumps(made, indent=2) + "\n")
     print(_table(rows))
 
@@ -92,7 +94,7 @@ async def _client(http: httpx2.AsyncClient, policy: dict[str, Any], ends: float)
     return latencies
 
 
-def _row(rounds: list[dict[str, Any]]) -> dict[str, float]:
+def _row(rounds: list[dict[str, Any]]) -> dict[str, float | None]:
     """Medians over rounds of each round's quantiles, in seconds."""
 
     def quantile(name: str, q: float) -> float:
@@ -103,7 +105,7 @@ def _row(rounds: list[dict[str, Any]]) -> dict[str, float]:
         "plain requests": sum(len(one["plain"]) for one in rounds),
         "plain p50": quantile("plain", 0.5),
         "plain p99": quantile("plain", 0.99),
-        "best-of-64 p50": quantile("large", 0.5) if large else float("nan"),
+        "best-of-64 p50": quantile("large", 0.5) if large else None,
         "best-of-64 a second": statistics.median(
             len(one["large"]) / one["seconds"] for one in rounds
         ),
@@ -115,11 +117,12 @@ def _quantile(values: list[float], q: float) -> float:
     return ordered[min(len(ordered) - 1, int(q * len(ordered)))]
 
 
-def _table(rows: dict[str, dict[str, float]]) -> str:
+def _table(rows: dict[str, dict[str, float | None]]) -> str:
     names = list(next(iter(rows.values())))
     lines = [f"| max_running | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for setting, row in rows.items():
-        lines.append(f"| {setting} | {' | '.join(f'{row[name]:.2f}' for name in names)} |")
+        cells = ["" if (found := row[name]) is None else f"{found:.2f}" for name in names]
+        lines.append(f"| {setting} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 
 import httpx2
 import psutil
-from prometheus_client.parser import text_string_to_metric_families
+from server import totals
 
 _ENGINE = ("VLLM::Engine", "VLLM::Worker")
 """How the processes that run the model are called; on CPU with one process, the first only."""
@@ -34,13 +34,13 @@ class Usage:
         for process in (root, *root.children(recursive=True)):
             times = process.cpu_times()
             seconds[process.name().startswith(_ENGINE)] += times.user + times.system
-        counted = {"cdserve_candidate_tokens_total": 0.0, "vllm:generation_tokens_total": 0.0}
-        text = httpx2.get(f"{base_url}/metrics", timeout=60).text
-        for family in text_string_to_metric_families(text):
-            for sample in family.samples:
-                if sample.name in counted:
-                    counted[sample.name] += sample.value
-        return cls(seconds[True], seconds[False], *counted.values())
+        counted = totals(httpx2.get(f"{base_url}/metrics", timeout=60).text)
+        return cls(
+            engine_s=seconds[True],
+            front_end_s=seconds[False],
+            candidate_tokens=counted["cdserve_candidate_tokens_total", ""],
+            generated_tokens=counted["vllm:generation_tokens_total", ""],
+        )
 
     def since(self, before: "Usage") -> "Usage":
         """The differences."""

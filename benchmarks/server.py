@@ -1,14 +1,52 @@
-"""A cdserve of our own on a free port, for a benchmark."""
+"""Servers of our own on free ports, for a benchmark, and what they count."""
 
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from types import TracebackType
 
 import httpx2
+from prometheus_client.parser import text_string_to_metric_families
+
+START_SECONDS = 300
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_until_healthy(base_url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Waits until a server that has just been started answers.
+
+    Raises:
+        RuntimeError: it ended, or took longer than START_SECONDS; with the end of its log.
+    """
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            if httpx2.get(f"{base_url}/health").status_code == 200:
+                return
+        except httpx2.TransportError:
+            time.sleep(0.5)
+    process.kill()
+    raise RuntimeError(f"the server did not start:\n{log.read_text()[-4000:]}")
+
+
+def totals(metrics: str, label: str = "") -> Counter[tuple[str, str]]:
+    """What ``/metrics`` counts, by name and the value of a label; all other labels are summed."""
+    found = Counter[tuple[str, str]]()
+    for family in text_string_to_metric_families(metrics):
+        for sample in family.samples:
+            found[sample.name, sample.labels.get(label, "")] += sample.value
+    return found
 
 
 class Server:
@@ -20,9 +58,7 @@ class Server:
     """
 
     def __init__(self, config: Path, *flags: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         self.base_url = f"http://127.0.0.1:{port}"
         self._command = [
             *(sys.executable, "-m", "cdserve", "serve", "--config", str(config)),
@@ -32,17 +68,8 @@ class Server:
     def __enter__(self) -> "Server":
         self.log = tempfile.NamedTemporaryFile("w+", suffix=".log")
         self.process = subprocess.Popen(self._command, stdout=self.log, stderr=subprocess.STDOUT)
-        deadline = time.monotonic() + 300
-        while time.monotonic() < deadline:
-            if self.process.poll() is not None:
-                break
-            try:
-                if httpx2.get(f"{self.base_url}/health").status_code == 200:
-                    return self
-            except httpx2.TransportError:
-                time.sleep(0.5)
-        self.process.kill()
-        raise RuntimeError(f"the server did not start:\n{Path(self.log.name).read_text()[-4000:]}")
+        wait_until_healthy(self.base_url, self.process, Path(self.log.name))
+        return self
 
     def __exit__(
         self,

@@ -10,19 +10,24 @@ import argparse
 import asyncio
 import json
 import random
+import shlex
 import statistics
+import sys
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import psutil
-from prometheus_client.parser import text_string_to_metric_families
-from server import Server
+from models import machine
+from server import Server, totals
 
 from cdserve.demo import DEMO_DIR
 
+Samples = Mapping[tuple[str, str], float]
+"""By name and outcome."""
 TILT = {"method": "tokenwise_cd", "beta": 0.3}
 FAULTY = {
     name: {
@@ -157,14 +162,14 @@ class Soak:
         await asyncio.sleep(2.0)
         return {**alive, "tasks": _sum(await self._samples(client), "cdserve_tasks")}
 
-    async def _samples(self, client: httpx2.AsyncClient) -> dict[tuple[str, str], float]:
-        return _totals((await client.get("/metrics")).text)
+    async def _samples(self, client: httpx2.AsyncClient) -> Samples:
+        return totals((await client.get("/metrics")).text, "outcome")
 
     def _summary(
         self,
         seconds: float,
-        before: dict[tuple[str, str], float],
-        after: dict[tuple[str, str], float],
+        before: Samples,
+        after: Samples,
         at_rest: dict[str, float],
     ) -> dict[str, Any]:
         responses = {
@@ -191,6 +196,8 @@ class Soak:
             "memory is flat": all(share < 0.05 for share in growth.values()),
         }
         return {
+            "command": shlex.join(["python", "benchmarks/soak.py", *sys.argv[1:]]),
+            "machine": machine(),
             "requests": self._arguments.requests,
             "concurrency": self._arguments.concurrency,
             "seconds": round(seconds, 1),
@@ -227,15 +234,7 @@ async def _answered(client: httpx2.AsyncClient, body: dict[str, Any]) -> str:
     return status
 
 
-def _totals(text: str) -> dict[tuple[str, str], float]:
-    totals = Counter[tuple[str, str]]()
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            totals[sample.name, sample.labels.get("outcome", "")] += sample.value
-    return dict(totals)
-
-
-def _sum(samples: dict[tuple[str, str], float], name: str) -> float:
+def _sum(samples: Samples, name: str) -> float:
     return sum(value for (found, _), value in samples.items() if found == name)
 
 

@@ -1,7 +1,6 @@
 """The command line: ``cdserve serve``, ``collect``, ``eval`` and ``heads``."""
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,21 @@ Without --config it serves the demo. All other flags are vLLM's (`vllm serve --h
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line; exits with 2 and one line on wrong settings."""
+    made = parser()
+    known, flags = made.parse_known_args(arguments)
+    if flags and not known.takes_flags:
+        made.error(f"unrecognized arguments: {' '.join(flags)}")
+    known.flags = flags
+    if "" not in sys.path:  # as `python -m` has it: rewards are often modules beside the settings
+        sys.path.insert(0, "")
+    try:
+        known.run(known)
+    except (ConfigError, EngineError) as error:
+        sys.exit(f"cdserve: {error}")
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands. What they do not know is vLLM's where ``takes_flags`` is set."""
     parser = argparse.ArgumentParser(prog="cdserve")
     parser.set_defaults(takes_flags=False)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -37,31 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     collect.add(commands)
     evaluate.add(commands)
     heads.add(commands)
-    known, flags = parser.parse_known_args(arguments)
-    if flags and not known.takes_flags:
-        parser.error(f"unrecognized arguments: {' '.join(flags)}")
-    known.flags = flags
-    if "" not in sys.path:  # as `python -m` has it: rewards are often modules beside the settings
-        sys.path.insert(0, "")
-    try:
-        known.run(known)
-    except (ConfigError, EngineError) as error:
-        sys.exit(f"cdserve: {error}")
+    return parser
 
 
 def _serve(known: argparse.Namespace) -> None:
-    from cdserve.api.keys import Keys
-    from cdserve.api.server import AlignmentServer
-    from cdserve.config import load
-    from cdserve.engine import launch
-    from cdserve.engine.heads import attach
-    from cdserve.engine.reward_models import plan
+    from cdserve.application import Application
 
-    settings = load(known.config, known.set)
-    attached, models = attach(settings), plan(settings)
-    server = AlignmentServer.build(settings, attached, models.outputs)
-    args = launch.parse(settings, attached, known.flags)
-    args.cdserve = keys = Keys.build(server)
-    launch.authenticate(args, keys.secrets)
-    logging.getLogger("vllm").info("cdserve serves %s", server.summary())
-    launch.serve(args, settings, attached, models)
+    Application.build(known.config, known.set, known.flags).serve()

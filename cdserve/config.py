@@ -25,8 +25,8 @@ class _Section(BaseModel):
 class Standard(_Section):
     """Statistics of a reward: it is weighed as (reward - mean) / std, and reported raw."""
 
-    mean: float
-    std: float = Field(gt=0)
+    mean: float = Field(description="In units of the reward.")
+    std: float = Field(gt=0, description="In units of the reward.")
 
 
 class _Kind(_Section):
@@ -37,7 +37,9 @@ class _Kind(_Section):
 
 
 class _Reward(_Kind):
-    standardise: Standard | None = None
+    standardise: Standard | None = Field(
+        default=None, description="It is weighed as (reward - mean) / std, and reported raw."
+    )
 
 
 class Fallible(_Reward):
@@ -71,15 +73,15 @@ class LengthReward(_Reward):
     """How close a response's length is to a target, in tokens."""
 
     kind: Literal["length"]
-    target: int = Field(gt=0)
-    tolerance: int = Field(default=0, ge=0)
+    target: int = Field(gt=0, description="Tokens aimed for.")
+    tolerance: int = Field(default=0, ge=0, description="Tokens off it that cost nothing.")
 
 
 class RegexReward(_Reward):
     """1 where a pattern is found in a finished response, else 0."""
 
     kind: Literal["regex"]
-    pattern: str
+    pattern: str = Field(description="A regular expression of Python's, searched for anywhere.")
 
     @field_validator("pattern")
     @classmethod
@@ -101,7 +103,7 @@ class LogLikReward(_Reward):
     """log p of the response under a member or the base, in nats, computed inside the engine."""
 
     kind: Literal["loglik"]
-    member: str = "base"
+    member: str = Field(default="base", description="A member, or the base.")
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -112,8 +114,8 @@ class LogRatioReward(_Reward):
     """beta log p_tuned / p_reference of the response, computed inside the engine."""
 
     kind: Literal["log_ratio"]
-    tuned: str
-    reference: str = "base"
+    tuned: str = Field(description="A member, or the base.")
+    reference: str = Field(default="base", description="A member, or the base.")
     beta: float = Field(default=1.0, gt=0, description="Units of the reward a nat.")
 
     @property
@@ -122,10 +124,14 @@ class LogRatioReward(_Reward):
 
 
 class PythonReward(Fallible):
-    """A function ``(prompt, response) -> float`` of the operator's, for finished responses."""
+    """A function ``(prompt, response) -> float`` of the operator's, of any importable module."""
 
     kind: Literal["python"]
     callable: str = Field(pattern=r"^\w+(\.\w+)*:\w+$", description="module:function")
+    prefixes: bool = Field(
+        default=False,
+        description="Whether to score unfinished responses: the function is given the text so far.",
+    )
 
 
 class JudgeReward(Fallible):
@@ -133,7 +139,7 @@ class JudgeReward(Fallible):
 
     kind: Literal["judge"]
     url: str = Field(pattern=r"^https?://", description="Up to and including /v1.")
-    model: str
+    model: str = Field(description="The model's name there.")
     rubric: str = Field(description="The question; {prompt} and {response} stand for themselves.")
     scale: tuple[float, float] = Field(default=(1, 10), description="Least and greatest grade.")
     api_key_env: str | None = Field(
@@ -163,7 +169,9 @@ class Steps(_Section):
 
     marker: str = Field(description="The token at which the model gives a step's reward.")
     separator: str = Field(default="\n\n", min_length=1, description="What steps end with.")
-    aggregate: Literal["last", "min", "mean", "product"] = "min"
+    aggregate: Literal["last", "min", "mean", "product"] = Field(
+        default="min", description="What makes one reward of the steps'."
+    )
     probability: bool = Field(
         default=True,
         description="Of the label, by softmax over the labels, or by sigmoid of the only one; "
@@ -201,8 +209,10 @@ class EnsembleReward(Fallible):
     """Other rewards as one; it fails where one of them does."""
 
     kind: Literal["ensemble"]
-    of: list[str] = Field(min_length=2)
-    aggregate: Literal["mean", "median", "min"] | LowerBound = "mean"
+    of: list[str] = Field(min_length=2, description="Names of other rewards, not ensembles.")
+    aggregate: Literal["mean", "median", "min"] | LowerBound = Field(
+        default="mean", description="What makes one of them; each enters standardised."
+    )
 
 
 Reward = Annotated[
@@ -273,20 +283,33 @@ class Key(_Section):
 class Settings(_Section):
     """Everything an operator sets beside vLLM's own flags."""
 
-    model: str
-    served_model_name: str | None = None
-    rewards: dict[str, Reward] = Field(default_factory=dict)
-    default_reward: str | None = None
+    model: str = Field(description="Folder, or name on the Hub.")
+    served_model_name: str | None = Field(
+        default=None, description="The model's id on the wire; the model itself if absent."
+    )
+    rewards: dict[str, Reward] = Field(
+        default_factory=dict, description="What requests may decode towards, by name."
+    )
+    default_reward: str | None = Field(
+        default=None, description="That of policies which name no rewards."
+    )
     members: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][\w-]*$")], str] = Field(
         default_factory=dict, description="Models to mix with the base: local or Hub paths."
     )
-    presets: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    limits: Limits = Limits()
-    admission: Admission = Admission()
+    presets: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="Policies by name: for `alignment`, and as model ids MODEL:NAME.",
+    )
+    limits: Limits = Field(default=Limits(), description="Of one request.")
+    admission: Admission = Field(default=Admission(), description="Of all requests together.")
     keys: dict[str, Key] = Field(
         default_factory=dict, description="API keys with bounds of their own, beside --api-key."
     )
-    decoders: list[str] = Field(default_factory=list, description="Third-party decoders to load.")
+    decoders: list[str] = Field(
+        default_factory=list,
+        description="Third-party decoders to load, by their names in the entry-point group "
+        "cdserve.decoders.",
+    )
     keep_alive: float = Field(
         default=5.0, gt=0, description="Seconds between comments on a silent aligned stream."
     )

@@ -50,7 +50,7 @@ class Mixture(_Object):
     """A geometric mixture: weights that sum to 1. Multi-objective decoding (arXiv 2406.18853)."""
 
     kind: Literal["mixture"]
-    weights: dict[str, Weight] = Field(min_length=1)
+    weights: dict[str, Weight] = Field(min_length=1, description="Of members, and of base.")
     reference: str | None = Field(
         default=None, description="Takes what the weights lack to 1; if absent they must sum to 1."
     )
@@ -72,8 +72,8 @@ class Rescale(_Object):
     """A tuned model's KL penalty beta changed to beta': reference + beta / beta' (tuned - it)."""
 
     kind: Literal["rescale"]
-    tuned: str
-    reference: str = "base"
+    tuned: str = Field(description="The member that was tuned.")
+    reference: str = Field(default="base", description="What it was tuned from.")
     ratio: float = Field(gt=0, le=1e6, description="beta / beta'; 1 is the tuned model.")
 
     def resolved(self) -> dict[str, float]:
@@ -85,9 +85,11 @@ class Proxy(_Object):
     """Proxy tuning: base + alpha (tuned - reference), a smaller pair's shift (arXiv 2401.08565)."""
 
     kind: Literal["proxy"]
-    tuned: str
-    reference: str
-    alpha: float = Field(default=1.0, ge=-1e6, le=1e6)
+    tuned: str = Field(description="The member that was tuned.")
+    reference: str = Field(description="The member that it was tuned from.")
+    alpha: float = Field(
+        default=1.0, ge=-1e6, le=1e6, description="How much of their difference is added."
+    )
 
     def resolved(self) -> dict[str, float]:
         """Raw weights."""
@@ -237,7 +239,7 @@ class WorstCaseSelection(_Object):
     at the w of the simplex that minimises log mean exp(λ Σ w_g V_g) over the candidates.
     """
 
-    worst_case: WorstCase
+    worst_case: WorstCase = Field(description="The request's rewards are the objectives.")
 
 
 Selection = Literal["argmax"] | SoftmaxSelection | PessimisticSelection | WorstCaseSelection

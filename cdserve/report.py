@@ -2,10 +2,145 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import NotRequired
+
+from pydantic import ConfigDict, with_config
+from typing_extensions import TypedDict
 
 from cdserve import kl
 from cdserve.decoders.candidate import Decision
+
+_documented = with_config(ConfigDict(use_attribute_docstrings=True, extra="forbid"))
+
+
+@_documented
+class Spread(TypedDict):
+    """Of the scores of all candidates of all decisions."""
+
+    mean: float
+    """Their mean."""
+    max: float
+    """The highest."""
+    min: float
+    """The lowest."""
+
+
+@_documented
+class Limited(TypedDict):
+    """What a budget left undone."""
+
+    decisions: int
+    """Decisions with fewer candidates than asked for."""
+    tokens: int
+    """Tokens that were left to the base model."""
+
+
+@_documented
+class KL(TypedDict):
+    """How far the answer's law is from the base model's, in nats (docs/methods.md)."""
+
+    bound: float
+    """It is no further."""
+    estimate: float
+    """An estimate from this one answer."""
+    estimator: str
+    """How it was estimated."""
+    flag: kl.Flag
+    """`inspect` from a bound of 8 nats, `high` from 15, else `ok`."""
+    budget: NotRequired[float]
+    """With a KL budget: what the bound never passes."""
+    limited: NotRequired[Limited]
+    """With a KL budget: what was left undone because of it."""
+
+
+@_documented
+class Deadline(TypedDict):
+    """Of an answer whose request had one."""
+
+    ms: int
+    """What was asked for."""
+    passed: bool
+    """Whether it ended the response."""
+
+
+@_documented
+class TracedCandidate(TypedDict):
+    """One candidate of a decision."""
+
+    text: str
+    """Its own, without the prefix."""
+    tokens: int
+    """Its length."""
+    finish_reason: str | None
+    """How the response ended with it: vLLM's, or `deadline`; null for a block that goes on."""
+    logprob: float | None
+    """log p in nats, where `estimator` could know it."""
+    score: float
+    """The weighted sum of its rewards; of a block, of the whole prefix with it."""
+    rewards: dict[str, float]
+    """Each reward in its own units."""
+    chosen: bool
+    """Whether it was taken."""
+
+
+@_documented
+class DecisionKL(TypedDict):
+    """Of one decision, in nats; steering is in the response's KL alone."""
+
+    bound: float
+    """As of the response."""
+    estimate: float
+    """As of the response."""
+
+
+@_documented
+class TracedDecision(TypedDict):
+    """One decision. The last lists those candidates too that were drawn after the response ended,
+    beside it.
+    """
+
+    kl: DecisionKL
+    """What it adds to that of the response."""
+    candidates: list[TracedCandidate]
+    """In the order in which they were drawn."""
+
+
+@_documented
+class Report(TypedDict):
+    """What an answer says of its making. Where an answer has several choices, counts are sums and
+    scores are means over them, and KL is that of the farthest.
+    """
+
+    method: str
+    """The policy's."""
+    score: float
+    """Of the returned text: the weighted sum of its rewards."""
+    rewards: dict[str, float]
+    """Of the returned text: each reward in its own units."""
+    scores: Spread
+    """Those of all candidates of all decisions."""
+    decisions: int
+    """1 where whole responses are drawn, else the number of blocks of the response."""
+    candidates: int
+    """Drawn in all, with those that were given up."""
+    candidate_tokens: int
+    """Their tokens, without the one that a candidate decodes beyond its block for its value."""
+    ties: int
+    """Decisions whose two best scores (with `worst_case`: worst-case sums) were equal."""
+    kl: KL
+    """How far from the base model."""
+    deadline: NotRequired[Deadline]
+    """Only with a `deadline_ms`."""
+    accepted: NotRequired[bool]
+    """`rejection` and `cards` only: whether the response, or each of its blocks, was accepted;
+    false if one is the best of `max_draws`."""
+    failed: NotRequired[dict[str, int]]
+    """Only where rewards failed that a decision may do without (`on_failure`): decisions by reward.
+    Such a reward is missing from `rewards` where it failed last."""
+    trace: NotRequired[list[TracedDecision]]
+    """Only with `report: "trace"`: every decision, in order."""
+    choices: NotRequired[list["Report"]]
+    """Only with several choices: each choice's own report."""
 
 
 def report(
@@ -14,7 +149,7 @@ def report(
     trace: bool,
     budget: float | None = None,
     deadline: int | None = None,
-) -> dict[str, Any]:
+) -> Report:
     """One response's report, as the wire has it.
 
     Args:
@@ -25,8 +160,7 @@ def report(
     """
     last = decisions[-1].score
     totals = [score.total for decision in decisions for score in decision.scores]
-    kl_of = _kl(decisions)
-    made: dict[str, Any] = {
+    made: Report = {
         "method": method,
         "score": last.total,
         "rewards": dict(last.rewards),
@@ -35,10 +169,11 @@ def report(
         "candidates": len(totals),
         "candidate_tokens": sum(len(c.token_ids) for d in decisions for c in d.candidates),
         "ties": sum(decision.tie for decision in decisions),
-        "kl": {**kl_of, "flag": kl.flag(kl_of["bound"])},
+        "kl": _kl(decisions),
     }
     if budget is not None:
-        made["kl"] |= {"budget": budget, "limited": _limited(decisions)}
+        made["kl"]["budget"] = budget
+        made["kl"]["limited"] = _limited(decisions)
     if deadline is not None:
         passed = decisions[-1].candidate.finish_reason == "deadline"
         made["deadline"] = {"ms": deadline, "passed": passed}
@@ -52,7 +187,7 @@ def report(
     return made
 
 
-def merged(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def merged(reports: Sequence[Report]) -> Report:
     """The report of an answer with several choices: counts are summed, scores averaged, KL is
     that of the farthest choice, ``accepted`` is whether all were; ``choices`` holds each choice's
     own report."""
@@ -60,8 +195,7 @@ def merged(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return reports[0]
     names = dict.fromkeys(name for made in reports for name in made["rewards"])
     failed = sum((Counter(made.get("failed", {})) for made in reports), Counter[str]())
-    farthest = max(reports, key=lambda made: made["kl"]["bound"])
-    return {
+    whole: Report = {
         "method": reports[0]["method"],
         "score": _mean([made["score"] for made in reports]),
         "rewards": {
@@ -73,42 +207,43 @@ def merged(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
             "max": max(made["scores"]["max"] for made in reports),
             "min": min(made["scores"]["min"] for made in reports),
         },
-        **{
-            count: sum(made[count] for made in reports)
-            for count in ("decisions", "candidates", "candidate_tokens", "ties")
-        },
-        "kl": farthest["kl"],
-        **({"failed": dict(failed)} if failed else {}),
-        **({"deadline": _latest(reports)} if "deadline" in reports[0] else {}),
-        **(
-            {"accepted": all(made["accepted"] for made in reports)}
-            if "accepted" in reports[0]
-            else {}
-        ),
-        "choices": list(reports),
+        "decisions": sum(made["decisions"] for made in reports),
+        "candidates": sum(made["candidates"] for made in reports),
+        "candidate_tokens": sum(made["candidate_tokens"] for made in reports),
+        "ties": sum(made["ties"] for made in reports),
+        "kl": max((made["kl"] for made in reports), key=lambda found: found["bound"]),
     }
+    if failed:
+        whole["failed"] = dict(failed)
+    if "deadline" in reports[0]:
+        whole["deadline"] = _latest(reports)
+    if "accepted" in reports[0]:
+        whole["accepted"] = all(made["accepted"] for made in reports)
+    whole["choices"] = list(reports)
+    return whole
 
 
-def _latest(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _latest(reports: Sequence[Report]) -> Deadline:
     """The deadline of one that it ended, if it ended any."""
-    latest: dict[str, Any] = max((made["deadline"] for made in reports), key=lambda d: d["passed"])
-    return latest
+    return max((made["deadline"] for made in reports), key=lambda found: found["passed"])
 
 
-def _kl(decisions: Sequence[Decision]) -> dict[str, Any]:
+def _kl(decisions: Sequence[Decision]) -> KL:
     """KL of the selections, and of the steering of the tokens taken, which is known exactly."""
     steering = sum(decision.candidate.kl or 0.0 for decision in decisions)
+    bound = sum(decision.kl_bound for decision in decisions) + steering
     estimator = decisions[-1].kl_estimator
     if estimator != "exact_path" and decisions[-1].candidate.kl is not None:
         estimator = f"{estimator}+exact_path"
     return {
-        "bound": sum(decision.kl_bound for decision in decisions) + steering,
+        "bound": bound,
         "estimate": sum(decision.kl_estimate for decision in decisions) + steering,
         "estimator": estimator,
+        "flag": kl.flag(bound),
     }
 
 
-def _limited(decisions: Sequence[Decision]) -> dict[str, int]:
+def _limited(decisions: Sequence[Decision]) -> Limited:
     """What a budget left undone: decisions with fewer candidates, tokens that were not steered."""
     return {
         "decisions": sum(decision.limited for decision in decisions),
@@ -116,7 +251,7 @@ def _limited(decisions: Sequence[Decision]) -> dict[str, int]:
     }
 
 
-def _traced(decision: Decision) -> dict[str, Any]:
+def _traced(decision: Decision) -> TracedDecision:
     return {
         "kl": {"bound": decision.kl_bound, "estimate": decision.kl_estimate},
         "candidates": [

@@ -78,22 +78,19 @@ class ResponseSpans:
             self._decision.end()
             self._decision = None
 
-    def end(self, outcome: str, report: Mapping[str, Any] | None) -> None:
-        """Ends the response's span.
+    def reported(self, report: Mapping[str, Any]) -> None:
+        """Tells the response's span what the report counts."""
+        counts = ("decisions", "candidates", "candidate_tokens", "score")
+        self._response.set_attributes({f"cdserve.{key}": report[key] for key in counts})
+        self._response.set_attribute("cdserve.kl_bound", report["kl"]["bound"])
 
-        Args:
-            outcome: vLLM's finish reason, ``error`` or ``cancelled``.
-            report: of a finished response, if there is one.
-        """
+    def end(self, outcome: str) -> None:
+        """Ends the response's span, by vLLM's finish reason, ``error`` or ``cancelled``."""
         if self._decision is not None:
             self._decision.end()
         self._response.set_attribute("cdserve.outcome", outcome)
         if outcome in ("error", "cancelled"):
             self._response.set_status(trace.StatusCode.ERROR, outcome)
-        if report is not None:
-            counts = ("decisions", "candidates", "candidate_tokens", "score")
-            self._response.set_attributes({f"cdserve.{key}": report[key] for key in counts})
-            self._response.set_attribute("cdserve.kl_bound", report["kl"]["bound"])
         self._response.end()
 
 

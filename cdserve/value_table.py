@@ -12,11 +12,12 @@ overwritten, reads as missing, never as another prefix's value.
 Layout: int64 ``[rows, 2]`` (ticket, prefix length), then float32 ``[rows, G]``.
 """
 
+import fcntl
 import os
 import tempfile
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 _EMPTY = -1
+_PREFIX = "cdserve-values-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,9 @@ class TableView:
 class ValueTable:
     """The server's side: makes the table, hands out tickets, reads values.
 
+    It holds a lock on its file while its process lives; tables that nobody holds are of servers
+    that were killed, and are removed first.
+
     Args:
         slots: tickets that can be out at once.
         length: rows a ticket; V of a prefix of n tokens goes to row n modulo ``length``.
@@ -95,10 +100,14 @@ class ValueTable:
     """
 
     def __init__(self, *, slots: int, columns: int, length: int = 1) -> None:
-        folder = "/dev/shm" if os.path.isdir("/dev/shm") else None
-        descriptor, self.path = tempfile.mkstemp(prefix="cdserve-values-", dir=folder)
-        os.truncate(descriptor, slots * length * (16 + 4 * columns))
-        os.close(descriptor)
+        folder = Path("/dev/shm") if os.path.isdir("/dev/shm") else Path(tempfile.gettempdir())
+        _remove_abandoned(folder)
+        self._lock: int | None
+        self._lock, made = tempfile.mkstemp(dir=folder)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self.path = str(folder / f"{_PREFIX}{Path(made).name}")  # only now, when it is held
+        os.rename(made, self.path)
+        os.truncate(self._lock, slots * length * (16 + 4 * columns))
         self._view = TableView(self.path, slots * length, columns)
         self._view.keys[:] = _EMPTY
         self._length = length
@@ -140,4 +149,15 @@ class ValueTable:
 
     def close(self) -> None:
         """Removes the table; views that are still mapped stay readable."""
-        Path(self.path).unlink(missing_ok=True)
+        if self._lock is not None:
+            Path(self.path).unlink(missing_ok=True)
+            os.close(self._lock)
+            self._lock = None
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Removes the tables of this user's servers that were killed."""
+    for path in folder.glob(f"{_PREFIX}*"):
+        with suppress(OSError), path.open("r+b") as file:  # alive, another user's, or gone by now
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()

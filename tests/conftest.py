@@ -5,6 +5,8 @@ thread on any core: threads that wait for each other's core take many times as l
 """
 
 import os
+import subprocess
+import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
@@ -21,6 +23,8 @@ from cdserve.demo.reward_model import make_reward_model
 
 from .server.served import Served, demo_settings
 
+TOOLS = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
+EXTENSION = Path(__file__).parents[1] / "examples" / "extension"
 LIMITS = {"max_n": 16, "max_k": 8, "max_candidate_tokens": 8192}
 
 
@@ -45,9 +49,21 @@ def reward_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def server(reward_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """The demo with small limits, more presets, and rewards of every kind."""
-    settings = demo_settings(limits=LIMITS, keep_alive=0.2)
+def extension(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the package of ``examples/extension`` is installed in."""
+    folder = tmp_path_factory.mktemp("installed")
+    flags = ["--quiet", "--offline", "--no-deps", "--no-build-isolation", "--target", str(folder)]
+    install = [sys.executable, "-m", "uv", "pip", "install", "--python", sys.executable, *flags]
+    subprocess.run([*install, str(EXTENSION)], check=True, timeout=120)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(
+    reward_model: Path, extension: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
+    """The demo with small limits, more presets, rewards of every kind, and a decoder of others."""
+    settings = demo_settings(limits=LIMITS, keep_alive=0.2, decoders=["good_enough"])
     settings["presets"] |= {
         "safe": {"method": "blockwise_cd", "k": 4, "m": 16},
         "best-of-4": {"method": "best_of_n", "n": 4},
@@ -60,6 +76,10 @@ def server(reward_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     # Two strings cannot be divided: a reward that fails on every response.
     broken = {"kind": "python", "callable": "operator:truediv"}
     settings["rewards"] |= {
+        "variety": {
+            **{"kind": "python", "callable": "cdserve_extension.rewards:variety"},
+            "prefixes": True,
+        },
         "optional": {**broken, "on_failure": "skip"},
         "decisive": {**broken, "on_failure": "base"},
         "constant": {
@@ -100,7 +120,7 @@ def server(reward_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         "engine": {"max_model_len": 512, "kv_cache_memory_bytes": 128 << 20},
     }
     settings["rewards"] |= {"model": model, "early": {**model, "prefixes": True}}
-    with Served(settings, folder) as served:
+    with Served(settings, folder, TOOLS, packages=extension) as served:
         yield served
 
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -213,3 +214,30 @@ class TestSharing:
         table.close()
         assert not Path(table.path).exists()
         assert read(table, ticket, 3) == [1, 2]
+
+
+class TestAbandoned:
+    """A killed server cannot remove its table; the next one does."""
+
+    SCRIPT = """
+from cdserve.value_table import ValueTable
+print(ValueTable(slots=1, columns=1).path, flush=True)
+input()
+"""
+
+    def test_the_next_server_removes_it(self) -> None:
+        command = [sys.executable, "-c", self.SCRIPT]
+        pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        with (
+            subprocess.Popen(command, **pipes) as killed,
+            subprocess.Popen(command, **pipes) as alive,
+        ):
+            abandoned, held = (Path(one.stdout.readline().strip()) for one in (killed, alive))
+            killed.kill()
+            killed.wait()
+            assert abandoned.exists()
+            ValueTable(slots=1, columns=1).close()
+            assert not abandoned.exists()
+            assert held.exists()
+            alive.kill()
+        held.unlink()

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from .metrics import Selected
 from .report import Bucket, HeadReport, RewardReport
 
 
@@ -29,6 +30,7 @@ def markdown(report: HeadReport) -> str:
             f"Pairs of responses, {_of_pairs(report)}, whose values have the order of their "
             "rewards:\n",
             _table("tokens read", [*prefixes, "all"], pairs),
+            *_selection(rewards),
         ]
     )
 
@@ -65,6 +67,24 @@ def _residual(report: HeadReport) -> str:
 
 def _of_pairs(report: HeadReport) -> str:
     return "both to the same prompt" if report.pairs == "same prompt" else "to any two prompts"
+
+
+def _selection(rewards: dict[str, RewardReport]) -> list[str]:
+    """A table, or nothing where no prompt has several responses."""
+    made = {name: one.selected for name, one in rewards.items()}
+    rows = {
+        name: [str(one.prompts), f"{one.responses:.3g}", *map(_number, _rewards(one))]
+        for name, one in made.items()
+        if one is not None
+    }
+    if not rows:
+        return []
+    columns = ["prompts", "responses of each", "any of them", "highest value", "best of them"]
+    return ["Mean reward of the response that the value selects:\n", _table("", columns, rows)]
+
+
+def _rewards(found: Selected) -> tuple[float, float, float]:
+    return found.chance, found.chosen, found.best
 
 
 def _pairs(made: RewardReport) -> list[str]:

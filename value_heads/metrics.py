@@ -7,6 +7,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from .kernels import operations, runs_on
+
 _PAIRS = 1 << 22  # compared at once
 
 
@@ -89,6 +91,64 @@ def pair_accuracy(values: Tensor, rewards: Tensor, groups: Tensor) -> float | No
         right += int(higher.sum()) + 0.5 * int(tied.sum())
         pairs += int(above.sum())
     return right / pairs if pairs else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selected:
+    """What best-of-n by value earns: means over prompts with two responses or more.
+
+    Attributes:
+        prompts: that have so many.
+        responses: of one of them, the n.
+        chance: the reward of a prompt's responses, on average.
+        chosen: the reward of the one with the highest value, of equal ones the first.
+        best: the highest reward.
+    """
+
+    prompts: int
+    responses: float
+    chance: float
+    chosen: float
+    best: float
+
+
+def selected(values: Tensor, rewards: Tensor, groups: Tensor) -> Selected | None:
+    """Return what the response with the highest value of each group earns.
+
+    Args:
+        values, rewards: float [N], on any device.
+        groups: int64 [N], ids such as the prompt that each response answers.
+
+    Returns:
+        None where no group has two responses.
+
+    Raises:
+        ValueError: the shapes differ, or are not [N].
+    """
+    if not values.shape == rewards.shape == groups.shape or values.ndim != 1:
+        raise ValueError(
+            "values, rewards and groups must be vectors of the same length, got "
+            f"{list(values.shape)}, {list(rewards.shape)} and {list(groups.shape)}"
+        )
+    _, place, counts = torch.unique(groups, return_inverse=True, return_counts=True)
+    several = counts > 1
+    if not several.any():
+        return None
+    place, order = place.sort(stable=True)
+    number = torch.arange(len(place), device=place.device) - (counts.cumsum(0) - counts)[place]
+    table = torch.full((2, len(counts), int(counts.max())), -torch.inf, device=values.device)
+    table[:, place, number] = torch.stack([values, rewards])[:, order].float()
+    scores, earned = table[:, several]
+    counts, unread = counts[several], torch.zeros_like(scores[:, 0])
+    chosen = operations(runs_on(values.device)).select(scores, counts, unread, unread)
+    sums = earned.masked_fill(earned == -torch.inf, 0.0).sum(1)
+    return Selected(
+        prompts=len(counts),
+        responses=float(counts.double().mean()),
+        chance=float((sums / counts).mean()),
+        chosen=float(earned.gather(1, chosen[:, None]).mean()),
+        best=float(earned.amax(1).mean()),
+    )
 
 
 def calibration(values: Tensor, rewards: Tensor, bins: int = 10) -> list[Bin]:

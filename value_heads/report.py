@@ -14,7 +14,15 @@ from .base import Base
 from .heads import Head, QHead
 from .losses import linex, masked_squared_error
 from .methods import ControlledQ, all_values
-from .metrics import Bin, calibration, correlation, correlation_by_bucket, pair_accuracy
+from .metrics import (
+    Bin,
+    Selected,
+    calibration,
+    correlation,
+    correlation_by_bucket,
+    pair_accuracy,
+    selected,
+)
 from .rollouts import Rollouts, Shards
 from .targets import over_rollouts
 
@@ -71,6 +79,8 @@ class RewardReport:
         at_end: correlation at the last token.
         pairs_by_number: pair accuracy at 8, 16, 32, ... tokens.
         pairs_at_end: pair accuracy at the last token.
+        selected: what best-of-n by the value at the last token earns; None where no prompt has
+            several responses.
         calibration: over all tokens.
         calibration_gap: root mean square over tokens of their bin's mean reward - mean value.
         bellman_bias: mean Bellman residual, in reward units; positive where values are lower than
@@ -91,6 +101,7 @@ class RewardReport:
     at_end: float | None
     pairs_by_number: tuple[PairsAt, ...]
     pairs_at_end: float | None
+    selected: Selected | None
     calibration: tuple[Bin, ...]
     calibration_gap: float
     bellman_bias: float | None
@@ -156,7 +167,9 @@ def measure(head: Head, test: Shards, base: Base | None = None) -> HeadReport:
         pairs="same prompt" if same_prompt else "any two",
         residual=residual,
         rewards={
-            name: _of_reward(data, output, groups, beta, sampled=residual == "sampled")
+            name: _of_reward(
+                data, output, groups, beta, head.shift.device, sampled=residual == "sampled"
+            )
             for output, name in enumerate(head.config.rewards)
         },
     )
@@ -204,7 +217,13 @@ def _residuals(head: Head, data: Rollouts, base: Base | None, values: Tensor) ->
 
 
 def _of_reward(
-    data: _Numbers, output: int, groups: Tensor, beta: float | None, *, sampled: bool
+    data: _Numbers,
+    output: int,
+    groups: Tensor,
+    beta: float | None,
+    device: torch.device,
+    *,
+    sampled: bool,
 ) -> RewardReport:
     values, rewards = data.values[:, output], data.rewards[:, output]
     each = rewards.repeat_interleave(data.lengths)
@@ -225,6 +244,7 @@ def _of_reward(
         at_end=_defined(correlation(values[last], rewards)) if len(rewards) > 1 else None,
         pairs_by_number=tuple(_pairs_by_number(data, output, groups)),
         pairs_at_end=pair_accuracy(values[last], rewards, groups),
+        selected=selected(*(some.to(device) for some in (values[last], rewards, data.prompts))),
         calibration=tuple(bins),
         calibration_gap=math.sqrt(gap),
         bellman_bias=bias,

@@ -28,7 +28,7 @@ from benchmarks.peers.environments import ITS_HUB, OPTILLM
 from benchmarks.peers.optillm import Proxy
 from benchmarks.peers.report import markdown, summary, write
 from benchmarks.peers.rows import ROWS, Row
-from benchmarks.server import Server
+from benchmarks.server import Server, totals
 from cdserve.demo import DEMO_DIR
 from cdserve.demo.subjects import films, products
 
@@ -64,11 +64,8 @@ class Bench:
         }
 
     def _counters(self) -> dict[str, float]:
-        lines = self.http.get("/metrics").text.splitlines()
-        return {
-            name: sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(metric))
-            for name, metric in COUNTERS.items()
-        }
+        counted = totals(self.http.get("/metrics").text)
+        return {name: counted[metric, ""] for name, metric in COUNTERS.items()}
 
     def _rewards(self, prompt: str, response: str) -> dict[str, float]:
         messages = [{"role": "user", "content": prompt}]

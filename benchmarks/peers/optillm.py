@@ -2,18 +2,14 @@
 
 import json
 import os
-import socket
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 from types import TracebackType
 
-import httpx2
-
 from benchmarks.peers.environments import OPTILLM
+from benchmarks.server import free_port, wait_until_healthy
 
-START_SECONDS = 120
 RATING = "Rate the above response:"
 
 
@@ -28,9 +24,7 @@ class Proxy:
     """
 
     def __init__(self, server: str, n: int) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
+        self._port = free_port()
         self.base_url = f"http://127.0.0.1:{self._port}"
         self._flags = ["--base-url", f"{server}/v1", "--best-of-n", str(n)]
 
@@ -50,15 +44,8 @@ class Proxy:
                 stdout=out,
                 stderr=subprocess.STDOUT,
             )
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline and self._process.poll() is None:
-            try:
-                if httpx2.get(f"{self.base_url}/health").status_code == 200:
-                    return self
-            except httpx2.TransportError:
-                time.sleep(0.5)
-        self._process.kill()
-        raise RuntimeError(f"optillm did not start:\n{log.read_text()[-4000:]}")
+        wait_until_healthy(self.base_url, self._process, log)
+        return self
 
     def __exit__(
         self,

@@ -1,10 +1,14 @@
 """The size of a request's body, bounded before it is read into memory."""
 
+from http import HTTPStatus
+
 from fastapi import HTTPException
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cdserve.api.errors import answer
+
+_TOO_LARGE = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
 
 
 class BodyLimit:
@@ -27,7 +31,7 @@ class BodyLimit:
             return
         said = Headers(scope=scope).get("content-length", "")
         if said.isdigit() and int(said) > self._limit:
-            await answer(self._message, "BadRequestError", 413)(scope, receive, send)
+            await answer(self._message, _TOO_LARGE.phrase, _TOO_LARGE)(scope, receive, send)
             return
         left = self._limit
 
@@ -36,7 +40,7 @@ class BodyLimit:
             message = await receive()
             left -= len(message.get("body", b""))
             if left < 0:
-                raise HTTPException(413, self._message)
+                raise HTTPException(_TOO_LARGE, self._message)
             return message
 
         await self._app(scope, counted, send)

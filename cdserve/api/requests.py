@@ -8,7 +8,6 @@ from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.sampling_params import SamplingParams
 
 from cdserve.api.server import AlignmentServer
-from cdserve.config import Limits
 from cdserve.engine.run import AlignmentRun
 from cdserve.errors import PolicyError, shown
 from cdserve.plugin.rows import REQUEST_KEY
@@ -60,7 +59,10 @@ class _Aligned:
         """As vLLM's; the policy rides in ``extra_args``."""
         params = super().to_sampling_params(*args, **kwargs)  # type: ignore[misc]
         if self._run is not None:
-            _check_params(params, self._run, self.prompts, self._server.settings.limits)
+            limit = self._server.settings.limits.max_candidate_tokens
+            _check_params(params, self._run, self.prompts, limit)
+            if params.structured_outputs is not None:  # vLLM's, of a tool call
+                _check_grammar(self._run, "tools")
             params.extra_args = {**(params.extra_args or {}), REQUEST_KEY: self._run}
         return params
 
@@ -117,10 +119,17 @@ def _check_combination(request: Any, run: AlignmentRun) -> None:
                 field,
             )
     if request.extract_structured_outputs() is not None:
+        form = request.response_format
+        _check_grammar(run, "structured_outputs" if form is None else "response_format")
+
+
+def _check_grammar(run: AlignmentRun, field: str) -> None:
+    """Raises PolicyError where blocks would lose the state of the grammar that ``field`` makes."""
+    if run.policy.scores_prefixes:
         raise PolicyError(
-            f"grammar-constrained output cannot be combined with method {method!r}: the grammar's "
-            "state is lost between blocks; use 'best_of_n'",
-            "response_format" if request.response_format is not None else "structured_outputs",
+            f"grammar-constrained output cannot be combined with method {run.policy.method!r}: the "
+            "grammar's state is lost between blocks; use 'best_of_n'",
+            field,
         )
 
 
@@ -133,7 +142,7 @@ _OUTPUT_ONLY: dict[str, Any] = {
 }
 
 
-def _check_params(params: SamplingParams, run: AlignmentRun, prompts: int, limits: Limits) -> None:
+def _check_params(params: SamplingParams, run: AlignmentRun, prompts: int, limit: int) -> None:
     if REQUEST_KEY in (params.extra_args or {}):
         field = f"vllm_xargs.{REQUEST_KEY}"
         raise PolicyError(f"{field} is reserved; use the field {FIELD!r}", field)
@@ -146,10 +155,10 @@ def _check_params(params: SamplingParams, run: AlignmentRun, prompts: int, limit
         )
     answers = prompts * params.n
     tokens = width * params.max_tokens * answers
-    if tokens > limits.max_candidate_tokens:
+    if tokens > limit:
         times = f" × {answers} answers" if answers > 1 else ""
         raise PolicyError(
             f"max_tokens is {params.max_tokens}; {width} candidates{times} would be {tokens} "
-            f"tokens, and this server accepts up to {limits.max_candidate_tokens}",
+            f"tokens, and this server accepts up to {limit}",
             "max_tokens",
         )

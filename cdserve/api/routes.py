@@ -21,6 +21,7 @@ from vllm.entrypoints.serve.utils.api_utils import (
 from vllm.entrypoints.serve.utils.sse_keep_alive import with_sse_keep_alive
 from vllm.exceptions import GenerationError, GracefulHTTPError
 
+from cdserve.api import answers
 from cdserve.api.errors import of_vllm
 from cdserve.api.keys import Keys
 from cdserve.api.requests import AlignedChatCompletionRequest, AlignedCompletionRequest
@@ -35,7 +36,7 @@ router = APIRouter()
 _json = [Depends(validate_json_request)]
 
 
-@router.post("/v1/completions", dependencies=_json)
+@router.post("/v1/completions", dependencies=_json, responses=answers.COMPLETION)
 async def create_completion(request: AlignedCompletionRequest, raw_request: Request) -> Response:
     """OpenAI completions, decoded under a policy where one is asked for."""
     model = request.model
@@ -47,7 +48,7 @@ async def create_completion(request: AlignedCompletionRequest, raw_request: Requ
     return answer
 
 
-@router.post("/v1/chat/completions", dependencies=_json)
+@router.post("/v1/chat/completions", dependencies=_json, responses=answers.CHAT_COMPLETION)
 async def create_chat_completion(
     request: AlignedChatCompletionRequest, raw_request: Request
 ) -> Response:
@@ -61,20 +62,20 @@ async def create_chat_completion(
     return answer
 
 
-@router.get("/v1/alignment")
+@router.get("/v1/alignment", responses=answers.DESCRIPTION)
 async def describe(raw_request: Request) -> JSONResponse:
     """What this server can do: methods, rewards, members, presets, limits."""
     return JSONResponse(_server(raw_request).describe())
 
 
-@router.post("/v1/alignment/score", dependencies=_json)
+@router.post("/v1/alignment/score", dependencies=_json, responses=answers.SCORE)
 @with_cancellation  # type: ignore[untyped-decorator]
 async def create_score(request: ScoreRequest, raw_request: Request) -> JSONResponse:
     """Scores given responses with this server's rewards."""
     return JSONResponse(await score(request, _server(raw_request), raw_request.app.state))
 
 
-@router.get("/v1/models")
+@router.get("/v1/models", responses=answers.MODELS)
 async def list_models(raw_request: Request) -> JSONResponse:
     """The models, and each preset as a model whose parent is the base."""
     answer = await show_available_models(raw_request)
@@ -104,10 +105,10 @@ async def _aligned(
         model: the id the client asked for, which may be a preset's.
     """
     server = _server(raw_request)
-    answers = request.prompts * (request.n or 1)
+    choices = request.prompts * (request.n or 1)
     with ExitStack() as held:
         admission = raw_request.app.state.engine_client.admission
-        held.enter_context(_room(admission, request, run.policy.width * answers, server))
+        held.enter_context(_room(admission, request, run.policy.width * choices, server))
         try:
             answer = await handler(request, raw_request)
         except (GenerationError, GracefulHTTPError) as error:
@@ -120,7 +121,7 @@ async def _aligned(
             return JSONResponse(content)
         interval = raw_request.app.state.args.sse_keep_alive_interval
         events = with_sse_keep_alive(
-            _annotated(answer, run, model, choices=answers),
+            _annotated(answer, run, model, choices),
             float(interval) or server.settings.keep_alive,
         )
         return _Stream(events, held.pop_all())

@@ -26,12 +26,16 @@ class ScoreRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    model: str | None = None
+    model: str | None = Field(default=None, description="The base model's id, if any.")
     prompt: str | list[int] | list[dict[str, Any]] = Field(
         description="Text, token ids, or chat messages."
     )
-    responses: list[str] = Field(min_length=1)
-    rewards: dict[str, float] | None = Field(default=None, min_length=1)
+    responses: list[str] = Field(min_length=1, description="Texts; at most `limits.max_n` of them.")
+    rewards: dict[str, float] | None = Field(
+        default=None,
+        min_length=1,
+        description="Weight of each reward; the server's default reward if absent.",
+    )
     per_token: bool = Field(
         default=False,
         description="Also rewards after each token of the response and after EOS, where the engine "

@@ -5,8 +5,8 @@ lists in the settings are loaded.
 """
 
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
-from importlib.metadata import entry_points
-from typing import Any, ClassVar, Protocol
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, ClassVar, Protocol, get_args
 
 from cdserve.decoders.candidate import Decision, Proposal
 from cdserve.errors import ConfigError
@@ -56,7 +56,8 @@ def load(allowed: Iterable[str]) -> Mapping[str, type[Decoder]]:
     """The built-in decoders and the allowed third-party ones.
 
     Raises:
-        ConfigError: an allowed name is not installed, or is taken by another decoder.
+        ConfigError: an allowed name is not installed, is taken by another decoder, or is of what is
+            no decoder. The message names the package.
     """
     found = dict(BUILT_IN)
     installed = entry_points(group=ENTRY_POINTS)
@@ -69,13 +70,35 @@ def load(allowed: Iterable[str]) -> Mapping[str, type[Decoder]]:
             )
         if len(points) > 1:
             raise ConfigError(
-                f"decoders: {name!r} is installed more than once: "
-                f"{', '.join(point.value for point in points)}"
+                f"decoders: {name!r} is installed more than once: {', '.join(map(_origin, points))}"
             )
         if name in {*BUILT_IN, "none"}:
             raise ConfigError(f"decoders: the name {name!r} is taken by a built-in decoder")
-        try:
-            found[name] = points[name].load()
-        except (ImportError, AttributeError) as error:
-            raise ConfigError(f"decoders: {name!r} cannot be imported: {error}") from error
+        found[name] = _imported(points[name])
     return found
+
+
+def _imported(point: EntryPoint) -> type[Decoder]:
+    where = f"decoders: {point.name!r}, {_origin(point)},"
+    try:
+        loaded: Any = point.load()
+    except Exception as error:  # a package may raise anything
+        raise ConfigError(f"{where} cannot be imported: {error!r}") from error
+    policy = getattr(loaded, "policy", None)
+    if not (isinstance(policy, type) and issubclass(policy, Policy)):
+        raise ConfigError(f"{where} has no `policy` that is a subclass of cdserve.policy.Policy")
+    if get_args(policy.model_fields["method"].annotation) != (point.name,):
+        raise ConfigError(f"{where} has a policy whose `method` is not Literal[{point.name!r}]")
+    if policy.width is Policy.width:
+        raise ConfigError(f"{where} has a policy without `width`, the most candidates at once")
+    run = getattr(loaded, "run", ...)
+    if run is not None and not callable(run):
+        raise ConfigError(f"{where} has no `run`, a function or None")
+    found: type[Decoder] = loaded
+    return found
+
+
+def _origin(point: EntryPoint) -> str:
+    """Where an entry point leads, and whose it is."""
+    package = point.dist.name if point.dist else "an unknown package"
+    return f"{point.value} of {package}"

@@ -12,7 +12,7 @@ from itertools import chain, repeat
 
 from cdserve import kl
 from cdserve.decoders.candidate import Candidate, Decision, Prefix, Proposal, Score
-from cdserve.decoders.selection import Select
+from cdserve.decoders.selection import Argmax, Select
 
 
 async def search(
@@ -53,7 +53,9 @@ async def search(
             drawn = [_last(one) for one in drawn] if over else drawn
             await now.add([(*going[i // count], one) for i, one in enumerate(drawn)], proposal)
             now.rank(select)
-            chosen = select.keep(now.ranks) or (now.best if over else None)
+            chosen = select.keep(now.ranks)
+            if chosen is None and over:
+                chosen = [Argmax().choose(now.ranks)]
         rounds.append(now)
         kept = [now.prefixes[i] for i in chosen]
         done = all(map(_ended, kept))
@@ -99,15 +101,10 @@ class _Round:
     def rank(self, select: Select) -> None:
         """Compares all prefixes; those that the deadline cut come last."""
         cut = [prefix[-1].cut for prefix in self.prefixes]
-        ranks = select.rank(self.scores)
-        self.ranks = [-math.inf if c else r for c, r in zip(cut, ranks, strict=True)]
-        if all(cut):
-            self.ranks = ranks
-
-    @property
-    def best(self) -> Sequence[int]:
-        """Of a rule that took none."""
-        return [max(range(len(self.ranks)), key=self.ranks.__getitem__)]
+        self.ranks = select.rank(self.scores)
+        if any(cut) and not all(cut):
+            ranks = zip(cut, self.ranks, strict=True)
+            self.ranks = [-math.inf if late else rank for late, rank in ranks]
 
     @property
     def drawn(self) -> list[tuple[Prefix, Score, float]]:

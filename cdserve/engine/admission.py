@@ -24,8 +24,7 @@ class Admission:
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self.inside = 0
-        """Candidates of the requests inside."""
+        self._inside = 0
         self._of_key = Counter[str]()
         self._seconds = 0.0
 
@@ -43,15 +42,15 @@ class Admission:
         """
         if key_limit is not None and self._of_key[key] + candidates > key_limit:
             self._reject("key", candidates, self._of_key[key], key_limit)
-        if self.inside + candidates > self.capacity:
-            self._reject("server", candidates, self.inside, self.capacity)
-        self.inside += candidates
+        if self._inside + candidates > self.capacity:
+            self._reject("server", candidates, self._inside, self.capacity)
+        self._inside += candidates
         self._of_key[key] += candidates
         began = time.monotonic()
         try:
             yield
         finally:
-            self.inside -= candidates
+            self._inside -= candidates
             self._of_key[key] -= candidates
             self._seconds += _FORGETTING * (time.monotonic() - began - self._seconds)
 

@@ -2,8 +2,9 @@
 
 import time
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Iterable, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
+from contextlib import aclosing, contextmanager
+from dataclasses import replace
 from typing import Any
 
 from cdserve import metrics
@@ -13,6 +14,7 @@ from cdserve.engine.choices import AlignedRequest, Choice, SearchedChoice, Steer
 from cdserve.engine.likelihoods import Likelihoods
 from cdserve.engine.proposal import EngineProposal
 from cdserve.engine.proxy import EngineProxy
+from cdserve.engine.ranks import Ranks
 from cdserve.engine.reward_models import RewardModels
 from cdserve.engine.run import AlignmentRun
 from cdserve.engine.slots import Slots
@@ -61,6 +63,7 @@ class AlignedEngine(EngineProxy):
         sequences: int = inner.vllm_config.scheduler_config.max_num_seqs
         self._slots = Slots(admission.max_running or max(1, sequences * 3 // 4))
         self.admission = Admission(self._slots.count + admission.max_waiting)
+        self._ranks = Ranks.of(inner.vllm_config.parallel_config)
         self.values = values
         self.likelihoods = likelihoods
         self._paths = paths
@@ -131,6 +134,12 @@ class AlignedEngine(EngineProxy):
             time.sleep(_POLL)
         self.inner.shutdown(timeout=max(0.0, ends - time.monotonic()))
 
+    def close(self) -> None:
+        """Removes what is shared with the worker."""
+        self.values.close()
+        self._paths.close()
+        self.likelihoods.close()
+
     async def check_health(self) -> None:
         """As vLLM's; a reward model that requests fail without has to be alive too."""
         await self.inner.check_health()
@@ -143,25 +152,34 @@ class AlignedEngine(EngineProxy):
         await self.inner.abort([*ids, *alive])
 
     async def _aligned(self, request: AlignedRequest) -> AsyncGenerator[RequestOutput, None]:
-        choices = [self._choice(request, i) for i in range(request.params.n)]
-        self._live[request.request_id].extend(choices)
+        method, count = request.run.policy.method, request.params.n
         final_only = request.params.output_kind == RequestOutputKind.FINAL_ONLY
         finished: dict[int, CompletionOutput] = {}
-        try:
-            method = request.run.policy.method
+        with self._choices(request) as choices:
             streams = merge_async_iterators(
-                *(metrics.observed(method, choice.outputs(), choice.ended) for choice in choices)
+                *(metrics.observed(method, one.outputs(), one.spans.end) for one in choices)
             )
             async with aclosing(streams) as outputs:
                 async for index, output in outputs:
                     if output.finished():
                         finished[index] = output
-                    done = len(finished) == request.params.n
+                    done = len(finished) == count
                     if done or not final_only:
                         ready = [finished[i] for i in sorted(finished)] if final_only else [output]
                         yield _request_output(request, ready, done, choices[0].first)
-        finally:
-            del self._live[request.request_id]
+
+    @contextmanager
+    def _choices(self, request: AlignedRequest) -> Iterator[list[Choice]]:
+        """The request's responses, on one rank; an abort finds them while this lasts."""
+        candidates = request.run.policy.width * request.params.n
+        with self._ranks.held(request.options, candidates) as options:
+            placed = replace(request, options=options)
+            choices = [self._choice(placed, i) for i in range(request.params.n)]
+            self._live[request.request_id].extend(choices)
+            try:
+                yield choices
+            finally:
+                del self._live[request.request_id]
 
     def _choice(self, request: AlignedRequest, index: int) -> Choice:
         search = request.run.decoder.run

@@ -50,6 +50,8 @@ class Choice(Protocol):
 
     alive: set[str]
     """Ids of the engine requests that run for it now."""
+    spans: ResponseSpans
+    """Its trace, ended by who reads its outputs."""
 
     @property
     def first(self) -> RequestOutput | None:
@@ -58,10 +60,6 @@ class Choice(Protocol):
 
     def outputs(self) -> AsyncGenerator[CompletionOutput, None]:
         """The response as it is made; its report is there before its last output is."""
-        ...
-
-    def ended(self, outcome: str) -> None:
-        """Is told how it ended: vLLM's finish reason, ``error`` or ``cancelled``."""
         ...
 
 
@@ -81,7 +79,7 @@ class SearchedChoice:
         self._search = search
         self._proposal = proposal
         self._choice = choice
-        self._spans = spans
+        self.spans = spans
         self._writer = ResponseWriter(choice, request.prompt, request.params, tokenizer)
         self.alive = proposal.alive
 
@@ -98,20 +96,17 @@ class SearchedChoice:
             async with aclosing(self._search(run.policy, self._proposal, seeded)) as made:
                 async for decision in made:
                     SELECT_SECONDS.observe(time.perf_counter() - self._proposal.scored)
-                    self._spans.decided(decision)
+                    self.spans.decided(decision)
                     decisions.append(decision)
                     output = self._writer.append(decision.candidate)
                     if output.finished():
-                        run.report_on(decisions, self._request.index, self._choice)
+                        report = run.report_on(decisions, self._request.index, self._choice)
+                        self.spans.reported(report)
                     yield output
                     if output.finished():
                         return
         except Stopped as stopped:
             yield self._writer.stop(stopped.reason)
-
-    def ended(self, outcome: str) -> None:
-        reports = self._request.run.reports
-        self._spans.end(outcome, reports.get((self._request.index, self._choice)))
 
 
 class SteeredChoice:
@@ -130,7 +125,7 @@ class SteeredChoice:
     ) -> None:
         self._request = request
         self._choice = choice
-        self._spans = spans
+        self.spans = spans
         self._engine = engine
         self._slots = slots
         self._values = values
@@ -178,8 +173,7 @@ class SteeredChoice:
                 return
             self.alive.add(self._id)
             try:
-                options = {**request.options, **self._spans.options}
-                stream = self._engine.generate(request.inputs, params, self._id, **options)
+                stream = self._engine.generate(request.inputs, params, self._id, **self._given)
                 with ended_at_deadline(self._engine, run, self.alive):
                     async for made in stream:
                         self.first = self.first or made
@@ -188,9 +182,10 @@ class SteeredChoice:
             finally:
                 self.alive.discard(self._id)
 
-    def ended(self, outcome: str) -> None:
-        reports = self._request.run.reports
-        self._spans.end(outcome, reports.get((self._request.index, self._choice)))
+    @property
+    def _given(self) -> dict[str, Any]:
+        """What the engine is given with the request, beside prompt and parameters."""
+        return {**self._request.options, **self.spans.options}
 
     def _params(self, path: list[str | int] | None) -> SamplingParams:
         """As vLLM derives those of each of ``n`` responses."""
@@ -217,11 +212,18 @@ class SteeredChoice:
         whole = [*request.prompt, *token_ids]
         salt = request.inputs.get("cache_salt")
         if run.objective.models:
-            start = len(request.prompt)
-            read = Text(token_ids=whole, start=start, cache_salt=salt, steering=run.steering)
+            read = Text(
+                token_ids=whole,
+                start=len(request.prompt),
+                cache_salt=salt,
+                steering=run.steering,
+                options=self._given,
+            )
             loglik = (await self._likelihoods.every(read, f"{self._id}.text"))[-1]
         if run.objective.reads_values:
-            values = await self._values.last(whole, f"{self._id}.end", salt, run.steering)
+            values = await self._values.last(
+                whole, f"{self._id}.end", salt, run.steering, self._given
+            )
         response = Response(
             prompt=request.prompt_text,
             text=text,
@@ -238,7 +240,7 @@ class SteeredChoice:
             kl=spent,
             unsteered=unsteered,
         )
-        with self._spans.during("score", candidates=1):
+        with self.spans.during("score", candidates=1):
             scores = await run.objective.score([response])
         decision = Decision(
             candidates=[candidate],
@@ -249,5 +251,5 @@ class SteeredChoice:
             kl_estimate=0.0,
             kl_estimator="exact_path",
         )
-        self._spans.decided(decision)
-        run.report_on([decision], request.index, self._choice)
+        self.spans.decided(decision)
+        self.spans.reported(run.report_on([decision], request.index, self._choice))

@@ -3,16 +3,24 @@
 import asyncio
 import os
 import signal
+import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from importlib.metadata import entry_points
+from types import SimpleNamespace
+from typing import Any
 
 import uvloop
+from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.api_server.entry import build_and_serve, build_async_engine_client
+from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
-from vllm.entrypoints.launchers.launcher import setup_server
+from vllm.entrypoints.launchers.launcher import setup_server, validate_api_server_args
 from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
 from vllm.platforms import current_platform
+from vllm.reasoning import ReasoningParserManager
+from vllm.tool_parsers import ToolParserManager
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.utils.system_utils import decorate_logs
 
@@ -81,36 +89,58 @@ def serve(args: Namespace, settings: Settings, heads: Heads, models: RewardModel
         heads: the value heads to attach.
         models: the reward models to serve beside.
     """
-    _set_environment(args)
-    for name, reward in settings.rewards.items():
-        REWARD_INFO.labels(name, reward.kind).set(1)
-    for name in settings.members:
-        MEMBER_INFO.labels(name).set(1)
     uvloop.run(_serve(args, settings, heads, models))
 
 
-async def _serve(args: Namespace, settings: Settings, heads: Heads, models: RewardModels) -> None:
-    decorate_logs("APIServer", skip_if_decorated=True)
-    loop = asyncio.get_running_loop()
-    TASKS.set_function(lambda: len(asyncio.all_tasks(loop)))
-    signal.signal(signal.SIGTERM, _interrupt)  # until uvicorn sets its own
-    listen_address, sock = setup_server(args, reuse_port=False)
+@asynccontextmanager
+async def running(
+    args: Namespace, settings: Settings, heads: Heads, models: RewardModels
+) -> AsyncIterator[AlignedEngine]:
+    """Starts the engine and those of the reward models; stops them at the end.
+
+    Args:
+        args: from ``parse``.
+        settings: the operator's.
+        heads: the value heads to attach.
+        models: the reward models to serve beside.
+    """
+    _set_environment(args)
+    _show(settings)
     async with models.running():
         if args.cdserve_attached:  # only now: it is not for the reward models' processes
             worker.set_environment(args)
         async with build_async_engine_client(args) as inner:
             values, paths = Values(inner, heads), Paths()
             likelihoods = Likelihoods(inner, settings.likelihoods)
+            engine = AlignedEngine(inner, values, paths, likelihoods, models, settings.admission)
             try:
-                engine = AlignedEngine(
-                    inner, values, paths, likelihoods, models, settings.admission
-                )
-                shutdown = await build_and_serve(engine, listen_address, sock, args)
-                died = engine.errored and not engine.draining
+                yield engine
             finally:
-                values.close()
-                paths.close()
-                likelihoods.close()
+                engine.close()
+
+
+async def application(engine: AlignedEngine, args: Namespace) -> Any:
+    """The FastAPI app on a running engine, for a server that is not vLLM's own."""
+    if args.tool_parser_plugin:
+        ToolParserManager.import_tool_parser(args.tool_parser_plugin)
+    if args.reasoning_parser_plugin:
+        ReasoningParserManager.import_reasoning_parser(args.reasoning_parser_plugin)
+    validate_api_server_args(args)
+    tasks = await engine.get_supported_tasks()
+    app = build_app(args, tasks, engine.model_config)
+    await init_app_state(engine, app.state, args, tasks)
+    app.state.server = SimpleNamespace(should_exit=False)  # vLLM's handlers tell it to stop
+    return app
+
+
+async def _serve(args: Namespace, settings: Settings, heads: Heads, models: RewardModels) -> None:
+    decorate_logs("APIServer", skip_if_decorated=True)
+    for one in (signal.SIGINT, signal.SIGTERM):  # until uvicorn sets its own
+        signal.signal(one, _interrupt)
+    listen_address, sock = setup_server(args, reuse_port=False)
+    async with running(args, settings, heads, models) as engine:
+        shutdown = await build_and_serve(engine, listen_address, sock, args)
+        died = engine.errored and not engine.draining
     try:
         await shutdown
     finally:
@@ -119,8 +149,19 @@ async def _serve(args: Namespace, settings: Settings, heads: Heads, models: Rewa
         raise EngineError("the engine has died")
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt("terminated")
+def _show(settings: Settings) -> None:
+    """Sets the metrics that say what is served."""
+    loop = asyncio.get_running_loop()
+    TASKS.set_function(lambda: len(asyncio.all_tasks(loop)))
+    for name, reward in settings.rewards.items():
+        REWARD_INFO.labels(name, reward.kind).set(1)
+    for name in settings.members:
+        MEMBER_INFO.labels(name).set(1)
+
+
+def _interrupt(number: int, _: object) -> None:
+    """No KeyboardInterrupt: vLLM swallows one while its engine starts, and waits on."""
+    sys.exit(128 + number)
 
 
 def _set_environment(args: Namespace) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,12 +27,14 @@ class Text:
         start: how many are the prompt's, or of an earlier part of the response.
         cache_salt: of the prefix cache that it may be in.
         steering: of the requests that drew it; its ``models`` are those wanted.
+        options: what else they gave the engine.
     """
 
     token_ids: Sequence[int]
     start: int
     cache_salt: str | None
     steering: Mapping[str, Any]
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Likelihoods:
@@ -89,6 +91,7 @@ class Likelihoods:
                     wanting(None, **text.steering, likelihood=wanted),
                     f"{request_id}.{since}.{int(cached)}",
                     text.cache_salt,
+                    text.options,
                     cached=cached,
                 )
                 ends = range(since + 1, since + length + 1)

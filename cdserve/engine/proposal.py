@@ -122,6 +122,11 @@ class EngineProposal:
         """The very first candidate's output: it carries what was asked of the prompt."""
 
     @property
+    def _given(self) -> dict[str, Any]:
+        """What the engine is given with every request, beside prompt and parameters."""
+        return {**self._options, **self._spans.options}
+
+    @property
     def over(self) -> bool:
         """Whether the deadline has passed."""
         return self._alignment.over
@@ -179,8 +184,13 @@ class EngineProposal:
         if not self._objective.reads_values:
             return {}
         request_id = f"{self._request_id}-{self._choice}.prompt"
-        steering = self._alignment.steering
-        return await self._values.last(self._prompt, request_id, self._cache_salt, steering)
+        return await self._last(self._prompt, request_id)
+
+    async def _last(self, token_ids: Sequence[int], request_id: str) -> Mapping[str, float]:
+        """V of a text, read as the candidates' requests read it."""
+        return await self._values.last(
+            token_ids, request_id, self._cache_salt, self._alignment.steering, self._given
+        )
 
     def _start(self, prefix: Prefix, max_tokens: int | None, budget: float | None) -> _Start:
         written = [token for candidate in prefix for token in candidate.token_ids]
@@ -238,6 +248,7 @@ class EngineProposal:
                 start=len(start.token_ids),
                 cache_salt=self._cache_salt,
                 steering=steering,
+                options=self._given,
             )
             if objective.reads_values:
                 found = await self._value(text.token_ids, values, request_id)
@@ -254,9 +265,7 @@ class EngineProposal:
         if values is not None:
             return values
         # It ended: no later row has V of its last token.
-        return await self._values.last(
-            token_ids, f"{request_id}.end", self._cache_salt, self._alignment.steering
-        )
+        return await self._last(token_ids, f"{request_id}.end")
 
     async def _run(
         self, start: _Start, params: SamplingParams, request_id: str, first: bool
@@ -269,8 +278,7 @@ class EngineProposal:
             final: RequestOutput | None = None
             self.alive.add(request_id)
             try:
-                options = {**self._options, **self._spans.options}
-                stream = self._engine.generate(prompt, params, request_id, **options)
+                stream = self._engine.generate(prompt, params, request_id, **self._given)
                 async for output in stream:
                     final = output
             finally:

@@ -8,6 +8,7 @@ from typing import Any
 from cdserve import metrics, report
 from cdserve.decoders import Decision, Decoder
 from cdserve.policy import Policy
+from cdserve.report import Report
 from cdserve.scoring import Objective
 
 
@@ -25,7 +26,7 @@ class AlignmentRun:
     """Those of a chat request, for rewards."""
     prompts: int = 0
     """Prompts begun; a completions request may hold several."""
-    reports: dict[tuple[int, int], dict[str, Any]] = field(default_factory=dict)
+    reports: dict[tuple[int, int], Report] = field(default_factory=dict)
     """By prompt and choice; a choice's report is there before its last output is."""
 
     began: float = field(default_factory=time.monotonic)
@@ -58,16 +59,17 @@ class AlignmentRun:
         self.prompts += 1
         return self.prompts - 1
 
-    def report_on(self, decisions: Sequence[Decision], prompt: int, choice: int) -> None:
-        """Makes a choice's report of its decisions."""
+    def report_on(self, decisions: Sequence[Decision], prompt: int, choice: int) -> Report:
+        """Makes a choice's report of its decisions, and counts it."""
         policy = self.policy
         made = report.report(
             policy.method, decisions, policy.report == "trace", policy.budget, policy.deadline_ms
         )
         self.reports[prompt, choice] = made
         metrics.count(made, decisions)
+        return made
 
-    def report(self) -> Mapping[str, Any] | None:
+    def report(self) -> Report | None:
         """The answer's report, once all choices are done; None if none was asked for."""
         if self.policy.report == "none" or not self.reports:
             return None

@@ -39,12 +39,14 @@ async def one_token(
     extra_args: dict[str, Any],
     request_id: str,
     cache_salt: str | None = None,
+    options: Mapping[str, Any] | None = None,
     *,
     cached: bool = True,
 ) -> None:
     """Runs a given text through the engine, for what the worker writes on the way.
 
     Args:
+        options: what else the engine is given (LoRA, rank, priority).
         cached: whether what the prefix cache has of it may be left out.
     """
     params = SamplingParams(
@@ -56,7 +58,7 @@ async def one_token(
         skip_reading_prefix_cache=not cached,
     )
     prompt = tokens_input(list(token_ids), cache_salt=cache_salt)
-    async for _ in engine.generate(prompt, params, request_id):
+    async for _ in engine.generate(prompt, params, request_id, **(options or {})):
         pass
 
 
@@ -88,18 +90,20 @@ class Values:
         request_id: str,
         cache_salt: str | None = None,
         steering: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> Mapping[str, float]:
         """V of a whole sequence, by a one-token request on its (cached) prefix.
 
         Args:
             steering: of the requests whose cached prefix it is: where members write KV into that
                 prefix, this request must have them write too.
+            options: what else they gave the engine; another LoRA's states have other values.
         """
         with self.ticket() as ticket:
             wanted = wanting(
                 None, **(steering or {}), values=ticket.to_wire(), length=len(token_ids)
             )
-            await one_token(self._engine, token_ids, wanted, request_id, cache_salt)
+            await one_token(self._engine, token_ids, wanted, request_id, cache_salt, options)
             values = self.read(ticket, len(token_ids))
         if values is None:
             raise ScoringError("the engine computed no value for a prefix that asked for one")

@@ -77,6 +77,11 @@ def _check(args: Namespace, settings: Settings, heads: Heads) -> None:
             f"--pipeline-parallel-size is {args.pipeline_parallel_size}; members and rewards of "
             "log-likelihoods need the base whole, which is in stages then"
         )
+    if (settings.members or settings.likelihoods) and args.enable_lora:
+        raise ConfigError(
+            "--enable-lora cannot be used with members and rewards of log-likelihoods: they read "
+            "logits of rows for which vLLM's LoRA layers have none"
+        )
     graphs = args.compilation_config.cudagraph_mode
     if settings.members and graphs is not None and graphs.has_full_cudagraphs():
         raise ConfigError(

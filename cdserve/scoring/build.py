@@ -77,7 +77,7 @@ def _reward(
         case config.JsonValidReward():
             return JsonValid()
         case config.PythonReward():
-            return Python(_imported(name, settings.callable))
+            return Python(_imported(name, settings.callable), settings.prefixes)
         case config.JudgeReward():
             return _judge(name, settings)
         case config.RewardModelReward():

@@ -135,13 +135,19 @@ def _refuse(constant: str) -> None:
 
 
 class Python(AtOnce):
-    """The operator's own function of prompt and finished response."""
+    """The operator's own function of prompt and response.
+
+    Args:
+        function: is given both as text.
+        prefixes: whether it has a meaning for unfinished responses.
+    """
 
     kind: ClassVar[str] = "python"
     reads_text = True
 
-    def __init__(self, function: Callable[[str, str], float]) -> None:
+    def __init__(self, function: Callable[[str, str], float], prefixes: bool = False) -> None:
         self._function = function
+        self.prefixes = prefixes
         self._threads = asyncio.Semaphore(_THREADS)
 
     def __call__(self, response: Response) -> float:

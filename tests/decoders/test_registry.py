@@ -40,6 +40,10 @@ from cdserve.policy import Policy
 class GreedyPolicy(Policy):
     method: Literal["greedy"]
 
+    @property
+    def width(self):
+        return 1
+
 
 class Greedy:
     policy = GreedyPolicy
@@ -47,6 +51,19 @@ class Greedy:
     @classmethod
     def run(cls, policy, proposal, seed):
         return search(proposal, k=1, m=None, select=Argmax())
+
+
+class WithoutPolicy:
+    run = None
+
+
+class WithoutRun:
+    policy = GreedyPolicy
+
+
+class WithoutWidth(Greedy):
+    class policy(Policy):
+        method: Literal["greedy"]
 """
 
 Install = Callable[..., None]
@@ -107,11 +124,27 @@ def test_a_built_in_name_is_refused(install: Install) -> None:
 def test_two_packages_with_the_same_name_are_refused(install: Install) -> None:
     install("greedy", package="others")
     install("greedy", package="elsewhere")
-    with pytest.raises(ConfigError, match="greedy"):
+    with pytest.raises(ConfigError, match=r"'greedy' is installed more than once.*of elsewhere"):
         load(["greedy"])
 
 
-def test_a_decoder_that_cannot_be_imported_is_refused(install: Install) -> None:
-    install("greedy", target=f"{MODULE}:Misspelt")
-    with pytest.raises(ConfigError, match="greedy"):
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        (f"{MODULE}:Misspelt", "cannot be imported: AttributeError"),
+        ("nowhere:Greedy", "cannot be imported: ModuleNotFoundError"),
+        (f"{MODULE}:WithoutPolicy", "has no `policy`"),
+        (f"{MODULE}:WithoutWidth", "a policy without `width`"),
+        (f"{MODULE}:WithoutRun", "has no `run`"),
+    ],
+)
+def test_what_is_no_decoder_is_refused(install: Install, target: str, reason: str) -> None:
+    install("greedy", target=target)
+    with pytest.raises(ConfigError, match=f"decoders: 'greedy', {target} of others, .*{reason}"):
         load(["greedy"])
+
+
+def test_a_policy_of_another_name_is_refused(install: Install) -> None:
+    install("keen")
+    with pytest.raises(ConfigError, match=r"of others, has a policy whose `method` is not .*keen"):
+        load(["keen"])

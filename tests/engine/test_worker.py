@@ -29,6 +29,7 @@ TRACKER = "cdserve.plugin.runner_v1:RowTracker"
         (HEADS, ["--enable-batch-sharded-sampling"], "--enable-batch-sharded-sampling is True"),
         (MEMBERS, ["--enable-dbo"], "--enable-dbo is True"),
         (MEMBERS, ["--pipeline-parallel-size", "2"], "--pipeline-parallel-size is 2; members"),
+        (MEMBERS, ["--enable-lora"], "--enable-lora cannot be used with members"),
         (
             MEMBERS,
             ["--compilation-config", '{"cudagraph_mode": "FULL_AND_PIECEWISE"}'],

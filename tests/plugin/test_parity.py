@@ -4,6 +4,7 @@ import asyncio
 import json
 import random
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -18,6 +19,8 @@ from tests.server.tilted import TOKENWISE, Tilted, check_tilted
 from tests.server.wire import blocks, complete
 from value_heads import ValueHead
 
+from . import adapter
+
 TOLERANCE = 1e-4
 LENGTHS = [1, 5, 31, 32, 33, 64, 100, 300]
 RESPONSE = " I love it. The handle has a firm grip."
@@ -26,10 +29,12 @@ BLOCKWISE = {"method": "blockwise_cd", "k": 4, "m": 32}
 
 
 class Reference:
-    """The demo model and its head in Transformers, float32."""
+    """The demo model, with an adapter if there is one, and its head in Transformers, float32."""
 
-    def __init__(self) -> None:
+    def __init__(self, lora: Path | None = None) -> None:
         self._model = load_model(MODEL_DIR)
+        if lora is not None:
+            adapter.merge(self._model, lora)
         self._head = ValueHead.from_pretrained(HEAD_DIR)
         self.tokenizer = load_tokenizer(MODEL_DIR)
 

@@ -30,8 +30,8 @@ def length(target: int, tolerance: int = 0) -> Any:
     return one(config.LengthReward(kind="length", target=target, tolerance=tolerance))
 
 
-def python(callable: str) -> Any:
-    return one(config.PythonReward(kind="python", callable=callable))
+def python(callable: str, **fields: Any) -> Any:
+    return one(config.PythonReward(kind="python", callable=callable, **fields))
 
 
 def grumpy(prompt: str, response: str) -> float:
@@ -87,6 +87,14 @@ class TestPython:
         assert reward(response(text="")) == 0
         assert not reward.prefixes
         assert reward.reads_text
+
+    def test_it_scores_prefixes_where_the_operator_says_so(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("cdserve.demo.reward.sentiment_gold", grumpy)
+        reward = python("cdserve.demo.reward:sentiment_gold", prefixes=True)
+        assert reward.prefixes
+        assert reward(response(finished=False, text="yo")) == -4
 
     def test_its_value_becomes_a_float(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("cdserve.demo.reward.sentiment_gold", grumpy)

@@ -38,17 +38,24 @@ class Served:
         settings: what goes into its YAML file.
         folder: where that file and the log are written.
         flags: vLLM's flags.
+        packages: a folder with packages that it can import too.
     """
 
     def __init__(
-        self, settings: Mapping[str, Any], folder: Path, flags: Sequence[str] = ()
+        self,
+        settings: Mapping[str, Any],
+        folder: Path,
+        flags: Sequence[str] = (),
+        packages: Path | None = None,
     ) -> None:
         self._config = folder / "cdserve.yaml"
         self._config.write_text(yaml.safe_dump(dict(settings)))
         self._log = folder / "server.log"
         self._flags = flags
+        path = [str(packages or ""), os.environ.get("PYTHONPATH", "")]
+        self._environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path))}
         self._ended = False
-        self.base_url = f"http://127.0.0.1:{_free_port()}"
+        self.base_url = f"http://127.0.0.1:{free_port()}"
 
     def __enter__(self) -> "Served":
         command = [sys.executable, "-m", "cdserve", "serve", "--config", str(self._config)]
@@ -56,6 +63,7 @@ class Served:
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
                 [*command, "--host", host, "--port", port, *self._flags],
+                env=self._environment,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 process_group=0,
@@ -134,11 +142,12 @@ class Served:
             time.sleep(0.02)
 
     def wait_until_unhealthy(self, seconds: float) -> None:
-        """Waits until ``/health`` fails."""
+        """Waits until ``/health`` fails, or nobody is there to answer."""
         deadline = time.monotonic() + seconds
-        while httpx2.get(f"{self.base_url}/health", timeout=5).status_code == 200:
-            assert time.monotonic() < deadline, f"healthy after {seconds} s"
-            time.sleep(0.05)
+        with suppress(httpx2.TransportError):
+            while httpx2.get(f"{self.base_url}/health", timeout=5).status_code == 200:
+                assert time.monotonic() < deadline, f"healthy after {seconds} s"
+                time.sleep(0.05)
 
     def requests_in_engine(self) -> float:
         """Engine requests that are running or waiting."""
@@ -170,7 +179,8 @@ class Served:
         raise AssertionError(f"the server did not start:\n{self.log()}")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

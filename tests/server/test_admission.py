@@ -18,6 +18,7 @@ KEYS = {"CDTEST_SMALL": "sk-small", "CDTEST_NARROW": "sk-narrow"}
 OWN = "sk-own"
 LONG = {"max_tokens": 600, "ignore_eos": True}
 BEST_OF_16 = {"method": "best_of_n", "n": 16}
+pytestmark = pytest.mark.server  # with servers of its own: so the two halves take as long
 
 
 @pytest.fixture(scope="module")

@@ -38,6 +38,7 @@ class TestAlignment:
             "logit_mixing",
             "rejection",
             "speculative_rejection",
+            "good_enough",
         }
         assert {"sentiment", "sentiment_gold", "brevity"} <= set(answer["rewards"])
         assert set(answer["members"]) == {"tuned", "ref", "twin"}

@@ -1,5 +1,6 @@
 """What cannot be done is a 400 in OpenAI's shape that names the field, before any work."""
 
+import json
 import re
 from typing import Any
 
@@ -181,6 +182,31 @@ def test_best_of_n_works_with_a_json_schema(client: OpenAI) -> None:
     form = {"type": "json_schema", "json_schema": {"name": "verdict", "schema": schema}}
     answer = chat(client, BEST_OF_N, response_format=form)
     assert re.match(r'\{\s*"good":\s*(true|false)', answer.choices[0].message.content)
+
+
+NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
+AGREE = {"name": "agree", "strict": True, "parameters": NOTHING}
+TOOL_CALL = {"tools": [{"type": "function", "function": AGREE}], "tool_choice": "required"}
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [BEST_OF_N, {"method": "tokenwise_cd", "beta": 1}],
+    ids=lambda policy: policy["method"],
+)
+def test_whole_responses_may_be_tool_calls(client: OpenAI, policy: dict[str, Any]) -> None:
+    answer = chat(client, policy, **TOOL_CALL, max_tokens=200)
+    first, *_ = answer.choices[0].message.tool_calls
+    assert first.function.name == "agree"
+    assert json.loads(first.function.arguments) == {}
+    assert answer.alignment["method"] == policy["method"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_blocks_may_not_be_forced_tool_calls(client: OpenAI, stream: bool) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        chat(client, BLOCKWISE, stream=stream, **TOOL_CALL)
+    check(caught.value, "tools", ["grammar", "blockwise_cd", "best_of_n"])
 
 
 def test_a_policy_with_one_candidate_takes_temperature_0(client: OpenAI) -> None:

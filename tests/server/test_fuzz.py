@@ -1,6 +1,6 @@
 """Whatever is sent, the answer is a good one or says what is wrong; the server stays well.
 
-``CDSERVE_FUZZ=2000`` is how many bodies are made; 150 without it.
+``FUZZ_EXAMPLES=2000`` is how many bodies are made; 150 without it.
 """
 
 import json
@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from .generated import bodies, encoded
 from .served import Served
 
-EXAMPLES = int(os.environ.get("CDSERVE_FUZZ", "150"))
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "150"))
 JSON = {"content-type": "application/json"}
 
 

@@ -27,6 +27,7 @@ def of_reward(accuracy: float | None) -> RewardReport:
         at_end=0.9,
         pairs_by_number=(PairsAt(number=8, responses=8, accuracy=accuracy),),
         pairs_at_end=accuracy,
+        selected=None,
         calibration=(Bin(-1.0, -0.8, 65), Bin(1.0, 1.1, 65)),
         calibration_gap=0.1,
         bellman_bias=None,

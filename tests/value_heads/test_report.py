@@ -17,6 +17,7 @@ from tests.decoders.toy import P, Tokens, ended, soft_value, value
 from tests.decoders.toy import reward as reward_of
 from value_heads import Base, HeadConfig, QHead, Rollouts, ValueHead
 from value_heads.card import markdown
+from value_heads.metrics import Selected
 from value_heads.report import HeadReport, measure
 
 from .ab3 import RESPONSES as ROWS
@@ -267,6 +268,32 @@ class TestPairs:
         edges = [(1, 8), (8, 16), (16, 32)]
         assert [(bucket.low, bucket.high) for bucket in made.by_number] == edges
         assert [bucket.tokens for bucket in made.by_number] == [28, 1 + 2 + 8 + 8, 5 + 2]
+
+
+class TestSelected:
+    def test_one_of_each_prompt(self) -> None:
+        """The values at the end are 9, 0, 1, 4: the first of prompt 5, the last of prompt 8."""
+        mixed = [LONG[2], LONG[0], LONG[3], LONG[1], [7.0]]
+        gold = [GOLD[2], GOLD[0], GOLD[3], GOLD[1], [50.0]]
+        made = measure(reader(), [numbered(mixed, gold, [8, 5, 8, 5, 1])]).rewards["r"].selected
+        assert made is not None
+        assert (made.prompts, made.responses) == (2, 2)
+        assert (made.chance, made.chosen, made.best) == (2.5, (4 + 1) / 2, (4 + 2) / 2)
+
+    def test_groups_of_several_sizes_and_ties(self) -> None:
+        made = measure(
+            reader(), [numbered([[1.0]] * 5, [[3.0], [1.0], [2.0], [5.0], [7.0]], [4, 4, 4, 2, 2])]
+        )
+        found = made.rewards["r"].selected
+        assert found == Selected(prompts=2, responses=2.5, chance=4, chosen=4, best=5)
+
+    def test_none_without_a_choice(self, exact: HeadReport) -> None:
+        assert exact.rewards["r"].selected is None
+        assert "selects" not in markdown(exact)
+
+    def test_card(self) -> None:
+        card = markdown(measure(reader(), [numbered(LONG, GOLD, [5, 5, 8, 8])]))
+        assert card.endswith("| r | 2 | 2 | 2.5 | 2.5 | 3 |\n")
 
 
 class TestSeveralRewards:

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# What the server can do, an aligned answer, an aligned stream, and scores: examples/curl.sh [URL]
+set -euo pipefail
+url=${1:-http://localhost:8000}
+
+ask() { curl --silent --show-error --fail-with-body --no-buffer "$url$1" "${@:2}"; echo; }
+post() { ask "$1" --header 'content-type: application/json' --data "$2"; }
+
+ask /v1/alignment
+ask /v1/models
+
+post /v1/completions '{
+  "model": "demo",
+  "prompt": "Review of the film \"The Glass Harbour\":",
+  "max_tokens": 120,
+  "alignment": {"method": "best_of_n", "n": 4, "report": "trace"}
+}'
+
+post /v1/chat/completions '{
+  "model": "demo:blockwise",
+  "messages": [{"role": "user", "content": "Please write a review of the compact kettle."}],
+  "max_tokens": 120,
+  "stream": true
+}'
+
+post /v1/alignment/score '{
+  "prompt": "Review: travel lawn mower (garden).",
+  "responses": [" I love it.", " It broke on the first day."],
+  "rewards": {"sentiment": 1.0, "brevity": 0.1}
+}'

@@ -1,0 +1,1 @@
+"""A decoder and a reward for cdserve."""

@@ -1,0 +1,36 @@
+"""LangChain's chat model under a policy, in a chain, streamed, and by preset.
+
+Needs langchain-openai. OPENAI_BASE_URL (http://localhost:8000/v1 if not set) says where the server
+is, OPENAI_API_KEY who asks. LangChain keeps what OpenAI's answers have: the report is not in its
+messages, and OpenAI's own client has it.
+"""
+
+import os
+
+from langchain_core.prompts import ChatPromptTemplate
+from langchain_openai import ChatOpenAI
+
+SERVER = {
+    "base_url": os.environ.get("OPENAI_BASE_URL", "http://localhost:8000/v1"),
+    "api_key": os.environ.get("OPENAI_API_KEY", "-"),
+    "max_tokens": 120,
+}
+PROMPT = ChatPromptTemplate.from_messages([("user", "Please write a review of the {thing}.")])
+
+
+def main() -> None:
+    """Asks the demo."""
+    policy = {"method": "blockwise_cd", "k": 4, "m": 32}
+    blockwise = ChatOpenAI(model="demo", extra_body={"alignment": policy}, **SERVER)
+    print("blockwise:", end=" ")
+    for chunk in (PROMPT | blockwise).stream({"thing": "compact kettle"}):
+        print(chunk.content, end="", flush=True)
+
+    preset = ChatOpenAI(model="demo:best-of-8", **SERVER)
+    answers = (PROMPT | preset).batch([{"thing": "travel lawn mower"}, {"thing": "garden chair"}])
+    for answer in answers:
+        print("\nbest-of-8:", answer.content)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""OpenAI's own client: plain, streamed block by block, by preset, and a policy that is refused.
+
+OPENAI_BASE_URL (http://localhost:8000/v1 if not set) says where the server is, OPENAI_API_KEY who
+asks.
+"""
+
+import os
+
+from openai import BadRequestError, OpenAI
+
+BASE_URL = os.environ.get("OPENAI_BASE_URL", "http://localhost:8000/v1")
+MESSAGES = [{"role": "user", "content": "Please write a review of the compact kettle."}]
+
+
+def main() -> None:
+    """Asks the demo."""
+    client = OpenAI(base_url=BASE_URL, api_key=os.environ.get("OPENAI_API_KEY", "-"))
+    ask = client.chat.completions.create
+
+    plain = ask(model="demo", messages=MESSAGES, max_tokens=120)
+    print("plain:", plain.choices[0].message.content)
+
+    # `alignment` is not a field of OpenAI's, so it goes into `extra_body`.
+    policy = {"method": "blockwise_cd", "k": 4, "m": 32, "rewards": {"sentiment": 1.0}}
+    stream = ask(
+        model="demo",
+        messages=MESSAGES,
+        max_tokens=120,
+        stream=True,
+        extra_body={"alignment": policy},
+    )
+    print("blockwise:", end=" ")
+    report = None
+    for chunk in stream:
+        for choice in chunk.choices:
+            print(choice.delta.content or "", end="", flush=True)
+        report = getattr(chunk, "alignment", report)  # on the last chunk that has choices
+    print(f"\n  score {report['score']:.2f}, KL at most {report['kl']['bound']:.2f} nats,", end=" ")
+    print(f"{report['candidate_tokens']} tokens drawn")
+
+    preset = ask(model="demo:best-of-8", messages=MESSAGES, max_tokens=120)
+    print("best-of-8:", preset.choices[0].message.content)
+    print(f"  score {preset.alignment['score']:.2f} of {preset.alignment['candidates']} candidates")
+
+    try:
+        wrong = {"method": "best_of_n", "n": 0}
+        ask(model="demo", messages=MESSAGES, extra_body={"alignment": wrong})
+    except BadRequestError as error:
+        print(f"refused: {error.param}: {error.body['message']}")
+
+
+if __name__ == "__main__":
+    main()

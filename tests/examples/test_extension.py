@@ -1,0 +1,70 @@
+"""The package of examples/extension, installed and served: its decoder and its reward."""
+
+from typing import Any
+
+import httpx2
+import pytest
+from openai import OpenAI
+
+from tests.server.wire import BLOCKWISE, check_refused, complete
+
+ENOUGH = {"method": "good_enough", "threshold": 0.0, "max_draws": 6, "rewards": {"variety": 1}}
+
+
+def variety(text: str) -> float:
+    """The reward, by its definition."""
+    words = text.lower().split()
+    return len(set(words)) / len(words)
+
+
+def test_clients_are_told_of_both(http: httpx2.Client) -> None:
+    told = http.get("/v1/alignment").json()
+    schema = told["methods"]["good_enough"]
+    assert {"threshold", "max_draws"} <= set(schema["required"])
+    assert schema["properties"]["batch"]["default"] == 4
+    assert told["rewards"]["variety"]["prefixes"] is True
+
+
+@pytest.mark.parametrize(
+    ("threshold", "drawn", "reached"), [(0.0, 4, True), (2.0, 6, False)], ids=["met", "not met"]
+)
+def test_it_draws_until_one_is_good_enough(
+    client: OpenAI, threshold: float, drawn: int, reached: bool
+) -> None:
+    policy = {**ENOUGH, "threshold": threshold, "report": "trace"}
+    answer = complete(client, policy)
+    report: dict[str, Any] = answer.alignment
+    (decision,) = report["trace"]
+    assert report["candidates"] == drawn
+    assert report["accepted"] is reached
+    assert report["score"] == max(one["score"] for one in decision["candidates"])
+    assert report["score"] == pytest.approx(variety(answer.choices[0].text))
+
+
+def test_it_takes_a_proposal_as_the_built_in_searches_do(client: OpenAI) -> None:
+    answer = complete(client, {**ENOUGH, "proposal": {"method": "tokenwise_cd", "beta": 1.0}})
+    assert answer.alignment["kl"]["estimator"] == "bound+exact_path"
+
+
+@pytest.mark.parametrize(
+    ("change", "param", "words"),
+    [
+        ({"max_draws": 17}, "alignment.max_draws", ["17", "1 to 16"]),
+        ({"batch": 0}, "alignment.batch", ["0", "greater than or equal to 1"]),
+        ({"draws": 4}, "alignment.draws", ["not known", "batch", "max_draws"]),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    client: OpenAI, change: dict[str, Any], param: str, words: list[str]
+) -> None:
+    check_refused(client, {**ENOUGH, **change}, param, words)
+
+
+def test_the_reward_decides_between_blocks_too(client: OpenAI) -> None:
+    answer = complete(client, {**BLOCKWISE, "rewards": {"variety": 1}, "report": "trace"})
+    text = ""
+    for decision in answer.alignment["trace"]:
+        for one in decision["candidates"]:
+            assert one["score"] == pytest.approx(variety(text + one["text"]))
+        text += next(one["text"] for one in decision["candidates"] if one["chosen"])
+    assert text == answer.choices[0].text

@@ -1,0 +1,52 @@
+"""The examples that ask a server run, as they stand."""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.server.served import Served
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def run(server: Served, *command: str | Path) -> str:
+    """What a command prints that finds the server in its environment."""
+    environment = os.environ | {"OPENAI_BASE_URL": f"{server.base_url}/v1"}
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=True, timeout=120
+    ).stdout
+
+
+def test_openai_client(server: Served) -> None:
+    printed = run(server, sys.executable, EXAMPLES / "openai_client.py")
+    assert re.search(r"^plain: \w", printed, re.MULTILINE)
+    assert re.search(r"^blockwise: +\w", printed, re.MULTILINE)
+    assert re.search(r"KL at most \d\.\d\d nats, \d+ tokens drawn", printed)
+    assert re.search(r"^  score -?\d\.\d\d of 8 candidates$", printed, re.MULTILINE)
+    assert re.search(r"^refused: alignment\.n: .*greater than or equal to 1", printed, re.MULTILINE)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl: apt-get install curl")
+def test_curl(server: Served) -> None:
+    printed = run(server, EXAMPLES / "curl.sh", server.base_url)
+    assert '"blockwise_cd"' in printed
+    assert '"id":"demo:blockwise"' in printed
+    assert printed.count('"chosen":true') == 1
+    assert printed.count('"chosen":false') == 3
+    assert "data: [DONE]" in printed
+    assert printed.count('"rewards":{"sentiment":') >= 2
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("langchain_openai") is None, reason="needs langchain-openai"
+)
+def test_langchain(server: Served) -> None:
+    printed = run(server, sys.executable, EXAMPLES / "langchain_chat.py")
+    assert re.search(r"^blockwise: +\w", printed, re.MULTILINE)
+    assert len(re.findall(r"^best-of-8: \w", printed, re.MULTILINE)) == 2
