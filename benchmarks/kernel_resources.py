@@ -1,41 +1,51 @@
-"""What the kernels compile to for a GPU that is not there: registers, stack, shared memory."""
+"""What the kernels compile to for a GPU that is not there: registers, stack, shared memory.
 
+Run, it compiles what the plugin launches at the start of a server with a value head, a Q-head and
+two members, and says how many variants that is and how long each takes on one core:
+
+    python benchmarks/kernel_resources.py [--vocabulary 128256] [--width 4096]
+"""
+
+import argparse
+import json
 import re
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
 import triton
-from torch import Tensor
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import create_function_from_signature
 
+from value_heads import HeadConfig, QHead, ValueHead
 from value_heads.kernels import Mixture, PackedHeads, Tilt, operations
 
 TARGETS = [80, 90]
 TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-TYPES = {
-    torch.float32: "*fp32",
-    torch.bfloat16: "*bf16",
-    torch.float16: "*fp16",
-    torch.int64: "*i64",
-}
-RUNTIME = ("num_warps", "num_stages")
-"""Of a launch, and no arguments of the kernel."""
+
+
+class Launch(NamedTuple):
+    """A kernel with what it is given."""
+
+    kernel: Any
+    arguments: tuple[Any, ...]
+    named: dict[str, Any]
 
 
 def resources() -> list[dict[str, Any]]:
     """A row for each kernel of each operation, compiled as the operation launches it."""
     return [
-        {"operation": name, **compiled(kernel, arguments, target)}
+        {"operation": name, **compiled(launch, target)}
         for name, call in calls().items()
-        for kernel, arguments in launches(call)
+        for launch in launches(call)
         for target in TARGETS
     ]
 
@@ -90,40 +100,40 @@ def calls() -> dict[str, Callable[[], Any]]:
 
 
 @contextmanager
-def recorded() -> Iterator[list[tuple[Any, dict[str, Any]]]]:
-    """Kernels launched meanwhile, with their arguments by name; none of them runs."""
-    seen: list[tuple[Any, dict[str, Any]]] = []
+def recorded() -> Iterator[list[Launch]]:
+    """Kernels launched meanwhile; none of them runs."""
+    seen: list[Launch] = []
 
     def launch(kernel: Any, *args: Any, grid: Any, warmup: bool, **named: Any) -> None:
-        seen.append((kernel, dict(zip(kernel.arg_names, args, strict=False)) | named))
+        seen.append(Launch(kernel, args, named))
 
     with patch.object(triton.runtime.JITFunction, "run", launch):
         yield seen
 
 
-def launches(call: Callable[[], Any]) -> list[tuple[Any, dict[str, Any]]]:
+def launches(call: Callable[[], Any]) -> list[Launch]:
     """The kernels that an operation launches."""
     with recorded() as seen:
         call()
     return seen
 
 
-def compiled(kernel: Any, arguments: dict[str, Any], target: int) -> dict[str, Any]:
-    """What a kernel needs, compiled for a compute capability."""
-    options = {name: arguments[name] for name in RUNTIME if name in arguments}
-    signature, constants, attributes = {}, {}, {}
-    for i, parameter in enumerate(kernel.params):
-        value = arguments[parameter.name]
-        if parameter.is_constexpr:
-            signature[parameter.name], constants[(i,)] = "constexpr", value
-            continue
-        signature[parameter.name] = _type(value)
-        parts = enumerate(value) if isinstance(value, tuple) else [(None, value)]
-        for j, part in parts:
-            if not parameter.do_not_specialize and _divides(part):
-                attributes[(i,) if j is None else (i, j)] = [["tt.divisibility", 16]]
+def variant(launch: Launch, target: GPUTarget) -> tuple[str, ASTSource, Any]:
+    """What Triton tells variants apart by, the source of this one, and its options."""
+    kernel, backend = launch.kernel, make_backend(target)
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    bound, specialisation, given = bind(*launch.arguments, **launch.named)
+    packed = kernel._pack_args(backend, launch.named, bound, specialisation, given)
+    options, signature, constants, attributes = packed
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
-    made = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
+    return f"{kernel.__name__} {specialisation} {given}", source, options
+
+
+def compiled(launch: Launch, capability: int) -> dict[str, Any]:
+    """What a kernel needs, compiled for a compute capability."""
+    target = GPUTarget("cuda", capability, 32)
+    _, source, options = variant(launch, target)
+    made = triton.compile(source, target=target, options=options.__dict__)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(made.asm["cubin"])
         file.flush()
@@ -131,20 +141,59 @@ def compiled(kernel: Any, arguments: dict[str, Any], target: int) -> dict[str, A
         usage = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
     found = {name: int(count) for name, count in re.findall(r"\b(REG|STACK):(\d+)", usage)}
     return {
-        "kernel": kernel.__name__,
-        "compute capability": target / 10,
-        "warps": options.get("num_warps", 4),
+        "kernel": launch.kernel.__name__,
+        "compute capability": capability / 10,
+        "warps": options.num_warps,
         "registers": found["REG"],
         "stack bytes": found["STACK"],
         "shared bytes": made.metadata.shared,
     }
 
 
-def _type(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return tuple(map(_type, value))
-    return TYPES[value.dtype] if isinstance(value, Tensor) else "i32"
+def at_start(width: int, vocabulary: int) -> list[Launch]:
+    """What the plugin launches when a server with one head of each kind and two members starts."""
+    from cdserve.plugin.scorer import ValueScorer
+    from cdserve.plugin.steerer import Steerer
+
+    place = {"rewards": ("r",), "hidden_size": width, "shift": (0.0,), "scale": (1.0,)}
+    value = HeadConfig(architecture="linear", base_model="any", **place)
+    q = HeadConfig(
+        architecture="lowrank", rank=64, vocab_size=vocabulary, base_model="any", **place
+    )
+    members, cpu = ("tuned", "ref"), torch.device("cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [f"{folder}/value", f"{folder}/q"]
+        ValueHead(value).save_pretrained(paths[0])
+        QHead(q).save_pretrained(paths[1])
+        scorer = ValueScorer(paths[:1], cpu, True)
+        steerer = Steerer(paths[1:], cpu, vocabulary, True, True, members)
+    logits = torch.zeros(64, vocabulary, dtype=torch.bfloat16)
+    hidden = torch.zeros(64, 3 * width, dtype=torch.bfloat16)[:, :width]
+    with recorded() as seen:
+        scorer.warm_up(hidden)
+        steerer.warm_up(
+            logits, hidden, lambda rows: dict.fromkeys(members, logits[rows].float()), None
+        )
+    return seen
 
 
-def _divides(value: Any) -> bool:
-    return isinstance(value, Tensor) or value % 16 == 0
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--width", type=int, default=4096)
+    parser.add_argument("--vocabulary", type=int, default=128_256)
+    args = parser.parse_args()
+    triton.knobs.compilation.always_compile = True
+    target = GPUTarget("cuda", 90, 32)
+    variants = {variant(one, target)[0]: one for one in at_start(args.width, args.vocabulary)}
+    rows = []
+    for launch in variants.values():
+        begun = time.perf_counter()
+        row = compiled(launch, 90)
+        rows.append({**row, "seconds": round(time.perf_counter() - begun, 2)})
+        print(json.dumps(rows[-1]), flush=True)
+    total = sum(row["seconds"] for row in rows)
+    print(json.dumps({"variants": len(rows), "seconds": round(total, 1)}))
+
+
+if __name__ == "__main__":
+    main()

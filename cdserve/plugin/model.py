@@ -5,6 +5,8 @@ few methods extended. A subclass, so that all that vLLM reads off the class (LoR
 pipeline parallelism, multi-modal interfaces) stays as it is.
 """
 
+import logging
+import time
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -15,12 +17,15 @@ from vllm.config import VllmConfig
 from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.forward_context import get_forward_context
 
+from cdserve.plugin.inputs import Rows
 from cdserve.plugin.likelihoods import Likelihoods, Logits
 from cdserve.plugin.members import Members, architecture
 from cdserve.plugin.rows import ROWS, Row
 from cdserve.plugin.scorer import ValueScorer
-from cdserve.plugin.steerer import Rows, Steerer
+from cdserve.plugin.steerer import Steerer
 from value_heads.kernels import runs_on
+
+_LOGGER = logging.getLogger("vllm.cdserve")
 
 
 class _Aligned:
@@ -36,7 +41,9 @@ class _Aligned:
         fused = attached["kernels"] and runs_on(device)
         self._values = (ValueScorer(attached["values"], device, fused) if scores else None,)
         vocabulary = vllm_config.model_config.get_vocab_size()
-        self._steerer = (Steerer(attached["q"], device, vocabulary, first, fused),)
+        names = tuple(attached["members"])
+        self._steerer = (Steerer(attached["q"], device, vocabulary, first, fused, names),)
+        self._cold = fused and vllm_config.kernel_config.enable_jit_warmup
         reads = first and attached["likelihoods"]
         self._likelihoods = Likelihoods(attached["likelihoods"]) if reads else None
         self._last = torch.empty(0, dtype=torch.long)
@@ -85,6 +92,9 @@ class _Aligned:
         if self._values[0] is not None:
             self._values[0].score_last(own, due)
         logits = super().compute_logits(own, *args, **kwargs)  # type: ignore[misc]
+        if self._cold:  # in vLLM's run that measures memory, after loading and before it serves
+            self._cold = False
+            self._warm_up(logits, own, behind)
         if logits is None or not (steered or likely):
             return logits
         known = self.members.logits(behind) if likely else None
@@ -99,6 +109,20 @@ class _Aligned:
             return {name: z[rows] for name, z in known.items()}
 
         return self._steerer[0].steer(logits, own, steered, members, _lm_head(self))
+
+    def _warm_up(
+        self, logits: torch.Tensor | None, own: torch.Tensor, behind: torch.Tensor
+    ) -> None:
+        """Has Triton compile the kernels for what requests usually ask, on this run's tensors."""
+        begun = time.perf_counter()
+        kinds = 0 if self._values[0] is None else self._values[0].warm_up(own)
+        if logits is not None:
+            kinds += self._steerer[0].warm_up(
+                logits, own, lambda rows: self.members.logits(behind[rows]), _lm_head(self)
+            )
+        if kinds:
+            taken = time.perf_counter() - begun
+            _LOGGER.info("kernels for %d kinds of rows were compiled in %.1f s", kinds, taken)
 
     def _read_tokens(
         self,

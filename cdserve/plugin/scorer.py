@@ -38,7 +38,7 @@ class ValueScorer:
         """
         if not due:
             return
-        values = self._values(hidden, list(due))
+        values = self._values(hidden, torch.tensor(list(due), device=hidden.device))
         tickets = [row.values for row in due.values() if row.values is not None]
         self._tables.write(tickets, [row.tokens for row in due.values()], values)
 
@@ -61,15 +61,35 @@ class ValueScorer:
             span = slice(starts[index], starts[index + 1])
             lengths = positions[span].cpu().numpy() + 1
             if row.values is not None:
-                self._tables.write([row.values] * len(lengths), lengths, self._values(hidden[span]))
+                every = torch.arange(span.start, span.stop, device=hidden.device)
+                values = self._values(hidden, every)
+                self._tables.write([row.values] * len(lengths), lengths, values)
+
+    def warm_up(self, hidden: torch.Tensor) -> int:
+        """Has Triton compile what scoring will launch; how many kinds of hidden states there are.
+
+        Args:
+            hidden: as ``score_last`` has them, ``[rows, d]``, with members' behind each. Where no
+                member ran and over whole prompts they are in one piece.
+        """
+        if self._packed is None:
+            return 0
+        strides = (hidden.shape[1], hidden.stride(0))
+        kinds = {stride % 16 == 0: stride for stride in strides}  # as Triton has them
+        for stride in kinds.values():
+            first = torch.zeros(1, dtype=torch.long, device=hidden.device)
+            self._values(hidden.new_zeros(1, stride)[:, : hidden.shape[1]], first)
+        return len(kinds)
 
     @torch.inference_mode()
-    def _values(self, hidden: torch.Tensor, rows: Sequence[int] | None = None) -> np.ndarray:
-        """Values ``[N, G]``, float32, of hidden states ``[rows, d]``, or of some of their rows."""
+    def _values(self, hidden: torch.Tensor, index: torch.Tensor) -> np.ndarray:
+        """Values ``[N, G]``, float32, of rows ``[N]`` of hidden states ``[rows, d]``.
+
+        A slice of the states would begin at an address that may need another variant.
+        """
         if self._kernels is None or self._packed is None:
-            chosen = hidden if rows is None else hidden[rows]
+            chosen = hidden[index]
             return torch.cat([head(chosen) for head in self._heads], dim=-1).cpu().numpy()
-        index = torch.tensor(range(len(hidden)) if rows is None else rows, device=hidden.device)
         packed, _ = self._kernels.score(hidden, index, self._packed)
         parts, column = [], 0
         for head in self._heads:

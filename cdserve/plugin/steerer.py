@@ -1,22 +1,20 @@
 """Steering inside the worker: a step's logits in, those of the steered rows changed in place."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from vllm.utils.torch_utils import set_default_torch_dtype
 
+from cdserve.plugin.inputs import MemberLogits, Rows, factors, places, tensor
+from cdserve.plugin.launches import Launches, kind
 from cdserve.plugin.rows import Row
 from cdserve.plugin.tables import Tables
 from cdserve.value_table import Ticket
 from value_heads import QHead, centred_on_top_k, kl, mixed
-from value_heads.kernels import Mixture, Operations, Tilt, operations
-
-Rows = Tensor | slice
-"""Rows of a tensor: an index, or a range of them, which copies nothing."""
+from value_heads.kernels import ROW_TILES
 
 
 class Steerer:
@@ -32,6 +30,7 @@ class Steerer:
         vocabulary: tokens that the model has logits of.
         reports: whether this worker writes the KL; one of them does.
         fused: whether by Triton kernels.
+        members: the members' names.
 
     Raises:
         ValueError: a head has values of more tokens than that.
@@ -44,6 +43,7 @@ class Steerer:
         vocabulary: int,
         reports: bool,
         fused: bool = False,
+        members: Sequence[str] = (),
     ) -> None:
         with set_default_torch_dtype(torch.float32):  # vLLM builds models in the served dtype
             self._heads = [QHead.from_pretrained(path).to(device) for path in paths]
@@ -55,7 +55,7 @@ class Steerer:
                 )
         self._reports = reports
         self._tables = Tables(columns=2)
-        self._kernels = operations(fused=True) if fused else None
+        self._launches = Launches(self._heads, members) if fused else None
 
     @torch.inference_mode()
     def steer(
@@ -63,7 +63,7 @@ class Steerer:
         logits: Tensor,
         hidden: Tensor,
         rows: Mapping[int, Row],
-        members: Callable[[Rows], Mapping[str, Tensor]],
+        members: MemberLogits,
         lm_head: Tensor | None,
     ) -> Tensor:
         """The step's logits with those of ``rows`` steered, in float32.
@@ -74,11 +74,11 @@ class Steerer:
             members: gives members' logits ``[N, |V|]`` of N rows of the batch, by name.
             lm_head: the model's output embedding, which tied heads read.
         """
-        if self._kernels is not None:
-            return self._steer_fused(self._kernels, logits, hidden, rows, members, lm_head)
+        if self._launches is not None:
+            return self._steer_fused(self._launches, logits, hidden, rows, members, lm_head)
         logits = logits.float()
         asking = list(rows.values())
-        index = _places(list(rows), logits.device)
+        index = places(list(rows), logits.device)
         before = logits[index]
         after = self._mixed(before, list(rows), asking, members)
         after = self._tilted(after, hidden[index], asking, lm_head)
@@ -86,13 +86,31 @@ class Steerer:
         logits[index] = after
         return logits
 
+    @torch.inference_mode()
+    def warm_up(
+        self, logits: Tensor, hidden: Tensor, members: MemberLogits, lm_head: Tensor | None
+    ) -> int:
+        """Has Triton compile what steering will launch; how many kinds of rows there are.
+
+        Args:
+            logits: as ``steer`` has them, of the largest batch; they stay as they are.
+            hidden, members, lm_head: as ``steer``'s.
+        """
+        if self._launches is None:
+            return 0
+        # Another worker reports the KL: then this one knows it only where there is a budget.
+        measured = (True,) if self._reports else (True, False)
+        some = slice(ROW_TILES[-1])
+        wide = logits[some].float()
+        return self._launches.warm_up(wide, hidden[some], members, lm_head, measured)
+
     def _steer_fused(
         self,
-        kernels: Operations,
+        launches: Launches,
         logits: Tensor,
         hidden: Tensor,
         rows: Mapping[int, Row],
-        members: Callable[[Rows], Mapping[str, Tensor]],
+        members: MemberLogits,
         lm_head: Tensor | None,
     ) -> Tensor:
         """As ``steer``: a launch for each kind of row, in place.
@@ -101,29 +119,22 @@ class Steerer:
         with one are copied before, and put back where it is spent.
         """
         steered = logits.float()
-        order = sorted(rows, key=lambda i: _kind(rows[i]))
+        order = sorted(rows, key=lambda i: kind(rows[i]))
         asking = [rows[i] for i in order]
         index = torch.tensor(order, device=logits.device)
         measured = self._measures(asking)
         bounded = [i for i, row in enumerate(asking) if measured and row.budget is not None]
         kept = steered[[order[i] for i in bounded]]
         mixing = [i for i in order if rows[i].mix]
-        behind = members(_places(mixing, logits.device)) if mixing else {}
+        behind = members(places(mixing, logits.device)) if mixing else {}
         parts: list[Tensor] = []
         stop = 0
-        for (unmixed, tilted, _), group in groupby(asking, _kind):
+        for _, group in groupby(asking, kind):
             some = list(group)
             start, stop = stop, stop + len(some)
             place = index[start:stop]
             part = {name: z[start:stop] for name, z in behind.items()}
-            found = kernels.steer(
-                steered,
-                place,
-                mixture=None if unmixed else _mixture(part, some, steered),
-                tilt=self._tilt(hidden[place], some, lm_head) if tilted else None,
-                temperature=_temperature(some, logits.device),
-                measured=measured,
-            )
+            found = launches.steer(steered, place, some, hidden[place], part, lm_head, measured)
             if found is not None:
                 parts.append(found.kl)
         if measured:
@@ -133,33 +144,18 @@ class Steerer:
                 steered[[order[i] for i in spent]] = kept[back]
         return steered
 
-    def _tilt(self, hidden: Tensor, rows: Sequence[Row], lm_head: Tensor | None) -> Tilt | None:
-        """What is added to the rows' logits, in factors; None if their weights are all 0."""
-        factors, tokens = [], []
-        for head, of_head in self._factors(hidden, rows):
-            if head.config.architecture == "tied":  # all its rewards have one B, which stays as is
-                of_head = of_head.sum(1, keepdim=True)
-            factors.append(of_head)
-            tokens.append(_tokens(head, lm_head))
-        if not tokens:
-            return None
-        known = max(b.shape[1] for b in tokens)
-        top_k = [min(row.tilt.top_k or known, known) for row in rows if row.tilt]
-        limited = any(row.tilt.top_k for row in rows if row.tilt)
-        return Tilt(factors=tuple(factors), tokens=tuple(tokens), top_k=top_k if limited else None)
-
     def _mixed(
         self,
         logits: Tensor,
         indices: Sequence[int],
         rows: Sequence[Row],
-        members: Callable[[Rows], Mapping[str, Tensor]],
+        members: MemberLogits,
     ) -> Tensor:
         chosen = [i for i, row in enumerate(rows) if row.mix]
         if not chosen:
             return logits
-        place = _places(chosen, logits.device)
-        behind = members(_places([indices[i] for i in chosen], logits.device))
+        place = places(chosen, logits.device)
+        behind = members(places([indices[i] for i in chosen], logits.device))
         part = mixed(logits[place], behind, [rows[i].mix or {} for i in chosen])
         return _put(part, logits, place, len(chosen))
 
@@ -169,7 +165,7 @@ class Steerer:
         chosen = [i for i, row in enumerate(rows) if row.tilt is not None]
         if not chosen:
             return logits
-        place = _places(chosen, logits.device)
+        place = places(chosen, logits.device)
         asking = [rows[i] for i in chosen]
         delta = self._delta(hidden[place], asking, lm_head)
         known = logits[place, : delta.shape[1]]
@@ -181,25 +177,12 @@ class Steerer:
     def _delta(self, hidden: Tensor, rows: Sequence[Row], lm_head: Tensor | None) -> Tensor:
         """sum_g (w_g / beta) (Q_g(s, .) - v_g(s)); what all tokens share changes nothing."""
         total: Tensor | None = None
-        for head, factors in self._factors(hidden, rows):
+        for head, u in factors(self._heads, hidden, rows):
             tokens = head.matrix(lm_head)
-            part = factors.flatten(1) @ tokens.transpose(1, 2).flatten(0, 1)
+            part = u.flatten(1) @ tokens.transpose(1, 2).flatten(0, 1)
             total = part if total is None else total.add_(part)
         assert total is not None  # a tilted row names a column
         return total
-
-    def _factors(self, hidden: Tensor, rows: Sequence[Row]) -> Iterator[tuple[QHead, Tensor]]:
-        """The heads that some row asks for, each with u times w / beta, ``[N, G, r]``."""
-        column = 0
-        for head in self._heads:
-            columns = range(column, column + len(head.config.rewards))
-            column = columns.stop
-            by_row = [
-                [row.tilt.coefficients.get(c, 0.0) for c in columns] for row in rows if row.tilt
-            ]
-            if any(map(any, by_row)):
-                weights = _tensor(by_row, hidden.device) * head.scale
-                yield head, head.factors(hidden) * weights[:, :, None]
 
     def _limited(self, delta: Tensor, logits: Tensor, rows: Sequence[Row]) -> Tensor:
         """The tilt, in rows with a ``top_k`` about its mean over the k most likely tokens there."""
@@ -251,48 +234,11 @@ class Steerer:
         return row
 
 
-def _kind(row: Row) -> tuple[bool, bool, bool]:
-    """Sorts rows that a launch has in common together, those that mix first."""
-    return not row.mix, row.tilt is not None, row.tilt is not None and bool(row.tilt.top_k)
-
-
-def _mixture(behind: Mapping[str, Tensor], rows: Sequence[Row], base: Tensor) -> Mixture:
-    mixes = [row.mix or {} for row in rows]
-    names = [name for name in behind if any(mix.get(name) for mix in mixes)]
-    weights = [[mix.get(name, 0.0) for name in ("base", *names)] for mix in mixes]
-    return Mixture(
-        members=tuple(behind[name] for name in names),
-        weights=_tensor(weights, base.device),
-        vocabulary=min(z.shape[1] for z in (base, *behind.values())),
-    )
-
-
-def _tokens(head: QHead, lm_head: Tensor | None) -> Tensor:
-    """B, ``[G, |V|, r]``; of a tied head the LM head's rows, in their own dtype, once for all G.
-
-    Raises:
-        ValueError: as ``QHead.matrix`` does.
-    """
-    if head.config.architecture == "lowrank":
-        return head.tokens
-    size = head.config.vocab_size or 0
-    if lm_head is None or len(lm_head) < size or lm_head.shape[1] != head.config.hidden_size:
-        return head.matrix(lm_head)
-    return lm_head[None, :size]
-
-
 def _temperature(rows: Sequence[Row], device: torch.device) -> Tensor | None:
     """The rows' temperatures ``[N]``; None where each counts as 1."""
     temperatures = [row.temperature for row in rows]
     plain = all(t in (0.0, 1.0) for t in temperatures)
-    return None if plain else _tensor(temperatures, device)
-
-
-def _places(indices: Sequence[int], device: torch.device) -> Rows:
-    start, stop = indices[0], indices[0] + len(indices)
-    if list(indices) == list(range(start, stop)):
-        return slice(start, stop)
-    return torch.tensor(indices, device=device)
+    return None if plain else tensor(temperatures, device)
 
 
 def _put(part: Tensor, whole: Tensor, place: Rows, count: int) -> Tensor:
@@ -302,7 +248,3 @@ def _put(part: Tensor, whole: Tensor, place: Rows, count: int) -> Tensor:
     copy = whole.clone()
     copy[place] = part
     return copy
-
-
-def _tensor(values: Sequence[Any], device: torch.device) -> Tensor:  # faster than torch.tensor
-    return torch.from_numpy(np.array(values, np.float32)).to(device)

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from cdserve.demo import Q_HEAD_DIR
+from cdserve.plugin.inputs import Rows
 from cdserve.plugin.rows import Row, Tilt
-from cdserve.plugin.steerer import Rows, Steerer
+from cdserve.plugin.steerer import Steerer
 from cdserve.value_table import Ticket, ValueTable
 from tests.decoders.toy import LENGTH, A, B, E, P, Tokens, probability, reward, soft_value, value
 from tests.value_heads.kernels.cases import DEVICE, RUN
@@ -274,7 +275,7 @@ def test_a_crowd_is_steered_by_kernels_as_by_the_reference(
         for fused in (False, True):
             tickets = [table.acquire() for _ in KINDS]
             rows = crowd(tickets, budget, temperature)
-            steerer = Steerer(paths, DEVICE, vocabulary, True, fused)
+            steerer = Steerer(paths, DEVICE, vocabulary, True, fused, tuple(behind))
             made = steerer.steer(
                 logits.clone(),
                 hidden,
@@ -295,6 +296,34 @@ def test_a_crowd_is_steered_by_kernels_as_by_the_reference(
     for i, (row, (_, left)) in enumerate(zip(rows, paid[1].tolist(), strict=True)):
         if left:
             assert torch.equal(found[1][row], logits[row].float()), KINDS[i]
+
+
+@pytest.mark.skipif(not RUN, reason="kernels run on a GPU or in Triton's interpreter")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_warming_up_leaves_everything_as_it_is(tmp_path: Path, dtype: torch.dtype) -> None:
+    """The logits bit for bit, NaN among them, and no table is opened."""
+    vocabulary, width = 53, 7
+    steerer = Steerer(
+        random_heads(tmp_path, width, vocabulary), DEVICE, vocabulary, False, True, ("tuned",)
+    )
+    logits = torch.randn(18, 64, device=DEVICE).to(dtype)
+    logits[3], logits[5, ::2] = torch.nan, -torch.inf
+    before = logits.clone()
+    hidden = torch.randn(18, width, device=DEVICE).to(dtype)
+    lm_head = torch.randn(vocabulary, width, device=DEVICE).to(dtype)
+    member = torch.randn(18, vocabulary, device=DEVICE)
+    asked = []
+
+    def members(rows: Rows) -> dict[str, Tensor]:
+        asked.append(rows)
+        return {"tuned": member[rows]}
+
+    assert steerer.warm_up(logits[:, :vocabulary], hidden, members, lm_head)
+    assert torch.equal(logits.view(torch.uint8), before.view(torch.uint8))
+    assert asked
+    assert not steerer._tables._open
+    unfused = Steerer([], DEVICE, vocabulary, True)
+    assert not unfused.warm_up(logits, hidden, members, lm_head)
 
 
 def test_kernels_are_for_gpus() -> None:

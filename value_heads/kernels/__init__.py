@@ -11,9 +11,18 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .arguments import Mixture, PackedHeads, Statistics, Tilt
+from .arguments import ROW_TILES, Mixture, PackedHeads, Statistics, Tilt
 
-__all__ = ["Mixture", "Operations", "PackedHeads", "Statistics", "Tilt", "operations", "runs_on"]
+__all__ = [
+    "ROW_TILES",
+    "Mixture",
+    "Operations",
+    "PackedHeads",
+    "Statistics",
+    "Tilt",
+    "operations",
+    "runs_on",
+]
 
 
 class Operations(Protocol):

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from value_heads.heads import ValueHead
 
+ROW_TILES = (16, 32, 64)
+"""Rows of a tile of a tilt, which has a variant for each: the least that takes all rows, or 64."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mixture:

@@ -14,6 +14,8 @@ from .arguments import Statistics
 
 NUMBERS = 6
 _BLOCK = 1024
+_LEAST_JOINED = 1024
+"""Places for chunks in the program that joins them: one variant, as seldom are there more."""
 _LOWEST = tl.constexpr(-1e30)
 """In place of -inf, as e times it is 0 where e is."""
 
@@ -57,13 +59,10 @@ def keep(partials, i, chunk, chunks, size, mask, top_x, sum_x, top_y, sum_y, shi
 
 
 @triton.jit
-def divisor(temperature, i, mask, TEMPERED: tl.constexpr):
+def divisor(temperature, i, mask):
     """Return T of rows i, 1 where it is 0."""
-    t = tl.full(i.shape, 1.0, tl.float32)
-    if TEMPERED:
-        t = tl.load(temperature + i, mask=mask, other=1.0)
-        t = tl.where(t > 0, t, 1.0)
-    return t
+    t = tl.load(temperature + i, mask=mask, other=1.0)
+    return tl.where(t > 0, t, 1.0)
 
 
 @triton.jit
@@ -100,7 +99,10 @@ def _join_kernel(partials, found, count, chunks, BLOCK: tl.constexpr):
     tl.store(found + 3 * count + row, base_y + tl.log(sum_y) - moment)
 
 
-@triton.jit(do_not_specialize=["count", "chunks"])
+@triton.jit(
+    do_not_specialize=["before_stride", "after_stride", "count", "chunks"],
+    do_not_specialize_on_alignment=["rows"],
+)
 def _measure_kernel(
     before,
     after,
@@ -112,7 +114,7 @@ def _measure_kernel(
     partials,
     count,
     chunks,
-    TEMPERED: tl.constexpr,
+    UNIT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """One chunk of one row; `before` [n, |V|] is in order, `after` is read at `rows`."""
@@ -122,14 +124,28 @@ def _measure_kernel(
     v = chunk * BLOCK + tl.arange(0, BLOCK)
     inside = mask[:, None] & (v < vocabulary)[None, :]
     row = tl.load(rows + i, mask=mask, other=0).to(tl.int64)
-    t = divisor(temperature, i, mask, TEMPERED)[:, None]
-    x_at = before + i.to(tl.int64)[:, None] * before_stride + v[None, :]
-    y_at = after + row[:, None] * after_stride + v[None, :]
+    t = divisor(temperature, i, mask)[:, None]
+    x_at = before + i.to(tl.int64)[:, None] * (before_stride * UNIT) + v[None, :]
+    y_at = after + row[:, None] * (after_stride * UNIT) + v[None, :]
     x = tl.load(x_at, mask=inside, other=float("-inf")) / t
     y = tl.load(y_at, mask=inside, other=float("-inf")) / t
     a, b, c, d, e, f = start(1)
     a, b, c, d, e, f = accumulate(x, y, a, b, c, d, e, f)
     keep(partials, i, chunk, chunks, count * chunks, mask, a, b, c, d, e, f)
+
+
+def unit_of(*logits: Tensor) -> int:
+    """Return in what units kernels are given the strides of [n, |V|]: 16, or 1 if |V| is odd.
+
+    In units of 16 wide loads are possible. Triton would choose by each stride itself, which of a
+    padded |V| is another one in a batch of one row.
+    """
+    return 16 if all(z.shape[1] % 16 == z.stride(0) % 16 == 0 for z in logits) else 1
+
+
+def tempered(temperature: Tensor | None, count: int, device: torch.device) -> Tensor:
+    """Return T of n rows, float32 [n]; a kernel of its own for T = 1 would have to be compiled."""
+    return torch.ones(count, device=device) if temperature is None else temperature
 
 
 def room(count: int, chunks: int, device: torch.device) -> Tensor:
@@ -141,7 +157,7 @@ def joined(partials: Tensor) -> Statistics:
     """Join the chunks of each row; `partials` as `room` gives it, all written."""
     _, count, chunks = partials.shape
     found = torch.empty(4, count, dtype=torch.float32, device=partials.device)
-    block = triton.next_power_of_2(chunks)
+    block = max(triton.next_power_of_2(chunks), _LEAST_JOINED)
     _join_kernel[(count,)](partials, found, count, chunks, BLOCK=block)
     return Statistics(*found)
 
@@ -151,18 +167,19 @@ def measure(before: Tensor, after: Tensor, rows: Tensor, temperature: Tensor | N
     count, vocabulary = before.shape
     chunks = triton.cdiv(vocabulary, _BLOCK)
     partials = room(count, chunks, before.device)
+    unit = unit_of(before, after)
     _measure_kernel[(count, chunks)](
         before,
         after,
-        before.stride(0),
-        after.stride(0),
+        before.stride(0) // unit,
+        after.stride(0) // unit,
         rows,
         vocabulary,
-        before if temperature is None else temperature,
+        tempered(temperature, count, before.device),
         partials,
         count,
         chunks,
-        TEMPERED=temperature is not None,
+        UNIT=unit,
         BLOCK=_BLOCK,
     )
     return joined(partials)

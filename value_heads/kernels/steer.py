@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .arguments import Mixture, Statistics, Tilt
-from .statistics import accumulate, divisor, joined, keep, measure, room, start
+from .arguments import ROW_TILES, Mixture, Statistics, Tilt
+from .statistics import accumulate, divisor, joined, keep, measure, room, start, tempered, unit_of
 
 _PROGRAMS = 512
 """A few for each multiprocessor of a large GPU; beyond these, chunks grow."""
@@ -23,7 +23,10 @@ PRECISION = "ieee" if torch.version.hip else "tf32x3"
 """Of products of float32: three TF32 products on tensor cores come close to one of float32."""
 
 
-@triton.jit(do_not_specialize=["count", "chunks", "tiles"], do_not_specialize_on_alignment=["rows"])
+@triton.jit(
+    do_not_specialize=["stride", "count", "chunks", "tiles"],
+    do_not_specialize_on_alignment=["rows"],
+)
 def _steer_kernel(
     logits,
     stride,
@@ -52,7 +55,8 @@ def _steer_kernel(
     RANKS: tl.constexpr,
     PRECISION: tl.constexpr,
     MEASURED: tl.constexpr,
-    TEMPERED: tl.constexpr,
+    UNIT: tl.constexpr,
+    MEMBER_UNIT: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_V: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -62,7 +66,8 @@ def _steer_kernel(
     chunk = tl.program_id(1)
     mask = i < count
     row = tl.load(rows + i, mask=mask, other=0).to(tl.int64)
-    t = divisor(temperature, i, mask, TEMPERED)[:, None]
+    if MEASURED:
+        t = divisor(temperature, i, mask)[:, None]
     top_x, sum_x, top_y, sum_y, shift, moment = start(BLOCK_N)
     for tile in range(tiles):
         v = (chunk * tiles + tile) * BLOCK_V + tl.arange(0, BLOCK_V)
@@ -88,7 +93,7 @@ def _steer_kernel(
                             other=0.0,
                         ).to(tl.float32)
                         delta = tl.dot(u, b, delta, input_precision=PRECISION)
-        at = (logits + row * stride)[:, None] + v[None, :]
+        at = (logits + row * (stride * UNIT))[:, None] + v[None, :]
         before = tl.load(at, mask=inside, other=float("-inf"))
         after = before
         if MIXED:
@@ -97,7 +102,8 @@ def _steer_kernel(
             for m in tl.static_range(MEMBERS):
                 w = tl.load(weights + i * (MEMBERS + 1) + 1 + m, mask=mask, other=0.0)[:, None]
                 read = inside & (v < shared)[None, :] & (w != 0)
-                place = (members[m] + i.to(tl.int64) * member_strides[m])[:, None] + v[None, :]
+                begin = i.to(tl.int64) * (member_strides[m] // 2 * MEMBER_UNIT)
+                place = (members[m] + begin)[:, None] + v[None, :]
                 after += w * tl.load(place, mask=read, other=0.0).to(tl.float32)
             if NORMALISED:
                 after -= tl.load(offsets + i, mask=mask, other=0.0)[:, None]
@@ -192,20 +198,22 @@ def _pass(
     measured: bool,
 ) -> Statistics | None:
     count, vocabulary = len(rows), logits.shape[1]
-    members = mixture.members if mixture else ()
+    members = tuple(map(_aligned, mixture.members)) if mixture else ()
     factors = tuple(u.contiguous() for u in tilt.factors) if tilt else ()
     tokens = tilt.tokens if tilt else ()
     normalised = mixture is not None and mixture.normalised
     block_n, block_v, warps = _blocks(count) if tokens else (1, 2048, 4)
     tiles, chunks = _chunks(triton.cdiv(count, block_n), triton.cdiv(vocabulary, block_v))
     partials = room(count, chunks, logits.device) if measured else logits
+    unit, member_unit = unit_of(logits), unit_of(*members)
     _steer_kernel[(triton.cdiv(count, block_n), chunks)](
         logits,
-        logits.stride(0),
+        logits.stride(0) // unit,
         rows,
         vocabulary,
         members,
-        tuple(member.stride(0) for member in members),
+        # Odd, as Triton makes variants for numbers of a tuple that 16 divides, whatever it is told.
+        tuple(member.stride(0) // member_unit * 2 + 1 for member in members),
         mixture.weights if mixture else logits,
         _offsets(logits, rows, mixture) if mixture and normalised else logits,
         mixture.vocabulary if mixture else vocabulary,
@@ -214,7 +222,7 @@ def _pass(
         tuple(b.stride(0) for b in tokens),
         tuple(b.stride(1) for b in tokens),
         tuple(b.shape[1] for b in tokens),
-        logits if temperature is None else temperature,
+        tempered(temperature, count, logits.device) if measured else logits,
         partials,
         count,
         chunks,
@@ -227,7 +235,8 @@ def _pass(
         RANKS=tuple(b.shape[2] for b in tokens),
         PRECISION=PRECISION,
         MEASURED=measured,
-        TEMPERED=temperature is not None,
+        UNIT=unit,
+        MEMBER_UNIT=member_unit,
         BLOCK_N=block_n,
         BLOCK_V=block_v,
         BLOCK_R=32,
@@ -236,11 +245,18 @@ def _pass(
     return joined(partials) if measured else None
 
 
+def _aligned(member: Tensor) -> Tensor:
+    """The logits, copied where they begin at an address that a variant would have to be made for.
+
+    Rows behind others of |V| numbers do so where |V| is no multiple of 4.
+    """
+    return member if member.data_ptr() % 16 == 0 else member.clone()
+
+
 def _blocks(count: int) -> tuple[int, int, int]:
     """Rows and tokens of a tile, and warps: as many rows as fit in registers, to read B seldom."""
-    if count <= 32:
-        return 16 if count <= 16 else 32, 128, 8
-    return 64, 64, 8
+    most = next((rows for rows in ROW_TILES if count <= rows), ROW_TILES[-1])
+    return most, 128 if most <= 32 else 64, 8
 
 
 def _chunks(row_tiles: int, tiles: int) -> tuple[int, int]:
