@@ -12,17 +12,26 @@ from .kernels import operations, runs_on
 _PAIRS = 1 << 22  # compared at once
 
 
+def _check_vectors(**vectors: Tensor) -> None:
+    first, *others = vectors.values()
+    if first.ndim == 1 and all(other.shape == first.shape for other in others):
+        return
+    names, shapes = list(vectors), [str(list(vector.shape)) for vector in vectors.values()]
+    raise ValueError(
+        f"{', '.join(names[:-1])} and {names[-1]} must be vectors of the same length, got "
+        f"{', '.join(shapes[:-1])} and {shapes[-1]}"
+    )
+
+
 def correlation(values: Tensor, rewards: Tensor) -> float:
     """Return Pearson's correlation of two vectors [N]; NaN where one of them is constant.
 
     Raises:
         ValueError: the shapes differ, or there are fewer than two entries.
     """
-    if values.shape != rewards.shape or values.ndim != 1 or len(values) < 2:
-        raise ValueError(
-            "values and rewards must be vectors of the same length, at least 2, got "
-            f"{list(values.shape)} and {list(rewards.shape)}"
-        )
+    _check_vectors(values=values, rewards=rewards)
+    if len(values) < 2:
+        raise ValueError(f"a correlation needs at least 2 entries, got {len(values)}")
     centred = torch.stack([values, rewards]).double()
     centred = centred - centred.mean(1, keepdim=True)
     norms = centred.norm(dim=1)
@@ -70,11 +79,7 @@ def pair_accuracy(values: Tensor, rewards: Tensor, groups: Tensor) -> float | No
     Raises:
         ValueError: the shapes differ, or are not [N].
     """
-    if not values.shape == rewards.shape == groups.shape or values.ndim != 1:
-        raise ValueError(
-            "values, rewards and groups must be vectors of the same length, got "
-            f"{list(values.shape)}, {list(rewards.shape)} and {list(groups.shape)}"
-        )
+    _check_vectors(values=values, rewards=rewards, groups=groups)
     groups, order = groups.sort()
     values, rewards = values[order], rewards[order]
     first = torch.searchsorted(groups, groups)
@@ -125,11 +130,7 @@ def selected(values: Tensor, rewards: Tensor, groups: Tensor) -> Selected | None
     Raises:
         ValueError: the shapes differ, or are not [N].
     """
-    if not values.shape == rewards.shape == groups.shape or values.ndim != 1:
-        raise ValueError(
-            "values, rewards and groups must be vectors of the same length, got "
-            f"{list(values.shape)}, {list(rewards.shape)} and {list(groups.shape)}"
-        )
+    _check_vectors(values=values, rewards=rewards, groups=groups)
     _, place, counts = torch.unique(groups, return_inverse=True, return_counts=True)
     several = counts > 1
     if not several.any():
@@ -163,11 +164,7 @@ def calibration(values: Tensor, rewards: Tensor, bins: int = 10) -> list[Bin]:
     Raises:
         ValueError: the shapes differ or are not [N], or `bins` is below 1.
     """
-    if values.shape != rewards.shape or values.ndim != 1:
-        raise ValueError(
-            "values and rewards must be vectors of the same length, got "
-            f"{list(values.shape)} and {list(rewards.shape)}"
-        )
+    _check_vectors(values=values, rewards=rewards)
     if bins < 1:
         raise ValueError(f"bins must be at least 1, got {bins}")
     if not len(values):
