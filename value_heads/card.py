@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from .frontier import Frontier, FrontierPoint
 from .metrics import Selected
 from .report import Bucket, HeadReport, RewardReport
 
@@ -31,6 +32,7 @@ def markdown(report: HeadReport) -> str:
             "rewards:\n",
             _table("tokens read", [*prefixes, "all"], pairs),
             *_selection(rewards),
+            *_frontier(report.frontier),
         ]
     )
 
@@ -85,6 +87,33 @@ def _selection(rewards: dict[str, RewardReport]) -> list[str]:
 
 def _rewards(found: Selected) -> tuple[float, float, float]:
     return found.chance, found.chosen, found.best
+
+
+def _frontier(found: Frontier | None) -> list[str]:
+    """A table for each pair of rewards."""
+    if found is None:
+        return []
+    by_pair: dict[tuple[str, ...], list[FrontierPoint]] = {}
+    for point in found.points:
+        by_pair.setdefault(tuple(point.shares), []).append(point)
+    said = (
+        "Mean rewards of the response that a weighted sum of two values selects, of "
+        f"{found.responses:.3g} responses to each of {found.prompts} prompts. A weight is of "
+        "values as they are, a share of values over their reward's standard deviation:\n"
+    )
+    return [said, *(_weighed(pair, points, found) for pair, points in by_pair.items())]
+
+
+def _weighed(pair: tuple[str, ...], points: Sequence[FrontierPoint], found: Frontier) -> str:
+    rows = {"any of them": ["–"] * len(pair) + [_number(mean) for mean in found.chance.values()]}
+    for point in points:
+        name = " + ".join(f"{share:g} {reward}" for reward, share in point.shares.items() if share)
+        numbers = [*point.weights.values(), *point.earned.values()]
+        rows[name] = [_number(number) for number in numbers]
+    columns = [f"weight of {reward}" for reward in pair] + [
+        f"{name} earned" for name in found.chance
+    ]
+    return _table("shares", columns, rows)
 
 
 def _pairs(made: RewardReport) -> list[str]:

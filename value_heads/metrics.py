@@ -117,6 +117,53 @@ class Selected:
     best: float
 
 
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """Responses to choose among: those of each group with two or more, P groups, at most K in one.
+
+    Attributes:
+        members: int64 [P, K], the responses in order; any beyond a group's count.
+        counts: int64 [P].
+    """
+
+    members: Tensor
+    counts: Tensor
+
+    @classmethod
+    def of(cls, groups: Tensor) -> "Choices | None":
+        """Find the responses with the same id, int64 [N]; None where each has one of its own."""
+        _, place, counts = torch.unique(groups, return_inverse=True, return_counts=True)
+        several = counts > 1
+        if not several.any():
+            return None
+        place, order = place.sort(stable=True)
+        number = torch.arange(len(place), device=place.device) - (counts.cumsum(0) - counts)[place]
+        members = torch.zeros(
+            len(counts), int(counts.max()), dtype=torch.int64, device=place.device
+        )
+        members[place, number] = order
+        return cls(members[several], counts[several])
+
+    @property
+    def inside(self) -> Tensor:
+        """Where `members` holds one, bool [P, K]."""
+        places = torch.arange(self.members.shape[1], device=self.counts.device)
+        return places < self.counts[:, None]
+
+    def best(self, values: Tensor) -> Tensor:
+        """Return the response of the highest value of each group, of equal ones the first, [P].
+
+        Args:
+            values: float [N], of all responses; compared in float32.
+        """
+        scores, unread = (
+            values[self.members].float(),
+            torch.zeros_like(self.counts, dtype=torch.float),
+        )
+        chosen = operations(runs_on(values.device)).select(scores, self.counts, unread, unread)
+        return self.members.gather(1, chosen[:, None])[:, 0]
+
+
 def selected(values: Tensor, rewards: Tensor, groups: Tensor) -> Selected | None:
     """Return what the response with the highest value of each group earns.
 
@@ -131,24 +178,16 @@ def selected(values: Tensor, rewards: Tensor, groups: Tensor) -> Selected | None
         ValueError: the shapes differ, or are not [N].
     """
     _check_vectors(values=values, rewards=rewards, groups=groups)
-    _, place, counts = torch.unique(groups, return_inverse=True, return_counts=True)
-    several = counts > 1
-    if not several.any():
+    choices = Choices.of(groups)
+    if choices is None:
         return None
-    place, order = place.sort(stable=True)
-    number = torch.arange(len(place), device=place.device) - (counts.cumsum(0) - counts)[place]
-    table = torch.full((2, len(counts), int(counts.max())), -torch.inf, device=values.device)
-    table[:, place, number] = torch.stack([values, rewards])[:, order].float()
-    scores, earned = table[:, several]
-    counts, unread = counts[several], torch.zeros_like(scores[:, 0])
-    chosen = operations(runs_on(values.device)).select(scores, counts, unread, unread)
-    sums = earned.masked_fill(earned == -torch.inf, 0.0).sum(1)
+    earned, inside = rewards[choices.members], choices.inside
     return Selected(
-        prompts=len(counts),
-        responses=float(counts.double().mean()),
-        chance=float((sums / counts).mean()),
-        chosen=float(earned.gather(1, chosen[:, None]).mean()),
-        best=float(earned.amax(1).mean()),
+        prompts=len(choices.counts),
+        responses=float(choices.counts.double().mean()),
+        chance=float((earned.where(inside, 0.0).sum(1) / choices.counts).mean()),
+        chosen=float(rewards[choices.best(values)].mean()),
+        best=float(earned.where(inside, -torch.inf).amax(1).mean()),
     )
 
 

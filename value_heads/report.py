@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .base import Base
+from .frontier import Frontier, frontier
 from .heads import Head, QHead
 from .losses import linex, masked_squared_error
 from .methods import ControlledQ, all_values
@@ -123,6 +124,8 @@ class HeadReport:
             tokens of a response. "exact", of a Q-head, is the expectation of Q behind the token,
             or the reward where it ended the response, - Q(s_t, z_t). None: it was not measured.
         rewards: by name.
+        frontier: what best-of-n by weighted sums of two values earns; None of a head of one reward,
+            where no prompt has several responses, and where fewer than two rewards vary.
     """
 
     beta: float | None
@@ -132,6 +135,7 @@ class HeadReport:
     pairs: Pairs
     residual: Residual | None
     rewards: dict[str, RewardReport]
+    frontier: Frontier | None = None
 
     def to_json(self) -> str:
         """Return the report as JSON text; what is undefined is null."""
@@ -172,6 +176,7 @@ def measure(head: Head, test: Shards, base: Base | None = None) -> HeadReport:
             )
             for output, name in enumerate(head.config.rewards)
         },
+        frontier=frontier(head, test, *(at_end.to(head.shift.device) for at_end in data.at_end)),
     )
 
 
@@ -185,6 +190,11 @@ class _Numbers(NamedTuple):
     prompts: Tensor  # [B]
     residuals: Tensor  # [M, G], of all responses: those that ended alone would bias them
     ended: Tensor  # of all responses
+
+    @property
+    def at_end(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Values [B, G] at the last tokens, rewards [B, G], prompts [B]."""
+        return self.values[self.lengths.cumsum(0) - 1], self.rewards, self.prompts
 
 
 @torch.no_grad()

@@ -24,6 +24,7 @@ FLAGS = (
     *("--kv-cache-memory-bytes", str(256 << 20), "--block-size", "32"),
 )
 GOLD = "cdserve.demo.reward:sentiment_gold"
+TWO = ("--rewards", f"sentiment={GOLD}", "brevity=tests.commands.rewards:brevity")
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +129,10 @@ class TestOnTheSameResponses:
     @pytest.mark.parametrize(
         ("arguments", "kind"),
         [
-            (("--head", "linear", "--method", "td", "--lam", "0.9", "--clip", "0.2"), ValueHead),
+            (
+                ("--head", "linear", "--method", "td", "--lam", "0.9", "--clip", "0.2", *TWO),
+                ValueHead,
+            ),
             (("--head", "linear", "--method", "soft", "--beta", "0.5"), ValueHead),
             (("--head", "mlp", "--method", "fudge", "--bounds", "-1", "1"), ValueHead),
             (("--head", "tied", "--method", "fudge"), QHead),
@@ -147,6 +151,24 @@ class TestOnTheSameResponses:
         made = kind.from_pretrained(tmp_path / "head")
         assert made.config.kind == ("soft" if "--beta" in arguments else "mean")
         assert made.config.output == ("sigmoid" if "--bounds" in arguments else "identity")
+        self.check_frontier(tmp_path / "head", TWO[-1] in arguments)
+
+    @staticmethod
+    def check_frontier(folder: Path, two: bool) -> None:
+        """A head of two rewards says what weights of them earn, one of one does not."""
+        held_out = json.loads((folder / "report.json").read_text())["held_out"]
+        card = (folder / "README.md").read_text()
+        assert ("| shares | weight of sentiment | weight of brevity |" in card) == two
+        if not two:
+            assert held_out["frontier"] is None
+            return
+        points = held_out["frontier"]["points"]
+        alone = [held_out["rewards"][name] for name in ("sentiment", "brevity")]
+        for point, made in zip((points[0], points[-1]), alone, strict=True):
+            (name,) = (name for name, share in point["shares"].items() if share)
+            assert point["weights"][name] == pytest.approx(1 / made["reward_sd"])
+            assert point["earned"][name] == pytest.approx(made["selected"]["chosen"])
+        assert len(points) == 5
 
     def test_a_value_head_learns_cd_q_from_a_teacher(
         self, prompts: Path, cache: Path, tmp_path: Path, head: Path

@@ -1,4 +1,4 @@
-"""The kernels' tests and the plugin's over them, in Triton's interpreter."""
+"""The kernels' tests, and those of what is over them, in Triton's interpreter."""
 
 import os
 import subprocess
@@ -12,6 +12,7 @@ HERE = Path(__file__).parent
 PLUGIN = HERE.parents[1] / "plugin"
 TESTS = [
     *sorted(HERE.glob("test_fused_*.py")),
+    HERE.parent / "test_frontier.py",
     PLUGIN / "test_steerer.py",
     PLUGIN / "test_scorer.py",
 ]
