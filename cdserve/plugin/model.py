@@ -43,7 +43,7 @@ class _Aligned:
         vocabulary = vllm_config.model_config.get_vocab_size()
         names = tuple(attached["members"])
         self._steerer = (Steerer(attached["q"], device, vocabulary, first, fused, names),)
-        self._cold = fused and vllm_config.kernel_config.enable_jit_warmup
+        self._cold = fused
         reads = first and attached["likelihoods"]
         self._likelihoods = Likelihoods(attached["likelihoods"]) if reads else None
         self._last = torch.empty(0, dtype=torch.long)
