@@ -254,12 +254,13 @@ def crowd(tickets: list[Ticket], budget: float | None, temperature: float) -> di
     ("dtype", "budget", "temperature"),
     [(torch.float32, None, 1.0), (torch.float32, 0.4, 1.0), (torch.bfloat16, 0.4, 0.7)],
 )
+@pytest.mark.parametrize("vocabulary", [53, 64])
 def test_a_crowd_is_steered_by_kernels_as_by_the_reference(
-    tmp_path: Path, dtype: torch.dtype, budget: float | None, temperature: float
+    tmp_path: Path, dtype: torch.dtype, budget: float | None, temperature: float, vocabulary: int
 ) -> None:
     """All kinds of rows in one batch, rows without a policy between them."""
     torch.manual_seed(0)
-    width, vocabulary, size = 7, 53, 2 * len(KINDS) + 1
+    width, size = 7, 2 * len(KINDS) + 1
     paths = random_heads(tmp_path, width, vocabulary)
     # Different ones in a row: among equal logits any may be of the top k.
     logits = torch.rand(size, vocabulary).argsort(-1).to(DEVICE, dtype) / 8
@@ -267,7 +268,7 @@ def test_a_crowd_is_steered_by_kernels_as_by_the_reference(
     lm_head = torch.randn(vocabulary + 2, width, device=DEVICE).to(dtype)
     behind = {
         "tuned": torch.randn(size, vocabulary, device=DEVICE).to(dtype),
-        "ref": torch.randn(size, vocabulary + 1, device=DEVICE).to(dtype),
+        "ref": torch.randn(size, vocabulary + vocabulary % 2, device=DEVICE).to(dtype),
     }
     table = ValueTable(slots=2 * len(KINDS), columns=2, length=4)
     found, paid = [], []
