@@ -1,11 +1,13 @@
 """What the settings make: the app and its engines, for vLLM's server or for another."""
 
 import logging
+import sys
 from argparse import Namespace
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from fastapi import FastAPI
 
@@ -15,7 +17,17 @@ from cdserve.config import Settings, load
 from cdserve.engine import launch
 from cdserve.engine.aligned import AlignedEngine
 from cdserve.engine.heads import Heads, attach
+from cdserve.engine.processes import ApiServer
 from cdserve.engine.reward_models import RewardModels, plan
+from cdserve.errors import ConfigError, EngineError
+
+
+class Source(NamedTuple):
+    """What an application is built of."""
+
+    config: Path
+    changes: Sequence[str]
+    flags: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +35,14 @@ class Application:
     """The settings, resolved and checked; nothing runs yet.
 
     Attributes:
+        source: what it was built of.
         args: vLLM's, and what the API reads.
         settings: the operator's.
         heads: the value heads to attach.
         models: the reward models to serve beside.
     """
 
+    source: Source
     args: Namespace
     settings: Settings
     heads: Heads
@@ -55,7 +69,7 @@ class Application:
         args.cdserve = keys = Keys.build(server)
         launch.authenticate(args, keys.secrets)
         logging.getLogger("vllm").info("cdserve serves %s", server.summary())
-        return cls(args, settings, heads, models)
+        return cls(Source(config, changes, flags), args, settings, heads, models)
 
     def serve(self) -> None:
         """Runs vLLM's server until it is told to stop.
@@ -63,7 +77,10 @@ class Application:
         Raises:
             EngineError: the engine died.
         """
-        launch.serve(self.args, self.settings, self.heads, self.models)
+        if (self.args.api_server_count or 1) > 1:
+            launch.serve_several(self.args, self.settings, _api_server, self.source)
+        else:
+            launch.serve(self.args, self.settings, self.heads, self.models)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[tuple[AlignedEngine, FastAPI]]:
@@ -72,3 +89,12 @@ class Application:
             app: FastAPI = await launch.application(engine, self.args)
             async with app.router.lifespan_context(app):
                 yield engine, app
+
+
+def _api_server(server: ApiServer, source: Source) -> None:
+    """One of several API servers, in a process of its own."""
+    try:
+        made = Application.build(*source)
+        launch.serve(made.args, made.settings, made.heads, made.models, server)
+    except (ConfigError, EngineError) as error:
+        sys.exit(f"cdserve: {error}")

@@ -46,9 +46,15 @@ RESPONSES = Counter(
     "Responses under a policy by how they ended: vLLM's finish reason, error, or cancelled.",
     ["method", "outcome"],
 )
-RUNNING_CANDIDATES = Gauge("cdserve_running_candidates", "Candidates that run in the engine.")
+RUNNING_CANDIDATES = Gauge(
+    "cdserve_running_candidates",
+    "Candidates that run in the engine.",
+    multiprocess_mode="livesum",
+)
 WAITING_CANDIDATES = Gauge(
-    "cdserve_waiting_candidates", "Candidates that wait for a slot in the engine."
+    "cdserve_waiting_candidates",
+    "Candidates that wait for a slot in the engine.",
+    multiprocess_mode="livesum",
 )
 REJECTED = Counter(
     "cdserve_rejected",
@@ -109,9 +115,20 @@ SCORER_WAIT_SECONDS = Histogram(
     ["reward"],
     buckets=_SECONDS,
 )
-REWARD_INFO = Gauge("cdserve_reward_info", "1 for each reward served.", ["reward", "kind"])
-TASKS = Gauge("cdserve_tasks", "Tasks of the server's event loop; what grows for ever is a leak.")
-MEMBER_INFO = Gauge("cdserve_member_info", "1 for each member served.", ["member"])
+REWARD_INFO = Gauge(
+    "cdserve_reward_info",
+    "1 for each reward served.",
+    ["reward", "kind"],
+    multiprocess_mode="max",
+)
+TASKS = Gauge(
+    "cdserve_tasks",
+    "Tasks of the server's event loop; what grows for ever is a leak.",
+    multiprocess_mode="livesum",
+)
+MEMBER_INFO = Gauge(
+    "cdserve_member_info", "1 for each member served.", ["member"], multiprocess_mode="max"
+)
 
 
 class _Output(Protocol):

@@ -38,7 +38,14 @@ _POLL = 0.005
 _SCRAPE_SECONDS = 8
 """That replicas have to say their metrics in; Prometheus waits for 10."""
 _CONSISTENT_HASH = "ray.serve.experimental.consistent_hash_router:ConsistentHashRouter"
-_RAYS_OWN = {"host": None, "port": 8000, "uds": None, "root_path": None, "ssl_keyfile": None}
+_RAYS_OWN = {
+    "host": None,
+    "port": 8000,
+    "uds": None,
+    "root_path": None,
+    "ssl_keyfile": None,
+    "api_server_count": None,
+}
 """vLLM's flags about its HTTP server, which is not there, and their defaults."""
 
 

@@ -1,10 +1,12 @@
 """Admission: a request comes in only where its candidates can run or wait within the limits."""
 
 import math
+import multiprocessing
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing.sharedctypes import SynchronizedArray
+from typing import TypeAlias
 
 from cdserve.errors import OverloadError
 from cdserve.metrics import REJECTED
@@ -14,18 +16,28 @@ _LONGEST = 60
 _FORGETTING = 0.1
 """Weight of the newest request in the mean time that requests take."""
 
+Held: TypeAlias = "SynchronizedArray[int]"
+"""Candidates held: of all requests, then of each key's. API server processes share it."""
+
+
+def none_held(keys: int) -> Held:
+    """Counters for a server with so many keys, to be handed to processes that are spawned."""
+    return multiprocessing.get_context("spawn").Array("q", 1 + keys)
+
 
 class Admission:
     """Counts the candidates of the requests inside: what they may hold at once, at most.
 
     Args:
         capacity: candidates that may run or wait at once.
+        keys: names of keys that have a limit of their own.
+        held: the counters.
     """
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, keys: Sequence[str], held: Held) -> None:
         self.capacity = capacity
-        self._inside = 0
-        self._of_key = Counter[str]()
+        self._places = {key: place for place, key in enumerate(keys, 1)}
+        self._held = held
         self._seconds = 0.0
 
     @contextmanager
@@ -40,19 +52,24 @@ class Admission:
         Raises:
             OverloadError: there is no room for them now.
         """
-        if key_limit is not None and self._of_key[key] + candidates > key_limit:
-            self._reject("key", candidates, self._of_key[key], key_limit)
-        if self._inside + candidates > self.capacity:
-            self._reject("server", candidates, self._inside, self.capacity)
-        self._inside += candidates
-        self._of_key[key] += candidates
+        place = self._places.get(key, 0)
+        with self._held.get_lock():
+            if key_limit is not None and self._held[place] + candidates > key_limit:
+                self._reject("key", candidates, self._held[place], key_limit)
+            if self._held[0] + candidates > self.capacity:
+                self._reject("server", candidates, self._held[0], self.capacity)
+            self._add(place, candidates)
         began = time.monotonic()
         try:
             yield
         finally:
-            self._inside -= candidates
-            self._of_key[key] -= candidates
+            with self._held.get_lock():
+                self._add(place, -candidates)
             self._seconds += _FORGETTING * (time.monotonic() - began - self._seconds)
+
+    def _add(self, place: int, candidates: int) -> None:
+        for counter in {0, place}:
+            self._held[counter] += candidates
 
     def _reject(self, whose: str, candidates: int, inside: int, limit: int) -> None:
         REJECTED.labels(whose).inc()

@@ -8,10 +8,11 @@ from dataclasses import replace
 from typing import Any
 
 from cdserve import metrics
-from cdserve.config import Admission as AdmissionSettings
-from cdserve.engine.admission import Admission
+from cdserve.config import Settings
+from cdserve.engine.admission import Admission, none_held
 from cdserve.engine.choices import AlignedRequest, Choice, SearchedChoice, SteeredChoice
 from cdserve.engine.likelihoods import Likelihoods
+from cdserve.engine.processes import ApiServer
 from cdserve.engine.proposal import EngineProposal
 from cdserve.engine.proxy import EngineProxy
 from cdserve.engine.ranks import Ranks
@@ -47,7 +48,8 @@ class AlignedEngine(EngineProxy):
         paths: reads the KL of steered requests out of it.
         likelihoods: reads log-likelihoods of responses out of it.
         models: the reward models that score beside it.
-        admission: how many candidates it takes on.
+        settings: the operator's.
+        server: what this API server has in common with others, where there are several.
     """
 
     def __init__(
@@ -57,12 +59,18 @@ class AlignedEngine(EngineProxy):
         paths: Paths,
         likelihoods: Likelihoods,
         models: RewardModels,
-        admission: AdmissionSettings,
+        settings: Settings,
+        server: ApiServer | None = None,
     ) -> None:
         super().__init__(inner)
         sequences: int = inner.vllm_config.scheduler_config.max_num_seqs
-        self._slots = Slots(admission.max_running or max(1, sequences * 3 // 4))
-        self.admission = Admission(self._slots.count + admission.max_waiting)
+        running = settings.admission.max_running or max(1, sequences * 3 // 4)
+        self._slots = Slots(running, server.demand if server else None)
+        self.admission = Admission(
+            running + settings.admission.max_waiting,
+            keys=list(settings.keys),
+            held=server.held if server else none_held(len(settings.keys)),
+        )
         self._ranks = Ranks.of(inner.vllm_config.parallel_config)
         self.values = values
         self.likelihoods = likelihoods

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from argparse import Namespace
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import entry_points
 from types import SimpleNamespace
@@ -25,11 +25,13 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.utils.system_utils import decorate_logs
 
 from cdserve.config import Settings
-from cdserve.engine import worker
+from cdserve.engine import processes, worker
+from cdserve.engine.admission import none_held
 from cdserve.engine.aligned import AlignedEngine
 from cdserve.engine.heads import Heads
 from cdserve.engine.likelihoods import Likelihoods
 from cdserve.engine.members import check_tokenizers
+from cdserve.engine.processes import ApiServer
 from cdserve.engine.reward_models import RewardModels
 from cdserve.engine.steering import Paths
 from cdserve.engine.values import Values
@@ -39,6 +41,8 @@ from cdserve.metrics import MEMBER_INFO, REWARD_INFO, TASKS
 
 _DRAIN_SECONDS = 30
 """That requests have to end in after a SIGTERM, unless --shutdown-timeout says else."""
+_TASKS_SECONDS = 0.5
+"""Between two looks at how many tasks there are."""
 _PLUGIN = "cdserve"
 _PLUGIN_GROUPS = ("vllm.general_plugins", "vllm.platform_plugins", "vllm.io_processor_plugins")
 
@@ -60,8 +64,7 @@ def parse(settings: Settings, heads: Heads, flags: Sequence[str]) -> Namespace:
     validate_parsed_serve_args(args)
     if settings.served_model_name is not None and args.served_model_name is None:
         args.served_model_name = [settings.served_model_name]
-    if (args.api_server_count or 1) > 1:
-        raise ConfigError(f"--api-server-count is {args.api_server_count}; cdserve serves with 1")
+    _check_servers(args, settings)
     if current_platform.is_cpu() and args.max_num_batched_tokens is None:
         # On CPU, vLLM 0.32 dies of a prompt that has a seed and is computed in chunks.
         args.enable_chunked_prefill = bool(args.enable_chunked_prefill)
@@ -71,14 +74,34 @@ def parse(settings: Settings, heads: Heads, flags: Sequence[str]) -> Namespace:
     return args
 
 
+def _check_servers(args: Namespace, settings: Settings) -> None:
+    count = args.api_server_count
+    if count is None or count == 1:
+        return
+    if count < 1:
+        raise ConfigError(f"--api-server-count is {count}; cdserve serves with at least 1")
+    for name, reward in settings.rewards.items():
+        if reward.kind == "reward_model":
+            raise ConfigError(
+                f"--api-server-count is {count}; the engine of reward model {name!r} belongs to "
+                "one API server: serve with 1, or with replicas"
+            )
+
+
 def authenticate(args: Namespace, secrets: Sequence[str]) -> None:
     """Has vLLM ask for an API key, and accept these beside its own."""
     own = args.api_key or [os.environ.get("VLLM_API_KEY")]
     args.api_key = [*filter(None, own), *secrets] or None
 
 
-def serve(args: Namespace, settings: Settings, heads: Heads, models: RewardModels) -> None:
-    """Runs the server until it is told to stop.
+def serve(
+    args: Namespace,
+    settings: Settings,
+    heads: Heads,
+    models: RewardModels,
+    server: ApiServer | None = None,
+) -> None:
+    """Runs the server, or one of several API servers, until it is told to stop.
 
     Raises:
         EngineError: the engine died.
@@ -88,13 +111,28 @@ def serve(args: Namespace, settings: Settings, heads: Heads, models: RewardModel
         settings: the operator's.
         heads: the value heads to attach.
         models: the reward models to serve beside.
+        server: of one of several, which the engine runs apart from.
     """
-    uvloop.run(_serve(args, settings, heads, models))
+    uvloop.run(_serve(args, settings, heads, models, server))
+
+
+def serve_several(
+    args: Namespace, settings: Settings, target: Callable[[ApiServer, Any], None], source: Any
+) -> None:
+    """Runs the engine and several API servers until told to stop; as ``processes.serve``."""
+    _set_environment(args)
+    if args.cdserve_attached:
+        worker.set_environment(args)
+    processes.serve(args, none_held(len(settings.keys)), target, source)
 
 
 @asynccontextmanager
 async def running(
-    args: Namespace, settings: Settings, heads: Heads, models: RewardModels
+    args: Namespace,
+    settings: Settings,
+    heads: Heads,
+    models: RewardModels,
+    server: ApiServer | None = None,
 ) -> AsyncIterator[AlignedEngine]:
     """Starts the engine and those of the reward models; stops them at the end.
 
@@ -103,16 +141,18 @@ async def running(
         settings: the operator's.
         heads: the value heads to attach.
         models: the reward models to serve beside.
+        server: of one of several API servers: the engine that it is a client of runs already.
     """
     _set_environment(args)
     _show(settings)
     async with models.running():
         if args.cdserve_attached:  # only now: it is not for the reward models' processes
             worker.set_environment(args)
-        async with build_async_engine_client(args) as inner:
+        client = server and server.client
+        async with build_async_engine_client(args, client_config=client) as inner:
             values, paths = Values(inner, heads), Paths()
             likelihoods = Likelihoods(inner, settings.likelihoods)
-            engine = AlignedEngine(inner, values, paths, likelihoods, models, settings.admission)
+            engine = AlignedEngine(inner, values, paths, likelihoods, models, settings, server)
             try:
                 yield engine
             finally:
@@ -133,13 +173,22 @@ async def application(engine: AlignedEngine, args: Namespace) -> Any:
     return app
 
 
-async def _serve(args: Namespace, settings: Settings, heads: Heads, models: RewardModels) -> None:
+async def _serve(
+    args: Namespace,
+    settings: Settings,
+    heads: Heads,
+    models: RewardModels,
+    server: ApiServer | None,
+) -> None:
     decorate_logs("APIServer", skip_if_decorated=True)
     for one in (signal.SIGINT, signal.SIGTERM):  # until uvicorn sets its own
         signal.signal(one, _interrupt)
-    listen_address, sock = setup_server(args, reuse_port=False)
-    async with running(args, settings, heads, models) as engine:
-        shutdown = await build_and_serve(engine, listen_address, sock, args)
+    address, sock = (
+        (server.address, server.sock) if server else setup_server(args, reuse_port=False)
+    )
+    async with running(args, settings, heads, models, server) as engine:
+        loads = server and server.loads
+        shutdown = await build_and_serve(engine, address, sock, args, loads)
         died = engine.errored and not engine.draining
     try:
         await shutdown
@@ -151,12 +200,17 @@ async def _serve(args: Namespace, settings: Settings, heads: Heads, models: Rewa
 
 def _show(settings: Settings) -> None:
     """Sets the metrics that say what is served."""
-    loop = asyncio.get_running_loop()
-    TASKS.set_function(lambda: len(asyncio.all_tasks(loop)))
+    _count_tasks(asyncio.get_running_loop())
     for name, reward in settings.rewards.items():
         REWARD_INFO.labels(name, reward.kind).set(1)
     for name in settings.members:
         MEMBER_INFO.labels(name).set(1)
+
+
+def _count_tasks(loop: asyncio.AbstractEventLoop) -> None:
+    """Keeps the gauge; metrics of several processes cannot be asked for when they are read."""
+    TASKS.set(len(asyncio.all_tasks(loop)))
+    loop.call_later(_TASKS_SECONDS, _count_tasks, loop)
 
 
 def _interrupt(number: int, _: object) -> None:

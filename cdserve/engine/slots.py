@@ -5,7 +5,11 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Hashable
 from contextlib import asynccontextmanager
 
+from cdserve.engine.demand import Demand
 from cdserve.metrics import RUNNING_CANDIDATES, WAITING_CANDIDATES
+
+_POLL = 0.005
+"""Seconds between two looks at what other servers want."""
 
 
 class Slots:
@@ -15,13 +19,16 @@ class Slots:
 
     Args:
         count: candidates that run at once.
+        demand: this server's and the others', where several share the slots.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, demand: Demand | None = None) -> None:
         self.count = count
-        self._free = count
+        self._demand = demand
+        self._running = 0
         self._held = Counter[Hashable]()
         self._waiting: dict[Hashable, deque[asyncio.Future[None]]] = {}
+        self._look: asyncio.TimerHandle | None = None
 
     @asynccontextmanager
     async def slot(self, owner: Hashable, wait: float | None = None) -> AsyncIterator[bool]:
@@ -42,12 +49,10 @@ class Slots:
                 self._release(owner)
 
     async def _acquire(self, owner: Hashable, wait: float | None) -> bool:
-        if self._free:  # then nobody waits
-            self._take(owner)
-            return True
         turn = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(owner, deque()).append(turn)
         WAITING_CANDIDATES.inc()
+        self._grant()
         try:
             async with asyncio.timeout(wait):
                 await turn
@@ -62,25 +67,40 @@ class Slots:
         return True
 
     def _release(self, owner: Hashable) -> None:
+        self._running -= 1
         self._held[owner] -= 1
         if not self._held[owner]:
             del self._held[owner]
-        self._free += 1
         RUNNING_CANDIDATES.dec()
-        while self._waiting:
+        self._grant()
+
+    def _grant(self) -> None:
+        """Gives free slots to those who wait."""
+        limit = self._limit()
+        while self._waiting and self._running < limit:
             # min takes the first of several, and a dict keeps the order in which they asked.
             following = min(self._waiting, key=lambda one: self._held[one])
             turn = self._waiting[following][0]
             self._leave(following, turn)
             if not turn.cancelled():  # else its task is about to be told
-                self._take(following)
+                self._running += 1
+                self._held[following] += 1
+                RUNNING_CANDIDATES.inc()
                 turn.set_result(None)
-                return
 
-    def _take(self, owner: Hashable) -> None:
-        self._free -= 1
-        self._held[owner] += 1
-        RUNNING_CANDIDATES.inc()
+    def _limit(self) -> int:
+        """How many slots there are; of those shared with others, how many are for this server."""
+        if self._demand is None:
+            return self.count
+        waiting = sum(map(len, self._waiting.values()))
+        self._demand.tell(self._running + waiting, len(self._held.keys() | self._waiting.keys()))
+        if waiting and self._look is None:
+            self._look = asyncio.get_running_loop().call_later(_POLL, self._look_again)
+        return self._demand.limit(self.count)
+
+    def _look_again(self) -> None:
+        self._look = None
+        self._grant()
 
     def _leave(self, owner: Hashable, turn: "asyncio.Future[None]") -> None:
         """Takes a turn out of the queue, if it is still there."""

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from cdserve.config import Settings, ValueHeadReward
+from cdserve.config import RewardModelReward, Settings, ValueHeadReward
 from cdserve.demo import HEAD_DIR, MODEL_DIR, Q_HEAD_DIR, TUNED_DIR
 from cdserve.engine import worker
 from cdserve.engine.heads import attach
@@ -14,6 +14,9 @@ from cdserve.errors import ConfigError
 REWARD = ValueHeadReward(kind="value_head", path=str(HEAD_DIR), q_head=str(Q_HEAD_DIR))
 HEADS = Settings(model=str(MODEL_DIR), rewards={"sentiment": REWARD})
 MEMBERS = Settings(model=str(MODEL_DIR), members={"tuned": str(TUNED_DIR)})
+MODEL = HEADS.model_copy(
+    update={"rewards": {"rm": RewardModelReward(kind="reward_model", model=str(MODEL_DIR))}}
+)
 PLAIN = Settings(model=str(MODEL_DIR))
 TRACKER = "cdserve.plugin.runner_v1:RowTracker"
 
@@ -35,7 +38,8 @@ TRACKER = "cdserve.plugin.runner_v1:RowTracker"
             ["--compilation-config", '{"cudagraph_mode": "FULL_AND_PIECEWISE"}'],
             "cudagraph_mode FULL_AND_PIECEWISE; with members it can be PIECEWISE or NONE",
         ),
-        (HEADS, ["--api-server-count", "2"], "--api-server-count is 2"),
+        (MODEL, ["--api-server-count", "2"], "--api-server-count is 2; .* reward model 'rm'"),
+        (PLAIN, ["--api-server-count", "0"], "--api-server-count is 0"),
     ],
 )
 def test_what_cannot_go_together_is_refused(

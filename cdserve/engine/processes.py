@@ -1,0 +1,167 @@
+"""Several API server processes on one engine, each a client of it that serves all routes."""
+
+import signal
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable, Mapping, MutableSequence, Sequence
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
+from socket import socket
+from typing import Any
+
+import vllm.envs as envs
+import zmq
+from vllm.entrypoints.launchers.launcher import setup_server
+from vllm.usage.usage_lib import UsageContext
+from vllm.utils.system_utils import decorate_logs, set_process_title
+from vllm.v1.engine.core import EngineCoreProc
+from vllm.v1.engine.utils import bind_engine_zmq_listeners, launch_core_engines
+from vllm.v1.executor import Executor
+from vllm.v1.metrics.prometheus import setup_multiprocess_prometheus
+from vllm.v1.utils import APIServerProcessManager, wait_for_completion_or_failure
+
+from cdserve.engine.admission import Held
+from cdserve.engine.demand import Demand
+from cdserve.engine.vllm import AsyncEngineArgs
+from cdserve.errors import ConfigError, EngineError
+
+_GRACE = 5.0
+"""Seconds that API servers have to end by themselves, once the engine is dead."""
+_LINGER = 1000
+"""Milliseconds to get a message to them; one of them may be what died."""
+_LOADS = "api_server_loads"
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiServer:
+    """One of several API server processes: what it has in common with the others.
+
+    Attributes:
+        address, sock: where all of them listen.
+        client: how it reaches the engine, as vLLM has it.
+        loads: open connections of each, and which is its own: the least loaded accepts the next.
+        held: the candidates that their requests hold.
+        demand: those that they want slots for.
+    """
+
+    address: str
+    sock: socket
+    client: Mapping[str, Any]
+    loads: tuple[MutableSequence[int], int]
+    held: Held
+    demand: Demand
+
+
+def serve(
+    args: Namespace,
+    held: Held,
+    target: Callable[[ApiServer, Any], None],
+    source: Any,
+) -> None:
+    """Runs the engine and ``args.api_server_count`` API servers until told to stop.
+
+    Args:
+        args: from ``launch.parse``.
+        held: counters of candidates that the servers share.
+        target: runs an API server in a process of its own, until it is told to stop.
+        source: what it is told beside; both are pickled.
+
+    Raises:
+        ConfigError: vLLM is set to what it cannot do with several.
+        EngineError: the engine or an API server died.
+    """
+    count: int = args.api_server_count
+    if envs.VLLM_ALLOW_RUNTIME_LORA_UPDATING:
+        raise ConfigError(
+            f"--api-server-count is {count}; VLLM_ALLOW_RUNTIME_LORA_UPDATING needs 1: an adapter "
+            "would be loaded in one of them"
+        )
+    setup_multiprocess_prometheus()
+    for one in _SIGNALS:
+        signal.signal(one, _interrupt)
+    address, sock = setup_server(args, reuse_port=True)
+    engine_args = AsyncEngineArgs.from_cli_args(args)
+    engine_args._api_process_count, engine_args._api_process_rank = count, -1
+    config = engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+    listeners = bind_engine_zmq_listeners(config, count)
+    with launch_core_engines(
+        config,
+        Executor.get_class(config),
+        not engine_args.disable_log_stats,
+        listeners.addresses,
+    ) as engines:
+        coordinator = engines.coordinator
+        servers = APIServerProcessManager(
+            listen_address=address,
+            sock=sock,
+            args=Namespace(
+                target=target,
+                source=source,
+                held=held,
+                wanted=get_context("spawn").RawArray("q", 2 * count),
+                max_num_queued_reqs=args.max_num_queued_reqs,
+            ),
+            num_servers=count,
+            input_listeners=listeners.inputs,
+            output_listeners=listeners.outputs,
+            target_server_fn=_api_server,
+            stats_update_address=coordinator and coordinator.get_stats_publish_address(),
+            tensor_queue=engines.tensor_queue,
+        )
+        # If one of them ends before the engine is up, the start ends too.
+        engines.watched_frontend_processes = servers.processes
+    ends: float | None = None
+    try:
+        wait_for_completion_or_failure(servers, engines.engine_manager, coordinator)
+    except SystemExit:
+        ends = time.monotonic() + config.shutdown_timeout
+    except RuntimeError as error:
+        # A killed engine has told them nothing; without an API server it soon stands still itself.
+        _tell(listeners.addresses.outputs, EngineCoreProc.ENGINE_CORE_DEAD)
+        _wait(servers.processes, _GRACE)  # they answer what they have, and end
+        raise EngineError(str(error)) from error
+    finally:
+        for each in filter(None, (servers, engines.engine_manager, coordinator)):
+            each.shutdown(timeout=None if ends is None else max(0.0, ends - time.monotonic()))
+        sock.close()
+
+
+def _api_server(address: str, sock: socket, args: Namespace, client: Mapping[str, Any]) -> None:
+    """What each API server's process runs."""
+    set_process_title("APIServer", str(client["client_index"]))
+    decorate_logs()
+    server = ApiServer(
+        address=address,
+        sock=sock,
+        client={name: one for name, one in client.items() if name != _LOADS},
+        loads=(client[_LOADS], client["client_index"]),
+        held=args.held,
+        demand=Demand(args.wanted, client["client_index"]),
+    )
+    args.target(server, args.source)
+
+
+def _tell(addresses: Sequence[str], message: bytes) -> None:
+    """Tells API servers something in the engine's place."""
+    with zmq.Context() as context:
+        for address in addresses:
+            with context.socket(zmq.PUSH) as channel:
+                channel.linger = _LINGER
+                channel.connect(address)
+                channel.send(message)
+
+
+def _wait(processes: Sequence[BaseProcess], seconds: float) -> None:
+    ends = time.monotonic() + seconds
+    for process in processes:
+        process.join(max(0.0, ends - time.monotonic()))
+
+
+def _interrupt(number: int, _: object) -> None:
+    """Once: what follows the first signal is not to be cut short by another."""
+    for one in _SIGNALS:
+        signal.signal(one, signal.SIG_IGN)
+    sys.exit(128 + number)

@@ -1,0 +1,136 @@
+"""Several API server processes on one engine: as one server, to clients and to its operator."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import psutil
+import pytest
+
+from .served import Served, demo_settings
+from .wire import BEST_OF_N, BLOCKWISE, PROMPT, check_report
+
+RUNNING, WAITING = 8, 24
+SECRET = "sk-small"
+LONG = {"max_tokens": 600, "ignore_eos": True}
+BEST_OF_16 = {"method": "best_of_n", "n": 16}
+pytestmark = pytest.mark.server  # with servers of its own: so the two halves take as long
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The demo with two API servers, room for few candidates, and a key."""
+    settings = demo_settings(
+        members={},
+        presets={},
+        admission={"max_running": RUNNING, "max_waiting": WAITING},
+        keys={"small": {"api_key_env": "CDTEST_SMALL", "max_candidates": 6}},
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CDTEST_SMALL", SECRET)
+        with _served(settings, tmp_path_factory.mktemp("several")) as served:
+            yield served
+
+
+def _served(settings: dict[str, Any], folder: Path) -> Served:
+    return Served(settings, folder, ["--api-server-count", "2", "--api-key", "sk-own"])
+
+
+async def ask(
+    http: httpx2.AsyncClient, policy: Any, key: str = "sk-own", **fields: Any
+) -> httpx2.Response:
+    body = {"model": "demo", "prompt": PROMPT, "max_tokens": 32, "alignment": policy, **fields}
+    headers = {"authorization": f"Bearer {key}"}
+    return await http.post("/v1/completions", json=body, headers=headers)
+
+
+async def until_run(served: Served, least: int) -> None:
+    """Waits until so many candidates run."""
+    async with asyncio.timeout(30):
+        while await asyncio.to_thread(served.sample, "cdserve_running_candidates") < least:
+            pass
+
+
+def servers(served: Served) -> list[psutil.Process]:
+    """Its API servers."""
+    children = psutil.Process(served.pid).children()
+    return [one for one in children if one.name().startswith("VLLM::API")]
+
+
+def clients(server: psutil.Process) -> int:
+    """Connections that are open to it; the server's to its engine are no TCP."""
+    return sum(one.status == psutil.CONN_ESTABLISHED for one in server.net_connections("tcp"))
+
+
+async def test_both_serve_and_are_counted_together(several: Served) -> None:
+    policies = [BEST_OF_N, BLOCKWISE]
+    async with several.async_client() as http:
+        asked = await asyncio.gather(
+            *(ask(http, policies[i % 2], ignore_eos=True) for i in range(6))
+        )
+        reached = [clients(one) for one in servers(several)]
+    assert len(reached) == 2
+    assert min(reached) > 0
+    for i, answer in enumerate(asked):
+        check_report(answer.json()["alignment"], policies[i % 2], tokens=32)
+    for policy in policies:
+        label = f'{{method="{policy["method"]}",outcome="length"}}'
+        assert several.sample(f"cdserve_responses_total{label}") == 3
+    drawn = sum(answer.json()["alignment"]["candidate_tokens"] for answer in asked)
+    assert several.metric("generation_tokens_total") >= drawn
+    assert several.sample("cdserve_running_candidates") == 0
+    assert several.sample('cdserve_reward_info{kind="value_head",reward="sentiment"}') == 1
+
+
+async def test_their_requests_count_against_one_limit(several: Served) -> None:
+    async with several.async_client() as http:
+        full = [asyncio.create_task(ask(http, BEST_OF_16, **LONG)) for _ in range(2)]
+        await until_run(several, RUNNING)
+        for refused in await asyncio.gather(*(ask(http, BEST_OF_N) for _ in range(8))):
+            assert refused.status_code == 503
+            assert "hold 32 candidates" in refused.json()["error"]["message"]
+        assert several.sample('cdserve_rejected_total{limit="server"}') == 8
+        for task in full:  # whoever leaves makes room
+            task.cancel()
+        await asyncio.gather(*full, return_exceptions=True)
+        await asyncio.to_thread(several.wait_for_sample, "cdserve_running_candidates", 0)
+        assert (await ask(http, BEST_OF_N)).status_code == 200
+
+
+async def test_a_keys_requests_count_together(several: Served) -> None:
+    policy = {"method": "best_of_n", "n": 4}
+    async with several.async_client() as http:
+        first = asyncio.create_task(ask(http, policy, SECRET, **LONG))
+        await until_run(several, 4)
+        for refused in await asyncio.gather(*(ask(http, policy, SECRET) for _ in range(8))):
+            assert refused.status_code == 429
+        assert (await first).status_code == 200
+
+
+async def test_what_is_under_way_ends_first(several: Served) -> None:
+    """The last test of this server: it is told to stop while both have searches under way."""
+    policy = {"method": "blockwise_cd", "k": 2, "m": 32}
+    async with several.async_client() as http:
+        running = [asyncio.create_task(ask(http, policy, max_tokens=480)) for _ in range(4)]
+        await until_run(several, 6)
+        os.kill(several.pid, signal.SIGTERM)
+        assert [answer.status_code for answer in await asyncio.gather(*running)] == [200] * 4
+    assert await asyncio.to_thread(several.wait, 60) == 0
+
+
+async def test_the_engine_dies(tmp_path: Path) -> None:
+    with _served(demo_settings(members={}, presets={}), tmp_path) as served:
+        (engine,) = served.engines()
+        async with served.async_client() as http:
+            running = [asyncio.create_task(ask(http, BEST_OF_N, **LONG)) for _ in range(6)]
+            await asyncio.to_thread(served.wait_for_requests, busy=True)
+            os.kill(engine, signal.SIGKILL)
+            await asyncio.to_thread(served.wait_until_unhealthy, 5)
+            for answer in await asyncio.gather(*running):
+                assert answer.status_code == 500
+        assert await asyncio.to_thread(served.wait, 60) == 1
+        assert "cdserve: " in served.log()
