@@ -20,9 +20,14 @@ Held: TypeAlias = "SynchronizedArray[int]"
 """Candidates held: of all requests, then of each key's. API server processes share it."""
 
 
-def none_held(keys: int) -> Held:
-    """Counters for a server with so many keys, to be handed to processes that are spawned."""
-    return multiprocessing.get_context("spawn").Array("q", 1 + keys)
+def none_held(keys: int, *, spawned: bool = False) -> Held:
+    """Counters for a server with so many keys.
+
+    Args:
+        spawned: whether processes that are spawned get them too. Their lock has a name then, which
+            outlives a process that is killed.
+    """
+    return multiprocessing.get_context("spawn" if spawned else "fork").Array("q", 1 + keys)
 
 
 class Admission:

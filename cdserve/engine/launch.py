@@ -123,7 +123,7 @@ def serve_several(
     _set_environment(args)
     if args.cdserve_attached:
         worker.set_environment(args)
-    processes.serve(args, none_held(len(settings.keys)), target, source)
+    processes.serve(args, none_held(len(settings.keys), spawned=True), target, source)
 
 
 @asynccontextmanager
