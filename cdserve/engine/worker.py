@@ -14,6 +14,7 @@ from cdserve.errors import ConfigError
 from cdserve.plugin.register import ARCHITECTURE
 
 _PROCESSOR = "cdserve.plugin.runner_v1:RowTracker"
+_WORKER = "cdserve.plugin.worker.Worker"
 _SCHEDULER = "cdserve.plugin.scheduler.scheduler"
 _UNFIT = {
     "speculative_config": "a drafted token's row is not a request's",
@@ -41,6 +42,7 @@ def configure(args: Namespace, settings: Settings, heads: Heads) -> None:
             "kernels": settings.kernels,
         },
     }
+    args.worker_cls = _WORKER
     args.scheduler_cls = args.scheduler_cls or _SCHEDULER
     if settings.members and args.compilation_config.cudagraph_mode is None:
         args.compilation_config.cudagraph_mode = CUDAGraphMode.PIECEWISE
@@ -66,6 +68,11 @@ def _check(args: Namespace, settings: Settings, heads: Heads) -> None:
         if found := getattr(args, name):
             flag = "--" + name.replace("_", "-")
             raise ConfigError(f"{flag} is {found}; heads and members cannot work with it: {reason}")
+    if args.worker_cls != "auto":
+        raise ConfigError(
+            f"--worker-cls is {args.worker_cls}; heads and members need cdserve's own "
+            "(--worker-extension-cls can be used)"
+        )
     tied = [path for path, head in heads.q.configs.items() if head.architecture == "tied"]
     if tied and args.tensor_parallel_size > 1:
         raise ConfigError(

@@ -35,9 +35,22 @@ def places(indices: Sequence[int], device: torch.device) -> Rows:
     start, stop = indices[0], indices[0] + len(indices)
     if list(indices) == list(range(start, stop)):
         return slice(start, stop)
-    return torch.tensor(indices, device=device)
+    return index(indices, device)
+
+
+def index(indices: Sequence[int], device: torch.device) -> Tensor:
+    """Whole numbers, such as rows, in int64."""
+    return _sent(np.array(indices, np.int64), device)
 
 
 def tensor(values: Sequence[Any], device: torch.device) -> Tensor:
     """Numbers in float32; faster than ``torch.tensor``."""
-    return torch.from_numpy(np.array(values, np.float32)).to(device)
+    return _sent(np.array(values, np.float32), device)
+
+
+def _sent(values: np.ndarray, device: torch.device) -> Tensor:
+    made = torch.from_numpy(values)
+    if device.type != "cuda":
+        return made
+    # From memory that is not pinned, the copy would wait for all that the device has to do.
+    return made.pin_memory().to(device, non_blocking=True)

@@ -121,14 +121,18 @@ class Row:
         """Whether the step draws from another distribution than the base model's."""
         return self.draws and (self.tilt is not None or bool(self.mix))
 
-    def affords(self, kl: float) -> bool:
-        """Begins this step: whether steering it, at this KL, stays within the budget.
+    def affords(self, tokens: int, kl: float) -> bool:
+        """Begins a step: whether steering it, at this KL, stays within the budget.
+
+        Args:
+            tokens: of the prefix that its logits are conditioned on.
+            kl: in nats.
 
         A prefix is met more than once: while a prompt is computed in chunks, and where a request
         goes on after preemption. Each time stands in for the one before.
         """
-        if self.tokens != self.at:
-            self.spent, self.at = self.spent + self.step_kl, self.tokens
+        if tokens != self.at:
+            self.spent, self.at = self.spent + self.step_kl, tokens
             self.unsteered += self.step_unsteered
         # Less a little: what is rounded on its way back must not pass the budget. A KL that is no
         # number is no reason to go on unsteered: it is to be reported.

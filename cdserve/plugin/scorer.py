@@ -1,11 +1,13 @@
 """The value heads inside the worker: hidden states in, values out, straight into the table."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
-import numpy as np
 import torch
 from vllm.utils.torch_utils import set_default_torch_dtype
 
+from cdserve.plugin.inputs import index
+from cdserve.plugin.readback import READ_BACK, ReadBack
 from cdserve.plugin.rows import Row
 from cdserve.plugin.tables import Tables
 from value_heads import ValueHead
@@ -19,12 +21,20 @@ class ValueScorer:
         paths: the heads' folders, in the order of the table's columns.
         device: where the model runs.
         fused: whether by Triton kernels.
+        back: takes values to the host.
     """
 
-    def __init__(self, paths: Sequence[str], device: torch.device, fused: bool = False) -> None:
+    def __init__(
+        self,
+        paths: Sequence[str],
+        device: torch.device,
+        fused: bool = False,
+        back: ReadBack = READ_BACK,
+    ) -> None:
         with set_default_torch_dtype(torch.float32):  # vLLM builds models in the served dtype
             self._heads = [ValueHead.from_pretrained(path).to(device) for path in paths]
         self._tables = Tables(sum(len(head.config.rewards) for head in self._heads))
+        self._back = back
         self._kernels = operations(fused=True) if fused else None
         packable = [head for head in self._heads if PackedHeads.packs(head)]
         self._packed = PackedHeads.of(packable) if self._kernels and packable else None
@@ -38,9 +48,10 @@ class ValueScorer:
         """
         if not due:
             return
-        values = self._values(hidden, torch.tensor(list(due), device=hidden.device))
+        values = self._values(hidden, index(list(due), hidden.device))
         tickets = [row.values for row in due.values() if row.values is not None]
-        self._tables.write(tickets, [row.tokens for row in due.values()], values)
+        lengths = [row.tokens for row in due.values()]
+        self._back.put(values, partial(self._tables.write, tickets, lengths))
 
     def score_every(
         self,
@@ -57,13 +68,14 @@ class ValueScorer:
             starts: where each row's tokens begin, and where the last row's end.
             rows: those that ask.
         """
-        for index, row in rows.items():
-            span = slice(starts[index], starts[index + 1])
+        for i, row in rows.items():
+            span = slice(starts[i], starts[i + 1])
             lengths = positions[span].cpu().numpy() + 1
             if row.values is not None:
                 every = torch.arange(span.start, span.stop, device=hidden.device)
+                tickets = [row.values] * len(lengths)
                 values = self._values(hidden, every)
-                self._tables.write([row.values] * len(lengths), lengths, values)
+                self._back.put(values, partial(self._tables.write, tickets, lengths))
 
     def warm_up(self, hidden: torch.Tensor) -> int:
         """Has Triton compile what scoring will launch; how many kinds of hidden states there are.
@@ -82,20 +94,20 @@ class ValueScorer:
         return len(kinds)
 
     @torch.inference_mode()
-    def _values(self, hidden: torch.Tensor, index: torch.Tensor) -> np.ndarray:
+    def _values(self, hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """Values ``[N, G]``, float32, of rows ``[N]`` of hidden states ``[rows, d]``.
 
         A slice of the states would begin at an address that may need another variant.
         """
         if self._kernels is None or self._packed is None:
-            chosen = hidden[index]
-            return torch.cat([head(chosen) for head in self._heads], dim=-1).cpu().numpy()
-        packed, _ = self._kernels.score(hidden, index, self._packed)
+            chosen = hidden[rows]
+            return torch.cat([head(chosen) for head in self._heads], dim=-1)
+        packed, _ = self._kernels.score(hidden, rows, self._packed)
         parts, column = [], 0
         for head in self._heads:
             if PackedHeads.packs(head):
                 start, column = column, column + len(head.config.rewards)
                 parts.append(packed[:, start:column])
             else:
-                parts.append(head(hidden[index]))
-        return torch.cat(parts, dim=-1).cpu().numpy()
+                parts.append(head(hidden[rows]))
+        return torch.cat(parts, dim=-1)

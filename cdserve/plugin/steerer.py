@@ -1,15 +1,18 @@
 """Steering inside the worker: a step's logits in, those of the steered rows changed in place."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import groupby
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from vllm.utils.torch_utils import set_default_torch_dtype
 
-from cdserve.plugin.inputs import MemberLogits, Rows, factors, places, tensor
+from cdserve.plugin.inputs import MemberLogits, Rows, factors, index, places, tensor
 from cdserve.plugin.launches import Launches, kind
+from cdserve.plugin.readback import READ_BACK, ReadBack
 from cdserve.plugin.rows import Row
 from cdserve.plugin.tables import Tables
 from cdserve.value_table import Ticket
@@ -31,6 +34,7 @@ class Steerer:
         reports: whether this worker writes the KL; one of them does.
         fused: whether by Triton kernels.
         members: the members' names.
+        back: takes the KL to the host.
 
     Raises:
         ValueError: a head has values of more tokens than that.
@@ -44,6 +48,7 @@ class Steerer:
         reports: bool,
         fused: bool = False,
         members: Sequence[str] = (),
+        back: ReadBack = READ_BACK,
     ) -> None:
         with set_default_torch_dtype(torch.float32):  # vLLM builds models in the served dtype
             self._heads = [QHead.from_pretrained(path).to(device) for path in paths]
@@ -55,6 +60,7 @@ class Steerer:
                 )
         self._reports = reports
         self._tables = Tables(columns=2)
+        self._back = back
         self._launches = Launches(self._heads, members) if fused else None
 
     @torch.inference_mode()
@@ -78,12 +84,12 @@ class Steerer:
             return self._steer_fused(self._launches, logits, hidden, rows, members, lm_head)
         logits = logits.float()
         asking = list(rows.values())
-        index = places(list(rows), logits.device)
-        before = logits[index]
+        at = places(list(rows), logits.device)
+        before = logits[at]
         after = self._mixed(before, list(rows), asking, members)
-        after = self._tilted(after, hidden[index], asking, lm_head)
+        after = self._tilted(after, hidden[at], asking, lm_head)
         after = self._within_budgets(asking, before, after)
-        logits[index] = after
+        logits[at] = after
         return logits
 
     @torch.inference_mode()
@@ -121,10 +127,10 @@ class Steerer:
         steered = logits.float()
         order = sorted(rows, key=lambda i: kind(rows[i]))
         asking = [rows[i] for i in order]
-        index = torch.tensor(order, device=logits.device)
+        every = index(order, logits.device)
         measured = self._measures(asking)
         bounded = [i for i, row in enumerate(asking) if measured and row.budget is not None]
-        kept = steered[[order[i] for i in bounded]]
+        kept = steered[[order[i] for i in bounded]] if bounded else steered[:0]
         mixing = [i for i in order if rows[i].mix]
         behind = members(places(mixing, logits.device)) if mixing else {}
         parts: list[Tensor] = []
@@ -132,13 +138,13 @@ class Steerer:
         for _, group in groupby(asking, kind):
             some = list(group)
             start, stop = stop, stop + len(some)
-            place = index[start:stop]
+            place = every[start:stop]
             part = {name: z[start:stop] for name, z in behind.items()}
             found = launches.steer(steered, place, some, hidden[place], part, lm_head, measured)
             if found is not None:
                 parts.append(found.kl)
         if measured:
-            spent = self._charged(asking, torch.cat(parts).tolist())
+            spent = self._charge(asking, torch.cat(parts))
             if spent:
                 back = [bounded.index(i) for i in spent]
                 steered[[order[i] for i in spent]] = kept[back]
@@ -188,22 +194,17 @@ class Steerer:
         """The tilt, in rows with a ``top_k`` about its mean over the k most likely tokens there."""
         limited = [i for i, row in enumerate(rows) if row.tilt is not None and row.tilt.top_k]
         if limited:
-            index = torch.tensor(limited, device=delta.device)
+            at = index(limited, delta.device)
             vocabulary = delta.shape[1]
             top_k = [min(tilt.top_k or 0, vocabulary) for i in limited if (tilt := rows[i].tilt)]
-            delta[index] = centred_on_top_k(
-                delta[index],
-                logits[index],
-                torch.tensor(top_k, device=delta.device),
-            )
+            delta[at] = centred_on_top_k(delta[at], logits[at], index(top_k, delta.device))
         return delta
 
     def _within_budgets(self, rows: Sequence[Row], before: Tensor, after: Tensor) -> Tensor:
         """The steered logits, those before where a row's budget is spent; writes the KL."""
         if not self._measures(rows):
             return after
-        nats = kl(before, after, _temperature(rows, before.device)).tolist()
-        spent = self._charged(rows, nats)
+        spent = self._charge(rows, kl(before, after, _temperature(rows, before.device)))
         if spent:
             after = after.clone()
             after[spent] = before[spent]
@@ -214,24 +215,42 @@ class Steerer:
         told = any(row.path is not None for row in rows)
         return told and (self._reports or any(row.budget is not None for row in rows))
 
-    def _charged(self, rows: Sequence[Row], nats: Sequence[float]) -> list[int]:
-        """Adds the step's KL to the rows' paths and writes it; which rows cannot afford it."""
-        told = [(i, row, row.path) for i, row in enumerate(rows) if row.path is not None]
-        spent = [i for i, row, path in told if not self._resumed(row, path).affords(nats[i])]
+    def _charge(self, rows: Sequence[Row], nats: Tensor) -> list[int]:
+        """Adds the step's KL to the rows' paths; which rows cannot afford it.
+
+        Only a step of rows with budgets waits for it.
+        """
+        at = [row.tokens for row in rows]
+        if all(row.budget is None for row in rows):
+            self._back.put(nats, partial(self._charged, rows, at))
+            return []
+        self._back.hand_over(self._back.count)
+        return self._charged(rows, at, nats.cpu().numpy())
+
+    def _charged(
+        self, rows: Sequence[Row], at: Sequence[int], nats: npt.NDArray[np.float32]
+    ) -> list[int]:
+        """As ``_charge``, of rows whose prefixes had so many tokens; writes their paths."""
+        spent, told = [], []
+        for i, (row, tokens, step) in enumerate(zip(rows, at, nats.tolist(), strict=True)):
+            if row.path is None:
+                continue
+            told.append((row.path, tokens + 1, row))
+            self._resume(row, row.path, tokens)
+            if not row.affords(tokens, step):
+                spent.append(i)
         if self._reports:
-            lengths = [row.tokens + 1 for _, row, _ in told]
-            paths = np.array([row.path_so_far for _, row, _ in told], np.float32)
-            self._tables.write([path for _, _, path in told], lengths, paths)
+            paths = np.array([row.path_so_far for _, _, row in told], np.float32)
+            self._tables.write([path for path, _, _ in told], [n for _, n, _ in told], paths)
         return spent
 
-    def _resumed(self, row: Row, path: Ticket) -> Row:
-        """The row; if its request was preempted, with what its path was before."""
-        if row.at < 0 and row.tokens > row.prompt_length:
-            found = self._tables.view(path.path).read(path, row.tokens)
+    def _resume(self, row: Row, path: Ticket, tokens: int) -> None:
+        """Tells a row, if its request was preempted, what its path was before."""
+        if row.at < 0 and tokens > row.prompt_length:
+            found = self._tables.view(path.path).read(path, tokens)
             row.spent, row.unsteered = 0.0, 0
             if found is not None:
                 row.spent, row.unsteered = float(found[0]), int(found[1])
-        return row
 
 
 def _temperature(rows: Sequence[Row], device: torch.device) -> Tensor | None:

@@ -32,6 +32,7 @@ TRACKER = "cdserve.plugin.runner_v1:RowTracker"
         (HEADS, ["--enable-batch-sharded-sampling"], "--enable-batch-sharded-sampling is True"),
         (MEMBERS, ["--enable-dbo"], "--enable-dbo is True"),
         (MEMBERS, ["--pipeline-parallel-size", "2"], "--pipeline-parallel-size is 2; members"),
+        (HEADS, ["--worker-cls", "mine.Worker"], "--worker-cls is mine.Worker"),
         (MEMBERS, ["--enable-lora"], "--enable-lora cannot be used with members"),
         (
             MEMBERS,

@@ -306,7 +306,7 @@ class TestPath:
         path = row()
         spent = []
         for nats in (0.5, 0.25, 1.0):
-            assert path.affords(nats)
+            assert path.affords(path.tokens, nats)
             spent.append(path.path_so_far)
             path.tokens += 1
         assert spent == [(0.5, 0), (0.75, 0), (1.75, 0)]
@@ -314,21 +314,21 @@ class TestPath:
     def test_a_prefix_met_again_counts_once(self) -> None:
         """As while a prompt is computed in chunks."""
         path = row(budget=4.0)
-        assert [path.affords(nats) for nats in (9.0, 3.0, 0.5)] == [False, True, True]
+        assert [path.affords(path.tokens, nats) for nats in (9.0, 3.0, 0.5)] == [False, True, True]
         assert path.path_so_far == (0.5, 0)
 
     def test_a_step_that_would_pass_the_budget_is_left_out_and_counted(self) -> None:
         path = row(budget=1.0)
         steered = []
         for nats in (0.6, 0.6, 0.3, 0.2, math.inf, 0.0):
-            steered.append(path.affords(nats))
+            steered.append(path.affords(path.tokens, nats))
             path.tokens += 1
         assert steered == [True, False, True, False, False, True]
         assert path.path_so_far == (pytest.approx(0.9), 3)
 
     def test_a_kl_that_is_no_number_is_reported_as_it_is(self) -> None:
         path = row(budget=1.0)
-        assert path.affords(math.nan)
+        assert path.affords(path.tokens, math.nan)
         assert math.isnan(path.path_so_far[0])
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from cdserve.plugin.readback import ReadBack
 from cdserve.plugin.rows import Row
 from cdserve.plugin.scorer import ValueScorer
 from cdserve.value_table import Ticket, ValueTable
@@ -59,7 +60,8 @@ def test_values_reach_the_table(
     tmp_path: Path, heads: list[ValueHead], dtype: torch.dtype, fused: bool
 ) -> None:
     """Of the rows that ask alone, in a step and over a whole prompt."""
-    scorer = ValueScorer([str(tmp_path / str(i)) for i in range(len(heads))], DEVICE, fused)
+    back = ReadBack()
+    scorer = ValueScorer([str(tmp_path / str(i)) for i in range(len(heads))], DEVICE, fused, back)
     hidden = torch.randn(6, WIDTH).to(dtype)
     with torch.no_grad():
         expected = torch.cat([head(hidden) for head in heads], dim=-1)
@@ -70,6 +72,7 @@ def test_values_reach_the_table(
         scorer.score_last(hidden, {5: row(last, 7, 7), 1: row(second, 5, 5)})
         positions = torch.tensor([9, 9, 0, 1, 2, 3], device=DEVICE)
         scorer.score_every(hidden, positions, [0, 2, 6], {1: row(every, 4, None)})
+        back.hand_over(back.count)
         found = [table.read(last, 7), table.read(second, 5)]
         found += [table.read(every, length) for length in (1, 2, 3, 4)]
     finally:

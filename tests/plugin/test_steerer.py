@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cdserve.demo import Q_HEAD_DIR
 from cdserve.plugin.inputs import Rows
+from cdserve.plugin.readback import ReadBack
 from cdserve.plugin.rows import Row, Tilt
 from cdserve.plugin.steerer import Steerer
 from cdserve.value_table import Ticket, ValueTable
@@ -158,7 +159,8 @@ def test_a_head_of_more_tokens_than_the_model_s_is_refused() -> None:
 def test_a_budget_is_kept_on_every_path(tmp_path: Path, budget: float | None, fused: bool) -> None:
     """And what is reported is the KL of the distributions that were drawn from."""
     coefficient = 1.5
-    steerer = Steerer([str(q_head(tmp_path, value, "lowrank"))], DEVICE, 3, True, fused)
+    folder, back = q_head(tmp_path, value, "lowrank"), ReadBack()
+    steerer = Steerer([str(folder)], DEVICE, 3, True, fused, back=back)
     whole = tilted(tmp_path, coefficient, fused=fused)
     table = ValueTable(slots=1, columns=2, length=16)
     try:
@@ -184,6 +186,7 @@ def test_a_budget_is_kept_on_every_path(tmp_path: Path, budget: float | None, fu
                     torch.testing.assert_close(made, whole[at : at + 1] if steered else before)
                     spent += kl(before, made, torch.ones(1)).item()
                     left += not steered
+                    back.hand_over(back.count)
                     found = table.read(ticket, row.tokens + 1)
                     assert found is not None
                     assert found.tolist() == pytest.approx([spent, left], abs=1e-6)
@@ -276,7 +279,8 @@ def test_a_crowd_is_steered_by_kernels_as_by_the_reference(
         for fused in (False, True):
             tickets = [table.acquire() for _ in KINDS]
             rows = crowd(tickets, budget, temperature)
-            steerer = Steerer(paths, DEVICE, vocabulary, True, fused, tuple(behind))
+            back = ReadBack()
+            steerer = Steerer(paths, DEVICE, vocabulary, True, fused, tuple(behind), back)
             made = steerer.steer(
                 logits.clone(),
                 hidden,
@@ -285,6 +289,7 @@ def test_a_crowd_is_steered_by_kernels_as_by_the_reference(
                 lm_head,
             )
             assert made.dtype == torch.float32
+            back.hand_over(back.count)
             found.append(made)
             paid.append(torch.from_numpy(np.stack([table.read(t, 2) for t in tickets])))
     finally:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from cdserve.plugin import model
 from cdserve.plugin.inputs import Rows
+from cdserve.plugin.readback import ReadBack
 from cdserve.plugin.rows import ROWS, Row
 from cdserve.plugin.scorer import ValueScorer
 from cdserve.plugin.steerer import Steerer
@@ -84,7 +85,8 @@ def test_every_kind_of_row_is_warm(
 ) -> None:
     """In batches of one row, of every kind at once, and of one kind in tiles of each size."""
     paths = random_heads(tmp_path, WIDTH, vocabulary)
-    steerer = Steerer(paths, torch.device("cpu"), vocabulary, reports, True, MEMBERS)
+    cpu, back = torch.device("cpu"), ReadBack()
+    steerer = Steerer(paths, cpu, vocabulary, reports, True, MEMBERS, back)
     step = Step(96, vocabulary, dtype)
     with launched() as warm:
         made = steerer.warm_up(step.logits, step.hidden, step.members, step.lm_head)

@@ -277,7 +277,8 @@ def _tilt_top_k(
 ) -> None:
     """Add the tilt less its mean over the k most likely tokens; `untilted` is logits[rows]."""
     most = max(of_rows)
-    top_k = torch.tensor(of_rows, device=logits.device)
+    pinned = torch.tensor(of_rows, pin_memory=logits.is_cuda)  # else the host would wait
+    top_k = pinned.to(logits.device, non_blocking=True)
     ids = untilted[:, : tilt.vocabulary].topk(most).indices
     delta = torch.zeros(ids.shape, dtype=torch.float32, device=logits.device)
     for factors, tokens in zip(tilt.factors, tilt.tokens, strict=True):
