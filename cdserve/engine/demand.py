@@ -23,7 +23,8 @@ class Demand:
     def limit(self, count: int) -> int:
         """How many of ``count`` slots this server may hold now, at least 1."""
         wanted = list(self._wanted)
-        shares = evenly(count, wanted[::2], wanted[1::2])
+        # Another server may be between writing the one and the other.
+        shares = evenly(count, wanted[::2], [max(1, requests) for requests in wanted[1::2]])
         return max(1, shares[self._index])
 
 
