@@ -1,6 +1,7 @@
 """Thousands of requests of all methods, many of whose clients leave, beside rewards that fail.
 
     python benchmarks/soak.py --requests 5000
+    python benchmarks/soak.py --requests 5000 -- --api-server-count 2
 
 At the end every request's outcome has been counted, nothing is alive in the engine or waits, and
 memory has not grown in the second half. The process exits with 1 where one of these does not hold.
@@ -62,9 +63,10 @@ def main() -> None:
     parser.add_argument("--leaving", type=float, default=0.3, help="share of clients that leave")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/soak.json"))
+    parser.add_argument("flags", nargs="*", help="for the server, such as -- --block-size 64")
     arguments = parser.parse_args()
-    flags = [f"--set=rewards.{name}={json.dumps(reward)}" for name, reward in FAULTY.items()]
-    with Server(DEMO_DIR / "cdserve.yaml", *flags) as server:
+    rewards = [f"--set=rewards.{name}={json.dumps(reward)}" for name, reward in FAULTY.items()]
+    with Server(DEMO_DIR / "cdserve.yaml", *rewards, *arguments.flags) as server:
         found = asyncio.run(Soak(server, arguments).run())
     arguments.output.write_text(json.dumps(found, indent=2) + "\n")
     print(json.dumps(found, indent=2))
@@ -140,9 +142,8 @@ class Soak:
         """Samples the resident memory of the server's processes."""
         while True:
             process = psutil.Process(self._server.process.pid)
-            engines = [p for p in process.children() if p.name().startswith("VLLM")]
-            sizes = {"api": process.memory_info().rss}
-            sizes |= {f"engine {i}": p.memory_info().rss for i, p in enumerate(engines)}
+            others = [p for p in process.children() if p.name().startswith("VLLM")]
+            sizes = {p.name(): p.memory_info().rss for p in (process, *others)}
             self._memory.append((self._begun, sizes))
             await asyncio.sleep(1.0)
 
