@@ -156,10 +156,8 @@ class Choices:
         Args:
             values: float [N], of all responses; compared in float32.
         """
-        scores, unread = (
-            values[self.members].float(),
-            torch.zeros_like(self.counts, dtype=torch.float),
-        )
+        scores = values[self.members].float()
+        unread = torch.zeros_like(self.counts, dtype=torch.float)
         chosen = operations(runs_on(values.device)).select(scores, self.counts, unread, unread)
         return self.members.gather(1, chosen[:, None])[:, 0]
 

@@ -135,7 +135,7 @@ def _measure_kernel(
 
 
 def unit_of(*logits: Tensor) -> int:
-    """Return in what units kernels are given the strides of [n, |V|]: 16, or 1 if |V| is odd.
+    """Return in what units kernels are given strides of [n, |V|]: 16 where it divides all, or 1.
 
     In units of 16 wide loads are possible. Triton would choose by each stride itself, which of a
     padded |V| is another one in a batch of one row.
