@@ -30,8 +30,6 @@ from load_usage import Usage
 from models import machine, model
 from server import Server
 
-from cdserve.engine.vllm import ONE_PROCESS
-
 TILT = {"method": "tokenwise_cd", "beta": 0.2}
 BLOCKWISE = {"method": "blockwise_cd", "k": 4, "m": 16}
 METHODS: dict[str, dict[str, Any] | None] = {
@@ -45,7 +43,6 @@ METHODS: dict[str, dict[str, Any] | None] = {
 SIZES = {"demo": (64, 4), "100m": (32, 2)}
 """Tokens an answer, and requests for each one at once, unless the command line has others."""
 FLAGS = [
-    *("--distributed-executor-backend", ONE_PROCESS),  # as the demo's own settings have it
     # vLLM's load generator loses the chunk that follows a comment: with whole responses, all.
     *("--sse-keep-alive-interval", "86400"),
 ]

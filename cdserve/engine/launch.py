@@ -35,7 +35,7 @@ from cdserve.engine.processes import ApiServer
 from cdserve.engine.reward_models import RewardModels
 from cdserve.engine.steering import Paths
 from cdserve.engine.values import Values
-from cdserve.engine.vllm import as_flags, check_version
+from cdserve.engine.vllm import as_flags, check_version, use_one_process
 from cdserve.errors import ConfigError, EngineError
 from cdserve.metrics import MEMBER_INFO, REWARD_INFO, TASKS
 
@@ -65,6 +65,7 @@ def parse(settings: Settings, heads: Heads, flags: Sequence[str]) -> Namespace:
     if settings.served_model_name is not None and args.served_model_name is None:
         args.served_model_name = [settings.served_model_name]
     _check_servers(args, settings)
+    use_one_process(args)
     if current_platform.is_cpu() and args.max_num_batched_tokens is None:
         # On CPU, vLLM 0.32 dies of a prompt that has a seed and is computed in chunks.
         args.enable_chunked_prefill = bool(args.enable_chunked_prefill)

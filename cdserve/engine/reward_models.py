@@ -20,12 +20,12 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from cdserve.config import RewardModelReward, Settings
 from cdserve.engine.vllm import (
-    ONE_PROCESS,
     AsyncEngineArgs,
     EngineClient,
     as_flags,
     check_version,
     tokens_input,
+    use_one_process,
 )
 from cdserve.errors import ConfigError, shown
 from cdserve.metrics import (
@@ -44,7 +44,6 @@ _CPU_DEFAULTS = {
     "kv_cache_memory_bytes": 512 << 20,
     # vLLM's own blocks of 128 tokens would hold too few of a prefix to find it again.
     "block_size": 32,
-    "distributed_executor_backend": ONE_PROCESS,
 }
 _BINDING = "VLLM_CPU_OMP_THREADS_BIND"
 
@@ -259,6 +258,7 @@ def _engine_args(name: str, reward: RewardModelReward) -> AsyncEngineArgs:
         raise ConfigError(f"{key} has {shown(unknown[0])}, which is no flag of vLLM's engine")
     known.model = reward.model
     known.runner = "pooling"
+    use_one_process(known)
     known.disable_log_stats = True  # a process has one set of vLLM's metrics: the main engine's
     return AsyncEngineArgs.from_cli_args(known)
 

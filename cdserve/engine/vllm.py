@@ -11,6 +11,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.inputs.engine import TokensInput, tokens_input
 from vllm.lora.request import LoRARequest
 from vllm.outputs import CompletionOutput, RequestOutput
+from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.tokenizers import TokenizerLike
 from vllm.utils.async_utils import merge_async_iterators
@@ -20,15 +21,10 @@ from vllm.v1.engine.detokenizer import IncrementalDetokenizer
 from cdserve.errors import ConfigError
 
 VERSION = "0.32.0"
-ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
-"""The executor in EngineCore's own process.
-
-On CPU vLLM's usual two wait for each other by spinning, which takes a core; it refuses the
-executor's short name, ``uni``, there.
-"""
+_ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+"""On CPU vLLM refuses the executor's short name, ``uni``."""
 
 __all__ = [
-    "ONE_PROCESS",
     "VERSION",
     "AsyncEngineArgs",
     "CompletionOutput",
@@ -46,6 +42,7 @@ __all__ = [
     "detokenizer",
     "merge_async_iterators",
     "tokens_input",
+    "use_one_process",
 ]
 
 
@@ -54,6 +51,17 @@ def check_version() -> None:
     installed = vllm.__version__.partition("+")[0]
     if installed != VERSION:
         raise ConfigError(f"vLLM {installed} is installed; cdserve is made for {VERSION}")
+
+
+def use_one_process(args: Any) -> None:
+    """Has the engine's own process compute a model that is in one piece on a CPU.
+
+    vLLM's usual two wait for each other by spinning there, which takes a core. An executor that the
+    engine's arguments name stays.
+    """
+    pieces = args.tensor_parallel_size * args.pipeline_parallel_size
+    if current_platform.is_cpu() and pieces == 1 and args.distributed_executor_backend is None:
+        args.distributed_executor_backend = _ONE_PROCESS
 
 
 def as_flags(engine: Mapping[str, Any]) -> list[str]:

@@ -85,15 +85,17 @@ class Launches:
         made = 0
         sizes = _sizes(len(logits))
         kept = logits[: sizes[-1]].clone()
-        for row, count, measure in product(self._usual(), sizes, measured):
+        for row, count in product(self._usual(), sizes):
             # Only a tilt of all tokens has its rows in tiles.
             if count > sizes[0] and (row.tilt is None or row.tilt.top_k):
                 continue
             index = torch.arange(count, device=logits.device)
+            # Once, whatever this worker measures: others may compute parts of these logits.
             behind = members(slice(count)) if row.mix else {}
             rows = [row] * count
-            self.steer(logits, index, rows, hidden[:count], behind, lm_head, measure)
-            made += 1
+            for measure in measured:
+                self.steer(logits, index, rows, hidden[:count], behind, lm_head, measure)
+                made += 1
         logits[: len(kept)] = kept
         return made
 

@@ -23,12 +23,16 @@ class Likelihoods:
     input. So the sum of a prefix is there one step after its last token was drawn, and no model
     runs for it again.
 
+    All workers of a model in parts sum, since a text's logits take all of them to compute.
+
     Args:
         models: the table's columns: ``base`` and members.
+        reports: whether this worker writes the sums; one of them does.
     """
 
-    def __init__(self, models: Sequence[str]) -> None:
+    def __init__(self, models: Sequence[str], reports: bool) -> None:
         self._models = tuple(models)
+        self._reports = reports
         self._tables = Tables(len(models))
 
     @torch.inference_mode()
@@ -119,6 +123,6 @@ class Likelihoods:
         lengths: Sequence[int],
         sums: Sequence[npt.NDArray[np.float64] | None] | npt.NDArray[np.float64],
     ) -> None:
-        if rows:
+        if rows and self._reports:
             tickets = [row.likelihood for row in rows if row.likelihood is not None]
             self._tables.write(tickets, lengths, np.array(sums, np.float32))

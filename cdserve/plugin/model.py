@@ -44,8 +44,8 @@ class _Aligned:
         names = tuple(attached["members"])
         self._steerer = (Steerer(attached["q"], device, vocabulary, first, fused, names),)
         self._cold = fused
-        reads = first and attached["likelihoods"]
-        self._likelihoods = Likelihoods(attached["likelihoods"]) if reads else None
+        models = attached["likelihoods"]
+        self._likelihoods = Likelihoods(models, first) if models else None
         self._last = torch.empty(0, dtype=torch.long)
         self._vllm_config = vllm_config
         self._width = vllm_config.model_config.get_hidden_size()

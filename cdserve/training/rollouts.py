@@ -19,12 +19,12 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from cdserve.engine.vllm import (
-    ONE_PROCESS,
     RequestOutput,
     RequestOutputKind,
     SamplingParams,
     check_version,
     tokens_input,
+    use_one_process,
 )
 from cdserve.errors import ConfigError
 
@@ -213,9 +213,8 @@ def _start(model: str, flags: Sequence[str]) -> LLMEngine:
     parser = FlexibleArgumentParser(prog="cdserve heads train", add_help=False)
     args = EngineArgs.add_cli_args(parser).parse_args([*flags, "--model", model])
     args.disable_log_stats = True  # its lines would break the progress bar
+    use_one_process(args)
     if current_platform.is_cpu():
-        if args.tensor_parallel_size == args.pipeline_parallel_size == 1:
-            args.distributed_executor_backend = args.distributed_executor_backend or ONE_PROCESS
         if args.max_num_batched_tokens is None:
             # On CPU, vLLM 0.32 dies of a prompt that has a seed and is computed in chunks.
             args.enable_chunked_prefill = bool(args.enable_chunked_prefill)

@@ -1,0 +1,85 @@
+"""A model in two workers' halves: every method answers as one worker does."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+import pytest
+from openai import OpenAI
+
+from .served import Served, demo_settings
+from .wire import BEST_OF_N, BLOCKWISE, PROMPT, complete
+
+TILT = {"method": "tokenwise_cd", "beta": 0.2}
+MIXED = {"method": "logit_mixing", "weights": {"base": 0.5, "tuned": 0.3, "ref": 0.2}}
+POLICIES = {
+    "plain": None,
+    "blockwise": BLOCKWISE,
+    "several rewards": {
+        **BEST_OF_N,
+        "rewards": {"sentiment": 1.0, "fluent": 0.1, "dpo": 0.1, "sentiment_gold": 0.1},
+    },
+    "tilt": TILT,
+    "top_k": {**TILT, "top_k": 20},
+    "mixing": MIXED,
+    "kl_budget": {**TILT, "kl_budget": 2.0},
+    "proposal": {**BLOCKWISE, "proposal": TILT},
+    "mixed proposal": {**BEST_OF_N, "proposal": MIXED},
+}
+
+
+@pytest.fixture(scope="module")
+def halves(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAI]:
+    """A client of the demo on two workers."""
+    settings = demo_settings(presets={})
+    settings["rewards"] |= {
+        "fluent": {"kind": "loglik"},
+        "dpo": {"kind": "log_ratio", "tuned": "tuned", "reference": "ref", "beta": 0.5},
+    }
+    flags = ["--tensor-parallel-size", "2"]
+    with (
+        Served(settings, tmp_path_factory.mktemp("halves"), flags) as served,
+        OpenAI(base_url=f"{served.base_url}/v1", api_key="-", max_retries=0) as client,
+    ):
+        yield client
+
+
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+def test_a_request_is_answered_as_by_one_worker(
+    halves: OpenAI, client: OpenAI, policy: dict[str, Any] | None
+) -> None:
+    traced = policy and {**policy, "report": "trace"}
+    ours, theirs = (complete(one, traced) for one in (halves, client))
+    assert ours.choices[0].text == theirs.choices[0].text
+    assert ours.usage == theirs.usage
+    if policy is not None:
+        assert_close(ours.alignment, theirs.alignment)
+
+
+def test_texts_are_scored_as_by_one_worker(halves: OpenAI, http: httpx2.Client) -> None:
+    body = {
+        "prompt": PROMPT,
+        "responses": [" A good mower.", " It broke at once."],
+        "rewards": {"sentiment": 1.0, "fluent": 1.0, "dpo": 1.0},
+    }
+    ours = halves.post("/alignment/score", body=body, cast_to=dict[str, Any])
+    assert_close(ours, http.post("/v1/alignment/score", json=body).raise_for_status().json())
+
+
+def assert_close(ours: Any, theirs: Any, where: str = "") -> None:
+    """Asserts that two reports say the same, but for times and the last digits of numbers."""
+    if where.endswith("_seconds") or where == ".ties":  # equal texts may differ in a last digit
+        return
+    assert type(ours) is type(theirs), where
+    if isinstance(ours, dict):
+        assert ours.keys() == theirs.keys(), where
+        for name, value in ours.items():
+            assert_close(value, theirs[name], f"{where}.{name}")
+    elif isinstance(ours, list):
+        assert len(ours) == len(theirs), where
+        for i, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+            assert_close(one, other, f"{where}[{i}]")
+    elif isinstance(ours, float):
+        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-4), where
+    else:
+        assert ours == theirs, where
