@@ -75,10 +75,23 @@ class Replicas:
                     found.append(one)
         return found
 
-    def engine(self, actor: psutil.Process) -> psutil.Process:
-        """The process of a replica's engine."""
-        (engine,) = (one for one in actor.children() if one.name().startswith("VLLM::Engine"))
-        return engine
+    def one_of_two(self) -> tuple[psutil.Process, psutil.Process]:
+        """A replica's process and its engine's, once there are two that have one.
+
+        One that has ended, or that has yet to start its engine, is seen beside them for a while.
+        """
+        deadline = time.monotonic() + START_SECONDS
+        while len(found := [(one, e) for one in self.actors() for e in engines(one)]) < 2:
+            assert time.monotonic() < deadline, f"{found} of {self.actors()}"
+            time.sleep(0.1)
+        return found[0]
+
+
+def engines(actor: psutil.Process) -> list[psutil.Process]:
+    """The process of a replica's engine, if it has one."""
+    with suppress(psutil.NoSuchProcess):
+        return [one for one in actor.children() if one.name().startswith("VLLM::Engine")]
+    return []
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +109,8 @@ def replicas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replicas]:
     ):
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_process_group_cleanup_enabled", "true")
+        # Its own 5 s are too few for a process to start in beside the other tests.
+        patch.setenv("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
         ray.init(
             num_cpus=2,
             include_dashboard=False,
@@ -171,7 +186,8 @@ def test_an_engine_killed_under_load_takes_only_its_own_requests(replicas: Repli
         stop = threading.Event()
         asking = [pool.submit(_ask_until, http, stop) for _ in range(2)]
         time.sleep(0.2)
-        replicas.engine(replicas.actors()[0]).kill()
+        _, engine = replicas.one_of_two()
+        engine.kill()
         killed = time.monotonic()
         lost = sum(one.result() != 200 for one in running)
         others = _others(replicas, held)
@@ -192,8 +208,7 @@ def test_an_engine_killed_under_load_takes_only_its_own_requests(replicas: Repli
 
 def test_a_replica_killed_leaves_no_engine(replicas: Replicas) -> None:
     """Killed, it has no time to end its engine."""
-    actor = replicas.actors()[0]
-    engine = replicas.engine(actor)
+    actor, engine = replicas.one_of_two()
     actor.kill()
     with replicas.http() as http:
         assert [_ask(http, None) for _ in range(10)] == [200] * 10
