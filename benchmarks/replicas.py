@@ -176,7 +176,12 @@ async def _kill(url: str, what: str) -> dict[str, Any]:
         short = [asyncio.create_task(_ask_until(http, stop)) for _ in range(4)]
         await asyncio.sleep(0.5)
         replica = _replicas()[0]
-        (engine,) = (one for one in replica.children() if one.name().startswith("VLLM::Engine"))
+        # By how it was started: vLLM's title for it is not always there under Ray.
+        (engine,) = (
+            one
+            for one in replica.children()
+            if one.name().startswith("VLLM::") or "multiprocessing.spawn" in " ".join(one.cmdline())
+        )
         (engine if what == "engine" else replica).kill()
         killed = time.monotonic()
         statuses = await asyncio.gather(*long)

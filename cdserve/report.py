@@ -103,6 +103,8 @@ class TracedDecision(TypedDict):
     """What it adds to that of the response."""
     candidates: list[TracedCandidate]
     """In the order in which they were drawn."""
+    choice: NotRequired[int]
+    """Only in a stream's `alignment_decisions`: the index of the choice that it is of."""
 
 
 @_documented
@@ -183,7 +185,7 @@ def report(
     if failed:
         made["failed"] = dict(failed)
     if trace:
-        made["trace"] = [_traced(decision) for decision in decisions]
+        made["trace"] = [traced(decision) for decision in decisions]
     return made
 
 
@@ -251,7 +253,8 @@ def _limited(decisions: Sequence[Decision]) -> Limited:
     }
 
 
-def _traced(decision: Decision) -> TracedDecision:
+def traced(decision: Decision) -> TracedDecision:
+    """A decision with its candidates, as the wire has it."""
     return {
         "kl": {"bound": decision.kl_bound, "estimate": decision.kl_estimate},
         "candidates": [

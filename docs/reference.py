@@ -44,7 +44,8 @@ ranges here.
 """
 REPORT = """## The report
 
-`alignment` in an answer, and on the last chunk of a stream that has choices.
+`alignment` in an answer, and on the last chunk of a stream that has choices. In a stream with
+`report: "trace"` chunks have `alignment_decisions` too, a list of TracedDecision.
 """
 OTHERS = """## Discovery and scoring
 

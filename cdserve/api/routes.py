@@ -157,8 +157,11 @@ class _Stream(StreamingResponse):
 async def _annotated(
     events: AsyncGenerator[str, None], run: AlignmentRun, model: str | None, choices: int
 ) -> AsyncGenerator[str, None]:
-    """The stream with the report on the last chunk that has choices."""
-    finished = 0
+    """The stream with the report on the last chunk that has choices.
+
+    With a trace, decisions ride on the first chunk that has choices once they are made.
+    """
+    finished = told = 0
     async with aclosing(events):
         async for event in events:
             data = event.removeprefix("data: ").strip()
@@ -168,6 +171,9 @@ async def _annotated(
             chunk = json.loads(data)
             ended = sum(1 for choice in chunk.get("choices", ()) if choice.get("finish_reason"))
             finished += ended
+            if chunk.get("choices") and (made := run.traced(since=told)):
+                told += len(made)
+                chunk["alignment_decisions"] = made
             _annotate(chunk, run, model, last=ended > 0 and finished == choices)
             yield f"data: {json.dumps(chunk, ensure_ascii=False, separators=(',', ':'))}\n\n"
 

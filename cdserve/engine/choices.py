@@ -44,6 +44,10 @@ class AlignedRequest:
     request_id: str
     options: Mapping[str, Any]
 
+    def decided(self, decision: Decision, choice: int) -> None:
+        """Tells the run of a decision; its choice's index is among those of all prompts."""
+        self.run.decisions.append((self.index * self.params.n + choice, decision))
+
 
 class Choice(Protocol):
     """One of a request's ``n`` responses."""
@@ -97,6 +101,7 @@ class SearchedChoice:
                 async for decision in made:
                     SELECT_SECONDS.observe(time.perf_counter() - self._proposal.scored)
                     self.spans.decided(decision)
+                    self._request.decided(decision, self._choice)
                     decisions.append(decision)
                     output = self._writer.append(decision.candidate)
                     if output.finished():
@@ -252,4 +257,5 @@ class SteeredChoice:
             kl_estimator="exact_path",
         )
         self.spans.decided(decision)
+        request.decided(decision, self._choice)
         self.spans.reported(run.report_on([decision], request.index, self._choice))

@@ -8,7 +8,7 @@ from typing import Any
 from cdserve import metrics, report
 from cdserve.decoders import Decision, Decoder
 from cdserve.policy import Policy
-from cdserve.report import Report
+from cdserve.report import Report, TracedDecision
 from cdserve.scoring import Objective
 
 
@@ -28,7 +28,8 @@ class AlignmentRun:
     """Prompts begun; a completions request may hold several."""
     reports: dict[tuple[int, int], Report] = field(default_factory=dict)
     """By prompt and choice; a choice's report is there before its last output is."""
-
+    decisions: list[tuple[int, Decision]] = field(default_factory=list)
+    """With the index of the choice; a decision is there before its output is."""
     began: float = field(default_factory=time.monotonic)
     """When the request arrived."""
 
@@ -58,6 +59,13 @@ class AlignmentRun:
         """The index of the next prompt."""
         self.prompts += 1
         return self.prompts - 1
+
+    def traced(self, since: int) -> list[TracedDecision]:
+        """The decisions after the first ``since``, where the policy asks for a trace."""
+        if self.policy.report != "trace":
+            return []
+        made = self.decisions[since:]
+        return [{**report.traced(decision), "choice": choice} for choice, decision in made]
 
     def report_on(self, decisions: Sequence[Decision], prompt: int, choice: int) -> Report:
         """Makes a choice's report of its decisions, and counts it."""

@@ -2,7 +2,10 @@
 
 import { ApiError, stream } from "./api.js";
 
-/** What has come of a run so far: `blocks` of text, then the `report`, and how it ended. */
+/**
+ * What has come of a run so far: `blocks` of text, the decisions `made`, then the `report`, and how
+ * it ended.
+ */
 export class Run {
   constructor(policy, seed) {
     this.policy = policy;
@@ -10,6 +13,7 @@ export class Run {
     this.state = "running"; // then "done", "stopped" or "failed"
     this.blocks = [];
     this.tokens = 0;
+    this.made = [];
     this.report = null;
     this.finish = null;
     this.error = null;
@@ -54,14 +58,14 @@ export class Run {
   }
 
   /**
-   * The report's decisions: `candidates`, the `chosen` one, `kl` and `spent` so far in nats, and
+   * The decisions so far: `candidates`, the `chosen` one, `kl` and `spent` so far in nats, and
    * where the text has them: `milliseconds`, if its block came by itself, and `start` and `end`.
    */
   get decisions() {
     const { text, gaps } = this;
     let spent = 0;
     let start = 0;
-    return (this.report?.trace ?? []).map(({ kl, candidates }, i) => {
+    return this.made.map(({ kl, candidates }, i) => {
       const chosen = candidates.find((candidate) => candidate.chosen);
       spent += kl.bound;
       const placed = start !== null && text.startsWith(chosen.text, start);
@@ -74,6 +78,7 @@ export class Run {
   }
 
   add(chunk) {
+    this.made.push(...(chunk.alignment_decisions ?? []));
     this.report = chunk.alignment ?? this.report;
     this.tokens = chunk.usage?.completion_tokens ?? this.tokens;
     for (const choice of chunk.choices) {

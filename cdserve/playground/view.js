@@ -1,6 +1,7 @@
 // What a run has given: its text, figures, charts and decisions.
 
 import { extent, klChart, tokenChart, valueChart } from "./chart.js";
+import { DecisionList } from "./decisions.js";
 import { counted, duration, h, number } from "./dom.js";
 
 const NARROWEST = 320; // a chart's width in pixels where two stand side by side
@@ -33,8 +34,9 @@ export class ResultView {
     this.domain = null;
     this.tokenValues = null;
     this.charts = null;
+    this.list = new DecisionList(this.prefix);
     this.text.replaceChildren();
-    this.details.replaceChildren();
+    this.details.replaceChildren(this.list.element);
     this.text.setAttribute("aria-busy", "true");
     this.element.dataset.state = "running";
     this.progress.textContent = "Waiting for the first text …";
@@ -54,6 +56,7 @@ export class ResultView {
       this.text.append(h("span", { class: "block" }, text));
     }
     this.shown = run.blocks.length;
+    this.list.show(run.decisions);
     if (run.state !== "running") this.end();
     else if (this.shown > 0) {
       const tokens = counted(run.tokens, "token");
@@ -68,14 +71,6 @@ export class ResultView {
     this.draw();
   }
 
-  /** Opens a decision and goes to it. */
-  open(index) {
-    const decision = this.element.querySelectorAll(".decision")[index];
-    decision.open = true;
-    decision.scrollIntoView({ block: "nearest" });
-    decision.querySelector("summary").focus({ preventScroll: true });
-  }
-
   end() {
     const { run } = this;
     this.text.setAttribute("aria-busy", "false");
@@ -83,15 +78,19 @@ export class ResultView {
     const words = ending(run);
     this.progress.textContent = words;
     this.announcement.textContent = words;
-    if (run.report === null) {
-      if (run.blocks.length > 0) this.details.replaceChildren(figures(run));
+    const list = this.list.element;
+    if (run.blocks.length > 0 || run.report) list.before(figures(run));
+    if (run.report === null) return;
+    this.charts = h("div", { class: "charts" });
+    list.before(this.charts);
+    this.decisions = run.decisions;
+    if (this.decisions.length === 0) {
+      const words = "The policy's report has no trace, so its candidates are not known here.";
+      list.replaceWith(h("p", { class: "note" }, words));
       return;
     }
-    this.decisions = run.decisions;
-    if (this.decisions.length > 0 && this.decisions.at(-1).end !== null) this.mark();
-    this.charts = h("div", { class: "charts" });
-    this.details.replaceChildren(figures(run), this.charts, this.list());
-    if (this.decisions.length > 0) this.scale(extent(this.decisions));
+    if (this.decisions.at(-1).end !== null) this.mark();
+    this.scale(extent(this.decisions));
   }
 
   /** Marks in the text what each decision has given, the darker the higher its score. */
@@ -100,7 +99,7 @@ export class ResultView {
     const { text } = this.run;
     const spans = this.decisions.map(({ chosen, start, end }, i) => {
       const title = `decision ${i + 1}: ${number(chosen.score)}`;
-      const attributes = { class: "block decided", title, onclick: () => this.open(i) };
+      const attributes = { class: "block decided", title, onclick: () => this.list.open(i) };
       const span = h("span", attributes, text.slice(start, end));
       span.style.setProperty("--value", high > low ? (chosen.score - low) / (high - low) : 1);
       return span;
@@ -115,7 +114,7 @@ export class ResultView {
     const { decisions, run, domain } = this;
     const single = decisions.length === 1;
     const budget = run.report.kl.budget ?? null;
-    const onopen = (i) => this.open(i);
+    const onopen = (i) => this.list.open(i);
     const charts = [];
     if (!single || decisions[0].candidates.length > 1) {
       const title = single ? "Scores of the candidates, in order" : "Value along the text, by decision";
@@ -149,75 +148,6 @@ export class ResultView {
     button.textContent = "Show the value after each token";
     return [h("p", { class: "note" }, button)];
   }
-
-  list() {
-    if (this.decisions.length === 0) {
-      const words = "The policy's report has no trace, so its candidates are not known here.";
-      return h("p", { class: "note" }, words);
-    }
-    const domain = extent(this.decisions);
-    const items = this.decisions.map((decision, i) => this.decision(decision, i, domain));
-    const drawn = counted(items.length, "decision");
-    return h("section", { class: "decisions", "aria-label": "Decisions" }, h("h3", {}, drawn), items);
-  }
-
-  decision({ candidates, chosen, kl, milliseconds }, i, domain) {
-    const facts = [
-      candidates.length > 1 ? `taken of ${candidates.length}` : "the only one drawn",
-      kl.bound > 0 ? `KL ≤ ${number(kl.bound)}` : null,
-      milliseconds === null ? null : duration(milliseconds),
-    ];
-    const summary = h(
-      "summary",
-      {},
-      h("span", { class: "index" }, `${i + 1}`),
-      h("span", { class: "score" }, number(chosen.score)),
-      h("span", { class: "facts" }, facts.filter(Boolean).join(" · ")),
-      h("span", { class: "excerpt" }, chosen.text.trim()),
-    );
-    const body = h("ol", { class: "candidates" });
-    const fill = () => {
-      if (body.children.length > 0) return;
-      const ordered = [...candidates.entries()].sort(([, a], [, b]) => b.score - a.score);
-      body.append(...ordered.map(([draw, candidate]) => row(candidate, draw, domain)));
-    };
-    const id = `${this.prefix}-decision-${i + 1}`;
-    return h("details", { class: "decision", id, ontoggle: fill }, summary, body);
-  }
-}
-
-/** A candidate: its score on the scale of all, its rewards, its text. */
-function row(candidate, draw, [low, high]) {
-  const { chosen, score, rewards, tokens, finish_reason: finish, logprob, text } = candidate;
-  const share = high > low ? (score - low) / (high - low) : 1;
-  const bar = h("span", { class: "bar", "aria-hidden": "true" });
-  bar.style.setProperty("--value", share);
-  const each = Object.entries(rewards).map(([name, value]) => {
-    return h("span", { class: "reward", "data-reward": name }, `${name} ${number(value)}`);
-  });
-  const facts = [
-    counted(tokens, "token"),
-    finish === null ? null : `ends: ${finish}`,
-    logprob === null ? null : `log p ${number(logprob)}`,
-    `draw ${draw + 1}`,
-  ];
-  return h(
-    "li",
-    { class: chosen ? "candidate chosen" : "candidate", "data-score": score },
-    h("span", { class: "score" }, number(score), bar),
-    h(
-      "div",
-      { class: "what" },
-      h("p", { class: "candidate-text" }, text === "" ? "(no text)" : text.replace(/^ /, "")),
-      h(
-        "p",
-        { class: "facts" },
-        chosen && h("strong", { class: "taken" }, "taken"),
-        each,
-        facts.filter(Boolean).map((fact) => h("span", {}, fact)),
-      ),
-    ),
-  );
 }
 
 function figure(title, chart) {

@@ -23,7 +23,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from cdserve.errors import ConfigError
 from cdserve.ray_serve import NAME, Arguments, app, replica
-from tests.server.served import demo_settings, free_port
+from tests.server.served import demo_settings, free_port, spawned
 from tests.server.wire import BEST_OF_N, BLOCKWISE, check_report, complete, text_of
 
 from .files import DEPLOY, document
@@ -75,23 +75,11 @@ class Replicas:
                     found.append(one)
         return found
 
-    def one_of_two(self) -> tuple[psutil.Process, psutil.Process]:
-        """A replica's process and its engine's, once there are two that have one.
-
-        One that has ended, or that has yet to start its engine, is seen beside them for a while.
-        """
-        deadline = time.monotonic() + START_SECONDS
-        while len(found := [(one, e) for one in self.actors() for e in engines(one)]) < 2:
-            assert time.monotonic() < deadline, f"{found} of {self.actors()}"
-            time.sleep(0.1)
-        return found[0]
-
-
-def engines(actor: psutil.Process) -> list[psutil.Process]:
-    """The process of a replica's engine, if it has one."""
-    with suppress(psutil.NoSuchProcess):
-        return [one for one in actor.children() if one.name().startswith("VLLM::Engine")]
-    return []
+    def first(self) -> tuple[psutil.Process, psutil.Process]:
+        """A replica's process and its engine's."""
+        actor, _ = self.actors()
+        (engine,) = spawned(actor)
+        return actor, engine
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +174,7 @@ def test_an_engine_killed_under_load_takes_only_its_own_requests(replicas: Repli
         stop = threading.Event()
         asking = [pool.submit(_ask_until, http, stop) for _ in range(2)]
         time.sleep(0.2)
-        _, engine = replicas.one_of_two()
+        _, engine = replicas.first()
         engine.kill()
         killed = time.monotonic()
         lost = sum(one.result() != 200 for one in running)
@@ -208,7 +196,7 @@ def test_an_engine_killed_under_load_takes_only_its_own_requests(replicas: Repli
 
 def test_a_replica_killed_leaves_no_engine(replicas: Replicas) -> None:
     """Killed, it has no time to end its engine."""
-    actor, engine = replicas.one_of_two()
+    actor, engine = replicas.first()
     actor.kill()
     with replicas.http() as http:
         assert [_ask(http, None) for _ in range(10)] == [200] * 10

@@ -68,6 +68,23 @@ class TestRun:
         assert "48 tokens, reached max_tokens" in page.text("#lane-a .progress")
         assert page.text("#lane-a [role=status]") == page.text("#lane-a .progress")
 
+    def test_decisions_open_while_more_are_made(self, page: Playground) -> None:
+        page.open({"method": "blockwise_cd", "k": 8, "m": 1}, **LONG)
+        page.one("#run").click()
+        first = page.until(lambda: page.all("#lane-a .decision"))[0]
+        first.find_element("css selector", "summary").click()
+        rows = page.until(lambda: page.all("#lane-a .candidates > li"))
+        assert len(rows) == 8
+        seen = len(page.all("#lane-a .decision"))
+        page.until(lambda: len(page.all("#lane-a .decision")) > seen)
+        page.wait("running")
+        page.press(Keys.ESCAPE)
+        page.wait("stopped")
+        count = len(page.all("#lane-a .decision"))
+        assert page.text("#lane-a .decisions h3") == f"{count} decisions"
+        assert page.all("#lane-a .candidates > li") == rows
+        assert page.js("return document.activeElement.parentElement") == first
+
     def test_the_value_after_each_token(self, page: Playground) -> None:
         page.open({"method": "tokenwise_cd", "beta": 0.5}, **ROUTE)
         page.run()

@@ -118,9 +118,16 @@ class Served:
 
     def engines(self) -> list[int]:
         """Process ids of its engines, those that started first come first."""
-        children = psutil.Process(self._process.pid).children()
-        started = sorted(children, key=psutil.Process.create_time)
-        return [child.pid for child in started if child.name().startswith("VLLM::Engine")]
+        return [one.pid for one in spawned(psutil.Process(self.pid)) if not self._listens(one)]
+
+    def api_servers(self) -> list[psutil.Process]:
+        """Its API servers, where there are several."""
+        return [one for one in spawned(psutil.Process(self.pid)) if self._listens(one)]
+
+    def _listens(self, process: psutil.Process) -> bool:
+        port = int(self.base_url.rsplit(":", 1)[1])
+        sockets = process.net_connections("tcp")
+        return any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in sockets)
 
     def metric(self, name: str) -> float:
         """A number of vLLM's own, such as ``num_requests_running``."""
@@ -177,6 +184,20 @@ class Served:
             except httpx2.TransportError:
                 time.sleep(0.5)
         raise AssertionError(f"the server did not start:\n{self.log()}")
+
+
+def spawned(parent: psutil.Process) -> list[psutil.Process]:
+    """The processes of vLLM's that another has started; those that started first come first.
+
+    By how they were started too: under Ray, vLLM's titles are not always there.
+    """
+    found = []
+    for child in sorted(parent.children(), key=psutil.Process.create_time):
+        with suppress(psutil.NoSuchProcess):
+            command = " ".join(child.cmdline())
+            if command.startswith("VLLM::") or "multiprocessing.spawn" in command:
+                found.append(child)
+    return found
 
 
 def free_port() -> int:

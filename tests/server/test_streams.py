@@ -45,6 +45,40 @@ def test_blockwise_sends_one_chunk_a_block(client: OpenAI, ask: Ask) -> None:
 
 
 @ROUTES
+def test_a_trace_has_each_decision_with_its_block(client: OpenAI, ask: Ask) -> None:
+    policy = {**BLOCKWISE, "report": "trace"}
+    chunks = list(ask(client, policy, stream=True, **FIVE_BLOCKS))
+    report = chunks[-1].alignment
+    made, text = [], ""
+    for chunk in chunks:
+        made += getattr(chunk, "alignment_decisions", [])
+        text += text_of(chunk.choices[0])
+        taken = [c["text"] for one in made for c in one["candidates"] if c["chosen"]]
+        assert "".join(taken).startswith(text)
+    assert made == [{"choice": 0, **decision} for decision in report["trace"]]
+    assert not any(
+        hasattr(chunk, "alignment_decisions") for chunk in ask(client, BLOCKWISE, stream=True)
+    )
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [BLOCKWISE, BEST_OF_N, {"method": "tokenwise_cd", "beta": 0.5}],
+    ids=lambda p: p["method"],
+)
+def test_a_trace_says_whose_decisions_they_are(client: OpenAI, policy: dict[str, Any]) -> None:
+    asked = {**policy, "report": "trace"}
+    prompts = [PROMPT, "Film review: The Velvet Promise."]
+    chunks = list(complete(client, asked, prompt=prompts, n=2, stream=True))
+    (report,) = (chunk.alignment for chunk in chunks if hasattr(chunk, "alignment"))
+    made: list[list[dict[str, Any]]] = [[], [], [], []]
+    for chunk in chunks:
+        for decision in getattr(chunk, "alignment_decisions", []):
+            made[decision.pop("choice")].append(decision)
+    assert made == [choice["trace"] for choice in report["choices"]]
+
+
+@ROUTES
 def test_each_block_is_sent_as_it_is_accepted(client: OpenAI, ask: Ask) -> None:
     start = time.perf_counter()
     arrivals = [
