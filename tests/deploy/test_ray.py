@@ -77,7 +77,7 @@ class Replicas:
 
     def first(self) -> tuple[psutil.Process, psutil.Process]:
         """A replica's process and its engine's."""
-        actor, _ = self.actors()
+        actor, *_ = self.actors()
         (engine,) = spawned(actor)
         return actor, engine
 

@@ -3,6 +3,8 @@
 import tempfile
 from pathlib import Path
 
+from selenium.webdriver.common.keys import Keys
+
 from tests.server.served import Served, demo_settings
 
 from .browser import Playground, chromium
@@ -31,6 +33,13 @@ def main() -> None:
         page.run()
         page.all("#lane-a .decision summary")[1].click()
         save(page, "decision.png")
+
+        page.open({"method": "blockwise_cd", "k": 8, "m": 2}, **SETTINGS)
+        page.one("#run").click()
+        page.until(lambda: page.all("#lane-a .decision"))[0].click()
+        page.until(lambda: len(page.all("#lane-a .decision")) > 5)
+        save(page, "live.png")
+        page.press(Keys.ESCAPE)
 
         page.resize(1280, 1240)
         page.scheme("dark")
