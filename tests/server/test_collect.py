@@ -4,7 +4,7 @@ import asyncio
 import json
 import shutil
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,14 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     mixed = [texts[0], chats[0], texts[1], texts[2], chats[1], chats[2], texts[3]]
     path.write_text("".join(json.dumps(line) + "\n" for line in mixed))
     return path
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C interrupts, which it does not in what a shell has started in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +201,7 @@ class TestResuming:
         assert "7 of 7 prompts answered with 28 responses" in said
         assert "sft-text: 4 rows in 1 file; left out: none" in said
 
+    @pytest.mark.usefixtures("interruptible")
     def test_an_interrupt_leaves_what_has_come(
         self,
         server: Served,
