@@ -4,10 +4,7 @@ from dataclasses import dataclass, fields
 
 import httpx2
 import psutil
-from server import totals
-
-_ENGINE = ("VLLM::Engine", "VLLM::Worker")
-"""How the processes that run the model are called; on CPU with one process, the first only."""
+from server import runs_model, totals
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +30,7 @@ class Usage:
         seconds = {True: 0.0, False: 0.0}
         for process in (root, *root.children(recursive=True)):
             times = process.cpu_times()
-            seconds[process.name().startswith(_ENGINE)] += times.user + times.system
+            seconds[runs_model(process)] += times.user + times.system
         counted = totals(httpx2.get(f"{base_url}/metrics", timeout=60).text)
         return cls(
             engine_s=seconds[True],

@@ -36,7 +36,7 @@ import ray
 import yaml
 from models import machine
 from ray import serve
-from server import Server, free_port, totals
+from server import Server, free_port, runs_model, totals
 
 from cdserve.demo import DEMO_DIR
 from cdserve.ray_serve import Arguments, app
@@ -176,12 +176,7 @@ async def _kill(url: str, what: str) -> dict[str, Any]:
         short = [asyncio.create_task(_ask_until(http, stop)) for _ in range(4)]
         await asyncio.sleep(0.5)
         replica = _replicas()[0]
-        # By how it was started: vLLM's title for it is not always there under Ray.
-        (engine,) = (
-            one
-            for one in replica.children()
-            if one.name().startswith("VLLM::") or "multiprocessing.spawn" in " ".join(one.cmdline())
-        )
+        (engine,) = filter(runs_model, replica.children())
         (engine if what == "engine" else replica).kill()
         killed = time.monotonic()
         statuses = await asyncio.gather(*long)

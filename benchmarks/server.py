@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 
 import httpx2
+import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 START_SECONDS = 300
@@ -38,6 +39,19 @@ def wait_until_healthy(base_url: str, process: subprocess.Popen[bytes], log: Pat
             time.sleep(0.5)
     process.kill()
     raise RuntimeError(f"the server did not start:\n{log.read_text()[-4000:]}")
+
+
+def runs_model(process: psutil.Process) -> bool:
+    """Whether it is an engine's: by vLLM's title, or where it has none by how it was started.
+
+    Under Ray the title is not always there.
+    """
+    try:
+        command = " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return False
+    titled = command.startswith(("VLLM::Engine", "VLLM::Worker"))
+    return titled or "multiprocessing.spawn" in command
 
 
 def totals(metrics: str, label: str = "") -> Counter[tuple[str, str]]:
