@@ -56,7 +56,7 @@ export class ResultView {
       this.text.append(h("span", { class: "block" }, text));
     }
     this.shown = run.blocks.length;
-    this.list.show(run.decisions);
+    if (run.made.length > 0) this.list.show(run.decisions);
     if (run.state !== "running") this.end();
     else if (this.shown > 0) {
       const tokens = counted(run.tokens, "token");
