@@ -6,7 +6,7 @@ several makes a beam search of it (arXiv 2405.19262), or speculative rejection (
 """
 
 import math
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, repeat
 
@@ -78,6 +78,8 @@ class _Round:
     """Those kept that had ended before; they come first."""
     prefixes: list[Prefix] = field(default_factory=list)
     scores: list[Score] = field(default_factory=list)
+    known: dict[Hashable, Score] = field(default_factory=dict)
+    """The scores by prefix."""
     ranks: Sequence[float] = ()
     limited: bool = False
     left: float | None = None
@@ -93,10 +95,21 @@ class _Round:
         return allowed
 
     async def add(self, drawn: Sequence[Prefix], proposal: Proposal) -> None:
-        """Scores what was drawn, and with the first draw what had ended before."""
+        """Scores what was drawn, and with the first draw what had ended before.
+
+        Equal prefixes have one score, the first's: computed again it could differ in a last digit.
+        """
         new = drawn if self.prefixes else [*self.before, *drawn]
         self.prefixes += new
-        self.scores += await proposal.score(new)
+        keys = [_key(one) for one in new]
+        fresh: dict[Hashable, Prefix] = {}
+        for key, one in zip(keys, new, strict=True):
+            if key not in self.known:
+                fresh.setdefault(key, one)
+        if fresh:
+            scores = await proposal.score(list(fresh.values()))
+            self.known |= zip(fresh, scores, strict=True)
+        self.scores += [self.known[key] for key in keys]
 
     def rank(self, select: Select) -> None:
         """Compares all prefixes; those that the deadline cut come last."""
@@ -143,6 +156,11 @@ def _decision(rounds: Sequence[_Round], prefix: Prefix, index: int, select: Sele
 def _last(candidate: Candidate) -> Candidate:
     """It as the response's last one."""
     return replace(candidate, finish_reason=candidate.finish_reason or "deadline")
+
+
+def _key(prefix: Prefix) -> Hashable:
+    """Equal for prefixes of the same tokens that have ended alike."""
+    return tuple(one.token_ids for one in prefix), prefix[-1].finish_reason
 
 
 def _ended(prefix: Prefix) -> bool:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from contextlib import aclosing
+from dataclasses import replace
 
 import pytest
 
@@ -23,6 +24,16 @@ from cdserve.policy import SoftmaxSelection
 from .toy import A, B, Draws, E, Tokens, Toy, collect, first, sampler, text, value
 
 
+class Drawn(Argmax):
+    """The highest score once ``count`` candidates were drawn."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def keep(self, scores: Sequence[float]) -> Sequence[int] | None:
+        return None if len(scores) < self._count else super().keep(scores)
+
+
 class TestDecisions:
     async def test_the_first_of_equal_candidates_is_taken(self) -> None:
         decision = await first((), [(A, E), (B, A), (A, B), (B, A)], 2)
@@ -40,6 +51,26 @@ class TestDecisions:
     )
     async def test_tie_is_of_the_two_best(self, draws: Draws, tie: bool) -> None:
         assert (await first((), draws, 1)).tie is tie
+
+    @pytest.mark.parametrize("k", [4, [2, 2]])
+    async def test_equal_candidates_are_equal_to_the_last_digit(self, k: int | list[int]) -> None:
+        class Wavering(Toy):
+            """Gives a prefix another last digit each time."""
+
+            asked = 0
+
+            async def score(self, prefixes: Sequence[Prefix]) -> Sequence[Score]:
+                self.asked += len(prefixes)
+                scores = await super().score(prefixes)
+                return [replace(one, total=one.total + i * 1e-9) for i, one in enumerate(scores)]
+
+        tape = iter([[(A,), (B,), (A,), (B,)]] if k == 4 else [[(A,), (B,)], [(A,), (B,)]])
+        proposal = Wavering(lambda *_: next(tape))
+        select = Drawn(4)
+        async with aclosing(search(proposal, k=k, m=1, select=select)) as decisions:
+            decision = await anext(decisions)
+        assert (decision.chosen, decision.tie, proposal.asked) == (1, True, 2)
+        assert decision.scores[:2] == decision.scores[2:]
 
     async def test_it_goes_on_until_an_accepted_candidate_has_ended(self) -> None:
         tape = iter([[(E,), (A,)], [(E,), (B,)], [(A,), (B,)]])
