@@ -3,8 +3,10 @@
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
+from vllm.entrypoints.anthropic.protocol import AnthropicErrorResponse, AnthropicMessagesResponse
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionResponse
 from vllm.entrypoints.openai.completion.protocol import CompletionResponse
+from vllm.entrypoints.openai.responses.protocol import ResponsesResponse
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse, ModelList
 
 from cdserve.report import Report
@@ -22,6 +24,18 @@ class AlignedCompletion(CompletionResponse):  # type: ignore[misc]
 
 class AlignedChatCompletion(ChatCompletionResponse):  # type: ignore[misc]
     """OpenAI's answer, and the report."""
+
+    alignment: Report | None = Field(default=None, description="Where a policy was followed.")
+
+
+class AlignedResponse(ResponsesResponse):  # type: ignore[misc]
+    """OpenAI's answer, and the report."""
+
+    alignment: Report | None = Field(default=None, description="Where a policy was followed.")
+
+
+class AlignedMessage(AnthropicMessagesResponse):  # type: ignore[misc]
+    """Anthropic's answer, and the report."""
 
     alignment: Report | None = Field(default=None, description="Where a policy was followed.")
 
@@ -70,19 +84,25 @@ _ERRORS: dict[int | str, str] = {
 
 
 def _responses(
-    answer: type[BaseModel], *errors: int, streams: bool = False
+    answer: type[BaseModel],
+    *errors: int,
+    streams: bool = False,
+    error: type[BaseModel] = ErrorResponse,
 ) -> dict[int | str, dict[str, Any]]:
     """A route's: the answer, and the errors it gives beside those that any route may."""
     good = {"model": answer, **({"content": {"text/event-stream": {}}} if streams else {})}
     statuses: tuple[int | str, ...] = (*errors, 401, "default")
     return {200: good} | {
-        status: {"model": ErrorResponse, "description": _ERRORS[status]} for status in statuses
+        status: {"model": error, "description": _ERRORS[status]} for status in statuses
     }
 
 
 _DRAWING = (400, 404, 413, 429, 500, 501, 503)
 COMPLETION = _responses(AlignedCompletion, *_DRAWING, streams=True)
 CHAT_COMPLETION = _responses(AlignedChatCompletion, *_DRAWING, streams=True)
+BATCH = _responses(AlignedChatCompletion, *_DRAWING)
+RESPONSE = _responses(AlignedResponse, *_DRAWING, streams=True)
+MESSAGE = _responses(AlignedMessage, *_DRAWING, streams=True, error=AnthropicErrorResponse)
 SCORE = _responses(ScoreAnswer, 400, 413, 500)
 DESCRIPTION = _responses(Description)
 MODELS = _responses(ModelList)

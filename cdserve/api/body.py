@@ -31,7 +31,8 @@ class BodyLimit:
             return
         said = Headers(scope=scope).get("content-length", "")
         if said.isdigit() and int(said) > self._limit:
-            await answer(self._message, _TOO_LARGE.phrase, _TOO_LARGE)(scope, receive, send)
+            refusal = answer(scope["path"], self._message, _TOO_LARGE.phrase, _TOO_LARGE)
+            await refusal(scope, receive, send)
             return
         left = self._limit
 

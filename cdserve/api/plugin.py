@@ -4,9 +4,13 @@ from argparse import Namespace
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from starlette.datastructures import State
 
 from cdserve.errors import ConfigError
+
+_PAST_POLICIES = "/invocations"
+"""SageMaker's route, which calls vLLM's handlers past policies and API keys."""
 
 
 class AlignmentEndpoints:
@@ -23,12 +27,11 @@ class AlignmentEndpoints:
         """
         from cdserve.api import errors, playground
         from cdserve.api.body import BodyLimit
-        from cdserve.api.guard import guard
         from cdserve.api.routes import router
 
         if "cdserve" not in app.state.args:
             raise ConfigError("the routes need `cdserve serve`; they cannot work in `vllm serve`")
-        guard(app)
+        _remove(app, _PAST_POLICIES)
         app.include_router(router)
         errors.install(app)
         settings = app.state.args.cdserve.everybody.settings
@@ -38,3 +41,8 @@ class AlignmentEndpoints:
 
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
         """Nothing: ``cdserve serve`` has made what the routes need."""
+
+
+def _remove(app: FastAPI, path: str) -> None:
+    for route in [r for r in app.routes if isinstance(r, APIRoute) and r.path == path]:
+        app.router.routes.remove(route)

@@ -1,10 +1,17 @@
 """vLLM's request classes with the ``alignment`` field."""
 
-from typing import Any
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from pydantic import Field, PrivateAttr
-from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest
+from vllm.entrypoints.openai.chat_completion.protocol import (
+    BatchChatCompletionRequest,
+    ChatCompletionRequest,
+)
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 from vllm.sampling_params import SamplingParams
 
 from cdserve.api.server import AlignmentServer
@@ -19,13 +26,15 @@ _DESCRIPTION = (
 )
 
 
-class _Aligned:
-    """What both request classes share. Mixed in before vLLM's class."""
+class Aligned:
+    """What all request classes share. Mixed in before vLLM's class."""
 
     alignment: Any
     model: str | None
     _run: AlignmentRun | None
     _server: AlignmentServer
+
+    length_field: ClassVar[str] = "max_tokens"
 
     def resolve(self, server: AlignmentServer) -> AlignmentRun | None:
         """Reads the policy off ``alignment`` or the model id, and checks it against the request.
@@ -51,23 +60,42 @@ class _Aligned:
         return self._run
 
     @property
-    def prompts(self) -> int:
-        """Prompts in the request, each answered on its own."""
-        return 1
+    def counts(self) -> Mapping[str, int]:
+        """Fields that ask for several answers, and for how many each."""
+        return {}
+
+    @property
+    def choices(self) -> int:
+        """Answers in all."""
+        return math.prod(self.counts.values())
+
+    @property
+    def output_only(self) -> Mapping[str, Any]:
+        """Fields in use that look at the tokens of the output only."""
+        found = {name: getattr(self, name, None) for name in _OUTPUT_ONLY}
+        return {n: v for n, v in found.items() if v is not None and v != _OUTPUT_ONLY[n]}
+
+    @property
+    def grammar(self) -> str | None:
+        """The field that constrains the text by a grammar, if one does."""
+        if self.extract_structured_outputs() is None:  # type: ignore[attr-defined]
+            return None
+        form = getattr(self, "response_format", None)
+        return "structured_outputs" if form is None else "response_format"
 
     def to_sampling_params(self, *args: Any, **kwargs: Any) -> SamplingParams:
         """As vLLM's; the policy rides in ``extra_args``."""
         params = super().to_sampling_params(*args, **kwargs)  # type: ignore[misc]
         if self._run is not None:
             limit = self._server.settings.limits.max_candidate_tokens
-            _check_params(params, self._run, self.prompts, limit)
+            _check_params(params, self._run, self.choices, self.length_field, limit)
             if params.structured_outputs is not None:  # vLLM's, of a tool call
                 _check_grammar(self._run, "tools")
             params.extra_args = {**(params.extra_args or {}), REQUEST_KEY: self._run}
         return params
 
 
-class AlignedCompletionRequest(_Aligned, CompletionRequest):  # type: ignore[misc]
+class AlignedCompletionRequest(Aligned, CompletionRequest):  # type: ignore[misc]
     """A completions request with a policy."""
 
     alignment: Any = Field(default=None, description=_DESCRIPTION)
@@ -75,32 +103,123 @@ class AlignedCompletionRequest(_Aligned, CompletionRequest):  # type: ignore[mis
     _server: AlignmentServer = PrivateAttr()
 
     @property
-    def prompts(self) -> int:
-        """Prompts in the request: a list of texts or of token lists holds several."""
+    def counts(self) -> Mapping[str, int]:
+        """A list of texts or of token lists holds several prompts."""
         prompt = self.prompt
         several = isinstance(prompt, list) and not all(isinstance(item, int) for item in prompt)
-        return len(prompt) if several else 1
+        return {"n": self.n or 1, "prompt": len(prompt) if several else 1}
 
 
-class AlignedChatCompletionRequest(_Aligned, ChatCompletionRequest):  # type: ignore[misc]
+class AlignedChatCompletionRequest(Aligned, ChatCompletionRequest):  # type: ignore[misc]
     """A chat completions request with a policy."""
 
     alignment: Any = Field(default=None, description=_DESCRIPTION)
     _run: AlignmentRun | None = PrivateAttr(None)
     _server: AlignmentServer = PrivateAttr()
+    _counts: Mapping[str, int] | None = PrivateAttr(None)
+
+    @classmethod
+    def of(cls, made: ChatCompletionRequest, request: Aligned) -> "AlignedChatCompletionRequest":
+        """The chat request that vLLM made of another API's, under that one's policy."""
+        fields = dict(made)  # validated already
+        chat: AlignedChatCompletionRequest = cls.model_construct(made.model_fields_set, **fields)
+        chat._run, chat._server, chat._counts = request._run, request._server, request.counts
+        return chat
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return {"n": self.n or 1} if self._counts is None else self._counts
 
     def resolve(self, server: AlignmentServer) -> AlignmentRun | None:
         """As for completions; rewards may read the messages."""
         run = super().resolve(server)
         if run is not None:
-            run.messages = self.messages
+            run.conversations = [self.messages]
         return run
 
 
-def _check_combination(request: Any, run: AlignmentRun) -> None:
+class AlignedBatchRequest(Aligned, BatchChatCompletionRequest):  # type: ignore[misc]
+    """A chat completions request of several conversations, each answered under the policy."""
+
+    alignment: Any = Field(default=None, description=_DESCRIPTION)
+    _run: AlignmentRun | None = PrivateAttr(None)
+    _server: AlignmentServer = PrivateAttr()
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return {"messages": len(self.messages)}
+
+    @property
+    def grammar(self) -> str | None:
+        made: AlignedChatCompletionRequest = self.to_chat_completion_request(self.messages[0])
+        return made.grammar
+
+    def resolve(self, server: AlignmentServer) -> AlignmentRun | None:
+        """As for completions; rewards may read the messages."""
+        run = super().resolve(server)
+        if run is not None:
+            run.conversations = self.messages
+        return run
+
+    def to_chat_completion_request(self, messages: Any) -> "AlignedChatCompletionRequest":
+        """As vLLM's, under the policy."""
+        return AlignedChatCompletionRequest.of(super().to_chat_completion_request(messages), self)
+
+
+class AlignedResponsesRequest(Aligned, ResponsesRequest):  # type: ignore[misc]
+    """A request of OpenAI's Responses API with a policy."""
+
+    alignment: Any = Field(default=None, description=_DESCRIPTION)
+    _run: AlignmentRun | None = PrivateAttr(None)
+    _server: AlignmentServer = PrivateAttr()
+
+    length_field: ClassVar[str] = "max_output_tokens"
+
+    @property
+    def grammar(self) -> str | None:
+        found = super().grammar
+        return found if found is None or self.structured_outputs is not None else "text.format"
+
+    def resolve(self, server: AlignmentServer) -> AlignmentRun | None:
+        """As for completions."""
+        run = super().resolve(server)
+        if run is not None and self.background:
+            raise PolicyError(
+                f"background is true, which {FIELD} cannot be combined with; leave it out",
+                "background",
+            )
+        return run
+
+
+class AlignedMessagesRequest(Aligned, AnthropicMessagesRequest):  # type: ignore[misc]
+    """A request of Anthropic's Messages API with a policy; vLLM makes a chat request of it."""
+
+    alignment: Any = Field(default=None, description=_DESCRIPTION)
+    _run: AlignmentRun | None = PrivateAttr(None)
+    _server: AlignmentServer = PrivateAttr()
+
+    @property
+    def output_only(self) -> Mapping[str, Any]:
+        budget = getattr(self.thinking, "budget_tokens", None)
+        return {} if budget is None else {"thinking.budget_tokens": budget}
+
+    @property
+    def grammar(self) -> str | None:
+        config = self.output_config
+        return None if config is None or config.format is None else "output_config.format"
+
+    def chat(self, made: ChatCompletionRequest) -> AlignedChatCompletionRequest:
+        """The chat request that vLLM made of it, under the policy."""
+        chat = AlignedChatCompletionRequest.of(made, self)
+        if self._run is not None:
+            self._run.conversations = [chat.messages]
+        return chat
+
+
+def _check_combination(request: Aligned, run: AlignmentRun) -> None:
     """Raises PolicyError for fields that no method, or not this one, can honour."""
     method = run.policy.method
-    if request.use_beam_search:
+    if getattr(request, "use_beam_search", False):
         raise PolicyError(
             f"use_beam_search cannot be combined with method {method!r}, which samples its "
             "candidates",
@@ -109,18 +228,15 @@ def _check_combination(request: Any, run: AlignmentRun) -> None:
     if not run.policy.scores_prefixes:
         return
     # Across blocks the accepted tokens are the candidates' prompt, which these do not look at.
-    for field, plain in _OUTPUT_ONLY.items():
-        value = getattr(request, field)
-        if value is not None and value != plain:
-            raise PolicyError(
-                f"{field} is {shown(value)}; it counts output tokens only, which method "
-                f"{method!r} cannot honour across blocks (repetition_penalty, which counts the "
-                "whole text, can be used)",
-                field,
-            )
-    if request.extract_structured_outputs() is not None:
-        form = request.response_format
-        _check_grammar(run, "structured_outputs" if form is None else "response_format")
+    for field, value in request.output_only.items():
+        raise PolicyError(
+            f"{field} is {shown(value)}; it counts output tokens only, which method {method!r} "
+            "cannot honour across blocks (repetition_penalty, which counts the whole text, can be "
+            "used)",
+            field,
+        )
+    if request.grammar is not None:
+        _check_grammar(run, request.grammar)
 
 
 def _check_grammar(run: AlignmentRun, field: str) -> None:
@@ -142,7 +258,9 @@ _OUTPUT_ONLY: dict[str, Any] = {
 }
 
 
-def _check_params(params: SamplingParams, run: AlignmentRun, prompts: int, limit: int) -> None:
+def _check_params(
+    params: SamplingParams, run: AlignmentRun, answers: int, length_field: str, limit: int
+) -> None:
     if REQUEST_KEY in (params.extra_args or {}):
         field = f"vllm_xargs.{REQUEST_KEY}"
         raise PolicyError(f"{field} is reserved; use the field {FIELD!r}", field)
@@ -153,12 +271,11 @@ def _check_params(params: SamplingParams, run: AlignmentRun, prompts: int, limit
             f"{run.policy.method!r} needs a temperature above 0",
             "temperature",
         )
-    answers = prompts * params.n
     tokens = width * params.max_tokens * answers
     if tokens > limit:
         times = f" × {answers} answers" if answers > 1 else ""
         raise PolicyError(
-            f"max_tokens is {params.max_tokens}; {width} candidates{times} would be {tokens} "
+            f"{length_field} is {params.max_tokens}; {width} candidates{times} would be {tokens} "
             f"tokens, and this server accepts up to {limit}",
-            "max_tokens",
+            length_field,
         )

@@ -218,6 +218,7 @@ class AlignedEngine(EngineProxy):
             tokenizer=self._tokenizer(),
             prompt=request.prompt,
             prompt_text=request.prompt_text,
+            messages=request.run.messages(request.index),
             cache_salt=request.inputs.get("cache_salt"),
             params=request.params,
             request_id=request.request_id,

@@ -236,7 +236,7 @@ class SteeredChoice:
             finished=True,
             values=values,
             loglik=loglik,
-            messages=run.messages,
+            messages=run.messages(request.index),
         )
         candidate = Candidate(
             token_ids=tuple(token_ids),

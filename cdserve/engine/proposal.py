@@ -66,6 +66,7 @@ class EngineProposal:
         run: the request's policy, with its rewards.
         prompt: prompt token ids.
         prompt_text: the prompt, for rewards that read text.
+        messages: those of a chat request's, for rewards that read them.
         params: the client's sampling parameters; ``max_tokens`` bounds the whole response.
         request_id: candidates' ids begin with it.
         choice: index of the response among the request's ``n``.
@@ -85,6 +86,7 @@ class EngineProposal:
         tokenizer: TokenizerLike,
         prompt: Sequence[int],
         prompt_text: str,
+        messages: Sequence[Mapping[str, Any]] | None,
         cache_salt: str | None,
         params: SamplingParams,
         request_id: str,
@@ -105,6 +107,7 @@ class EngineProposal:
         self._objective = run.objective
         self._tokenizer = tokenizer
         self._prompt_text = prompt_text
+        self._messages = messages
         self._cache_salt = cache_salt
         self._params = params
         self._request_id = request_id
@@ -177,7 +180,7 @@ class EngineProposal:
                 model: math.fsum(candidate.loglik[model] for candidate in prefix)
                 for model in self._objective.models
             },
-            messages=self._alignment.messages,
+            messages=self._messages,
         )
 
     async def _prompt_values(self) -> Mapping[str, float]:

@@ -22,8 +22,8 @@ class AlignmentRun:
     steering: Mapping[str, Any] = field(default_factory=dict)
     """What the worker is told of the distribution to draw tokens from, ``tilt`` and ``mix``, and of
     the ``models`` to run beside."""
-    messages: Sequence[Mapping[str, Any]] | None = None
-    """Those of a chat request, for rewards."""
+    conversations: Sequence[Sequence[Mapping[str, Any]]] = ()
+    """The messages of each prompt of a chat request, for rewards."""
     prompts: int = 0
     """Prompts begun; a completions request may hold several."""
     reports: dict[tuple[int, int], Report] = field(default_factory=dict)
@@ -59,6 +59,10 @@ class AlignmentRun:
         """The index of the next prompt."""
         self.prompts += 1
         return self.prompts - 1
+
+    def messages(self, prompt: int) -> Sequence[Mapping[str, Any]] | None:
+        """Those of a chat request's prompt; None where they are not known."""
+        return self.conversations[prompt] if prompt < len(self.conversations) else None
 
     def traced(self, since: int) -> list[TracedDecision]:
         """The decisions after the first ``since``, where the policy asks for a trace."""

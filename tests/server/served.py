@@ -53,7 +53,10 @@ class Served:
         self._log = folder / "server.log"
         self._flags = flags
         path = [str(packages or ""), os.environ.get("PYTHONPATH", "")]
-        self._environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path))}
+        self._environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join(filter(None, path)),
+            "VLLM_ENABLE_RESPONSES_API_STORE": "1",
+        }
         self._ended = False
         self.base_url = f"http://127.0.0.1:{free_port()}"
 

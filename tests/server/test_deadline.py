@@ -7,7 +7,7 @@ import pytest
 from openai import OpenAI
 
 from .served import Served
-from .wire import PROMPT, complete
+from .wire import PROMPT, Ask, chat, complete
 
 LONG = {"max_tokens": 1000, "ignore_eos": True}
 """Takes several seconds."""
@@ -67,6 +67,22 @@ def test_one_that_passes_at_once_gives_what_there_is(client: OpenAI, name: str) 
     assert answer.choices[0].finish_reason == "length"
     assert answer.usage.completion_tokens < 100
     assert answer.alignment["deadline"] == {"ms": 1, "passed": True}
+
+
+@names
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("ask", [complete, chat])
+def test_a_stream_of_nothing_ends_too(client: OpenAI, ask: Ask, n: int, name: str) -> None:
+    policy = {**POLICIES[name], "deadline_ms": 1}
+    usage = {"stream_options": {"include_usage": True}}
+    *chunks, told = ask(client, policy, n=n, stream=True, max_tokens=500, **usage)
+    ends = [choice for chunk in chunks for choice in chunk.choices if choice.finish_reason]
+    assert sorted((end.index, end.finish_reason) for end in ends) == [
+        (i, "length") for i in range(n)
+    ]
+    assert chunks[-1].alignment["deadline"] == {"ms": 1, "passed": True}
+    assert len({chunk.id for chunk in (*chunks, told)}) == 1
+    assert told.usage.completion_tokens < 100
 
 
 def test_a_whole_answer_is_preferred_to_one_that_is_cut(client: OpenAI) -> None:

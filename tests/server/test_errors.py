@@ -229,25 +229,6 @@ def test_an_unknown_model_is_a_404(client: OpenAI, policy: dict[str, Any] | None
     assert "demo:unknown" in caught.value.body["message"]
 
 
-@pytest.mark.parametrize(
-    ("route", "prompt"),
-    [
-        ("/v1/responses", {"input": PROMPT}),
-        ("/v1/messages", {"messages": [{"role": "user", "content": PROMPT}], "max_tokens": 8}),
-        ("/v1/chat/completions/batch", {"messages": [[{"role": "user", "content": PROMPT}]]}),
-    ],
-)
-def test_a_route_without_policies_refuses_the_field(
-    http: httpx2.Client, route: str, prompt: dict[str, Any]
-) -> None:
-    body = {"model": "demo", **prompt}
-    assert http.post(route, json=body).status_code == 200
-    answer = http.post(route, json=body | {"alignment": "safe"})
-    assert answer.status_code == 400
-    assert answer.json()["error"]["param"] == "alignment"
-    assert route in answer.json()["error"]["message"]
-
-
 @pytest.mark.parametrize("route", ["/v1/completions", "/v1/chat/completions"])
 @pytest.mark.parametrize("body", ["{", "[1]", '"text"', ""])
 def test_a_body_that_is_no_object(http: httpx2.Client, route: str, body: str) -> None:

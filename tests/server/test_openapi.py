@@ -27,12 +27,19 @@ CHECKS = [
 ]
 COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"
+BATCH = "/v1/chat/completions/batch"
+RESPONSES = "/v1/responses"
+MESSAGES = "/v1/messages"
 SCORE = "/v1/alignment/score"
 FETCHED = ("_url", "image", "audio", "video", "file")
 """Parts of messages that vLLM would fetch from anywhere."""
+TALK = [{"role": "user", "content": PROMPT}]
 USUAL: dict[str, dict[str, Any]] = {
     COMPLETIONS: {"prompt": PROMPT},
-    CHAT: {"messages": [{"role": "user", "content": PROMPT}]},
+    CHAT: {"messages": TALK},
+    BATCH: {"messages": [TALK, TALK]},
+    RESPONSES: {"input": PROMPT},
+    MESSAGES: {"messages": TALK, "model": "demo"},
     SCORE: {"prompt": PROMPT, "responses": ["a fine one"]},
 }
 at_random = settings(
@@ -74,7 +81,7 @@ def test_any_body(document: schemathesis.BaseSchema, path: str, data: st.DataObj
     names = data.draw(st.lists(st.sampled_from(sorted(drawn)), max_size=3)) if drawn else []
     body = USUAL[path] | {name: drawn[name] for name in names if not fetched(drawn[name])}
     if path != SCORE:
-        body["max_tokens"] = 4
+        body["max_output_tokens" if path == RESPONSES else "max_tokens"] = 4
     check(document, path, body)
 
 

@@ -8,7 +8,7 @@ import pytest
 from openai import OpenAI
 
 from .served import Served, demo_settings
-from .wire import BEST_OF_N, BLOCKWISE, PROMPT, complete
+from .wire import BEST_OF_N, BLOCKWISE, PROMPT, assert_close, complete
 
 TILT = {"method": "tokenwise_cd", "beta": 0.2}
 MIXED = {"method": "logit_mixing", "weights": {"base": 0.5, "tuned": 0.3, "ref": 0.2}}
@@ -64,20 +64,3 @@ def test_texts_are_scored_as_by_one_worker(halves: OpenAI, http: httpx2.Client) 
     }
     ours = halves.post("/alignment/score", body=body, cast_to=dict[str, Any])
     assert_close(ours, http.post("/v1/alignment/score", json=body).raise_for_status().json())
-
-
-def assert_close(ours: Any, theirs: Any, where: str = "") -> None:
-    """Asserts that two reports say the same, but for the last digits of numbers."""
-    assert type(ours) is type(theirs), where
-    if isinstance(ours, dict):
-        assert ours.keys() == theirs.keys(), where
-        for name, value in ours.items():
-            assert_close(value, theirs[name], f"{where}.{name}")
-    elif isinstance(ours, list):
-        assert len(ours) == len(theirs), where
-        for i, (one, other) in enumerate(zip(ours, theirs, strict=True)):
-            assert_close(one, other, f"{where}[{i}]")
-    elif isinstance(ours, float):
-        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-4), where
-    else:
-        assert ours == theirs, where

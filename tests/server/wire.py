@@ -83,6 +83,23 @@ def check_report(report: dict[str, Any], policy: dict[str, Any], tokens: int) ->
     assert report["kl"]["flag"] == kl.flag(report["kl"]["bound"])
 
 
+def assert_close(ours: Any, theirs: Any, where: str = "") -> None:
+    """Asserts that two reports say the same, but for the last digits of numbers."""
+    assert type(ours) is type(theirs), where
+    if isinstance(ours, dict):
+        assert ours.keys() == theirs.keys(), where
+        for name, value in ours.items():
+            assert_close(value, theirs[name], f"{where}.{name}")
+    elif isinstance(ours, list):
+        assert len(ours) == len(theirs), where
+        for i, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+            assert_close(one, other, f"{where}[{i}]")
+    elif isinstance(ours, float):
+        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-4), where
+    else:
+        assert ours == theirs, where
+
+
 def check_refused(client: OpenAI, policy: Any, param: str, words: Sequence[str]) -> None:
     """Asserts a 400 that names the field and says all the words."""
     with pytest.raises(BadRequestError) as caught:

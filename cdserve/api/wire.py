@@ -1,0 +1,130 @@
+"""How the answers of each API carry the report."""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from vllm.entrypoints.openai.responses.api_router import _convert_stream_to_sse_events
+
+from cdserve.engine.run import AlignmentRun
+
+
+class Wire(ABC):
+    """The answers of one request.
+
+    Args:
+        run: the request's policy, with its reports.
+        model: the id the client asked for, which may be a preset's.
+    """
+
+    def __init__(self, run: AlignmentRun, model: str | None) -> None:
+        self._run = run
+        self._model = {} if model is None else {"model": model}
+        self._told = 0
+
+    @abstractmethod
+    def whole(self, answer: Any) -> dict[str, Any]:
+        """vLLM's answer as JSON, with the report."""
+
+    @abstractmethod
+    def events(self, stream: AsyncGenerator[Any, None]) -> AsyncGenerator[str, None]:
+        """vLLM's stream as server-sent events, with the report at the end.
+
+        With a trace, a decision rides on the first event with text once it is made.
+        """
+
+    def _report(self) -> dict[str, Any]:
+        """The field with the report; none where none was asked for."""
+        report = self._run.report()
+        return {} if report is None else {"alignment": report}
+
+    def _decisions(self) -> dict[str, Any]:
+        """The field with the traced decisions made since the last time, if there are any."""
+        made = self._run.traced(since=self._told)
+        self._told += len(made)
+        return {"alignment_decisions": made} if made else {}
+
+
+class Choices(Wire):
+    """Completions and chat: the report is on the last chunk that has choices."""
+
+    def __init__(self, run: AlignmentRun, model: str | None, choices: int) -> None:
+        super().__init__(run, model)
+        self._left = choices
+
+    def whole(self, answer: Any) -> dict[str, Any]:
+        return {**answer.model_dump(), **self._model, **self._report()}
+
+    async def events(self, stream: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
+        async with aclosing(stream):
+            async for event in stream:
+                data = event.removeprefix("data: ").strip()
+                yield f"data: {self._chunk(data)}\n\n" if data.startswith("{") else event
+
+    def _chunk(self, data: str) -> str:
+        chunk = json.loads(data)
+        if choices := chunk.get("choices"):
+            ended = sum(1 for choice in choices if choice.get("finish_reason"))
+            self._left -= ended
+            chunk |= self._decisions()
+            chunk |= self._report() if ended and self._left == 0 else {}
+        return _json(chunk | self._model if "model" in chunk else chunk)
+
+
+class Messages(Wire):
+    """Anthropic's Messages: the report is on the ``message_delta`` that ends the message."""
+
+    def whole(self, answer: Any) -> dict[str, Any]:
+        return {**answer.model_dump(exclude_none=True), **self._model, **self._report()}
+
+    async def events(self, stream: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
+        async with aclosing(stream):
+            async for event in stream:
+                name, mark, data = event.partition("data: ")
+                yield f"{name}{mark}{self._chunk(data)}\n\n" if data.startswith("{") else event
+
+    def _chunk(self, data: str) -> str:
+        chunk = json.loads(data)
+        match chunk["type"]:
+            case "message_start":
+                chunk["message"] |= self._model
+            case "content_block_delta":
+                chunk |= self._decisions()
+            case "message_delta":
+                chunk |= self._decisions() | self._report()
+        return _json(chunk)
+
+
+class Responses(Wire):
+    """OpenAI's Responses: the report is in the response, and so in what vLLM keeps of it."""
+
+    def whole(self, answer: Any) -> dict[str, Any]:
+        _put(answer, self._model | self._report())
+        content: dict[str, Any] = answer.model_dump(mode="json", by_alias=True)
+        return content
+
+    def events(self, stream: AsyncGenerator[Any, None]) -> AsyncGenerator[str, None]:
+        made: AsyncGenerator[str, None] = _convert_stream_to_sse_events(self._marked(stream))
+        return made
+
+    async def _marked(self, stream: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
+        async with aclosing(stream):
+            async for event in stream:
+                done = event.type == "response.completed"
+                if response := getattr(event, "response", None):
+                    _put(response, self._model | (self._report() if done else {}))
+                if done or event.type.endswith(".delta"):
+                    _put(event, self._decisions())
+                yield event
+
+
+def _put(model: Any, fields: dict[str, Any]) -> None:
+    """Sets fields of a Pydantic model that takes others than its own."""
+    for name, value in fields.items():
+        setattr(model, name, value)
+
+
+def _json(chunk: dict[str, Any]) -> str:
+    return json.dumps(chunk, ensure_ascii=False, separators=(",", ":"))
