@@ -45,7 +45,9 @@ def test_a_policy_is_followed_or_refused(http: httpx2.Client, body: dict[str, An
         b'{"model": "demo", "prompt": "x", "alignment": {"n": 2, "n": "x", "method": "best_of_n"}}',
     ],
 )
-@pytest.mark.parametrize("route", ["/v1/completions", "/v1/alignment/score"])
+@pytest.mark.parametrize(
+    "route", ["/v1/completions", "/v1/alignment/score", "/v1/responses", "/v1/messages"]
+)
 def test_what_is_no_request_is_refused(http: httpx2.Client, route: str, content: bytes) -> None:
     answer = http.post(route, content=content, headers=JSON)
     assert 400 <= answer.status_code < 500

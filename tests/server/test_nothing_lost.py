@@ -12,21 +12,30 @@ from .served import Served
 from .wire import BEST_OF_N, BLOCKWISE, PROMPT, check_report, complete
 
 LONG = {"model": "demo", "max_tokens": 1000, "ignore_eos": True}
+TALK = [{"role": "user", "content": PROMPT}]
+RESPONSE = {"input": PROMPT, "max_output_tokens": 1000}
 SEARCHES = pytest.mark.parametrize("policy", [BEST_OF_N, BLOCKWISE], ids=lambda p: p["method"])
 
 
 @SEARCHES
 @pytest.mark.parametrize(
-    "more", [{"prompt": PROMPT}, {"prompt": PROMPT, "n": 2}, {"prompt": [PROMPT, PROMPT]}]
+    ("route", "more"),
+    [
+        ("/v1/completions", {"prompt": PROMPT}),
+        ("/v1/completions", {"prompt": PROMPT, "n": 2}),
+        ("/v1/completions", {"prompt": [PROMPT, PROMPT]}),
+        ("/v1/responses", RESPONSE),
+    ],
 )
 def test_leaving_a_stream_drops_its_candidates(
-    server: Served, http: httpx2.Client, policy: dict[str, Any], more: dict[str, Any]
+    server: Served, http: httpx2.Client, route: str, policy: dict[str, Any], more: dict[str, Any]
 ) -> None:
     """Best-of-n is silent then but for comments; blockwise is between two blocks."""
     body = {**LONG, **more, "stream": True, "alignment": policy}
-    with http.stream("POST", "/v1/completions", json=body) as answer:
+    with http.stream("POST", route, json=body) as answer:
         lines = answer.iter_lines()
-        wanted = "data: " if policy is BLOCKWISE else ": "
+        block = "event: response.output_text.delta" if more is RESPONSE else "data: "
+        wanted = block if policy is BLOCKWISE else ": "
         assert any(line.startswith(wanted) for line in lines)
         server.wait_for_requests(busy=True)
     server.wait_for_requests(busy=False)
@@ -39,8 +48,10 @@ def test_leaving_a_stream_drops_its_candidates(
         ("/v1/completions", {"prompt": PROMPT}),
         ("/v1/completions", {"prompt": PROMPT, "n": 2}),
         ("/v1/completions", {"prompt": [PROMPT, PROMPT]}),
-        ("/v1/chat/completions", {"messages": [{"role": "user", "content": PROMPT}]}),
-        ("/v1/chat/completions", {"messages": [{"role": "user", "content": PROMPT}], "n": 2}),
+        ("/v1/chat/completions", {"messages": TALK}),
+        ("/v1/chat/completions", {"messages": TALK, "n": 2}),
+        ("/v1/chat/completions/batch", {"messages": [TALK, TALK]}),
+        ("/v1/responses", RESPONSE),
     ],
 )
 async def test_leaving_before_the_answer_drops_its_candidates(
