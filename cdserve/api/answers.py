@@ -3,7 +3,11 @@
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
-from vllm.entrypoints.anthropic.protocol import AnthropicErrorResponse, AnthropicMessagesResponse
+from vllm.entrypoints.anthropic.protocol import (
+    AnthropicCountTokensResponse,
+    AnthropicErrorResponse,
+    AnthropicMessagesResponse,
+)
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionResponse
 from vllm.entrypoints.openai.completion.protocol import CompletionResponse
 from vllm.entrypoints.openai.responses.protocol import ResponsesResponse
@@ -103,6 +107,7 @@ CHAT_COMPLETION = _responses(AlignedChatCompletion, *_DRAWING, streams=True)
 BATCH = _responses(AlignedChatCompletion, *_DRAWING)
 RESPONSE = _responses(AlignedResponse, *_DRAWING, streams=True)
 MESSAGE = _responses(AlignedMessage, *_DRAWING, streams=True, error=AnthropicErrorResponse)
+COUNT = _responses(AnthropicCountTokensResponse, 400, 404, 413, 500, error=AnthropicErrorResponse)
 SCORE = _responses(ScoreAnswer, 400, 413, 500)
 DESCRIPTION = _responses(Description)
 MODELS = _responses(ModelList)

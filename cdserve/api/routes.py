@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 from vllm.entrypoints.anthropic import api_router as messages_router
+from vllm.entrypoints.anthropic.protocol import AnthropicCountTokensRequest
 from vllm.entrypoints.openai.chat_completion import api_router as chat_router
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion import api_router as completion_router
@@ -99,6 +100,16 @@ async def create_message(request: AlignedMessagesRequest, raw_request: Request) 
 
     serving.create_chat_completion = create_chat_completion
     return await aligned(request, raw_request, run, serving.create_messages, Messages(run, model))
+
+
+@router.post("/v1/messages/count_tokens", dependencies=_json, responses=answers.COUNT)
+async def count_tokens(request: AnthropicCountTokensRequest, raw_request: Request) -> Response:
+    """The tokens of a message's prompt; a preset's are its model's."""
+    server = server_of(raw_request)
+    if server.preset_of(request.model) is not None:
+        request.model = server.settings.model_name
+    counted: Response = await messages_router.count_tokens(request, raw_request)
+    return counted
 
 
 @router.get("/v1/alignment", responses=answers.DESCRIPTION)

@@ -68,6 +68,14 @@ def test_a_preset_is_a_model(claude: Anthropic) -> None:
     assert start.message.model == "demo:safe"
 
 
+def test_tokens_are_counted_for_presets_too(claude: Anthropic) -> None:
+    counts = [
+        claude.messages.count_tokens(model=model, messages=ASKED).input_tokens
+        for model in ("demo", "demo:safe")
+    ]
+    assert counts == [message(claude).usage.input_tokens] * 2
+
+
 def test_a_stop_sequence_ends_it(claude: Anthropic) -> None:
     answer = message(claude, {**BEST_OF_N, "n": 8}, stop_sequences=["."])
     assert (answer.stop_reason, answer.stop_sequence) == ("stop_sequence", ".")
