@@ -68,6 +68,7 @@ class Application:
         args = launch.parse(settings, heads, flags)
         args.cdserve = keys = Keys.build(server)
         launch.authenticate(args, keys.secrets)
+        args.middleware = [*args.middleware, "cdserve.api.bearer.Bearer"]
         logging.getLogger("vllm").info("cdserve serves %s", server.summary())
         return cls(Source(config, changes, flags), args, settings, heads, models)
 

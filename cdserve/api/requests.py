@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field, PrivateAttr
+from pydantic import BaseModel, Field, PrivateAttr
 from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest
 from vllm.entrypoints.openai.chat_completion.protocol import (
     BatchChatCompletionRequest,
@@ -26,13 +26,15 @@ _DESCRIPTION = (
 )
 
 
-class Aligned:
+class Aligned(BaseModel):
     """What all request classes share. Mixed in before vLLM's class."""
 
-    alignment: Any
-    model: str | None
-    _run: AlignmentRun | None
-    _server: AlignmentServer
+    if TYPE_CHECKING:
+        model: str | None
+
+    alignment: Any = Field(default=None, description=_DESCRIPTION)
+    _run: AlignmentRun | None = PrivateAttr(None)
+    _server: AlignmentServer = PrivateAttr()
 
     length_field: ClassVar[str] = "max_tokens"
 
@@ -98,10 +100,6 @@ class Aligned:
 class AlignedCompletionRequest(Aligned, CompletionRequest):  # type: ignore[misc]
     """A completions request with a policy."""
 
-    alignment: Any = Field(default=None, description=_DESCRIPTION)
-    _run: AlignmentRun | None = PrivateAttr(None)
-    _server: AlignmentServer = PrivateAttr()
-
     @property
     def counts(self) -> Mapping[str, int]:
         """A list of texts or of token lists holds several prompts."""
@@ -113,9 +111,6 @@ class AlignedCompletionRequest(Aligned, CompletionRequest):  # type: ignore[misc
 class AlignedChatCompletionRequest(Aligned, ChatCompletionRequest):  # type: ignore[misc]
     """A chat completions request with a policy."""
 
-    alignment: Any = Field(default=None, description=_DESCRIPTION)
-    _run: AlignmentRun | None = PrivateAttr(None)
-    _server: AlignmentServer = PrivateAttr()
     _counts: Mapping[str, int] | None = PrivateAttr(None)
 
     @classmethod
@@ -141,10 +136,6 @@ class AlignedChatCompletionRequest(Aligned, ChatCompletionRequest):  # type: ign
 class AlignedBatchRequest(Aligned, BatchChatCompletionRequest):  # type: ignore[misc]
     """A chat completions request of several conversations, each answered under the policy."""
 
-    alignment: Any = Field(default=None, description=_DESCRIPTION)
-    _run: AlignmentRun | None = PrivateAttr(None)
-    _server: AlignmentServer = PrivateAttr()
-
     @property
     def counts(self) -> Mapping[str, int]:
         return {"messages": len(self.messages)}
@@ -169,10 +160,6 @@ class AlignedBatchRequest(Aligned, BatchChatCompletionRequest):  # type: ignore[
 class AlignedResponsesRequest(Aligned, ResponsesRequest):  # type: ignore[misc]
     """A request of OpenAI's Responses API with a policy."""
 
-    alignment: Any = Field(default=None, description=_DESCRIPTION)
-    _run: AlignmentRun | None = PrivateAttr(None)
-    _server: AlignmentServer = PrivateAttr()
-
     length_field: ClassVar[str] = "max_output_tokens"
 
     @property
@@ -193,10 +180,6 @@ class AlignedResponsesRequest(Aligned, ResponsesRequest):  # type: ignore[misc]
 
 class AlignedMessagesRequest(Aligned, AnthropicMessagesRequest):  # type: ignore[misc]
     """A request of Anthropic's Messages API with a policy; vLLM makes a chat request of it."""
-
-    alignment: Any = Field(default=None, description=_DESCRIPTION)
-    _run: AlignmentRun | None = PrivateAttr(None)
-    _server: AlignmentServer = PrivateAttr()
 
     @property
     def output_only(self) -> Mapping[str, Any]:

@@ -18,6 +18,7 @@ KEYS = {"CDTEST_SMALL": "sk-small", "CDTEST_NARROW": "sk-narrow"}
 OWN = "sk-own"
 LONG = {"max_tokens": 600, "ignore_eos": True}
 BEST_OF_16 = {"method": "best_of_n", "n": 16}
+TALK = [{"role": "user", "content": PROMPT}]
 pytestmark = pytest.mark.server  # with servers of its own: so the two halves take as long
 
 
@@ -186,6 +187,31 @@ async def test_what_a_key_may_not_use_is_not_there_for_it(bounded: Served) -> No
         assert set(found["presets"]) == {"safe"}
         models = (await http.get("/v1/models", headers=bearer("sk-narrow"))).json()["data"]
         assert [model["id"] for model in models] == ["demo", "demo:safe"]
+
+
+@pytest.mark.parametrize(
+    ("route", "fields"),
+    [
+        ("/v1/responses", {"input": PROMPT}),
+        ("/v1/messages", {"messages": TALK, "max_tokens": 8}),
+        ("/v1/chat/completions/batch", {"messages": [TALK]}),
+    ],
+)
+async def test_a_key_is_the_same_in_every_api(
+    bounded: Served, route: str, fields: dict[str, Any]
+) -> None:
+    async with bounded.async_client() as http:
+
+        async def status(headers: dict[str, str], **more: Any) -> int:
+            body = {"model": "demo", **fields, **more}
+            return (await http.post(route, json=body, headers=headers)).status_code
+
+        narrow, anthropic = bearer("sk-narrow"), {"x-api-key": "sk-narrow"}
+        for headers in (narrow, anthropic, {**narrow, "x-api-key": "sk-other"}):
+            assert await status(headers, alignment="safe") == 200
+            assert await status(headers, alignment="wide") == 400
+            assert await status(headers, model="demo:wide") == 404
+        assert await status({}) == await status({"x-api-key": "sk-other"}) == 401
 
 
 async def test_other_keys_are_refused(bounded: Served) -> None:
