@@ -54,6 +54,14 @@ POLICIES: list[dict[str, Any]] = [
     TILT,
     {"method": "logit_mixing", "weights": {"base": 0.5, "tuned": 0.5}},
 ]
+ROUTES = {
+    "/v1/completions": ("prompt", "max_tokens"),
+    "/v1/chat/completions": ("messages", "max_tokens"),
+    "/v1/chat/completions/batch": ("messages", "max_tokens"),
+    "/v1/responses": ("input", "max_output_tokens"),
+    "/v1/messages": ("messages", "max_tokens"),
+}
+"""The fields that hold what is asked, and the length of the answer."""
 
 
 def main() -> None:
@@ -126,14 +134,19 @@ class Soak:
         leaves_after: float | None,
     ) -> None:
         kind = "plain" if policy["method"] == "none" else "aligned"
+        route, (asks, length) = self._rng.choice(list(ROUTES.items()))
+        prompt: Any = f"Review: item {self._rng.randrange(1000)} (garden)."
+        if asks == "messages":
+            prompt = [{"role": "user", "content": prompt}]
+        if route.endswith("batch"):
+            prompt, stream = [prompt], False
         body = {
             **{"model": "demo", "stream": stream, "alignment": policy},
-            "prompt": f"Review: item {self._rng.randrange(1000)} (garden).",
-            "max_tokens": self._rng.randint(4, 48),
+            **{asks: prompt, length: self._rng.randint(4, 48)},
         }
         try:
             async with asyncio.timeout(leaves_after):
-                outcome = await _answered(client, body)
+                outcome = await _answered(client, route, body)
         except TimeoutError:
             outcome = "left"
         self._outcomes[f"{kind} {outcome}"] += 1
@@ -222,16 +235,16 @@ _DECLARED = {
 """500: a reward failed whose operator says that requests fail without it."""
 
 
-async def _answered(client: httpx2.AsyncClient, body: dict[str, Any]) -> str:
-    """The status, an error within a stream being its own."""
+async def _answered(client: httpx2.AsyncClient, route: str, body: dict[str, Any]) -> str:
+    """The status, an error within a stream being a 500."""
     if not body["stream"]:
-        return str((await client.post("/v1/completions", json=body)).status_code)
+        return str((await client.post(route, json=body)).status_code)
     status = ""
-    async with client.stream("POST", "/v1/completions", json=body) as answer:
+    async with client.stream("POST", route, json=body) as answer:
         status = str(answer.status_code)
         async for line in answer.aiter_lines():
-            if line.startswith('data: {"error"'):
-                status = str(json.loads(line.removeprefix("data: "))["error"]["code"])
+            if line.startswith("data: {") and json.loads(line.removeprefix("data: ")).get("error"):
+                status = "500"
     return status
 
 

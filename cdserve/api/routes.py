@@ -17,7 +17,6 @@ from vllm.entrypoints.openai.responses.utils import construct_input_messages
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request, with_cancellation
 
 from cdserve.api import answers
-from cdserve.api.ended import CHAT, COMPLETION, ending
 from cdserve.api.requests import (
     AlignedBatchRequest,
     AlignedChatCompletionRequest,
@@ -27,6 +26,7 @@ from cdserve.api.requests import (
 )
 from cdserve.api.scoring import ScoreRequest, score
 from cdserve.api.serving import aligned, server_of
+from cdserve.api.streams import CHAT, COMPLETION, ending, raising
 from cdserve.api.wire import Choices, Messages, Responses
 
 router = APIRouter()
@@ -92,12 +92,13 @@ async def create_message(request: AlignedMessagesRequest, raw_request: Request) 
         plain: Response = await messages_router.create_messages(request, raw_request)
         return plain
     serving = raw_request.app.state.anthropic_serving_messages
-    # vLLM makes a chat request of it, which has to follow the policy: only this request's.
-    serving, answer_chat = copy.copy(serving), ending(serving.create_chat_completion, run, CHAT)
+    chat = raising(ending(serving.create_chat_completion, run, CHAT))
 
     async def create_chat_completion(made: ChatCompletionRequest, raw_request: Request) -> Any:
-        return await answer_chat(request.chat(made), raw_request)
+        return await chat(request.chat(made), raw_request)
 
+    # vLLM makes a chat request of it, which has to follow the policy: only this request's.
+    serving = copy.copy(serving)
     serving.create_chat_completion = create_chat_completion
     return await aligned(request, raw_request, run, serving.create_messages, Messages(run, model))
 

@@ -1,14 +1,19 @@
 """How the answers of each API carry the report."""
 
 import json
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
+from openai.types.responses import ResponseErrorEvent
 from vllm.entrypoints.openai.responses.api_router import _convert_stream_to_sse_events
+from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 
 from cdserve.engine.run import AlignmentRun
+
+_LOGGER = logging.getLogger("vllm.cdserve")
 
 
 class Wire(ABC):
@@ -110,14 +115,37 @@ class Responses(Wire):
         return made
 
     async def _marked(self, stream: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
+        sent = 0
         async with aclosing(stream):
-            async for event in stream:
-                done = event.type == "response.completed"
-                if response := getattr(event, "response", None):
-                    _put(response, self._model | (self._report() if done else {}))
-                if done or event.type.endswith(".delta"):
-                    _put(event, self._decisions())
-                yield event
+            try:
+                async for event in stream:
+                    self._mark(event)
+                    yield event
+                    sent += 1
+            except Exception as error:  # vLLM's other streams tell it, this one breaks off
+                _LOGGER.exception("a stream of a response failed")
+                yield _error(error, sent)
+
+    def _mark(self, event: Any) -> None:
+        done = event.type == "response.completed"
+        if response := getattr(event, "response", None):
+            _put(response, self._model | (self._report() if done else {}))
+        if done or event.type.endswith(".delta"):
+            _put(event, self._decisions())
+
+
+def _error(error: Exception, sequence_number: int) -> ResponseErrorEvent:
+    """The last event of a stream of responses; with ``error``, at which OpenAI's client raises."""
+    told = create_error_response(error).error
+    event = ResponseErrorEvent(
+        type="error",
+        code=told.type,
+        message=told.message,
+        param=told.param,
+        sequence_number=sequence_number,
+    )
+    _put(event, {"error": told.model_dump()})
+    return event
 
 
 def _put(model: Any, fields: dict[str, Any]) -> None:

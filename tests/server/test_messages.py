@@ -89,6 +89,12 @@ def test_a_deadline_that_passes_at_once(claude: Anthropic) -> None:
     assert answer.alignment["deadline"] == end.alignment["deadline"] == {"ms": 1, "passed": True}
 
 
+def test_a_reward_that_fails_is_told_in_the_stream(claude: Anthropic) -> None:
+    policy = {**BEST_OF_N, "rewards": {"nan": 1}}
+    with pytest.raises(anthropic.APIStatusError, match="reward 'nan' is nan"):
+        list(message(claude, policy, stream=True))
+
+
 JSON = {"format": {"type": "json_schema", "schema": {"type": "object"}}}
 THINKING = {"type": "enabled", "budget_tokens": 1024}
 REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {

@@ -127,6 +127,12 @@ def test_a_deadline_that_passes_at_once(client: OpenAI) -> None:
         assert answer.alignment["deadline"] == {"ms": 1, "passed": True}
 
 
+def test_a_reward_that_fails_is_told_in_the_stream(client: OpenAI) -> None:
+    policy = {**BEST_OF_N, "rewards": {"nan": 1}}
+    with pytest.raises(openai.APIError, match="reward 'nan' is nan"):
+        list(respond(client, policy, stream=True))
+
+
 REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     # name: (policy, fields, the error's param)
     "a policy's field": ({**BLOCKWISE, "k": 0}, {}, "alignment.k"),

@@ -1,4 +1,4 @@
-"""Streams in which every choice ends, also one whose deadline passed before anything was drawn."""
+"""Chat and completion streams of vLLM's, made whole: how choices end, and what went wrong."""
 
 import json
 import time
@@ -10,6 +10,7 @@ from fastapi import Request
 
 from cdserve.api.requests import Aligned
 from cdserve.engine.run import AlignmentRun
+from cdserve.errors import CdserveError
 
 Handler = Callable[[Any, Request], Awaitable[Any]]
 CHAT = "chat.completion.chunk"
@@ -17,7 +18,9 @@ COMPLETION = "text_completion"
 
 
 def ending(handler: Handler, run: AlignmentRun, kind: str) -> Handler:
-    """A handler of vLLM's, which leaves the end out of a choice without tokens; with that end.
+    """A handler with the end of a choice without tokens, which vLLM's leaves out.
+
+    There is one where the deadline passed before anything was drawn.
 
     Args:
         kind: ``CHAT`` or ``COMPLETION``, what its chunks are.
@@ -62,3 +65,21 @@ def _end(index: int, request: Aligned, raw_request: Request, kind: str) -> dict[
         "model": request.model,
         "choices": [{"index": index, **text, "logprobs": None, "finish_reason": "length"}],
     }
+
+
+def raising(handler: Handler) -> Handler:
+    """A handler whose stream raises the error that vLLM's tells in an event."""
+
+    async def raised(request: Aligned, raw_request: Request) -> Any:
+        answer = await handler(request, raw_request)
+        return _raised(answer) if isinstance(answer, AsyncGenerator) else answer
+
+    return raised
+
+
+async def _raised(stream: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
+    async with aclosing(stream):
+        async for event in stream:
+            if event.startswith('data: {"error"'):
+                raise CdserveError(json.loads(event.removeprefix("data: "))["error"]["message"])
+            yield event
