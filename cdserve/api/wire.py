@@ -7,7 +7,6 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-from openai.types.responses import ResponseErrorEvent
 from vllm.entrypoints.openai.responses.api_router import _convert_stream_to_sse_events
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 
@@ -110,21 +109,22 @@ class Responses(Wire):
         content: dict[str, Any] = answer.model_dump(mode="json", by_alias=True)
         return content
 
-    def events(self, stream: AsyncGenerator[Any, None]) -> AsyncGenerator[str, None]:
-        made: AsyncGenerator[str, None] = _convert_stream_to_sse_events(self._marked(stream))
-        return made
-
-    async def _marked(self, stream: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
+    async def events(self, stream: AsyncGenerator[Any, None]) -> AsyncGenerator[str, None]:
         sent = 0
-        async with aclosing(stream):
+        async with aclosing(_convert_stream_to_sse_events(self._marked(stream))) as events:
             try:
-                async for event in stream:
-                    self._mark(event)
+                async for event in events:
                     yield event
                     sent += 1
             except Exception as error:  # vLLM's other streams tell it, this one breaks off
                 _LOGGER.exception("a stream of a response failed")
-                yield _error(error, sent)
+                yield f"event: error\ndata: {_json(_error(error, sent))}\n\n"
+
+    async def _marked(self, stream: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
+        async with aclosing(stream):
+            async for event in stream:
+                self._mark(event)
+                yield event
 
     def _mark(self, event: Any) -> None:
         done = event.type == "response.completed"
@@ -134,18 +134,13 @@ class Responses(Wire):
             _put(event, self._decisions())
 
 
-def _error(error: Exception, sequence_number: int) -> ResponseErrorEvent:
+def _error(error: Exception, sequence_number: int) -> dict[str, Any]:
     """The last event of a stream of responses; with ``error``, at which OpenAI's client raises."""
-    told = create_error_response(error).error
-    event = ResponseErrorEvent(
-        type="error",
-        code=told.type,
-        message=told.message,
-        param=told.param,
-        sequence_number=sequence_number,
-    )
-    _put(event, {"error": told.model_dump()})
-    return event
+    told = create_error_response(error).error.model_dump()
+    return {
+        **{"type": "error", "code": told["type"], "message": told["message"]},
+        **{"param": told["param"], "sequence_number": sequence_number, "error": told},
+    }
 
 
 def _put(model: Any, fields: dict[str, Any]) -> None:
