@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, Field, PrivateAttr
 from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest
@@ -36,8 +36,6 @@ class Aligned(BaseModel):
     _run: AlignmentRun | None = PrivateAttr(None)
     _server: AlignmentServer = PrivateAttr()
 
-    length_field: ClassVar[str] = "max_tokens"
-
     def resolve(self, server: AlignmentServer) -> AlignmentRun | None:
         """Reads the policy off ``alignment`` or the model id, and checks it against the request.
 
@@ -70,6 +68,12 @@ class Aligned(BaseModel):
     def choices(self) -> int:
         """Answers in all."""
         return math.prod(self.counts.values())
+
+    @property
+    def length_field(self) -> str:
+        """The field that bounds the response's tokens."""
+        newer = getattr(self, "max_completion_tokens", None)
+        return "max_tokens" if newer is None else "max_completion_tokens"
 
     @property
     def output_only(self) -> Mapping[str, Any]:
@@ -111,19 +115,24 @@ class AlignedCompletionRequest(Aligned, CompletionRequest):  # type: ignore[misc
 class AlignedChatCompletionRequest(Aligned, ChatCompletionRequest):  # type: ignore[misc]
     """A chat completions request with a policy."""
 
-    _counts: Mapping[str, int] | None = PrivateAttr(None)
+    _origin: Aligned | None = PrivateAttr(None)
+    """What vLLM made it of, if it is of another API."""
 
     @classmethod
     def of(cls, made: ChatCompletionRequest, request: Aligned) -> "AlignedChatCompletionRequest":
         """The chat request that vLLM made of another API's, under that one's policy."""
         fields = dict(made)  # validated already
         chat: AlignedChatCompletionRequest = cls.model_construct(made.model_fields_set, **fields)
-        chat._run, chat._server, chat._counts = request._run, request._server, request.counts
+        chat._run, chat._server, chat._origin = request._run, request._server, request
         return chat
 
     @property
     def counts(self) -> Mapping[str, int]:
-        return {"n": self.n or 1} if self._counts is None else self._counts
+        return {"n": self.n or 1} if self._origin is None else self._origin.counts
+
+    @property
+    def length_field(self) -> str:
+        return super().length_field if self._origin is None else self._origin.length_field
 
     def resolve(self, server: AlignmentServer) -> AlignmentRun | None:
         """As for completions; rewards may read the messages."""
@@ -160,7 +169,9 @@ class AlignedBatchRequest(Aligned, BatchChatCompletionRequest):  # type: ignore[
 class AlignedResponsesRequest(Aligned, ResponsesRequest):  # type: ignore[misc]
     """A request of OpenAI's Responses API with a policy."""
 
-    length_field: ClassVar[str] = "max_output_tokens"
+    @property
+    def length_field(self) -> str:
+        return "max_output_tokens"
 
     @property
     def grammar(self) -> str | None:

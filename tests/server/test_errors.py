@@ -172,6 +172,13 @@ def test_several_prompts_count_as_candidate_tokens(client: OpenAI) -> None:
     check(caught.value, "max_tokens", ["500", "10000", "8192"])
 
 
+def test_the_length_is_named_as_it_was_sent(client: OpenAI) -> None:
+    sent = {"max_tokens": None, "max_completion_tokens": 600}
+    with pytest.raises(openai.BadRequestError) as caught:
+        chat(client, {"method": "best_of_n", "n": 16}, **sent)
+    check(caught.value, "max_completion_tokens", ["600", "16", "9600", "8192"])
+
+
 def test_best_of_n_works_with_a_grammar(client: OpenAI) -> None:
     answer = complete(client, BEST_OF_N, structured_outputs={"regex": "(good|bad){3}"})
     assert re.fullmatch("(good|bad){3}", answer.choices[0].text)
