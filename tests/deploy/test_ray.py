@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import httpx2
@@ -41,7 +41,7 @@ class Replicas:
 
     def http(self) -> httpx2.Client:
         """A plain HTTP client of the proxy."""
-        return httpx2.Client(base_url=self.base_url, timeout=120)
+        return httpx2.Client(base_url=self.base_url, timeout=500)
 
     def openai(self) -> OpenAI:
         """OpenAI's own client."""
@@ -167,11 +167,11 @@ def test_a_client_that_leaves_frees_the_engine(
 
 def test_an_engine_killed_under_load_takes_only_its_own_requests(replicas: Replicas) -> None:
     """Its replica ends and comes back; whoever asks meanwhile is served by the other one."""
-    with replicas.http() as http, ThreadPoolExecutor(10) as pool:
+    stop = threading.Event()
+    with replicas.http() as http, ThreadPoolExecutor(10) as pool, _setting(stop):
         running = [pool.submit(_ask, http, None, **LONG) for _ in range(8)]
         held = replicas.wait_until(lambda running: running == 8)
         assert min(held.values()) > 0
-        stop = threading.Event()
         asking = [pool.submit(_ask_until, http, stop) for _ in range(2)]
         time.sleep(0.2)
         _, engine = replicas.first()
@@ -260,6 +260,15 @@ def _ask_until(http: httpx2.Client, stop: threading.Event) -> list[tuple[float, 
     while not stop.is_set():
         asked.append((time.monotonic(), _ask(http, None)))
     return asked
+
+
+@contextmanager
+def _setting(event: threading.Event) -> Iterator[None]:
+    """Sets it at the end, however that comes."""
+    try:
+        yield
+    finally:
+        event.set()
 
 
 def _others(replicas: Replicas, held: Mapping[str, float]) -> set[str]:
