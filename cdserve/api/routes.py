@@ -18,6 +18,7 @@ from vllm.entrypoints.serve.utils.api_utils import validate_json_request, with_c
 
 from cdserve.api import answers
 from cdserve.api.requests import (
+    Aligned,
     AlignedBatchRequest,
     AlignedChatCompletionRequest,
     AlignedCompletionRequest,
@@ -26,7 +27,7 @@ from cdserve.api.requests import (
 )
 from cdserve.api.scoring import ScoreRequest, score
 from cdserve.api.serving import aligned, server_of
-from cdserve.api.streams import CHAT, COMPLETION, ending, raising
+from cdserve.api.streams import CHAT, COMPLETION, Handler, ending, raising
 from cdserve.api.wire import Choices, Messages, Responses
 
 router = APIRouter()
@@ -36,13 +37,9 @@ _json = [Depends(validate_json_request)]
 @router.post("/v1/completions", dependencies=_json, responses=answers.COMPLETION)
 async def create_completion(request: AlignedCompletionRequest, raw_request: Request) -> Response:
     """OpenAI completions, decoded under a policy where one is asked for."""
-    model = request.model
-    if (run := request.resolve(server_of(raw_request))) is None:
-        plain: Response = await completion_router.create_completion(request, raw_request)
-        return plain
+    plain = completion_router.create_completion
     handler = raw_request.app.state.openai_serving_completion.create_completion
-    handler = ending(handler, run, COMPLETION)
-    return await aligned(request, raw_request, run, handler, Choices(run, model, request.choices))
+    return await _choices(request, raw_request, plain, handler, COMPLETION)
 
 
 @router.post("/v1/chat/completions", dependencies=_json, responses=answers.CHAT_COMPLETION)
@@ -50,24 +47,17 @@ async def create_chat_completion(
     request: AlignedChatCompletionRequest, raw_request: Request
 ) -> Response:
     """OpenAI chat completions, decoded under a policy where one is asked for."""
-    model = request.model
-    if (run := request.resolve(server_of(raw_request))) is None:
-        plain: Response = await chat_router.create_chat_completion(request, raw_request)
-        return plain
+    plain = chat_router.create_chat_completion
     handler = raw_request.app.state.openai_serving_chat.create_chat_completion
-    handler = ending(handler, run, CHAT)
-    return await aligned(request, raw_request, run, handler, Choices(run, model, request.choices))
+    return await _choices(request, raw_request, plain, handler, CHAT)
 
 
 @router.post("/v1/chat/completions/batch", dependencies=_json, responses=answers.BATCH)
 async def create_batch(request: AlignedBatchRequest, raw_request: Request) -> Response:
     """Several conversations in one request, each decoded under the policy."""
-    model = request.model
-    if (run := request.resolve(server_of(raw_request))) is None:
-        plain: Response = await chat_router.create_batch_chat_completion(request, raw_request)
-        return plain
+    plain = chat_router.create_batch_chat_completion
     handler = raw_request.app.state.openai_serving_chat_batch.create_batch_chat_completion
-    return await aligned(request, raw_request, run, handler, Choices(run, model, request.choices))
+    return await _choices(request, raw_request, plain, handler, CHAT)
 
 
 @router.post("/v1/responses", dependencies=_json, responses=answers.RESPONSE)
@@ -137,6 +127,22 @@ async def list_models(raw_request: Request) -> JSONResponse:
         {**base, "id": f"{base['id']}:{name}", "parent": base["id"]} for name in server.presets
     ]
     return JSONResponse(models)
+
+
+async def _choices(
+    request: Aligned, raw_request: Request, plain: Handler, handler: Handler, kind: str
+) -> Response:
+    """What vLLM's route answers without a policy, or its handler under one.
+
+    Args:
+        kind: what the chunks of a stream are.
+    """
+    model = request.model
+    if (run := request.resolve(server_of(raw_request))) is None:
+        answer: Response = await plain(request, raw_request)
+        return answer
+    wire = Choices(run, model, request.choices)
+    return await aligned(request, raw_request, run, ending(handler, run, kind), wire)
 
 
 def _conversations(request: AlignedResponsesRequest, serving: Any) -> list[Any]:
