@@ -45,7 +45,8 @@ ranges here.
 REPORT = """## The report
 
 `alignment` in an answer, and at the end of a stream ([where, by API](api.md#four-apis)). In a
-stream with `report: "trace"` events with text have `alignment_decisions` too, a list of TracedDecision.
+stream with `report: "trace"` events with text have `alignment_decisions` too, a list of
+TracedDecision.
 """
 OTHERS = """## Discovery and scoring
 
