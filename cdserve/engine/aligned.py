@@ -1,7 +1,6 @@
 """AlignedEngine: an EngineClient that decodes towards a reward where a request asks for it."""
 
 import time
-from collections import defaultdict
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
@@ -29,6 +28,7 @@ from cdserve.engine.vllm import (
     SamplingParams,
     VLLMValidationError,
     merge_async_iterators,
+    random_uuid,
 )
 from cdserve.errors import OverloadError
 from cdserve.plugin.rows import REQUEST_KEY
@@ -78,7 +78,8 @@ class AlignedEngine(EngineProxy):
         self._models = models
         self.draining = False
         """Whether the server is shutting down."""
-        self._live: defaultdict[str, list[Choice]] = defaultdict(list)
+        self._live: dict[AlignedRequest, list[Choice]] = {}
+        """The requests under way, each with its responses once they have begun."""
 
     def generate(
         self, prompt: Any, sampling_params: SamplingParams, request_id: str, **options: Any
@@ -117,6 +118,7 @@ class AlignedEngine(EngineProxy):
                 prompt_text=self._prompt_text(prompt) if run.objective.reads_text else "",
                 params=params,
                 request_id=request_id,
+                engine_id=f"{request_id}-{random_uuid():.8}",
                 options={k: v for k, v in options.items() if k in PASSED_ON and v is not None},
             )
         )
@@ -154,16 +156,18 @@ class AlignedEngine(EngineProxy):
         await self._models.check_health()
 
     async def abort(self, request_id: str | Iterable[str]) -> None:
-        """As vLLM's; an aligned request's candidates are aborted with it."""
-        ids = [request_id] if isinstance(request_id, str) else list(request_id)
-        alive = [i for one in ids for choice in self._live.get(one, ()) for i in choice.alive]
+        """As vLLM's: ends all requests of these ids. Their candidates are aborted with them."""
+        ids = {request_id} if isinstance(request_id, str) else set(request_id)
+        live = [choices for one, choices in self._live.items() if one.request_id in ids]
+        alive = [i for choices in live for choice in choices for i in choice.alive]
         await self.inner.abort([*ids, *alive])
 
     async def _aligned(self, request: AlignedRequest) -> AsyncGenerator[RequestOutput, None]:
         method, count = request.run.policy.method, request.params.n
         final_only = request.params.output_kind == RequestOutputKind.FINAL_ONLY
         finished: dict[int, CompletionOutput] = {}
-        with self._choices(request) as choices:
+        with self._placed(request) as placed:
+            choices = self._live[placed] = [self._choice(placed, i) for i in range(count)]
             streams = merge_async_iterators(
                 *(metrics.observed(method, one.outputs(), one.spans.end) for one in choices)
             )
@@ -177,17 +181,16 @@ class AlignedEngine(EngineProxy):
                         yield _request_output(request, ready, done, choices[0].first)
 
     @contextmanager
-    def _choices(self, request: AlignedRequest) -> Iterator[list[Choice]]:
-        """The request's responses, on one rank; an abort finds them while this lasts."""
+    def _placed(self, request: AlignedRequest) -> Iterator[AlignedRequest]:
+        """The request on one rank. Shutdown waits for it, and an abort finds it, meanwhile."""
         candidates = request.run.policy.width * request.params.n
         with self._ranks.held(request.options, candidates) as options:
             placed = replace(request, options=options)
-            choices = [self._choice(placed, i) for i in range(request.params.n)]
-            self._live[request.request_id].extend(choices)
+            self._live[placed] = []
             try:
-                yield choices
+                yield placed
             finally:
-                del self._live[request.request_id]
+                del self._live[placed]
 
     def _choice(self, request: AlignedRequest, index: int) -> Choice:
         search = request.run.decoder.run
@@ -221,7 +224,7 @@ class AlignedEngine(EngineProxy):
             messages=request.run.messages(request.index),
             cache_salt=request.inputs.get("cache_salt"),
             params=request.params,
-            request_id=request.request_id,
+            engine_id=request.engine_id,
             choice=index,
             options=request.options,
             spans=spans,

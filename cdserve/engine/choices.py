@@ -30,7 +30,7 @@ from cdserve.scoring import Response
 from cdserve.tracing import ResponseSpans
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class AlignedRequest:
     """One prompt on its way through the aligned engine."""
 
@@ -42,6 +42,9 @@ class AlignedRequest:
     prompt_text: str
     params: SamplingParams
     request_id: str
+    """vLLM's. Clients choose it, so several requests under way may share it."""
+    engine_id: str
+    """What the ids of its engine requests begin with. It is this request's alone."""
     options: Mapping[str, Any]
 
     def decided(self, decision: Decision, choice: int) -> None:
@@ -136,7 +139,7 @@ class SteeredChoice:
         self._values = values
         self._paths = paths
         self._likelihoods = likelihoods
-        self._id = request.request_id if request.params.n == 1 else f"{choice}_{request.request_id}"
+        self._id = f"{request.engine_id}-{choice}"
         self._reports = request.run.policy.report != "none"
         self.alive: set[str] = set()
         self.first: RequestOutput | None = None

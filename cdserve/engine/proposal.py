@@ -68,7 +68,7 @@ class EngineProposal:
         prompt_text: the prompt, for rewards that read text.
         messages: those of a chat request's, for rewards that read them.
         params: the client's sampling parameters; ``max_tokens`` bounds the whole response.
-        request_id: candidates' ids begin with it.
+        engine_id: what candidates' ids begin with; no other request has it.
         choice: index of the response among the request's ``n``.
         options: what else goes to the engine with every candidate (LoRA, priority, tracing).
         paths: reads the KL of steered candidates out of the engine.
@@ -89,7 +89,7 @@ class EngineProposal:
         messages: Sequence[Mapping[str, Any]] | None,
         cache_salt: str | None,
         params: SamplingParams,
-        request_id: str,
+        engine_id: str,
         choice: int,
         options: Mapping[str, Any],
         paths: Paths,
@@ -110,7 +110,7 @@ class EngineProposal:
         self._messages = messages
         self._cache_salt = cache_salt
         self._params = params
-        self._request_id = request_id
+        self._engine_id = engine_id
         self._choice = choice
         trace = run.policy.report == "trace"
         self._reads_text = trace or run.objective.reads_text or bool(params.stop)
@@ -186,7 +186,7 @@ class EngineProposal:
     async def _prompt_values(self) -> Mapping[str, float]:
         if not self._objective.reads_values:
             return {}
-        request_id = f"{self._request_id}-{self._choice}.prompt"
+        request_id = f"{self._engine_id}-{self._choice}.prompt"
         return await self._last(self._prompt, request_id)
 
     async def _last(self, token_ids: Sequence[int], request_id: str) -> Mapping[str, float]:
@@ -207,7 +207,7 @@ class EngineProposal:
         )
 
     async def _candidate(self, start: _Start, draw: int, index: int) -> Candidate:
-        request_id = f"{self._request_id}-{self._choice}.{draw}.{index}"
+        request_id = f"{self._engine_id}-{self._choice}.{draw}.{index}"
         params = self._block_params(start, self._seed(draw, index))
         first = draw == index == 0
         if first:

@@ -14,6 +14,7 @@ from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.tokenizers import TokenizerLike
+from vllm.utils import random_uuid
 from vllm.utils.async_utils import merge_async_iterators
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.detokenizer import IncrementalDetokenizer
@@ -41,6 +42,7 @@ __all__ = [
     "check_version",
     "detokenizer",
     "merge_async_iterators",
+    "random_uuid",
     "tokens_input",
     "use_one_process",
 ]
