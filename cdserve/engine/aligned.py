@@ -19,7 +19,7 @@ from cdserve.engine.reward_models import RewardModels
 from cdserve.engine.run import AlignmentRun
 from cdserve.engine.slots import Slots
 from cdserve.engine.steering import Paths
-from cdserve.engine.values import Values, refuse_reserved
+from cdserve.engine.values import Values, one_token, refuse_reserved, wanting
 from cdserve.engine.vllm import (
     CompletionOutput,
     EngineClient,
@@ -30,7 +30,7 @@ from cdserve.engine.vllm import (
     merge_async_iterators,
     random_uuid,
 )
-from cdserve.errors import OverloadError
+from cdserve.errors import CdserveError, OverloadError
 from cdserve.plugin.rows import REQUEST_KEY
 from cdserve.tracing import ResponseSpans
 
@@ -95,7 +95,8 @@ class AlignedEngine(EngineProxy):
             stream: AsyncGenerator[RequestOutput, None] = self.inner.generate(
                 prompt, sampling_params, request_id, **options
             )
-            return stream
+            several = sampling_params.n > 1 and sampling_params.prompt_logprobs is not None
+            return _with_prompt_logprobs(stream) if several else stream
         params = sampling_params.clone()
         params.extra_args = {k: v for k, v in params.extra_args.items() if k != REQUEST_KEY} or None
         token_ids = _token_ids(prompt)
@@ -167,6 +168,7 @@ class AlignedEngine(EngineProxy):
         final_only = request.params.output_kind == RequestOutputKind.FINAL_ONLY
         finished: dict[int, CompletionOutput] = {}
         with self._placed(request) as placed:
+            read = await self._prompt_logprobs(placed)
             choices = self._live[placed] = [self._choice(placed, i) for i in range(count)]
             streams = merge_async_iterators(
                 *(metrics.observed(method, one.outputs(), one.spans.end) for one in choices)
@@ -178,7 +180,8 @@ class AlignedEngine(EngineProxy):
                     done = len(finished) == count
                     if done or not final_only:
                         ready = [finished[i] for i in sorted(finished)] if final_only else [output]
-                        yield _request_output(request, ready, done, choices[0].first)
+                        first = read or choices[index].first
+                        yield _request_output(request, ready, done, first)
 
     @contextmanager
     def _placed(self, request: AlignedRequest) -> Iterator[AlignedRequest]:
@@ -191,6 +194,31 @@ class AlignedEngine(EngineProxy):
                 yield placed
             finally:
                 del self._live[placed]
+
+    async def _prompt_logprobs(self, request: AlignedRequest) -> RequestOutput | None:
+        """The prompt's log-probabilities, where the client asks for them.
+
+        One engine request reads them for all responses, before these begin. No deadline ends it:
+        they are the client's even where no time is left to draw a token.
+
+        Raises:
+            CdserveError: the engine ended the request from outside.
+        """
+        if request.params.prompt_logprobs is None:
+            return None
+        read = await one_token(
+            self.inner,
+            request.prompt,
+            wanting(None, **request.run.steering),
+            f"{request.engine_id}.prompt",
+            request.inputs.get("cache_salt"),
+            request.options,
+            cached=False,
+            prompt_logprobs=request.params.prompt_logprobs,
+        )
+        if len(read.prompt_logprobs or ()) != len(request.prompt):
+            raise CdserveError("the engine was stopped before it had read the prompt")
+        return read
 
     def _choice(self, request: AlignedRequest, index: int) -> Choice:
         search = request.run.decoder.run
@@ -237,6 +265,22 @@ class AlignedEngine(EngineProxy):
 
     def _tokenizer(self) -> Any:
         return self.renderer.get_tokenizer()
+
+
+async def _with_prompt_logprobs(
+    stream: AsyncGenerator[RequestOutput, None],
+) -> AsyncGenerator[RequestOutput, None]:
+    """vLLM's outputs of several choices, each with the prompt's log-probabilities.
+
+    vLLM sends them once a choice, and loses a choice's where its first output is merged into a
+    later one of another choice. Then an echoed prompt has none.
+    """
+    known: Any = None
+    async with aclosing(stream):
+        async for output in stream:
+            known = known or output.prompt_logprobs
+            output.prompt_logprobs = known
+            yield output
 
 
 def salted(cache_salt: str | None, steering: Mapping[str, Any]) -> str | None:

@@ -11,7 +11,7 @@ from cdserve.decoders import Candidate, Decision
 from cdserve.decoders.registry import Run
 from cdserve.engine.deadline import ended_at_deadline
 from cdserve.engine.likelihoods import Likelihoods, Text
-from cdserve.engine.proposal import EngineProposal, Stopped, nothing
+from cdserve.engine.proposal import EngineProposal, Stopped, nothing, without_prompt_logprobs
 from cdserve.engine.response import ResponseWriter
 from cdserve.engine.run import AlignmentRun
 from cdserve.engine.slots import Slots
@@ -62,7 +62,7 @@ class Choice(Protocol):
 
     @property
     def first(self) -> RequestOutput | None:
-        """Its first output of the engine's, which carries what was asked of the prompt."""
+        """Its first output of the engine's, which says how much of the prompt was cached."""
         ...
 
     def outputs(self) -> AsyncGenerator[CompletionOutput, None]:
@@ -177,7 +177,7 @@ class SteeredChoice:
         request, run = self._request, self._request.run
         async with self._slots.slot(run, run.left) as granted:
             if not granted or run.over:
-                yield nothing()
+                yield nothing(params)
                 return
             self.alive.add(self._id)
             try:
@@ -199,6 +199,7 @@ class SteeredChoice:
         """As vLLM derives those of each of ``n`` responses."""
         params: SamplingParams = self._request.params.clone()
         params.n = 1
+        without_prompt_logprobs(params)
         if params.seed is not None:
             params.seed += self._choice
         run = self._request.run

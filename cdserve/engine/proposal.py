@@ -16,7 +16,7 @@ from cdserve.engine.response import cumulative_logprob
 from cdserve.engine.run import AlignmentRun
 from cdserve.engine.slots import Slots
 from cdserve.engine.steering import Paths
-from cdserve.engine.values import Values, wanting
+from cdserve.engine.values import Values, final, wanting
 from cdserve.engine.vllm import (
     CompletionOutput,
     EngineClient,
@@ -122,7 +122,7 @@ class EngineProposal:
         self.scored = time.perf_counter()
         """When prefixes were scored last, by ``time.perf_counter``."""
         self.first: RequestOutput | None = None
-        """The very first candidate's output: it carries what was asked of the prompt."""
+        """The very first candidate's output, which says how much of the prompt was cached."""
 
     @property
     def _given(self) -> dict[str, Any]:
@@ -210,8 +210,6 @@ class EngineProposal:
         request_id = f"{self._engine_id}-{self._choice}.{draw}.{index}"
         params = self._block_params(start, self._seed(draw, index))
         first = draw == index == 0
-        if first:
-            params.prompt_logprobs = self._params.prompt_logprobs
         if self._alignment.steering:
             params.extra_args = wanting(params.extra_args, **self._alignment.steering)
         if not self._alignment.steered:
@@ -276,23 +274,21 @@ class EngineProposal:
         run = self._alignment
         async with self._slots.slot(run, run.left) as granted:
             if not granted or run.over:
-                return nothing()
+                return nothing(params)
             prompt = tokens_input(start.token_ids.copy(), cache_salt=self._cache_salt)
-            final: RequestOutput | None = None
             self.alive.add(request_id)
             try:
-                stream = self._engine.generate(prompt, params, request_id, **self._given)
-                async for output in stream:
-                    final = output
+                drawn = await final(
+                    self._engine.generate(prompt, params, request_id, **self._given)
+                )
             finally:
                 self.alive.discard(request_id)
-        assert final is not None  # FINAL_ONLY: exactly one output
         if first:
-            self.first = final
-        reason = final.outputs[0].finish_reason
-        if reason == "error" or (reason == "abort" and not run.over):
-            raise Stopped(reason)
-        return final.outputs[0]
+            self.first = drawn
+        (output,) = drawn.outputs
+        if output.finish_reason == "error" or (output.finish_reason == "abort" and not run.over):
+            raise Stopped(output.finish_reason)
+        return output
 
     def _read(self, output: CompletionOutput, start: _Start) -> Candidate:
         """The engine's output cut to the block, with stop strings that begin before it."""
@@ -337,7 +333,7 @@ class EngineProposal:
         params.output_kind = RequestOutputKind.FINAL_ONLY
         params.detokenize = bool(params.stop) or params.logprobs is not None
         params.skip_clone = True
-        params.prompt_logprobs = None
+        without_prompt_logprobs(params)
         return params
 
     def _min_tokens_left(self, start: _Start) -> SamplingParams:
@@ -356,14 +352,24 @@ class EngineProposal:
         return int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "big")
 
 
-def nothing() -> CompletionOutput:
+def without_prompt_logprobs(params: SamplingParams) -> None:
+    """Leaves out the prompt's log-probabilities, and with them what keeps off the prefix cache.
+
+    The prompt has a request of its own for them (``AlignedEngine``).
+    """
+    if params.prompt_logprobs is not None:
+        params.prompt_logprobs = None
+        params.skip_reading_prefix_cache = False
+
+
+def nothing(params: SamplingParams) -> CompletionOutput:
     """The output of a candidate for which no time was left."""
     return CompletionOutput(
         index=0,
         text="",
         token_ids=[],
         cumulative_logprob=None,
-        logprobs=None,
+        logprobs=None if params.logprobs is None else [],
         finish_reason="abort",
     )
 

@@ -34,7 +34,7 @@ class ResponseWriter:
         self._index = index
         self._kind = params.output_kind
         self._detokenizer = detokenizer(tokenizer, list(prompt), params)
-        self._logprobs: Any = None
+        self._logprobs: Any = None if params.logprobs is None else []
         self._cumulative_logprob = None if params.logprobs is None else 0.0
 
     def append(self, candidate: Candidate) -> CompletionOutput:
@@ -45,10 +45,10 @@ class ResponseWriter:
         stop = self._detokenizer.update(list(candidate.token_ids), by_token)
         token_ids = list(self._detokenizer.output_token_ids)
         new = len(token_ids) - written
-        logprobs = None if candidate.logprobs is None else candidate.logprobs[:new]
-        if logprobs is not None:
-            self._logprobs = logprobs if self._logprobs is None else [*self._logprobs, *logprobs]
-        if logprobs is not None and self._cumulative_logprob is not None:
+        logprobs = None
+        if self._logprobs is not None and self._cumulative_logprob is not None:
+            logprobs = candidate.logprobs[:new]
+            self._logprobs = [*self._logprobs, *logprobs]
             self._cumulative_logprob += cumulative_logprob(logprobs, token_ids[written:])
         finish_reason = "stop" if stop is not None else candidate.finish_reason
         if finish_reason == "deadline":
@@ -72,6 +72,6 @@ class ResponseWriter:
             text=self._detokenizer.get_next_output_text(True, delta),
             token_ids=[] if delta else list(self._detokenizer.output_token_ids),
             cumulative_logprob=self._cumulative_logprob,
-            logprobs=None if delta else self._logprobs,
+            logprobs=self._logprobs if self._logprobs is None or not delta else [],
             finish_reason=reason,
         )

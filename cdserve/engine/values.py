@@ -1,6 +1,6 @@
 """Values of prefixes, as the engine's value heads give them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy.typing as npt
 from cdserve.engine.heads import Heads
 from cdserve.engine.vllm import (
     EngineClient,
+    RequestOutput,
     RequestOutputKind,
     SamplingParams,
     VLLMValidationError,
@@ -42,24 +43,36 @@ async def one_token(
     options: Mapping[str, Any] | None = None,
     *,
     cached: bool = True,
-) -> None:
+    prompt_logprobs: int | None = None,
+) -> RequestOutput:
     """Runs a given text through the engine, for what the worker writes on the way.
 
     Args:
         options: what else the engine is given (LoRA, rank, priority).
         cached: whether what the prefix cache has of it may be left out.
+        prompt_logprobs: alternatives to each of the text's tokens whose log-probabilities are
+            returned, as in vLLM's ``SamplingParams``. None for no log-probabilities.
     """
     params = SamplingParams(
         max_tokens=1,
         temperature=0.0,
-        detokenize=False,
+        detokenize=prompt_logprobs is not None,
         output_kind=RequestOutputKind.FINAL_ONLY,
         extra_args=extra_args,
+        prompt_logprobs=prompt_logprobs,
         skip_reading_prefix_cache=not cached,
     )
     prompt = tokens_input(list(token_ids), cache_salt=cache_salt)
-    async for _ in engine.generate(prompt, params, request_id, **(options or {})):
-        pass
+    return await final(engine.generate(prompt, params, request_id, **(options or {})))
+
+
+async def final(outputs: AsyncIterable[RequestOutput]) -> RequestOutput:
+    """The last output of an engine request."""
+    last: RequestOutput | None = None
+    async for output in outputs:
+        last = output
+    assert last is not None  # vLLM ends every request with an output
+    return last
 
 
 class Values:
