@@ -131,8 +131,16 @@ class AlignedEngine(EngineProxy):
             OverloadError: the server is shutting down.
         """
         if self.draining:
-            raise OverloadError("this server is shutting down", status=503, retry_after=1)
+            raise _shutting_down()
         self.inner.check_admission(n, request_id)
+
+    @property
+    def dead_error(self) -> BaseException:
+        """What a request gets that finds the engine dead. Shutdown stops the engine on purpose."""
+        if self.draining:
+            return _shutting_down()
+        error: BaseException = self.inner.dead_error
+        return error
 
     def shutdown(self, timeout: float | None = None) -> None:
         """As vLLM's, once the responses under way have ended, for at most ``timeout`` seconds.
@@ -265,6 +273,10 @@ class AlignedEngine(EngineProxy):
 
     def _tokenizer(self) -> Any:
         return self.renderer.get_tokenizer()
+
+
+def _shutting_down() -> OverloadError:
+    return OverloadError("this server is shutting down", status=503, retry_after=1)
 
 
 async def _with_prompt_logprobs(
