@@ -60,6 +60,11 @@ class Aligned(BaseModel):
         return self._run
 
     @property
+    def server(self) -> AlignmentServer:
+        """What the server is to whoever sends it, once it is resolved."""
+        return self._server
+
+    @property
     def counts(self) -> Mapping[str, int]:
         """Fields that ask for several answers, and for how many each."""
         return {}

@@ -27,7 +27,7 @@ from cdserve.api.requests import (
 )
 from cdserve.api.scoring import ScoreRequest, score
 from cdserve.api.serving import aligned, server_of
-from cdserve.api.streams import CHAT, COMPLETION, Handler, ending, raising
+from cdserve.api.streams import CHAT, COMPLETION, Ends, Handler, ending, raising
 from cdserve.api.wire import Choices, Messages, Responses
 
 router = APIRouter()
@@ -82,7 +82,7 @@ async def create_message(request: AlignedMessagesRequest, raw_request: Request) 
         plain: Response = await messages_router.create_messages(request, raw_request)
         return plain
     serving = raw_request.app.state.anthropic_serving_messages
-    chat = raising(ending(serving.create_chat_completion, run, CHAT))
+    chat = raising(ending(serving.create_chat_completion, run))
 
     async def create_chat_completion(made: ChatCompletionRequest, raw_request: Request) -> Any:
         return await chat(request.chat(made), raw_request)
@@ -141,8 +141,8 @@ async def _choices(
     if (run := request.resolve(server_of(raw_request))) is None:
         answer: Response = await plain(request, raw_request)
         return answer
-    wire = Choices(run, model, request.choices)
-    return await aligned(request, raw_request, run, ending(handler, run, kind), wire)
+    wire = Choices(run, model, Ends(run, request, raw_request, kind))
+    return await aligned(request, raw_request, run, handler, wire)
 
 
 def _conversations(request: AlignedResponsesRequest, serving: Any) -> list[Any]:

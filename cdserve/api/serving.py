@@ -48,10 +48,9 @@ async def aligned(
 async def _aligned(
     request: Aligned, raw_request: Request, run: AlignmentRun, handler: Any, wire: Wire
 ) -> Response:
-    server = server_of(raw_request)
     with ExitStack() as held:
         admission = raw_request.app.state.engine_client.admission
-        held.enter_context(_room(admission, request, run, server))
+        held.enter_context(_room(admission, request, run))
         try:
             answer = await handler(request, raw_request)
         except (GenerationError, GracefulHTTPError) as error:
@@ -62,13 +61,13 @@ async def _aligned(
             return JSONResponse(wire.whole(answer))
         interval = raw_request.app.state.args.sse_keep_alive_interval
         events = with_sse_keep_alive(
-            wire.events(answer), float(interval) or server.settings.keep_alive
+            wire.events(answer), float(interval) or request.server.settings.keep_alive
         )
         return _Stream(events, held.pop_all())
 
 
 def _room(
-    admission: Admission, request: Aligned, run: AlignmentRun, server: AlignmentServer
+    admission: Admission, request: Aligned, run: AlignmentRun
 ) -> AbstractContextManager[None]:
     """Room for a request's candidates, until it ends."""
     candidates = run.policy.width * request.choices
@@ -79,7 +78,7 @@ def _room(
             f"{admission.capacity}",
             field,
         )
-    return admission.admit(candidates, server.key, server.max_candidates)
+    return admission.admit(candidates, request.server.key, request.server.max_candidates)
 
 
 class _Stream(StreamingResponse):

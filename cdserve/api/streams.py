@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -15,56 +15,89 @@ from cdserve.errors import CdserveError
 Handler = Callable[[Any, Request], Awaitable[Any]]
 CHAT = "chat.completion.chunk"
 COMPLETION = "text_completion"
+_NO_LOGPROBS: Mapping[str, Mapping[str, Any]] = {
+    CHAT: {"content": []},
+    COMPLETION: {"text_offset": [], "token_logprobs": [], "tokens": [], "top_logprobs": []},
+}
 
 
-def ending(handler: Handler, run: AlignmentRun, kind: str) -> Handler:
-    """A handler with the end of a choice without tokens, which vLLM's leaves out.
+class Ends:
+    """The ends of a stream's choices.
 
-    There is one where the deadline passed before anything was drawn.
+    vLLM sends no chunk for a choice without tokens. There is one where the deadline passed before
+    anything was drawn, and its end is made here.
 
     Args:
-        kind: ``CHAT`` or ``COMPLETION``, what its chunks are.
+        run: the request's policy.
+        request: its ``choices`` is how many ends there are.
+        raw_request: vLLM's handler leaves the answer's id in its state.
+        kind: ``CHAT`` or ``COMPLETION``, what the chunks are.
     """
-    if run.policy.deadline_ms is None:
-        return handler
+
+    def __init__(
+        self, run: AlignmentRun, request: Aligned, raw_request: Request, kind: str
+    ) -> None:
+        self._bounded = run.policy.deadline_ms is not None
+        self._request = request
+        self._raw_request = raw_request
+        self._kind = kind
+        self._going = set(range(request.choices))
+
+    def missing(self, chunk: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+        """The chunks that belong before one without choices, or before the stream's end (None)."""
+        if chunk is not None and (chunk.get("choices") or "error" in chunk):
+            return []
+        return [self._end(index) for index in sorted(self._going)] if self._bounded else []
+
+    def last(self, chunk: Mapping[str, Any]) -> bool:
+        """Whether it has the end of the last choice. Takes note of the choices that it ends."""
+        if "error" in chunk:
+            self._going.clear()
+        ended = {one["index"] for one in chunk.get("choices", ()) if one.get("finish_reason")}
+        self._going -= ended
+        return bool(ended) and not self._going
+
+    def _end(self, index: int) -> dict[str, Any]:
+        text: dict[str, Any] = {"delta": {}} if self._kind == CHAT else {"text": ""}
+        wanted = getattr(self._request, "logprobs", None) not in (None, False)
+        logprobs = _NO_LOGPROBS[self._kind] if wanted else None
+        return {
+            "id": self._raw_request.state.request_metadata.request_id,
+            "object": self._kind,
+            "created": int(time.time()),
+            "model": self._request.model,
+            "choices": [{"index": index, **text, "logprobs": logprobs, "finish_reason": "length"}],
+        }
+
+
+def chunk_of(event: str) -> Any:
+    """The chunk in a server-sent event; None for the event that ends the stream."""
+    data = event.removeprefix("data: ").strip()
+    return json.loads(data) if data.startswith("{") else None
+
+
+def ending(handler: Handler, run: AlignmentRun) -> Handler:
+    """A chat handler whose streams have the ends that are missing."""
 
     async def ended(request: Aligned, raw_request: Request) -> Any:
         answer = await handler(request, raw_request)
         if isinstance(answer, AsyncGenerator):
-            return _ended(answer, request, raw_request, kind)
+            return _ended(answer, Ends(run, request, raw_request, CHAT))
         return answer
 
     return ended
 
 
-async def _ended(
-    stream: AsyncGenerator[str, None], request: Aligned, raw_request: Request, kind: str
-) -> AsyncGenerator[str, None]:
-    going = set(range(request.choices))
+async def _ended(stream: AsyncGenerator[str, None], ends: Ends) -> AsyncGenerator[str, None]:
     async with aclosing(stream):
         async for event in stream:
-            data = event.removeprefix("data: ").strip()
-            chunk = json.loads(data) if data.startswith("{") else {"choices": []}  # [DONE]
-            if "error" in chunk:
-                going.clear()
-            elif chunk["choices"]:
-                going -= {one["index"] for one in chunk["choices"] if one["finish_reason"]}
-            else:  # nor has the usage choices
-                for index in sorted(going):
-                    yield f"data: {json.dumps(_end(index, request, raw_request, kind))}\n\n"
-                going.clear()
+            chunk = chunk_of(event)
+            for end in ends.missing(chunk):
+                ends.last(end)
+                yield f"data: {json.dumps(end)}\n\n"
+            if chunk is not None:
+                ends.last(chunk)
             yield event
-
-
-def _end(index: int, request: Aligned, raw_request: Request, kind: str) -> dict[str, Any]:
-    text: dict[str, Any] = {"delta": {}} if kind == CHAT else {"text": ""}
-    return {
-        "id": raw_request.state.request_metadata.request_id,
-        "object": kind,
-        "created": int(time.time()),
-        "model": request.model,
-        "choices": [{"index": index, **text, "logprobs": None, "finish_reason": "length"}],
-    }
 
 
 def raising(handler: Handler) -> Handler:

@@ -10,6 +10,7 @@ from typing import Any
 from vllm.entrypoints.openai.responses.api_router import _convert_stream_to_sse_events
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 
+from cdserve.api.streams import Ends, chunk_of
 from cdserve.engine.run import AlignmentRun
 
 _LOGGER = logging.getLogger("vllm.cdserve")
@@ -54,9 +55,9 @@ class Wire(ABC):
 class Choices(Wire):
     """Completions and chat: the report is on the last chunk that has choices."""
 
-    def __init__(self, run: AlignmentRun, model: str | None, choices: int) -> None:
+    def __init__(self, run: AlignmentRun, model: str | None, ends: Ends) -> None:
         super().__init__(run, model)
-        self._left = choices
+        self._ends = ends
 
     def whole(self, answer: Any) -> dict[str, Any]:
         return {**answer.model_dump(), **self._model, **self._report()}
@@ -64,17 +65,17 @@ class Choices(Wire):
     async def events(self, stream: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
         async with aclosing(stream):
             async for event in stream:
-                data = event.removeprefix("data: ").strip()
-                yield f"data: {self._chunk(data)}\n\n" if data.startswith("{") else event
+                chunk = chunk_of(event)
+                for end in self._ends.missing(chunk):
+                    yield self._event(end)
+                yield event if chunk is None else self._event(chunk)
 
-    def _chunk(self, data: str) -> str:
-        chunk = json.loads(data)
-        if choices := chunk.get("choices"):
-            ended = sum(1 for choice in choices if choice.get("finish_reason"))
-            self._left -= ended
+    def _event(self, chunk: dict[str, Any]) -> str:
+        last = self._ends.last(chunk)
+        if chunk.get("choices"):
             chunk |= self._decisions()
-            chunk |= self._report() if ended and self._left == 0 else {}
-        return _json(chunk | self._model if "model" in chunk else chunk)
+            chunk |= self._report() if last else {}
+        return f"data: {_json(chunk | self._model if 'model' in chunk else chunk)}\n\n"
 
 
 class Messages(Wire):
