@@ -88,3 +88,16 @@ async def test_the_async_client_works_as_well(client: OpenAI) -> None:
         )
         chunks = [chunk async for chunk in stream]
     assert joined(chunks) == text_of(chat(client, BLOCKWISE, messages=MESSAGES).choices[0])
+
+
+def test_openais_stream_helper_hands_over_the_chunk_with_the_report(client: OpenAI) -> None:
+    """Its accumulator drops fields that it does not know; docs/api.md shows how to keep it."""
+    messages = [{"role": "user", "content": "Please write a review of the compact kettle."}]
+    asked: dict[str, Any] = {"model": "demo", "messages": messages}
+    asked |= {"max_tokens": 400, "seed": 7, "stream_options": {"include_usage": True}}
+    with client.chat.completions.stream(**asked, extra_body={"alignment": BEST_OF_N}) as stream:
+        chunks = [event.chunk for event in stream if event.type == "chunk"]
+    (report,) = (chunk.alignment for chunk in chunks if hasattr(chunk, "alignment"))
+    final = stream.get_final_completion()
+    check_report(report, BEST_OF_N, final.usage.completion_tokens)
+    assert text_of(final.choices[0]) == joined(chunks)
