@@ -247,7 +247,7 @@ class Steerer:
     def _resume(self, row: Row, path: Ticket, tokens: int) -> None:
         """Tells a row, if its request was preempted, what its path was before."""
         if row.at < 0 and tokens > row.prompt_length:
-            found = self._tables.view(path.path).read(path, tokens)
+            found = self._tables.read(path, tokens)
             row.spent, row.unsteered = 0.0, 0
             if found is not None:
                 row.spent, row.unsteered = float(found[0]), int(found[1])
