@@ -84,16 +84,17 @@ class Objective:
             for name, value in rewards.items()
             if self.weights[name] != 0
         }
-        total = sum(parts.values())
+        total = float(sum(parts.values()))  # also where there are none
         if not math.isfinite(total):
             raise ScoringError(f"the weighted sum of the rewards is {total}, not a finite number")
         return Score(0.0 if undecided else total, rewards, failed, parts)
 
 
-async def _scored(name: str, reward: Reward, responses: Sequence[Response]) -> Sequence[float]:
+async def _scored(name: str, reward: Reward, responses: Sequence[Response]) -> list[float]:
+    """The reward of each response, in floats whatever it counts in."""
     try:
         async with asyncio.timeout(reward.terms.timeout):
-            values = await reward.score(responses)
+            values = [float(value) for value in await reward.score(responses)]
     except TimeoutError as error:
         limit = reward.terms.timeout
         raise ScoringError(
