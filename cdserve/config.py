@@ -318,6 +318,11 @@ class Settings(_Section):
         description="Whether Triton kernels score, tilt and mix on a GPU; off, PyTorch does.",
     )
     playground: bool = Field(default=True, description="Whether GET /playground is served.")
+    error_details: Literal["log", "client"] = Field(
+        default="log",
+        description="Who is told the text of an exception in a reward or a decoder: the server's "
+        "log alone, or the client too.",
+    )
     engine: dict[str, Any] = Field(default_factory=dict, description="vLLM flags.")
 
     @field_validator("members")

@@ -5,7 +5,9 @@ CdserveError
 ├── PolicyError      the client's request: 400, names the field
 ├── EngineError      the engine died: the process ends, for what runs it to start it anew
 ├── OverloadError    no room for the request now: 503 or 429, and when to try again
-└── ScoringError     a reward could not be computed: 500
+├── ScoringError     a reward could not be computed: 500
+├── RewardFailure    why it could not, as the reward knows it
+└── InternalError    something failed that should not have: 500
 """
 
 
@@ -51,6 +53,24 @@ class OverloadError(CdserveError):
 
 class ScoringError(CdserveError):
     """A reward failed or returned a value that is not a finite number."""
+
+
+class RewardFailure(CdserveError):
+    """A reward has no score, for a reason that it knows.
+
+    Args:
+        reason: what follows the reward's name in the message to the client. It holds no text of
+            the prompt or the response, no address and no path.
+        details: what only the server's log is told.
+    """
+
+    def __init__(self, reason: str, details: str = "") -> None:
+        super().__init__(reason)
+        self.details = details
+
+
+class InternalError(CdserveError):
+    """An exception that nobody expected, such as a decoder's. The message has none of its text."""
 
 
 def shown_key(key: str, limit: int = 80) -> str:

@@ -113,7 +113,9 @@ async def describe(raw_request: Request) -> JSONResponse:
 @with_cancellation  # type: ignore[untyped-decorator]
 async def create_score(request: ScoreRequest, raw_request: Request) -> JSONResponse:
     """Scores given responses with this server's rewards."""
-    return JSONResponse(await score(request, server_of(raw_request), raw_request.app.state))
+    client_id = raw_request.headers.get("x-request-id")
+    server = server_of(raw_request)
+    return JSONResponse(await score(request, server, raw_request.app.state, client_id))
 
 
 @router.get("/v1/models", responses=answers.MODELS)

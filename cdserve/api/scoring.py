@@ -11,7 +11,6 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.exceptions import VLLMClientError, VLLMValidationError
 from vllm.utils import random_uuid
 
-from cdserve import scoring
 from cdserve.api.server import AlignmentServer
 from cdserve.decoders import Score
 from cdserve.engine.aligned import AlignedEngine, salted
@@ -49,8 +48,13 @@ class _Scoring(Policy):
     method: str = "score"
 
 
-async def score(request: ScoreRequest, server: AlignmentServer, state: Any) -> dict[str, Any]:
+async def score(
+    request: ScoreRequest, server: AlignmentServer, state: Any, client_id: str | None
+) -> dict[str, Any]:
     """The answer: a score, its rewards and per-token values for each response.
+
+    Args:
+        client_id: the client's ``X-Request-Id``, for the log.
 
     Raises:
         PolicyError: a reward or the model is not known, or too much is asked for.
@@ -71,7 +75,8 @@ async def score(request: ScoreRequest, server: AlignmentServer, state: Any) -> d
         )
     objective = _objective(request, server)
     prompt = await _rendered(request, state)
-    scorer = _Scorer(state.engine_client, objective, prompt, request)
+    request_id = f"score-{client_id or random_uuid()}"
+    scorer = _Scorer(state.engine_client, objective, prompt, request, request_id)
     try:
         return {"scores": await scorer.score(request.responses)}
     except VLLMClientError as error:  # the engine refuses the tokens of the prompt
@@ -85,8 +90,10 @@ class _Scorer:
         objective: Objective,
         prompt: dict[str, Any],
         request: ScoreRequest,
+        request_id: str,
     ) -> None:
         self._engine = engine
+        self._request_id = request_id
         self._objective = objective
         self._tokenizer = engine.renderer.get_tokenizer()
         self._prompt: list[int] = prompt["prompt_token_ids"]
@@ -97,7 +104,8 @@ class _Scorer:
     async def score(self, texts: Sequence[str]) -> list[dict[str, Any]]:
         """All responses at once, as the candidates of one decision are scored."""
         prefixes = await asyncio.gather(*map(self._prefixes, texts))
-        scores = await self._objective.score([of_one[-1] for of_one in prefixes])
+        finished = [of_one[-1] for of_one in prefixes]
+        scores = await self._objective.score(finished, self._request_id)
         return [await self._answer(*one) for one in zip(scores, prefixes, strict=True)]
 
     async def _answer(self, score: Score, prefixes: Sequence[Response]) -> dict[str, Any]:
@@ -105,8 +113,7 @@ class _Scorer:
         if score.failed:
             made["failed"] = list(score.failed)
         if self._per_token:
-            rewards = self._objective.rewards.items()
-            made["per_token"] = {n: await r.score(prefixes) for n, r in rewards if r.per_token}
+            made["per_token"] = await self._objective.per_token(prefixes, self._request_id)
         return made
 
     async def _prefixes(self, text: str) -> list[Response]:
@@ -157,9 +164,7 @@ class _Scorer:
 
 def _objective(request: ScoreRequest, server: AlignmentServer) -> Objective:
     try:
-        return scoring.objective(
-            _Scoring(rewards=request.rewards), server.rewards, server.settings.default_reward
-        )
+        return server.objective(_Scoring(rewards=request.rewards))
     except PolicyError as error:
         raise PolicyError(
             str(error).removeprefix("alignment."), error.param.removeprefix("alignment.")

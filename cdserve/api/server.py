@@ -11,8 +11,9 @@ from cdserve.engine.heads import Heads
 from cdserve.engine.run import AlignmentRun
 from cdserve.engine.steering import steering
 from cdserve.errors import ConfigError, PolicyError, shown
+from cdserve.failures import hidden
 from cdserve.policy import FIELD, BudgetedPolicy, Policy, SearchPolicy, parse, parse_object
-from cdserve.scoring import ModelOutput, Reward
+from cdserve.scoring import ModelOutput, Objective, Reward
 
 _OPERATORS = {"path", "q_head", "callable", "force", "url", "api_key_env", "engine"}
 """What is not told to clients of a reward's settings."""
@@ -75,8 +76,19 @@ class AlignmentServer:
         Raises:
             PolicyError: naming the field, the value and what is accepted.
         """
-        policy = parse(self._bounded(sent), self.methods, self.presets)
-        return None if policy is None else self._run(policy, operator=isinstance(sent, str))
+        with hidden(FIELD, self.settings.error_details):  # a policy class may be of a plug-in's
+            policy = parse(self._bounded(sent), self.methods, self.presets)
+            return None if policy is None else self._run(policy, operator=isinstance(sent, str))
+
+    def objective(self, policy: Policy) -> Objective:
+        """What a policy asks to maximise.
+
+        Raises:
+            PolicyError: as ``scoring.objective``.
+        """
+        settings = self.settings
+        default, details = settings.default_reward, settings.error_details
+        return scoring.objective(policy, self.rewards, default, details)
 
     def preset_of(self, model: str | None) -> str | None:
         """The preset a model id such as ``demo:safe`` names; None for any other id."""
@@ -136,7 +148,7 @@ class AlignmentServer:
 
     def _run(self, policy: Policy, *, operator: bool) -> AlignmentRun:
         policy.check_limits(self.settings.limits)
-        objective = scoring.objective(policy, self.rewards, self.settings.default_reward)
+        objective = self.objective(policy)
         return AlignmentRun(
             policy=policy,
             decoder=self.decoders[policy.method],

@@ -26,11 +26,13 @@ from cdserve.engine.vllm import (
     RequestOutput,
     RequestOutputKind,
     SamplingParams,
+    VLLMError,
     VLLMValidationError,
     merge_async_iterators,
     random_uuid,
 )
 from cdserve.errors import CdserveError, OverloadError
+from cdserve.failures import hidden
 from cdserve.plugin.rows import REQUEST_KEY
 from cdserve.tracing import ResponseSpans
 
@@ -76,6 +78,7 @@ class AlignedEngine(EngineProxy):
         self.likelihoods = likelihoods
         self._paths = paths
         self._models = models
+        self._details = settings.error_details
         self.draining = False
         """Whether the server is shutting down."""
         self._live: dict[AlignedRequest, list[Choice]] = {}
@@ -175,7 +178,8 @@ class AlignedEngine(EngineProxy):
         method, count = request.run.policy.method, request.params.n
         final_only = request.params.output_kind == RequestOutputKind.FINAL_ONLY
         finished: dict[int, CompletionOutput] = {}
-        with self._placed(request) as placed:
+        failing = hidden(f"method {method!r}", self._details, request.request_id, but=(VLLMError,))
+        with self._placed(request) as placed, failing:
             read = await self._prompt_logprobs(placed)
             choices = self._live[placed] = [self._choice(placed, i) for i in range(count)]
             streams = merge_async_iterators(

@@ -27,7 +27,7 @@ from cdserve.engine.vllm import (
     tokens_input,
     use_one_process,
 )
-from cdserve.errors import ConfigError, shown
+from cdserve.errors import ConfigError, RewardFailure, shown
 from cdserve.metrics import (
     SCORER_BATCH_SIZE,
     SCORER_CACHED_TOKENS,
@@ -99,9 +99,10 @@ class ModelEngine:
         token_ids = await loop.run_in_executor(self._thread, tokens, tokenizer, dialogue)
         limit = self._engine.model_config.max_model_len
         if len(token_ids) > limit:
-            raise ValueError(
-                f"prompt and response have {len(token_ids)} tokens for the reward model "
-                f"{self._args.model}, which reads up to {limit}"
+            raise RewardFailure(
+                f"failed: prompt and response have {len(token_ids)} tokens for its model, which "
+                f"reads up to {limit}",
+                self._args.model,
             )
         task = "classify" if self._marker is None else "token_classify"
         raw = PoolingParams(task=task, use_activation=False)

@@ -7,7 +7,7 @@ from typing import Any
 import vllm
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.engine.protocol import EngineClient
-from vllm.exceptions import VLLMValidationError
+from vllm.exceptions import VLLMError, VLLMValidationError
 from vllm.inputs.engine import TokensInput, tokens_input
 from vllm.lora.request import LoRARequest
 from vllm.outputs import CompletionOutput, RequestOutput
@@ -37,6 +37,7 @@ __all__ = [
     "SamplingParams",
     "TokenizerLike",
     "TokensInput",
+    "VLLMError",
     "VLLMValidationError",
     "as_flags",
     "check_version",

@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from itertools import islice
 from typing import Generic, TypeVar
 
+from cdserve.errors import RewardFailure
+
 Item = TypeVar("Item", bound=Hashable)
 Score = TypeVar("Score")
 
@@ -60,15 +62,15 @@ class Batcher(Generic[Item, Score]):
         """The scores of items, in their order.
 
         Raises:
-            OverflowError: too many items wait already.
+            RewardFailure: too many items wait already.
             Exception: what the scorer gave for one of them, or raised for a batch with one.
         """
         known = self._waiting | self._running
         fresh = [item for item in dict.fromkeys(items) if item not in known]
         if len(self._waiting) + len(fresh) > self._max_waiting:
-            raise OverflowError(
-                f"{len(self._waiting)} responses wait to be scored; {len(fresh)} more would pass "
-                f"the limit of {self._max_waiting}"
+            raise RewardFailure(
+                f"failed: {len(self._waiting)} responses wait to be scored; {len(fresh)} more "
+                f"would pass the limit of {self._max_waiting}"
             )
         made = {item: asyncio.get_running_loop().create_future() for item in fresh}
         self._waiting |= made

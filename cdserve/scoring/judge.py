@@ -4,6 +4,7 @@ import re
 from collections.abc import Awaitable, Callable, Sequence
 from typing import ClassVar
 
+from cdserve.errors import RewardFailure
 from cdserve.scoring.batching import Batcher
 from cdserve.scoring.reward import Response, Reward
 
@@ -48,11 +49,11 @@ class Judge(Reward):
     def _read(self, answer: str) -> float:
         numbers = re.findall(r"-?\d+(?:\.\d+)?", answer)
         if not numbers:
-            raise ValueError(f"the judge gave no number: {answer[-80:]!r}")
+            raise RewardFailure("failed: the judge gave no number", f"it ends {answer[-80:]!r}")
         grade = float(numbers[-1])
         if not self._low <= grade <= self._high:
-            raise ValueError(
-                f"the judge gave {grade:g}; grades are from {self._low:g} to {self._high:g}"
+            raise RewardFailure(
+                f"failed: the judge gave {grade:g}; grades are from {self._low:g} to {self._high:g}"
             )
         return grade
 
@@ -67,18 +68,29 @@ def endpoint(
         timeout: seconds for one attempt.
         retries: of attempts that fail by no fault of the question's.
         max_tokens: of an answer.
+
+    Its questions raise RewardFailure where the endpoint does not answer, or with an error.
     """
-    from openai import AsyncOpenAI  # half a second to import, for this alone
+    # Half a second to import, for this alone.
+    from openai import APIConnectionError, APIStatusError, APITimeoutError, AsyncOpenAI
 
     client = AsyncOpenAI(base_url=url, api_key=api_key, timeout=timeout, max_retries=retries)
 
     async def ask(question: str) -> str:
-        made = await client.chat.completions.create(
-            model=model,
-            messages=[{"role": "user", "content": question}],
-            temperature=0,
-            max_tokens=max_tokens,
-        )
+        try:
+            made = await client.chat.completions.create(
+                model=model,
+                messages=[{"role": "user", "content": question}],
+                temperature=0,
+                max_tokens=max_tokens,
+            )
+        except APITimeoutError as error:
+            raise RewardFailure("failed: the judge did not answer in time", url) from error
+        except APIConnectionError as error:
+            raise RewardFailure("failed: the judge cannot be reached", url) from error
+        except APIStatusError as error:
+            reason = f"failed: the judge answered with status {error.status_code}"
+            raise RewardFailure(reason, f"{url}: {error.message}") from error
         return made.choices[0].message.content or ""
 
     return ask

@@ -7,20 +7,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cdserve.decoders.candidate import Score
-from cdserve.errors import PolicyError, ScoringError, shown
+from cdserve.errors import PolicyError, RewardFailure, ScoringError, shown
+from cdserve.failures import Details, told
 from cdserve.metrics import REWARD_FAILURES
 from cdserve.policy import FIELD, Policy
 from cdserve.scoring.reward import Response, Reward
 
-_LOGGER = logging.getLogger("vllm.cdserve")
-
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """Rewards with their weights."""
+    """Rewards with their weights.
+
+    Attributes:
+        details: who is told the text of a reward's exception.
+    """
 
     weights: Mapping[str, float]
     rewards: Mapping[str, Reward]
+    details: Details = "log"
 
     @property
     def reads_values(self) -> bool:
@@ -42,10 +46,13 @@ class Objective:
         """What the worker is told of them."""
         return {"models": self.models} if self.models else {}
 
-    async def score(self, responses: Sequence[Response]) -> list[Score]:
+    async def score(self, responses: Sequence[Response], request_id: str = "") -> list[Score]:
         """The weighted sum and its parts, for each candidate of one decision.
 
         All rewards are scored at once. One that fails is dealt with as its terms say.
+
+        Args:
+            request_id: what the log calls the request if a reward fails.
 
         Raises:
             ScoringError: a reward without another policy failed or is not a finite number, or the
@@ -53,7 +60,10 @@ class Objective:
         """
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = {n: group.create_task(self._of(n, responses)) for n in self.rewards}
+                tasks = {
+                    name: group.create_task(self._of(name, responses, request_id))
+                    for name in self.rewards
+                }
         except* ScoringError as failures:
             raise failures.exceptions[0] from failures.exceptions[0].__cause__
         found = {name: task.result() for name, task in tasks.items()}
@@ -65,16 +75,33 @@ class Objective:
             for i in range(len(responses))
         ]
 
-    async def _of(self, name: str, responses: Sequence[Response]) -> Sequence[float] | None:
+    async def per_token(
+        self, prefixes: Sequence[Response], request_id: str = ""
+    ) -> dict[str, list[float]]:
+        """The rewards that are told token by token, of each prefix of one response.
+
+        Raises:
+            ScoringError: as ``score``.
+        """
+        names = [name for name, reward in self.rewards.items() if reward.per_token]
+        found = {name: await self._of(name, prefixes, request_id) for name in names}
+        return {name: values for name, values in found.items() if values is not None}
+
+    async def _of(
+        self, name: str, responses: Sequence[Response], request_id: str
+    ) -> list[float] | None:
         """A reward of all responses; None if it failed and its terms let the others go on."""
+        reward = self.rewards[name]
         try:
-            return await _scored(name, self.rewards[name], responses)
-        except ScoringError as error:
-            on_failure = self.rewards[name].terms.on_failure
+            return await _scored(reward, responses)
+        except Exception as error:  # an operator's function may raise anything
+            on_failure = reward.terms.on_failure
             REWARD_FAILURES.labels(name, on_failure).inc()
-            if on_failure == "error":
-                raise
-            _LOGGER.warning("%s", error)
+            fails = on_failure == "error"
+            level = logging.ERROR if fails else logging.WARNING
+            message = told(f"reward {name!r}", error, self.details, request_id, level)
+            if fails:
+                raise ScoringError(message) from error
             return None
 
     def _sum(self, rewards: dict[str, float], failed: tuple[str, ...], undecided: bool) -> Score:
@@ -90,21 +117,19 @@ class Objective:
         return Score(0.0 if undecided else total, rewards, failed, parts)
 
 
-async def _scored(name: str, reward: Reward, responses: Sequence[Response]) -> list[float]:
+async def _scored(reward: Reward, responses: Sequence[Response]) -> list[float]:
     """The reward of each response, in floats whatever it counts in."""
+    limit = reward.terms.timeout
     try:
-        async with asyncio.timeout(reward.terms.timeout):
+        async with asyncio.timeout(limit) as clock:
             values = [float(value) for value in await reward.score(responses)]
     except TimeoutError as error:
-        limit = reward.terms.timeout
-        raise ScoringError(
-            f"reward {name!r} took longer than its timeout of {limit:g} s"
-        ) from error
-    except Exception as error:  # an operator's function may raise anything
-        raise ScoringError(f"reward {name!r} failed: {error}") from error
+        if not clock.expired():  # it is the reward's own
+            raise
+        raise RewardFailure(f"took longer than its timeout of {limit:g} s") from error
     for value in values:
         if not math.isfinite(value):
-            raise ScoringError(f"reward {name!r} is {value}, not a finite number")
+            raise RewardFailure(f"is {value}, not a finite number")
     return values
 
 
@@ -112,8 +137,12 @@ def objective(
     policy: Policy,
     rewards: Mapping[str, Reward],
     default: str | None,
+    details: Details = "log",
 ) -> Objective:
     """What a policy asks to maximise.
+
+    Args:
+        details: who is told the text of a reward's exception.
 
     Raises:
         PolicyError: a reward is not known, or cannot score what the method needs scored.
@@ -142,4 +171,4 @@ def objective(
                 f"{policy.method!r} scores prefixes; use it with 'best_of_n'",
                 f"{FIELD}.rewards.{name}",
             )
-    return Objective(weights, {name: rewards[name] for name in weights})
+    return Objective(weights, {name: rewards[name] for name in weights}, details)

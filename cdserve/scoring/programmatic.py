@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import ClassVar
 
+from cdserve.errors import RewardFailure
 from cdserve.scoring.reward import Response, Reward
 
 _THREADS = 16
@@ -173,4 +174,5 @@ class Python(AtOnce):
         except BaseException as error:
             # A future takes no StopIteration, and a SystemExit would end the server.
             harmless = isinstance(error, Exception) and not isinstance(error, StopIteration)
-            made.set_exception(error if harmless else RuntimeError(repr(error)))
+            reason = f"failed with {type(error).__name__}"
+            made.set_exception(error if harmless else RewardFailure(reason, repr(error)))

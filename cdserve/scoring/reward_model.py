@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from cdserve.errors import RewardFailure, shown
 from cdserve.scoring.batching import Batcher
 from cdserve.scoring.ensemble import Aggregate
 from cdserve.scoring.reward import Response, Reward
@@ -141,5 +142,6 @@ def _part(part: str | Mapping[str, Any]) -> str:
     if isinstance(part, str):
         return part
     if "text" not in part:
-        raise ValueError(f"a reward model reads text; a message has a part {part.get('type')!r}")
+        kind = shown(part.get("type"))
+        raise RewardFailure(f"failed: a reward model reads text; a message has a part {kind}")
     return str(part["text"])

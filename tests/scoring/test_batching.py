@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from cdserve.errors import RewardFailure
 from cdserve.scoring.batching import Batcher
 
 
@@ -109,7 +110,7 @@ async def test_too_many_are_refused_and_the_rest_goes_on() -> None:
     queue = Batcher(scorer, max_batch=1, max_wait=0, max_waiting=2)
     task = asyncio.create_task(queue.score(["a", "b"]))
     await settled()  # a runs, b waits
-    with pytest.raises(OverflowError, match="1 responses wait to be scored; 2 more would pass"):
+    with pytest.raises(RewardFailure, match="1 responses wait to be scored; 2 more would pass"):
         await queue.score(["c", "d"])
     scorer.go.set()
     assert await task == [1.0, 1.0]

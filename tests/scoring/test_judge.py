@@ -117,9 +117,9 @@ async def test_an_attempt_that_fails_is_made_again(endpoint: Endpoint) -> None:
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        ("Lovely!", "the judge gave no number: 'Lovely!'"),
+        ("Lovely!", "the judge gave no number"),
         ("11", "the judge gave 11; grades are from 1 to 10"),
-        (500, "failed: "),
+        (500, "the judge answered with status 500"),
     ],
 )
 async def test_an_answer_that_is_no_grade_is_a_failure(
@@ -128,10 +128,25 @@ async def test_an_answer_that_is_no_grade_is_a_failure(
     from cdserve.errors import ScoringError
 
     endpoint.answers = [answer]
-    with pytest.raises(ScoringError, match=f"reward 'helpful' failed: .*{said}|{said}"):
+    with pytest.raises(ScoringError) as caught:
         await objective(endpoint).score([response("a")])
+    assert str(caught.value).startswith(f"reward 'helpful' failed: {said} (error id ")
+    assert "Lovely!" not in str(caught.value)
     (score,) = await objective(endpoint, on_failure="skip").score([response("a")])
     assert score.failed == ("helpful",)
+
+
+async def test_a_judge_that_nothing_serves_is_told_without_its_address(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    from cdserve.errors import ScoringError
+
+    with Endpoint() as gone:
+        url = gone.url
+    with pytest.raises(ScoringError, match="the judge cannot be reached") as caught:
+        await objective(gone).score([response("a")])
+    assert url not in str(caught.value)
+    assert url in caplog.text
 
 
 async def test_a_judge_that_hangs_is_given_up_on(endpoint: Endpoint) -> None:

@@ -146,8 +146,9 @@ class TestFailures:
         def function(prompt: str, response: str) -> float:
             raise KeyError("lexicon")
 
-        with pytest.raises(ScoringError, match=r"reward 'own' failed.*lexicon") as caught:
+        with pytest.raises(ScoringError, match="reward 'own' failed with KeyError") as caught:
             await of(function).score([response()])
+        assert "lexicon" not in str(caught.value)
         assert isinstance(caught.value.__cause__, KeyError)
 
     @pytest.mark.parametrize("error", [StopIteration(), SystemExit(3)])
@@ -155,7 +156,7 @@ class TestFailures:
         def function(prompt: str, response: str) -> float:
             raise error
 
-        with pytest.raises(ScoringError, match=r"reward 'own' failed: (StopIteration|SystemExit)"):
+        with pytest.raises(ScoringError, match=r"failed with (StopIteration|SystemExit)"):
             await of(function).score([response()])
 
     async def test_a_sum_that_is_not_finite(self) -> None:
@@ -197,7 +198,7 @@ class TestTerms:
         assert scores[0].rewards == {"brevity": -1.0}
 
     async def test_the_request_fails(self) -> None:
-        with pytest.raises(ScoringError, match="reward 'own' failed: division by zero"):
+        with pytest.raises(ScoringError, match="reward 'own' failed with ZeroDivisionError"):
             await Objective({"own": 1.0}, {"own": self.broken()}).score([response()])
 
     @pytest.mark.parametrize("on_failure", ["error", "skip"])

@@ -2,6 +2,8 @@
 
 import time
 
+SECRET = "https://scorer.internal/?key=hunter2"
+
 
 def hangs(prompt: str, response: str) -> float:
     """Never comes back."""
@@ -18,3 +20,18 @@ def slow(prompt: str, response: str) -> float:
 def nan(prompt: str, response: str) -> float:
     """Gives no number."""
     return float("nan")
+
+
+def leaks(prompt: str, response: str) -> float:
+    """Raises what no client may read: the operator's secret, and the response."""
+    raise RuntimeError(f"{SECRET} {response}")
+
+
+def counts(prompt: str, response: str) -> int:
+    """Counts in integers."""
+    return len(response)
+
+
+def agrees(prompt: str, response: str) -> bool:
+    """Gives a truth value."""
+    return bool(response)

@@ -110,6 +110,10 @@ class Served:
         """The end of what it printed."""
         return self._log.read_text()[-6000:]
 
+    def logged(self, word: str) -> list[str]:
+        """The lines that it printed with a word in them, as ``grep`` finds them."""
+        return [line for line in self._log.read_text().splitlines() if word in line]
+
     def client(self) -> httpx2.Client:
         """A plain HTTP client of it."""
         return httpx2.Client(base_url=self.base_url, timeout=120)

@@ -1,0 +1,274 @@
+"""What answers tell of errors: failures by a class and an id."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from cdserve.demo import MODEL_DIR
+from cdserve.demo.folders import load_model
+from tests.plugin import adapter
+
+from .faulty import SECRET
+from .fragile import install
+from .served import Served, demo_settings
+from .wire import PROMPT
+
+OWN, NARROW = "sk-own", "sk-narrow"
+TALK = [{"role": "user", "content": PROMPT}]
+ID = re.compile(r"\(error id ([0-9a-f]{16})")
+LEAKS = {"method": "best_of_n", "n": 2, "rewards": {"leaks": 1.0}}
+SKIPS = {"method": "best_of_n", "n": 2, "rewards": {"leaks_skip": 1.0}, "report": "trace"}
+COUNTS = {"method": "best_of_n", "n": 2, "rewards": {"counts": 1.0, "agrees": 1}, "report": "trace"}
+FAULTY = {
+    name: {"kind": "python", "callable": f"tests.server.faulty:{name}"}
+    for name in ("leaks", "counts", "agrees")
+}
+FAULTY["leaks_skip"] = {**FAULTY["leaks"], "on_failure": "skip"}
+ROUTES: dict[str, tuple[str, dict[str, Any]]] = {
+    # name: (path, the body beside the policy)
+    "completions": ("/v1/completions", {"prompt": PROMPT}),
+    "chat": ("/v1/chat/completions", {"messages": TALK}),
+    "batch": ("/v1/chat/completions/batch", {"messages": [TALK, TALK]}),
+    "responses": ("/v1/responses", {"input": PROMPT, "max_output_tokens": 16}),
+    "messages": ("/v1/messages", {"messages": TALK}),
+}
+WHOLE = pytest.mark.parametrize("route", ROUTES)
+STREAMED = pytest.mark.parametrize("route", [name for name in ROUTES if name != "batch"])
+pytestmark = pytest.mark.server
+
+
+def settings(**changes: Any) -> dict[str, Any]:
+    made = demo_settings(
+        members={},
+        presets={
+            "safe": {"method": "blockwise_cd", "k": 2, "m": 32},
+            "wide": {"method": "best_of_n", "n": 4},
+        },
+        decoders=["fragile"],
+        keep_alive=0.05,
+        **changes,
+    )
+    made["rewards"] |= FAULTY
+    return made
+
+
+def serving(folder: Path, flags: list[str], **changes: Any) -> Served:
+    install(folder)
+    return Served(settings(**changes), folder, flags, packages=folder)
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Keeps texts to its log; with keys, and models whose names look like a preset's."""
+    keys = {"narrow": {"api_key_env": "CDTEST_NARROW", "presets": ["wide"]}}
+    adapter.write(load_model(MODEL_DIR), lora := tmp_path_factory.mktemp("adapter") / "fond")
+    flags = [
+        *("--api-key", OWN, "--served-model-name", "demo", "demo:twin"),
+        *("--enable-lora", "--max-lora-rank", str(adapter.RANK)),
+        *("--lora-modules", f"demo:fond={lora}"),
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CDTEST_NARROW", NARROW)
+        with serving(tmp_path_factory.mktemp("guarded"), flags, keys=keys) as served:
+            yield served
+
+
+@pytest.fixture(scope="module")
+def open_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Tells its clients the texts."""
+    folder = tmp_path_factory.mktemp("open")
+    with serving(folder, [], error_details="client") as served:
+        yield served
+
+
+def post(
+    served: Served, route: str, policy: Any = None, key: str = OWN, **fields: Any
+) -> httpx2.Response:
+    path, body = ROUTES[route]
+    body = {"model": "demo", "max_tokens": 16, **body, **fields}
+    if route == "responses":
+        del body["max_tokens"]
+    if policy is not None:
+        body["alignment"] = policy
+    headers = {"authorization": f"Bearer {key}"}
+    with served.client() as http:
+        return http.post(path, json=body, headers=headers)
+
+
+def hides(served: Served, text: str, what: str) -> str:
+    """Asserts that an answer tells a failure by an id, under which the log has the rest."""
+    assert what in text
+    assert SECRET not in text
+    assert "hunter2" not in text
+    found = ID.search(text)
+    assert found, text
+    first = re.compile(rf"error id {found[1]}(, request \S+)?: ")
+    (line,) = (line for line in served.logged(found[1]) if first.search(line))
+    assert what in line
+    assert SECRET in line
+    return line
+
+
+class TestAFailure:
+    """What was raised where nobody expected it is told by its class and an id."""
+
+    @WHOLE
+    def test_of_a_reward_is_a_500_without_its_text(self, guarded: Served, route: str) -> None:
+        answer = post(guarded, route, LEAKS)
+        assert answer.status_code == 500
+        hides(guarded, answer.text, "reward 'leaks' failed with RuntimeError")
+        error = answer.json()["error"]
+        assert error.keys() == {"message", "type", "param", "code"}
+
+    @STREAMED
+    def test_of_a_reward_in_a_stream_is_an_event_without_its_text(
+        self, guarded: Served, route: str
+    ) -> None:
+        answer = post(guarded, route, LEAKS, stream=True)
+        assert answer.status_code == 200
+        hides(guarded, answer.text, "reward 'leaks' failed with RuntimeError")
+
+    @WHOLE
+    def test_that_a_decision_does_without_is_counted_and_not_told(
+        self, guarded: Served, route: str
+    ) -> None:
+        answer = post(guarded, route, SKIPS)
+        assert answer.status_code == 200
+        assert "hunter2" not in answer.text
+        failed = answer.json()["alignment"]["failed"]
+        assert failed == {"leaks_skip": 2 if route == "batch" else 1}
+
+    @STREAMED
+    def test_that_a_decision_in_a_stream_does_without_is_not_told(
+        self, guarded: Served, route: str
+    ) -> None:
+        answer = post(guarded, route, SKIPS, stream=True)
+        assert '"failed":{"leaks_skip":1}' in answer.text
+        assert "hunter2" not in answer.text
+
+    @pytest.mark.parametrize("per_token", [False, True])
+    def test_of_a_reward_of_given_responses_is_a_500_without_its_text(
+        self, guarded: Served, per_token: bool
+    ) -> None:
+        body = {"prompt": PROMPT, "responses": ["Lovely."], "rewards": {"leaks": 1}}
+        headers = {"authorization": f"Bearer {OWN}", "x-request-id": f"mine-{per_token}"}
+        with guarded.client() as http:
+            answer = http.post(
+                "/v1/alignment/score", json={**body, "per_token": per_token}, headers=headers
+            )
+        assert answer.status_code == 500
+        line = hides(guarded, answer.text, "reward 'leaks' failed with RuntimeError")
+        assert f"request score-mine-{per_token}:" in line
+
+    def test_is_logged_with_the_clients_request_id(self, guarded: Served) -> None:
+        headers = {"authorization": f"Bearer {OWN}", "x-request-id": "theirs"}
+        body = {"model": "demo", "prompt": PROMPT, "max_tokens": 8, "alignment": LEAKS}
+        with guarded.client() as http:
+            answer = http.post("/v1/completions", json=body, headers=headers)
+        line = hides(guarded, answer.text, "reward 'leaks' failed with RuntimeError")
+        assert "request cmpl-theirs-0:" in line
+
+    def test_is_not_in_the_metrics(self, guarded: Served) -> None:
+        post(guarded, "completions", LEAKS)
+        with guarded.client() as http:
+            assert "hunter2" not in http.get("/metrics").text
+
+    @pytest.mark.parametrize("error", ["KeyError", "ValueError", "NotImplementedError"])
+    @pytest.mark.parametrize("at", ["start", "selection"])
+    @pytest.mark.parametrize("route", ["completions", "messages", "responses"])
+    @pytest.mark.parametrize("stream", [False, True])
+    def test_of_a_decoder_is_an_internal_error_without_its_text(
+        self, guarded: Served, route: str, stream: bool, at: str, error: str
+    ) -> None:
+        policy = {"method": "fragile", "at": at, "error": error}
+        answer = post(guarded, route, policy, stream=stream)
+        assert answer.status_code == (200 if stream else 500)
+        hides(guarded, answer.text, f"method 'fragile' failed with {error}")
+
+    @pytest.mark.parametrize("error", ["KeyError", "ValueError"])
+    def test_of_a_policys_check_is_an_internal_error_without_its_text(
+        self, guarded: Served, error: str
+    ) -> None:
+        answer = post(guarded, "chat", {"method": "fragile", "at": "limits", "error": error})
+        assert answer.status_code == 500
+        hides(guarded, answer.text, f"alignment failed with {error}")
+
+
+class TestWhereTheOperatorSaysSo:
+    @WHOLE
+    def test_a_failing_rewards_text_is_told(self, open_server: Served, route: str) -> None:
+        answer = post(open_server, route, LEAKS)
+        assert answer.status_code == 500
+        message = answer.json()["error"]["message"]
+        assert message.startswith(f"reward 'leaks' failed with RuntimeError: {SECRET}")
+        found = ID.search(message)
+        assert found
+        assert open_server.logged(found[1])
+
+    @STREAMED
+    def test_a_failing_rewards_text_is_told_in_a_stream(
+        self, open_server: Served, route: str
+    ) -> None:
+        assert "hunter2" in post(open_server, route, LEAKS, stream=True).text
+
+    def test_a_failing_decoders_text_is_told(self, open_server: Served) -> None:
+        answer = post(open_server, "chat", {"method": "fragile", "at": "start"})
+        assert "method 'fragile' failed with KeyError: 'https" in answer.text
+
+
+class TestNumbers:
+    @WHOLE
+    def test_of_rewards_are_floats_in_every_answer(self, guarded: Served, route: str) -> None:
+        answer = post(guarded, route, COUNTS)
+        assert answer.status_code == 200
+        assert_floats(answer.text, scores=1)
+
+    @STREAMED
+    def test_of_rewards_are_floats_in_every_stream(self, guarded: Served, route: str) -> None:
+        assert_floats(post(guarded, route, COUNTS, stream=True).text, scores=1)
+
+    @WHOLE
+    def test_are_floats_where_no_reward_is_left(self, guarded: Served, route: str) -> None:
+        answer = post(guarded, route, SKIPS)
+        assert answer.json()["alignment"]["score"] == 0.0
+        assert_floats(answer.text, scores=1)
+
+    def test_are_floats_in_the_answer_of_scores(self, guarded: Served) -> None:
+        rewards = {"counts": 1, "agrees": 2, "sentiment": 0, "leaks_skip": 1}
+        body = {"prompt": PROMPT, "responses": ["Lovely.", ""], "rewards": rewards}
+        headers = {"authorization": f"Bearer {OWN}"}
+        with guarded.client() as http:
+            path = "/v1/alignment/score"
+            answer = http.post(path, json={**body, "per_token": True}, headers=headers)
+            alone = http.post(path, json={**body, "rewards": {"leaks_skip": 1}}, headers=headers)
+        assert_floats(answer.text, scores=2)
+        assert_floats(alone.text, scores=2)
+
+
+def assert_floats(text: str, scores: int) -> None:
+    """Asserts that all numbers of rewards, wherever in an answer or a stream, are JSON floats."""
+    found: list[Any] = []
+    for line in text.splitlines():
+        data = line.removeprefix("data: ")
+        if data.startswith("{"):
+            _numbers(json.loads(data), found)
+    assert len(found) >= scores
+    assert {type(one) for one in found} == {float}
+
+
+def _numbers(value: Any, found: list[Any], inside: bool = False) -> None:
+    """Collects what is under keys of rewards' numbers."""
+    if isinstance(value, dict):
+        for key, one in value.items():
+            under = inside or key in {"score", "rewards", "per_token"}
+            _numbers(one, found, under or (key == "scores" and isinstance(one, dict)))
+    elif isinstance(value, list):
+        for one in value:
+            _numbers(one, found, inside)
+    elif inside:
+        found.append(value)
