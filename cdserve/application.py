@@ -21,6 +21,13 @@ from cdserve.engine.processes import ApiServer
 from cdserve.engine.reward_models import RewardModels, plan
 from cdserve.errors import ConfigError, EngineError
 
+_MIDDLEWARE = (
+    "cdserve.api.bearer.Bearer",
+    "cdserve.api.unexpected.Unexpected",
+    "cdserve.api.messages.AnthropicErrors",
+)
+"""Around vLLM's own, its authentication included; the last is outermost."""
+
 
 class Source(NamedTuple):
     """What an application is built of."""
@@ -68,7 +75,7 @@ class Application:
         args = launch.parse(settings, heads, flags)
         args.cdserve = keys = Keys.build(server)
         launch.authenticate(args, keys.secrets)
-        args.middleware = [*args.middleware, "cdserve.api.bearer.Bearer"]
+        args.middleware = [*args.middleware, *_MIDDLEWARE]
         logging.getLogger("vllm").info("cdserve serves %s", server.summary())
         return cls(Source(config, changes, flags), args, settings, heads, models)
 

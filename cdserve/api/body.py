@@ -31,7 +31,7 @@ class BodyLimit:
             return
         said = Headers(scope=scope).get("content-length", "")
         if said.isdigit() and int(said) > self._limit:
-            refusal = answer(scope["path"], self._message, _TOO_LARGE.phrase, _TOO_LARGE)
+            refusal = answer(self._message, _TOO_LARGE.phrase, _TOO_LARGE)
             await refusal(scope, receive, send)
             return
         left = self._limit

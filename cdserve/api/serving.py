@@ -56,7 +56,7 @@ async def _aligned(
         except (GenerationError, GracefulHTTPError) as error:
             answer = create_error_response(error)
         if isinstance(answer, ErrorResponse):
-            return of_vllm(raw_request.url.path, answer, begun=run.prompts > 0)
+            return of_vllm(answer, begun=run.prompts > 0)
         if not isinstance(answer, AsyncGenerator):
             return JSONResponse(wire.whole(answer))
         interval = raw_request.app.state.args.sse_keep_alive_interval

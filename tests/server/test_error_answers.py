@@ -1,4 +1,4 @@
-"""What answers tell of errors: failures by a class and an id."""
+"""What answers tell of errors: failures by a class and an id, Anthropic's shape, presets' names."""
 
 import json
 import re
@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import httpx2
 import pytest
+from anthropic import Anthropic
 
 from cdserve.demo import MODEL_DIR
 from cdserve.demo.folders import load_model
@@ -84,6 +86,12 @@ def open_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("open")
     with serving(folder, [], error_details="client") as served:
         yield served
+
+
+@pytest.fixture(scope="module")
+def claude(guarded: Served) -> Iterator[Anthropic]:
+    with Anthropic(base_url=guarded.base_url, api_key=OWN, max_retries=0) as client:
+        yield client
 
 
 def post(
@@ -272,3 +280,92 @@ def _numbers(value: Any, found: list[Any], inside: bool = False) -> None:
             _numbers(one, found, inside)
     elif inside:
         found.append(value)
+
+
+def message(client: Anthropic, policy: Any = None, **fields: Any) -> Any:
+    extra = fields.pop("extra_body", {}) | ({} if policy is None else {"alignment": policy})
+    request = {"model": "demo", "messages": TALK, "max_tokens": 16} | fields
+    return client.messages.create(**request, extra_body=extra)
+
+
+POLICIES = pytest.mark.parametrize("policy", [None, {"method": "best_of_n", "n": 2}])
+
+
+class TestAnthropicsShape:
+    @POLICIES
+    @pytest.mark.parametrize("stream", [False, True])
+    @pytest.mark.parametrize(
+        ("fields", "says"),
+        [
+            ({"extra_body": {"max_tokens": "many"}}, "max_tokens"),
+            ({"max_tokens": 5000}, "5000"),
+            ({"messages": "none"}, "messages"),
+            ({"extra_body": {"temperature": "warm"}}, "temperature"),
+        ],
+    )
+    def test_a_body_that_cannot_be_is_an_invalid_request(
+        self, claude: Anthropic, policy: Any, stream: bool, fields: dict[str, Any], says: str
+    ) -> None:
+        with pytest.raises(anthropic.BadRequestError) as refused:
+            message(claude, policy, stream=stream, **fields)
+        check_shape(refused.value, "invalid_request_error")
+        assert says in refused.value.body["error"]["message"]
+
+    @pytest.mark.parametrize("sent", ["{", "[1]", ""])
+    @pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])
+    def test_a_body_that_is_no_object_is_an_invalid_request(
+        self, guarded: Served, path: str, sent: str
+    ) -> None:
+        headers = {"x-api-key": OWN, "content-type": "application/json"}
+        with guarded.client() as http:
+            answer = http.post(path, content=sent, headers=headers)
+        assert answer.status_code == 400
+        assert answer.json()["type"] == "error"
+        assert answer.json()["error"]["type"] == "invalid_request_error"
+
+    @POLICIES
+    def test_an_unknown_model_is_not_found(self, claude: Anthropic, policy: Any) -> None:
+        with pytest.raises(anthropic.NotFoundError) as refused:
+            message(claude, policy, model="another")
+        check_shape(refused.value, "not_found_error")
+
+    @POLICIES
+    def test_a_wrong_key_is_an_authentication_error(self, guarded: Served, policy: Any) -> None:
+        with Anthropic(base_url=guarded.base_url, api_key="sk-no", max_retries=0) as client:
+            with pytest.raises(anthropic.AuthenticationError) as refused:
+                message(client, policy)
+            check_shape(refused.value, "authentication_error")
+            with pytest.raises(anthropic.AuthenticationError) as refused:
+                client.messages.count_tokens(model="demo", messages=TALK)
+            check_shape(refused.value, "authentication_error")
+
+    def test_counting_tokens_fails_in_the_same_shape(self, claude: Anthropic) -> None:
+        with pytest.raises(anthropic.NotFoundError) as refused:
+            claude.messages.count_tokens(model="another", messages=TALK)
+        check_shape(refused.value, "not_found_error")
+        with pytest.raises(anthropic.BadRequestError) as invalid:
+            claude.messages.count_tokens(model="demo", messages="none")
+        check_shape(invalid.value, "invalid_request_error")
+
+    def test_a_refused_policy_names_its_field_too(self, claude: Anthropic) -> None:
+        with pytest.raises(anthropic.BadRequestError) as refused:
+            message(claude, {"method": "best_of_n", "n": 0})
+        check_shape(refused.value, "invalid_request_error")
+        assert refused.value.body["error"]["param"] == "alignment.n"
+
+    def test_a_failing_reward_is_an_api_error(self, claude: Anthropic) -> None:
+        with pytest.raises(anthropic.InternalServerError) as failed:
+            message(claude, LEAKS)
+        check_shape(failed.value, "api_error")
+
+    def test_a_failing_reward_in_a_stream_is_an_api_error(self, claude: Anthropic) -> None:
+        with pytest.raises(anthropic.APIStatusError) as failed:
+            list(message(claude, LEAKS, stream=True))
+        check_shape(failed.value, "api_error")
+        assert "reward 'leaks' failed" in failed.value.body["error"]["message"]
+
+
+def check_shape(error: anthropic.APIStatusError, kind: str) -> None:
+    assert error.body["type"] == "error"
+    assert error.body["error"]["type"] == error.type == kind
+    assert error.body["error"]["message"]
