@@ -1,5 +1,6 @@
 """The ``vllm.endpoint_plugins`` entry: puts our routes in the place of vLLM's of the same path."""
 
+import copy
 from argparse import Namespace
 from typing import Any
 
@@ -40,7 +41,12 @@ class AlignmentEndpoints:
         app.add_middleware(BodyLimit, limit=settings.admission.max_body_bytes)
 
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
-        """Nothing: ``cdserve serve`` has made what the routes need."""
+        """Has vLLM's Messages API tell an error in a stream; it would call it no chunk."""
+        from cdserve.api.streams import raising
+
+        serving = copy.copy(state.anthropic_serving_messages)
+        serving.create_chat_completion = raising(serving.create_chat_completion)
+        state.anthropic_serving_messages = serving
 
 
 def _remove(app: FastAPI, path: str) -> None:

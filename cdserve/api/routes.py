@@ -27,7 +27,7 @@ from cdserve.api.requests import (
 )
 from cdserve.api.scoring import ScoreRequest, score
 from cdserve.api.serving import aligned, server_of
-from cdserve.api.streams import CHAT, COMPLETION, Ends, Handler, ending, raising
+from cdserve.api.streams import CHAT, COMPLETION, Ends, Handler, ending
 from cdserve.api.wire import Choices, Messages, Responses
 
 router = APIRouter()
@@ -82,7 +82,7 @@ async def create_message(request: AlignedMessagesRequest, raw_request: Request) 
         plain: Response = await messages_router.create_messages(request, raw_request)
         return plain
     serving = raw_request.app.state.anthropic_serving_messages
-    chat = raising(ending(serving.create_chat_completion, run))
+    chat = ending(serving.create_chat_completion, run)
 
     async def create_chat_completion(made: ChatCompletionRequest, raw_request: Request) -> Any:
         return await chat(request.chat(made), raw_request)
