@@ -4,6 +4,7 @@ CdserveError
 ├── ConfigError      the operator's settings: raised at start, before anything is loaded
 ├── PolicyError      the client's request: 400, names the field
 ├── EngineError      the engine died: the process ends, for what runs it to start it anew
+├── ModelError       the client's model: 404
 ├── OverloadError    no room for the request now: 503 or 429, and when to try again
 ├── ScoringError     a reward could not be computed: 500
 ├── RewardFailure    why it could not, as the reward knows it
@@ -34,6 +35,10 @@ class PolicyError(CdserveError):
     def __init__(self, message: str, param: str) -> None:
         super().__init__(message)
         self.param = param
+
+
+class ModelError(CdserveError):
+    """There is no such preset. The message names those that there are."""
 
 
 class OverloadError(CdserveError):

@@ -7,7 +7,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from vllm.entrypoints.serve.engine.protocol import ErrorInfo, ErrorResponse
 
-from cdserve.errors import CdserveError, OverloadError, PolicyError
+from cdserve.errors import CdserveError, ModelError, OverloadError, PolicyError
 from cdserve.metrics import REFUSED
 
 _NO_RETRY = {"x-should-retry": "false"}
@@ -21,13 +21,15 @@ def install(app: FastAPI) -> None:
 
 
 async def _answer(_: Request, error: Exception) -> JSONResponse:
-    """A PolicyError is a 400 that names the field; an OverloadError says when to try again.
+    """Client errors name the field; an OverloadError says when to try again.
 
     All others are a 500, not to be tried again: the candidates it took are lost.
     """
     if isinstance(error, PolicyError):
         REFUSED.inc()
         return answer(str(error), "BadRequestError", 400, param=error.param)
+    if isinstance(error, ModelError):
+        return answer(str(error), "NotFoundError", 404, param="model")
     if isinstance(error, OverloadError):
         kind = "ServiceUnavailableError" if error.status == 503 else "RateLimitError"
         headers = {"retry-after": str(error.retry_after)}

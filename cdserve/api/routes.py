@@ -17,6 +17,7 @@ from vllm.entrypoints.openai.responses.utils import construct_input_messages
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request, with_cancellation
 
 from cdserve.api import answers
+from cdserve.api.models import check_preset
 from cdserve.api.requests import (
     Aligned,
     AlignedBatchRequest,
@@ -29,6 +30,7 @@ from cdserve.api.scoring import ScoreRequest, score
 from cdserve.api.serving import aligned, server_of
 from cdserve.api.streams import CHAT, COMPLETION, Ends, Handler, ending
 from cdserve.api.wire import Choices, Messages, Responses
+from cdserve.engine.run import AlignmentRun
 
 router = APIRouter()
 _json = [Depends(validate_json_request)]
@@ -64,7 +66,7 @@ async def create_batch(request: AlignedBatchRequest, raw_request: Request) -> Re
 async def create_response(request: AlignedResponsesRequest, raw_request: Request) -> Response:
     """OpenAI's Responses API, decoded under a policy where one is asked for."""
     model = request.model
-    if (run := request.resolve(server_of(raw_request))) is None:
+    if (run := await _run(request, raw_request)) is None:
         plain: Response = await responses_router.create_responses(request, raw_request)
         return plain
     serving = raw_request.app.state.openai_serving_responses
@@ -78,7 +80,7 @@ async def create_response(request: AlignedResponsesRequest, raw_request: Request
 async def create_message(request: AlignedMessagesRequest, raw_request: Request) -> Response:
     """Anthropic's Messages API, decoded under a policy where one is asked for."""
     model = request.model
-    if (run := request.resolve(server_of(raw_request))) is None:
+    if (run := await _run(request, raw_request)) is None:
         plain: Response = await messages_router.create_messages(request, raw_request)
         return plain
     serving = raw_request.app.state.anthropic_serving_messages
@@ -97,6 +99,7 @@ async def create_message(request: AlignedMessagesRequest, raw_request: Request) 
 async def count_tokens(request: AnthropicCountTokensRequest, raw_request: Request) -> Response:
     """The tokens of a message's prompt; a preset's are its model's."""
     server = server_of(raw_request)
+    await check_preset(request, server, raw_request.app.state)
     if server.preset_of(request.model) is not None:
         request.model = server.settings.model_name
     counted: Response = await messages_router.count_tokens(request, raw_request)
@@ -131,6 +134,13 @@ async def list_models(raw_request: Request) -> JSONResponse:
     return JSONResponse(models)
 
 
+async def _run(request: Aligned, raw_request: Request) -> AlignmentRun | None:
+    """The policy that a request asks for; None for plain decoding."""
+    server = server_of(raw_request)
+    await check_preset(request, server, raw_request.app.state)
+    return request.resolve(server)
+
+
 async def _choices(
     request: Aligned, raw_request: Request, plain: Handler, handler: Handler, kind: str
 ) -> Response:
@@ -140,7 +150,7 @@ async def _choices(
         kind: what the chunks of a stream are.
     """
     model = request.model
-    if (run := request.resolve(server_of(raw_request))) is None:
+    if (run := await _run(request, raw_request)) is None:
         answer: Response = await plain(request, raw_request)
         return answer
     wire = Choices(run, model, Ends(run, request, raw_request, kind))

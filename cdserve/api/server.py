@@ -92,8 +92,18 @@ class AlignmentServer:
 
     def preset_of(self, model: str | None) -> str | None:
         """The preset a model id such as ``demo:safe`` names; None for any other id."""
-        base, _, preset = (model or "").partition(":")
-        return preset if base == self.settings.model_name and preset in self.presets else None
+        name = self._behind(model)
+        return name if name in self.presets else None
+
+    def lacks(self, model: str | None) -> bool:
+        """Whether a model id would name a preset, and there is none of that name."""
+        name = self._behind(model)
+        return name is not None and name not in self.presets
+
+    def _behind(self, model: str | None) -> str | None:
+        """What stands behind the base model's name and a colon; the name may hold colons."""
+        base = f"{self.settings.model_name}:"
+        return model.removeprefix(base) if model and model.startswith(base) else None
 
     def describe(self) -> dict[str, Any]:
         """The answer of ``GET /v1/alignment``."""

@@ -369,3 +369,51 @@ def check_shape(error: anthropic.APIStatusError, kind: str) -> None:
     assert error.body["type"] == "error"
     assert error.body["error"]["type"] == error.type == kind
     assert error.body["error"]["message"]
+
+
+class TestAnUnknownPreset:
+    @WHOLE
+    @pytest.mark.parametrize("stream", [False, True])
+    @POLICIES
+    def test_is_a_404_that_names_the_presets(
+        self, guarded: Served, route: str, stream: bool, policy: Any
+    ) -> None:
+        fields = {} if route == "batch" else {"stream": stream}
+        answer = post(guarded, route, policy, model="demo:unknown", **fields)
+        assert answer.status_code == 404
+        error = answer.json()["error"]
+        assert (error["param"], error["code"]) == ("model", 404)
+        assert "'demo:unknown'" in error["message"]
+        assert "demo:safe, demo:wide" in error["message"]
+
+    def test_names_those_that_the_key_may_use(self, guarded: Served) -> None:
+        for name in ("unknown", "safe"):
+            answer = post(guarded, "chat", key=NARROW, model=f"demo:{name}")
+            assert answer.status_code == 404
+            assert answer.json()["error"]["message"].endswith("which has demo:wide")
+
+    def test_of_which_tokens_are_to_be_counted_is_a_404_too(self, claude: Anthropic) -> None:
+        with pytest.raises(anthropic.NotFoundError, match="demo:safe, demo:wide") as refused:
+            claude.messages.count_tokens(model="demo:unknown", messages=TALK)
+        check_shape(refused.value, "not_found_error")
+
+    @WHOLE
+    @POLICIES
+    def test_may_be_an_adapter_that_vllm_serves(
+        self, guarded: Served, route: str, policy: Any
+    ) -> None:
+        answer = post(guarded, route, policy, model="demo:fond")
+        assert answer.status_code == 200
+        assert answer.json()["model"] == "demo:fond"
+
+    @WHOLE
+    @POLICIES
+    def test_may_be_another_name_of_the_model(
+        self, guarded: Served, route: str, policy: Any
+    ) -> None:
+        assert post(guarded, route, policy, model="demo:twin").status_code == 200
+
+    def test_of_another_model_is_vllms_to_refuse(self, guarded: Served) -> None:
+        answer = post(guarded, "chat", model="another:safe")
+        assert answer.status_code == 404
+        assert "another:safe" in answer.json()["error"]["message"]

@@ -1,0 +1,29 @@
+"""Model ids: which of them look like a preset's and name nothing."""
+
+from typing import Any
+
+from cdserve.api.server import AlignmentServer
+from cdserve.errors import ModelError, shown
+
+
+async def check_preset(request: Any, server: AlignmentServer, state: Any) -> None:
+    """Checks the model id of a request of any class.
+
+    Args:
+        server: what it is to whoever sends the request.
+        state: the app's, which has vLLM's serving code.
+
+    Raises:
+        ModelError: it is the base model's with a name behind that is no preset's, nor does vLLM
+            know it as a model or an adapter. The message has the presets.
+    """
+    if not server.lacks(request.model):
+        return
+    refused = await state.openai_serving_completion._check_model(request)  # loads adapters, too
+    if refused is not None and refused.error.code == 404:
+        base = server.settings.model_name
+        known = ", ".join(f"{base}:{name}" for name in server.presets)
+        raise ModelError(
+            f"model {shown(request.model)} does not exist: it is no preset of {shown(base)}, "
+            f"which has {known or 'none'}"
+        )

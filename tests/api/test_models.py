@@ -1,0 +1,70 @@
+"""Model ids with a colon: presets, and what only looks like one."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from vllm.entrypoints.serve.engine.protocol import ErrorInfo, ErrorResponse
+
+from cdserve.api.models import check_preset
+from cdserve.api.server import AlignmentServer
+from cdserve.config import Settings
+from cdserve.decoders import BestOfNPolicy
+from cdserve.errors import ModelError
+
+SAFE = BestOfNPolicy(method="best_of_n", n=2)
+
+
+def server(name: str) -> AlignmentServer:
+    return AlignmentServer(
+        settings=Settings(model="./m", served_model_name=name),
+        decoders={},
+        rewards={},
+        q_columns={},
+        presets={"safe": SAFE, "8b:safe": SAFE},
+        methods={},
+    )
+
+
+def refusing(code: int | None) -> Any:
+    """The app's state, whose vLLM knows every model, or answers with an error."""
+
+    async def _check_model(request: Any) -> ErrorResponse | None:
+        info = ErrorInfo(message="no", type="Error", code=code or 0)
+        return None if code is None else ErrorResponse(error=info)
+
+    return SimpleNamespace(openai_serving_completion=SimpleNamespace(_check_model=_check_model))
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "preset"),
+    [
+        ("demo", "demo:safe", "safe"),
+        ("demo", "demo:8b:safe", "8b:safe"),
+        ("llama:8b", "llama:8b:safe", "safe"),
+        ("llama:8b", "llama:safe", None),
+        ("llama:8b", "llama:8b", None),
+        ("demo", "demo", None),
+        ("demo", "demo:", None),
+        ("demo", None, None),
+    ],
+)
+def test_a_preset_stands_behind_the_whole_name_of_the_model(
+    name: str, model: str | None, preset: str | None
+) -> None:
+    assert server(name).preset_of(model) == preset
+
+
+@pytest.mark.parametrize("model", ["demo", "demo:safe", "other:safe", "", None])
+async def test_a_model_id_that_names_no_missing_preset_is_not_looked_up(model: str | None) -> None:
+    await check_preset(SimpleNamespace(model=model), server("demo"), refusing(404))
+
+
+async def test_a_missing_preset_is_told_with_those_that_there_are() -> None:
+    with pytest.raises(ModelError, match=r"'demo:no'.* has demo:safe, demo:8b:safe$"):
+        await check_preset(SimpleNamespace(model="demo:no"), server("demo"), refusing(404))
+
+
+@pytest.mark.parametrize("code", [None, 400])
+async def test_what_vllm_knows_or_cannot_load_is_left_to_it(code: int | None) -> None:
+    await check_preset(SimpleNamespace(model="demo:no"), server("demo"), refusing(code))
