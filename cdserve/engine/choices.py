@@ -250,7 +250,7 @@ class SteeredChoice:
             unsteered=unsteered,
         )
         with self.spans.during("score", candidates=1):
-            scores = await run.objective.score([response], request.request_id)
+            scores = await run.objective.score([response], request.engine_id)
         decision = Decision(
             candidates=[candidate],
             scores=scores,

@@ -165,7 +165,7 @@ class EngineProposal:
         """The objective of each prefix."""
         with SCORE_SECONDS.time(), self._spans.during("score", candidates=len(prefixes)):
             responses = [await self._response(prefix) for prefix in prefixes]
-            scores = await self._objective.score(responses, self._request_id)
+            scores = await self._objective.score(responses, self._engine_id)
         self.scored = time.perf_counter()
         return scores
 

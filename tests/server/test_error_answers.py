@@ -179,7 +179,7 @@ class TestAFailure:
         with guarded.client() as http:
             answer = http.post("/v1/completions", json=body, headers=headers)
         line = hides(guarded, answer.text, "reward 'leaks' failed with RuntimeError")
-        assert "request cmpl-theirs-0:" in line
+        assert "request cmpl-theirs-0-" in line
 
     def test_is_not_in_the_metrics(self, guarded: Served) -> None:
         post(guarded, "completions", LEAKS)
