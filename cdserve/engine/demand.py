@@ -1,52 +1,99 @@
-"""What API server processes want of the slots that they share, and how much each may take."""
+"""What API server processes hold of the slots that they share, and who takes a free one."""
 
-from collections.abc import MutableSequence, Sequence
+from collections.abc import Sequence
+from multiprocessing import get_context
+from multiprocessing.sharedctypes import SynchronizedArray
+from typing import NamedTuple, TypeAlias
+
+Told: TypeAlias = "SynchronizedArray[int]"
+"""A ``Server`` of each API server, one after another. The processes share it."""
+
+
+class Server(NamedTuple):
+    """What all servers know of one.
+
+    Attributes:
+        running: slots that it holds.
+        waiting: candidates that wait for one.
+        requests: that both belong to.
+        turn: when it last took one; the larger, the later.
+    """
+
+    running: int
+    waiting: int
+    requests: int
+    turn: int
+
+
+_WIDTH = len(Server._fields)
+
+
+def nothing_told(servers: int) -> Told:
+    """Shared memory for so many servers, which processes that are spawned can be given."""
+    return get_context("spawn").Array("q", servers * _WIDTH)
 
 
 class Demand:
-    """One server's place among all: it says what it wants, and reads what the others said.
+    """One server's place among all: it takes slots that are free, and gives them back.
+
+    All of them together never hold more than there are, since a slot is taken under a lock.
 
     Args:
-        wanted: of each server candidates, then requests that they belong to; shared memory, of
-            which a server writes its own part only.
+        told: what the servers say of themselves.
         index: this server's.
     """
 
-    def __init__(self, wanted: MutableSequence[int], index: int) -> None:
-        self._wanted = wanted
+    def __init__(self, told: Told, index: int) -> None:
+        self._told = told
         self._index = index
 
-    def tell(self, candidates: int, requests: int) -> None:
-        """Says what this server's requests hold and wait for."""
-        self._wanted[2 * self._index : 2 * self._index + 2] = [candidates, requests]
+    def take(self, count: int, waiting: int, requests: int) -> int:
+        """Takes this server's part of the free slots, now.
 
-    def limit(self, count: int) -> int:
-        """How many of ``count`` slots this server may hold now, at least 1."""
-        wanted = list(self._wanted)
-        # Another server may be between writing the one and the other.
-        shares = evenly(count, wanted[::2], [max(1, requests) for requests in wanted[1::2]])
-        return max(1, shares[self._index])
+        Args:
+            count: slots of all servers.
+            waiting: candidates of this server that wait for one.
+            requests: that they and those with a slot belong to.
+
+        Returns:
+            How many it took, at most ``waiting``.
+        """
+        with self._told.get_lock():
+            servers = self._servers()
+            own = servers[self._index]._replace(waiting=waiting, requests=requests)
+            servers[self._index] = own
+            free = count - sum(server.running for server in servers)
+            part = parts(free, servers)[self._index]
+            turn = 1 + max(server.turn for server in servers) if part else own.turn
+            self._tell(Server(own.running + part, waiting - part, requests, turn))
+        return part
+
+    def give_back(self, slots: int) -> None:
+        """Gives slots back."""
+        with self._told.get_lock():
+            own = self._servers()[self._index]
+            self._tell(own._replace(running=own.running - slots))
+
+    def _servers(self) -> list[Server]:
+        told = self._told[:]
+        return [Server(*told[at : at + _WIDTH]) for at in range(0, len(told), _WIDTH)]
+
+    def _tell(self, own: Server) -> None:
+        self._told[self._index * _WIDTH : (self._index + 1) * _WIDTH] = own
 
 
-def evenly(count: int, candidates: Sequence[int], requests: Sequence[int]) -> list[int]:
-    """Max-min fair shares of slots, over servers weighed by their requests.
+def parts(free: int, servers: Sequence[Server]) -> list[int]:
+    """Parts of the free slots, by server: max-min fair, weighed by requests.
 
-    Args:
-        count: slots.
-        candidates: that each server wants slots for.
-        requests: of each server; where it wants any, at least 1.
+    Each slot goes to the server that holds the fewest for its requests. So one that holds none is
+    first. Of several it goes to the one that has not taken any for longest.
     """
-    shares = [0] * len(candidates)
-    left, unmet = count, [i for i, wanted in enumerate(candidates) if wanted]
-    while unmet:
-        total = sum(requests[i] for i in unmet)
-        met = [i for i in unmet if candidates[i] * total <= left * requests[i]]
-        for i in met or unmet:
-            shares[i] = candidates[i] if met else left * requests[i] // total
-        if not met:
-            for i in unmet[: left - sum(shares[i] for i in unmet)]:  # what rounding has left
-                shares[i] += 1
-            break
-        left -= sum(candidates[i] for i in met)
-        unmet = [i for i in unmet if i not in met]
-    return shares
+    taken = [0] * len(servers)
+
+    def following(i: int) -> tuple[float, int]:
+        return (servers[i].running + taken[i]) / servers[i].requests, servers[i].turn
+
+    for _ in range(min(free, sum(server.waiting for server in servers))):
+        wanting = [i for i, server in enumerate(servers) if taken[i] < server.waiting]
+        taken[min(wanting, key=following)] += 1
+    return taken

@@ -6,7 +6,6 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping, MutableSequence, Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from socket import socket
 from typing import Any
@@ -23,7 +22,7 @@ from vllm.v1.metrics.prometheus import setup_multiprocess_prometheus
 from vllm.v1.utils import APIServerProcessManager, wait_for_completion_or_failure
 
 from cdserve.engine.admission import Held
-from cdserve.engine.demand import Demand
+from cdserve.engine.demand import Demand, nothing_told
 from cdserve.engine.vllm import AsyncEngineArgs
 from cdserve.errors import ConfigError, EngineError
 
@@ -44,7 +43,7 @@ class ApiServer:
         client: how it reaches the engine, as vLLM has it.
         loads: open connections of each, and which is its own: the least loaded accepts the next.
         held: the candidates that their requests hold.
-        demand: those that they want slots for.
+        demand: its part of the slots that they share.
     """
 
     address: str
@@ -101,7 +100,7 @@ def serve(
                 target=target,
                 source=source,
                 held=held,
-                wanted=get_context("spawn").RawArray("q", 2 * count),
+                told=nothing_told(count),
                 max_num_queued_reqs=args.max_num_queued_reqs,
             ),
             num_servers=count,
@@ -139,7 +138,7 @@ def _api_server(address: str, sock: socket, args: Namespace, client: Mapping[str
         client={name: one for name, one in client.items() if name != _LOADS},
         loads=(client[_LOADS], client["client_index"]),
         held=args.held,
-        demand=Demand(args.wanted, client["client_index"]),
+        demand=Demand(args.told, client["client_index"]),
     )
     args.target(server, args.source)
 

@@ -9,7 +9,7 @@ from cdserve.engine.demand import Demand
 from cdserve.metrics import RUNNING_CANDIDATES, WAITING_CANDIDATES
 
 _POLL = 0.005
-"""Seconds between two looks at what other servers want."""
+"""Seconds between two looks at what other servers have given back, while candidates wait."""
 
 
 class Slots:
@@ -72,31 +72,39 @@ class Slots:
         if not self._held[owner]:
             del self._held[owner]
         RUNNING_CANDIDATES.dec()
+        self._give_back(1)
         self._grant()
 
     def _grant(self) -> None:
         """Gives free slots to those who wait."""
-        limit = self._limit()
-        while self._waiting and self._running < limit:
+        free = self._take()
+        while self._waiting and free:
             # min takes the first of several, and a dict keeps the order in which they asked.
             following = min(self._waiting, key=lambda one: self._held[one])
             turn = self._waiting[following][0]
             self._leave(following, turn)
             if not turn.cancelled():  # else its task is about to be told
+                free -= 1
                 self._running += 1
                 self._held[following] += 1
                 RUNNING_CANDIDATES.inc()
                 turn.set_result(None)
-
-    def _limit(self) -> int:
-        """How many slots there are; of those shared with others, how many are for this server."""
-        if self._demand is None:
-            return self.count
-        waiting = sum(map(len, self._waiting.values()))
-        self._demand.tell(self._running + waiting, len(self._held.keys() | self._waiting.keys()))
-        if waiting and self._look is None:
+        self._give_back(free)
+        if self._demand is not None and self._waiting and self._look is None:
             self._look = asyncio.get_running_loop().call_later(_POLL, self._look_again)
-        return self._demand.limit(self.count)
+
+    def _take(self) -> int:
+        """How many slots may be given now; of those shared with others, this server's part."""
+        if self._demand is None:
+            return self.count - self._running
+        waiting = sum(map(len, self._waiting.values()))
+        requests = len(self._held.keys() | self._waiting.keys())
+        return self._demand.take(self.count, waiting, requests)
+
+    def _give_back(self, slots: int) -> None:
+        """Lets other servers have slots that are not used here."""
+        if self._demand is not None and slots:
+            self._demand.give_back(slots)
 
     def _look_again(self) -> None:
         self._look = None

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,29 @@ async def test_their_requests_count_against_one_limit(several: Served) -> None:
         await asyncio.gather(*full, return_exceptions=True)
         await asyncio.to_thread(several.wait_for_sample, "cdserve_running_candidates", 0)
         assert (await ask(http, BEST_OF_N)).status_code == 200
+
+
+async def test_two_loaded_one_after_the_other_never_run_more_than_max_running(
+    several: Served,
+) -> None:
+    """A reading adds up numbers that servers wrote at different moments.
+
+    A slot that is handed over meanwhile may count twice, so that one reading alone may be too high.
+    """
+    servers, policy = several.api_servers(), {"method": "best_of_n", "n": 8}
+    async with several.async_client() as http:
+        asked = [asyncio.create_task(ask(http, BEST_OF_16, max_tokens=400, ignore_eos=True))]
+        await until_run(several, RUNNING)
+        while not all(clients(one) for one in servers):
+            asked.append(asyncio.create_task(ask(http, policy, max_tokens=400, ignore_eos=True)))
+            await asyncio.to_thread(
+                several.wait_for_sample, "cdserve_waiting_candidates", 8 * len(asked)
+            )
+        readings = [RUNNING]
+        while not all(one.done() for one in asked):
+            readings.append(await asyncio.to_thread(several.sample, "cdserve_running_candidates"))
+        assert [answer.status_code for answer in await asyncio.gather(*asked)] == [200] * len(asked)
+    assert max(map(min, pairwise(readings))) == RUNNING
 
 
 async def test_a_keys_requests_count_together(several: Served) -> None:
