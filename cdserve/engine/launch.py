@@ -38,6 +38,7 @@ from cdserve.engine.values import Values
 from cdserve.engine.vllm import as_flags, check_version, use_one_process
 from cdserve.errors import ConfigError, EngineError
 from cdserve.metrics import MEMBER_INFO, REWARD_INFO, TASKS
+from cdserve.plugin.parent import ENDS_WITH_PARENT
 
 _DRAIN_SECONDS = 30
 """That requests have to end in after a SIGTERM, unless --shutdown-timeout says else."""
@@ -221,6 +222,7 @@ def _interrupt(number: int, _: object) -> None:
 
 def _set_environment(args: Namespace) -> None:
     # vLLM's processes are spawned: what they are to know stands in the environment.
+    os.environ[ENDS_WITH_PARENT] = "1"
     if current_platform.is_cpu() and args.enforce_eager:
         # Else vLLM compiles some sampling code at the first request that needs it, for a minute.
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")

@@ -27,6 +27,7 @@ from cdserve.engine.vllm import (
     use_one_process,
 )
 from cdserve.errors import ConfigError
+from cdserve.plugin.parent import ENDS_WITH_PARENT
 
 WAVE = 1024
 """Responses a file, about."""
@@ -214,6 +215,7 @@ def _start(model: str, flags: Sequence[str]) -> LLMEngine:
     args = EngineArgs.add_cli_args(parser).parse_args([*flags, "--model", model])
     args.disable_log_stats = True  # its lines would break the progress bar
     use_one_process(args)
+    os.environ[ENDS_WITH_PARENT] = "1"
     if current_platform.is_cpu():
         if args.max_num_batched_tokens is None:
             # On CPU, vLLM 0.32 dies of a prompt that has a seed and is computed in chunks.

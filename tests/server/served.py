@@ -69,7 +69,7 @@ class Served:
                 env=self._environment,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                process_group=0,
+                start_new_session=True,
             )
         try:
             self._wait_until_it_answers()

@@ -1,0 +1,79 @@
+"""A server that is killed takes its processes along, whatever they do."""
+
+import os
+import signal
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+import httpx2
+import psutil
+import pytest
+
+from .served import Served, demo_settings
+from .wire import PROMPT
+
+SECONDS = 120
+"""Bounds a hang."""
+ENGINE = {"members": {}, "presets": {}}
+pytestmark = pytest.mark.server  # with servers of its own: so the two halves take as long
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_the_engine_of_a_killed_server_ends(busy: bool, tmp_path: Path) -> None:
+    with Served(demo_settings(**ENGINE), tmp_path) as served:
+        processes = started(served)
+        if busy:
+            load(served)
+        kill(served)
+        assert gone(processes) == []
+
+
+def test_api_servers_and_engine_of_a_killed_server_end(tmp_path: Path) -> None:
+    with Served(demo_settings(**ENGINE), tmp_path, ["--api-server-count", "2"]) as served:
+        processes = started(served)
+        kill(served)
+        assert gone(processes) == []
+
+
+def test_a_worker_that_hangs_in_a_collective_ends_with_a_killed_server(tmp_path: Path) -> None:
+    """Its partner is stopped, and it waits for that one without a look at anything else."""
+    with Served(demo_settings(**ENGINE), tmp_path, ["--tensor-parallel-size", "2"]) as served:
+        processes = started(served)
+        *others, stopped = (one for one in processes if "VLLM::" in " ".join(one.cmdline()))
+        load(served)
+        stopped.suspend()
+        kill(served)
+        assert gone(others) == []
+        stopped.resume()
+        assert gone(processes) == []
+
+
+def started(served: Served) -> list[psutil.Process]:
+    """All its processes but itself."""
+    return psutil.Process(served.pid).children(recursive=True)
+
+
+def load(served: Served) -> None:
+    """Has the engine work for long; returns once it does."""
+    body = {"model": "demo", "prompt": PROMPT, "max_tokens": 1500, "n": 4, "ignore_eos": True}
+
+    def ask() -> None:
+        with suppress(httpx2.TransportError):
+            httpx2.post(f"{served.base_url}/v1/completions", json=body, timeout=SECONDS)
+
+    threading.Thread(target=ask, daemon=True).start()
+    served.wait_for_requests(busy=True, seconds=SECONDS)
+
+
+def kill(served: Served) -> None:
+    os.kill(served.pid, signal.SIGKILL)
+    assert served.wait(SECONDS) == -signal.SIGKILL
+
+
+def gone(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Waits for their end; those that stay are killed and returned."""
+    _, alive = psutil.wait_procs(processes, SECONDS)
+    for process in alive:
+        process.kill()
+    return alive
