@@ -2,7 +2,9 @@
 
 A program reduces its chunk of a row's vocabulary to six numbers, another joins the chunks. With
 x and y the logits before and after, divided by T, these are max x, sum e^(x - max x), max y,
-sum e^(y - max y) and, with the last one's exponentials e, sum e (y - x) and sum e y.
+sum e^(y - max y) and, with the last one's exponentials e, the sums of e ((y - max y) - (x - max x))
+and of e (y - max y). Both are of differences from the maxima: sums of e y would lose everything
+that is smaller than a rounding error of the largest logit, as after a strong tilt.
 """
 
 import torch
@@ -21,20 +23,32 @@ _LOWEST = tl.constexpr(-1e30)
 
 
 @triton.jit
+def finite(top):
+    """Return a maximum as a number to subtract: 0 in the place of -inf, that of no token."""
+    return tl.where(top == float("-inf"), 0.0, top)
+
+
+@triton.jit
 def accumulate(x, y, top_x, sum_x, top_y, sum_y, shift, moment):
     """Add a tile x, y [rows, tokens], -inf beyond the vocabulary, to running numbers [rows]."""
     new_x = tl.maximum(top_x, tl.max(x, 1))
     new_y = tl.maximum(top_y, tl.max(y, 1))
-    finite_x = tl.where(new_x == float("-inf"), 0.0, new_x)
-    finite_y = tl.where(new_y == float("-inf"), 0.0, new_y)
+    finite_x = finite(new_x)
+    finite_y = finite(new_y)
     sum_x = sum_x * tl.exp(top_x - finite_x) + tl.sum(tl.exp(x - finite_x[:, None]), 1)
-    e = tl.exp(y - finite_y[:, None])
+    below_x = tl.where(x == float("-inf"), _LOWEST, x) - finite_x[:, None]
+    below_y = y - finite_y[:, None]
+    e = tl.exp(below_y)
     none = y == float("-inf")
-    moved = y - tl.where(x == float("-inf"), _LOWEST, x)
+    # The sums so far are of differences from the maxima so far, which may have risen.
     scale = tl.exp(top_y - finite_y)
+    risen_y = finite(top_y) - finite_y
+    risen_x = finite(top_x) - finite_x
+    shift = (shift + sum_y * (risen_y - risen_x)) * scale
+    shift += tl.sum(tl.where(none, 0.0, e * (below_y - below_x)), 1)
+    moment = (moment + sum_y * risen_y) * scale
+    moment += tl.sum(tl.where(none, 0.0, e * below_y), 1)
     sum_y = sum_y * scale + tl.sum(e, 1)
-    shift = shift * scale + tl.sum(tl.where(none, 0.0, e * moved), 1)
-    moment = moment * scale + tl.sum(tl.where(none, 0.0, e * y), 1)
     return new_x, sum_x, new_y, sum_y, shift, moment
 
 
@@ -67,10 +81,9 @@ def divisor(temperature, i, mask):
 
 @triton.jit
 def _joined(top, total):
-    highest = tl.max(top, 0)
-    finite = tl.where(highest == float("-inf"), 0.0, highest)
-    scale = tl.exp(top - finite)
-    return finite, scale, tl.sum(total * scale, 0)
+    base = finite(tl.max(top, 0))
+    scale = tl.exp(top - base)
+    return base, scale, tl.sum(total * scale, 0)
 
 
 @triton.jit(do_not_specialize=["count", "chunks"])
@@ -87,16 +100,17 @@ def _join_kernel(partials, found, count, chunks, BLOCK: tl.constexpr):
     sum_y = tl.load(at + 3 * size, mask=mask, other=0.0)
     shift = tl.load(at + 4 * size, mask=mask, other=0.0)
     moment = tl.load(at + 5 * size, mask=mask, other=0.0)
-    base_x, _, sum_x = _joined(top_x, sum_x)
-    base_y, scale, sum_y = _joined(top_y, sum_y)
-    shift = tl.sum(shift * scale, 0) / sum_y
-    moment = tl.sum(moment * scale, 0) / sum_y
-    # Apart, so that the large maxima cancel before anything small is added.
-    kl = shift - (base_y - base_x) - (tl.log(sum_y) - tl.log(sum_x))
-    tl.store(found + row, base_x + tl.log(sum_x))
-    tl.store(found + count + row, base_y + tl.log(sum_y))
+    base_x, _, all_x = _joined(top_x, sum_x)
+    base_y, scale, all_y = _joined(top_y, sum_y)
+    under_y = finite(top_y) - base_y
+    under_x = finite(top_x) - base_x
+    shift = tl.sum((shift + sum_y * (under_y - under_x)) * scale, 0) / all_y
+    moment = tl.sum((moment + sum_y * under_y) * scale, 0) / all_y
+    kl = shift - (tl.log(all_y) - tl.log(all_x))
+    tl.store(found + row, base_x + tl.log(all_x))
+    tl.store(found + count + row, base_y + tl.log(all_y))
     tl.store(found + 2 * count + row, tl.where(kl < 0, 0.0, kl))
-    tl.store(found + 3 * count + row, base_y + tl.log(sum_y) - moment)
+    tl.store(found + 3 * count + row, tl.log(all_y) - moment)
 
 
 @triton.jit(

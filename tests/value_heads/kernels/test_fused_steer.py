@@ -214,3 +214,18 @@ def test_worked_values() -> None:
     entropy = -sum(a * math.log(a) for a in pi)
     expected = [0.0, math.log(sum(weights)), nats, entropy]
     assert [x.item() for x in found] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("strength", [1e2, 1e4, 1e6, 1e8, 1e10])
+@pytest.mark.parametrize("vocabulary", [300, 2500])  # in one chunk, in several
+def test_the_kl_of_a_strong_tilt_keeps_its_precision(strength: float, vocabulary: int) -> None:
+    """Its logits are large, their differences from the largest are not."""
+    logits, index = poisoned(3, vocabulary), torch.arange(3, device=DEVICE)
+    factors = strength * torch.randn(3, 1, 8, device=DEVICE)
+    tilt = Tilt(factors=(factors,), tokens=(torch.randn(1, vocabulary, 8, device=DEVICE),))
+    truth = operations(False).steer(logits.double(), index, tilt=tilt)
+    found = operations(True).steer(logits.clone(), index, tilt=tilt)
+    assert truth is not None
+    assert found is not None
+    torch.testing.assert_close(found.kl.double(), truth.kl, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.entropy.double(), truth.entropy, rtol=1e-4, atol=1e-4)
