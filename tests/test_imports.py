@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import cdserve
+from tests.waiting import HANG_SECONDS
 
 ROOT = Path(cdserve.__file__).parent.parent
 HEAVY = ["torch", "vllm", "transformers"]
@@ -46,7 +47,7 @@ print(json.dumps(loaded))
 def loaded() -> dict[str, list[str]]:
     """What heavy packages are there after each of the light modules was imported, in order."""
     command = [sys.executable, "-c", IMPORTING, ",".join(HEAVY), ",".join(LIGHT)]
-    run = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=120)
+    run = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=HANG_SECONDS)
     found: dict[str, list[str]] = json.loads(run.stdout)
     return found
 

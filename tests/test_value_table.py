@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cdserve.value_table import TableView, Ticket, ValueTable
+from tests.waiting import HANG_SECONDS
 
 SLOTS, LENGTH, COLUMNS = 3, 4, 2
 
@@ -192,7 +193,7 @@ class TestSharing:
     def test_another_process_writes(self, table: ValueTable) -> None:
         ticket = table.acquire()
         wire = [str(part) for part in ticket.to_wire()]
-        subprocess.run([sys.executable, "-c", WORKER, *wire], check=True, timeout=60)
+        subprocess.run([sys.executable, "-c", WORKER, *wire], check=True, timeout=HANG_SECONDS)
         assert [read(table, ticket, n) for n in (5, 6, 7, 8)] == [None, [6, 6.5], [7, 7.5], None]
 
     def test_tables_are_apart(self, table: ValueTable, worker: TableView) -> None:

@@ -11,23 +11,24 @@ from starlette.types import ASGIApp, Message
 from vllm.entrypoints.serve.utils.api_utils import with_cancellation
 
 from cdserve.api.disconnect import CancelledAsDisconnect
+from tests.waiting import HANG_SECONDS
 
 
 class Call:
     """A POST to an app, whose client has sent its request and then says nothing."""
 
     def __init__(self) -> None:
-        self.begun, self.ended = asyncio.Event(), asyncio.Event()
+        self.begun, self.go, self.ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self.sent: list[Message] = []
         self.app = FastAPI()
         self.app.post("/whole")(with_cancellation(self.whole))
         self.app.post("/stream")(self.stream)
 
     async def whole(self, body: dict[str, Any], raw_request: Request) -> dict[str, Any]:
-        """Answers with the body after its ``seconds``."""
+        """Answers with the body, once it may go on."""
         try:
             self.begun.set()
-            await asyncio.sleep(body["seconds"])
+            await self.go.wait()
         finally:
             self.ended.set()
         return body
@@ -39,17 +40,16 @@ class Call:
             try:
                 yield "first\n"
                 self.begun.set()
-                await asyncio.sleep(body["seconds"])
+                await self.go.wait()
                 yield "last\n"
             finally:
                 self.ended.set()
 
         return StreamingResponse(lines())
 
-    def start(self, app: ASGIApp, path: str, seconds: float) -> asyncio.Task[None]:
+    def start(self, app: ASGIApp, path: str) -> asyncio.Task[None]:
         """Calls the app."""
-        body = f'{{"seconds": {seconds}}}'.encode()
-        requests = iter([{"type": "http.request", "body": body, "more_body": False}])
+        requests = iter([{"type": "http.request", "body": b'{"a":1}', "more_body": False}])
 
         async def receive() -> Message:
             for request in requests:
@@ -77,30 +77,30 @@ class Call:
 @pytest.mark.parametrize("path", ["/whole", "/stream"])
 async def test_a_cancelled_call_ends_what_it_began(path: str) -> None:
     call = Call()
-    task = call.start(CancelledAsDisconnect(call.app), path, seconds=60)
+    task = call.start(CancelledAsDisconnect(call.app), path)
     await call.begun.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(task, 5)
+        await asyncio.wait_for(task, HANG_SECONDS)
     assert call.ended.is_set()
     assert b"last" not in call.body
 
 
 async def test_without_it_the_handler_would_run_on() -> None:
     call = Call()
-    task = call.start(call.app, "/whole", seconds=0.3)
+    task = call.start(call.app, "/whole")
     await call.begun.wait()
     task.cancel()
     await asyncio.wait([task])
     assert not call.ended.is_set()
-    await asyncio.wait_for(call.ended.wait(), 5)
+    call.go.set()
+    await asyncio.wait_for(call.ended.wait(), HANG_SECONDS)
 
 
-@pytest.mark.parametrize(
-    ("path", "said"), [("/whole", b'{"seconds":0.0}'), ("/stream", b"first\nlast\n")]
-)
+@pytest.mark.parametrize(("path", "said"), [("/whole", b'{"a":1}'), ("/stream", b"first\nlast\n")])
 async def test_other_calls_are_answered(path: str, said: bytes) -> None:
     call = Call()
-    await asyncio.wait_for(call.start(CancelledAsDisconnect(call.app), path, seconds=0.0), 5)
+    call.go.set()
+    await asyncio.wait_for(call.start(CancelledAsDisconnect(call.app), path), HANG_SECONDS)
     assert call.sent[0]["status"] == 200
     assert call.body == said

@@ -9,6 +9,7 @@ import pytest
 from cdserve.collection.derive import derive
 from cdserve.collection.formats import FORMATS
 from cdserve.demo import MODEL_DIR
+from tests.waiting import HANG_SECONDS
 
 from .made import CHAT, SETTINGS, TEXT, answered, job, response
 
@@ -25,7 +26,7 @@ def test_trainers_take_a_step_on_every_format(tmp_path: Path) -> None:
     ]
     derive(asked, answers, SETTINGS)
     command = [PYTHON, Path(__file__).with_name("trl_check.py"), tmp_path, "--model", MODEL_DIR]
-    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500)
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=HANG_SECONDS)
     assert run.returncode == 0, run.stderr
     for trainer in ("DPOTrainer", "SFTTrainer", "KTOTrainer"):
         assert run.stdout.count(f"{trainer} made a step") == 2

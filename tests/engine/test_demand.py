@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from cdserve.engine.demand import Demand, Server, Told, nothing_told, parts
 from cdserve.engine.slots import Slots
+from tests.waiting import HANG_SECONDS, turns
 
-from .test_slots import Holder, turns
+from .test_slots import Holder
 
 TURNS = st.integers(0, 99)
 SERVERS = st.lists(
@@ -149,7 +150,7 @@ def test_processes_that_take_slots_at_the_same_time_never_hold_more_than_there_a
     for process in processes:
         process.start()
     for process in processes:
-        process.join(300)
+        process.join(HANG_SECONDS)
     assert [process.exitcode for process in processes] == [0, 0, 0]
     assert lent[:] == [0, count]
 
@@ -191,7 +192,7 @@ async def test_with_one_slot_two_servers_take_turns() -> None:
             await asyncio.sleep(0)
 
     servers = [Slots(1, Demand(told, index)) for index in range(2)]
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(HANG_SECONDS):
         await asyncio.gather(*(one(servers[index], index) for index in (0, 1) for _ in range(10)))
     assert order == [0, 1] * 10
 
@@ -216,7 +217,7 @@ async def test_clients_that_leave_lose_no_slot_of_any_server(seed: int) -> None:
     for task in rng.sample(tasks, 20):
         await asyncio.sleep(rng.random() * 0.001)
         task.cancel()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(HANG_SECONDS):
         await asyncio.gather(*tasks, return_exceptions=True)
     assert most == 4
     holders = [Holder(servers[seed % 3], "z") for _ in range(5)]

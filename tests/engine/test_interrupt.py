@@ -8,6 +8,7 @@ import zmq
 from vllm.utils.network_utils import zmq_socket_ctx
 
 from cdserve.engine import launch
+from tests.waiting import HANG_SECONDS
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -25,4 +26,4 @@ def test_vllm_does_not_swallow_it(number: signal.Signals) -> None:
 def _wait_and_be_told(number: signal.Signals) -> None:
     with zmq_socket_ctx("inproc://engine", zmq.ROUTER, bind=True) as socket:
         os.kill(os.getpid(), number)
-        socket.poll(timeout=10_000)
+        socket.poll(timeout=HANG_SECONDS * 1000)

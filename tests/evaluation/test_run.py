@@ -15,6 +15,7 @@ from cdserve.evaluation import run
 from cdserve.evaluation.job import Job
 from cdserve.evaluation.results import Results
 from cdserve.evaluation.settings import journal_of
+from tests.waiting import turns
 
 PROMPTS = 6
 
@@ -43,7 +44,7 @@ class Fake:
         if len(self.asked) == self._fails_at and self.stop is not None:
             self.stop()
         self.asked.append((prompt, alignment, seed))
-        await asyncio.sleep(0.001)
+        await turns(1)
         report = None
         if alignment != {"method": "none"}:
             nats = {"bound": 0.5, "estimate": 0.4}

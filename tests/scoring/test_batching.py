@@ -7,6 +7,7 @@ import pytest
 
 from cdserve.errors import RewardFailure
 from cdserve.scoring.batching import Batcher
+from tests.waiting import HANG_SECONDS, turns
 
 
 class Scorer:
@@ -24,18 +25,13 @@ class Scorer:
         return [float(len(text)) for text in texts]
 
 
-async def settled() -> None:
-    for _ in range(10):
-        await asyncio.sleep(0.005)
-
-
 async def test_what_waits_is_scored_together() -> None:
     scorer = Scorer()
-    queue = Batcher(scorer, max_batch=8, max_wait=0.01)
+    queue = Batcher(scorer, max_batch=8, max_wait=0)
     first = asyncio.create_task(queue.score(["a"]))
-    await settled()
+    await turns()
     later = [asyncio.create_task(queue.score([text])) for text in ("bb", "ccc", "dddd")]
-    await settled()
+    await turns()
     assert scorer.batches == [["a"]]
     scorer.go.set()
     assert await first == [1.0]
@@ -46,11 +42,11 @@ async def test_what_waits_is_scored_together() -> None:
 
 async def test_equal_items_are_scored_once_while_they_wait_or_run() -> None:
     scorer = Scorer()
-    queue = Batcher(scorer, max_batch=8, max_wait=0.01)
+    queue = Batcher(scorer, max_batch=8, max_wait=0)
     one = asyncio.create_task(queue.score(["a", "bb", "a"]))
-    await settled()
+    await turns()
     other = asyncio.create_task(queue.score(["bb", "c"]))
-    await settled()
+    await turns()
     scorer.go.set()
     assert await one == [1.0, 2.0, 1.0]
     assert await other == [2.0, 1.0]
@@ -60,8 +56,8 @@ async def test_equal_items_are_scored_once_while_they_wait_or_run() -> None:
 async def test_a_full_batch_does_not_wait() -> None:
     scorer = Scorer()
     scorer.go.set()
-    queue = Batcher(scorer, max_batch=2, max_wait=60)
-    async with asyncio.timeout(1):
+    queue = Batcher(scorer, max_batch=2, max_wait=10 * HANG_SECONDS)
+    async with asyncio.timeout(HANG_SECONDS):
         assert await queue.score(["a", "b", "c", "d"]) == [1.0] * 4
     assert scorer.batches == [["a", "b"], ["c", "d"]]
 
@@ -79,7 +75,7 @@ async def test_several_batches_at_once() -> None:
     scorer = Scorer()
     queue = Batcher(scorer, max_batch=1, max_wait=0, concurrency=2)
     task = asyncio.create_task(queue.score(["a", "b", "c"]))
-    await settled()
+    await turns()
     assert scorer.batches == [["a"], ["b"]]
     scorer.go.set()
     assert await task == [1.0] * 3
@@ -109,7 +105,7 @@ async def test_too_many_are_refused_and_the_rest_goes_on() -> None:
     scorer = Scorer()
     queue = Batcher(scorer, max_batch=1, max_wait=0, max_waiting=2)
     task = asyncio.create_task(queue.score(["a", "b"]))
-    await settled()  # a runs, b waits
+    await turns()  # a runs, b waits
     with pytest.raises(RewardFailure, match="1 responses wait to be scored; 2 more would pass"):
         await queue.score(["c", "d"])
     scorer.go.set()
@@ -121,9 +117,9 @@ async def test_who_is_cancelled_leaves_what_others_wait_for() -> None:
     queue = Batcher(scorer, max_batch=8, max_wait=0)
     one = asyncio.create_task(queue.score(["a"]))
     other = asyncio.create_task(queue.score(["a"]))
-    await settled()
+    await turns()
     one.cancel()
-    await settled()
+    await turns()
     scorer.go.set()
     assert await other == [1.0]
     assert scorer.batches == [["a"]]

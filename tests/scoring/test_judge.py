@@ -3,8 +3,8 @@
 import asyncio
 import json
 import threading
-import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -26,7 +26,8 @@ class Endpoint(ThreadingHTTPServer):
         self.at_once = self.most_at_once = 0
         self.answers: list[str | int] = ["Grade: 7"]
         """In turn, the last again and again; a number is an HTTP status."""
-        self.delay = 0.0
+        self.meeting = threading.Barrier(1)
+        """As many questions as are answered together."""
         self.lock = threading.Lock()
 
     @property
@@ -46,7 +47,8 @@ class Handler(BaseHTTPRequestHandler):
             self.server.most_at_once = max(self.server.most_at_once, self.server.at_once)
             turn = self.server.answers
             answer = turn.pop(0) if len(turn) > 1 else turn[0]
-        time.sleep(self.server.delay)
+        with suppress(threading.BrokenBarrierError):
+            self.server.meeting.wait()
         with self.server.lock:
             self.server.at_once -= 1
         status = answer if isinstance(answer, int) else 200
@@ -101,7 +103,7 @@ async def test_equal_responses_are_judged_once(endpoint: Endpoint) -> None:
 
 
 async def test_no_more_questions_at_once_than_it_may(endpoint: Endpoint) -> None:
-    endpoint.delay = 0.05
+    endpoint.meeting = threading.Barrier(2)
     made = objective(endpoint, concurrency=2)
     await asyncio.gather(*(made.score([response(f"{i}a"), response(f"{i}b")]) for i in range(4)))
     assert len(endpoint.asked) == 8
@@ -150,9 +152,10 @@ async def test_a_judge_that_nothing_serves_is_told_without_its_address(
 
 
 async def test_a_judge_that_hangs_is_given_up_on(endpoint: Endpoint) -> None:
-    endpoint.delay = 1.0
+    endpoint.meeting = threading.Barrier(2)  # there is no second question
     (score,) = await objective(endpoint, on_failure="base", timeout=0.1).score([response("a")])
     assert (score.total, score.failed) == (0.0, ("helpful",))
+    endpoint.meeting.abort()
 
 
 async def test_the_key_is_in_the_environment(

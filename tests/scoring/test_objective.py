@@ -2,7 +2,6 @@
 
 import math
 import threading
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -203,15 +202,19 @@ class TestTerms:
 
     @pytest.mark.parametrize("on_failure", ["error", "skip"])
     async def test_a_timeout_is_a_failure(self, on_failure: Any) -> None:
-        reward = Python(lambda *_: time.sleep(0.3) or 1.0)
+        over = threading.Event()
+        reward = Python(lambda *_: float(over.wait()))
         reward.terms = Terms(on_failure=on_failure, timeout=0.05)
         scoring = Objective({"own": 1.0}, {"own": reward}).score([response()])
-        if on_failure == "error":
-            with pytest.raises(ScoringError, match=r"took longer than its timeout of 0\.05 s"):
-                await scoring
-        else:
-            (score,) = await scoring
-            assert score.failed == ("own",)
+        try:
+            if on_failure == "error":
+                with pytest.raises(ScoringError, match=r"took longer than its timeout of 0\.05 s"):
+                    await scoring
+            else:
+                (score,) = await scoring
+                assert score.failed == ("own",)
+        finally:
+            over.set()
 
 
 @pytest.mark.parametrize("weight", [1e308, -1e7])

@@ -14,6 +14,7 @@ from cdserve.policy import Policy
 from cdserve.scoring import ModelOutput, Objective, Response, build, objective
 from cdserve.scoring.batching import Batcher
 from cdserve.scoring.reward_model import Dialogue, Outputs
+from tests.waiting import turns
 
 
 class Model:
@@ -24,7 +25,7 @@ class Model:
 
     async def __call__(self, dialogues: Sequence[Dialogue]) -> list[Outputs | BaseException]:
         self.batches.append(list(dialogues))
-        await asyncio.sleep(0.01)
+        await turns()
         return [self._outputs(dialogue) for dialogue in dialogues]
 
     def _outputs(self, dialogue: Dialogue) -> Outputs | BaseException:

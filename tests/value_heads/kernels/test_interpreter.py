@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import HANG_SECONDS
+
 HERE = Path(__file__).parent
 PLUGIN = HERE.parents[1] / "plugin"
 TESTS = [
@@ -29,7 +31,7 @@ def test_they_pass_in_the_interpreter() -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=400,
+        timeout=HANG_SECONDS,
     )
     assert run.returncode == 0, run.stdout
 
@@ -38,4 +40,4 @@ def test_importing_value_heads_leaves_triton_alone() -> None:
     code = (
         "import sys, value_heads, value_heads.kernels; sys.exit('triton.language' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], timeout=HANG_SECONDS).returncode == 0
