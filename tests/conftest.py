@@ -17,15 +17,25 @@ from typing import Any
 
 import httpx2
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as of_hypothesis
 from openai import OpenAI
 
 from cdserve.demo.reward_model import make_reward_model
 
 from .server.served import Served, demo_settings
+from .waiting import HANG_SECONDS
 
 TOOLS = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
 EXTENSION = Path(__file__).parents[1] / "examples" / "extension"
 LIMITS = {"max_n": 16, "max_k": 8, "max_candidate_tokens": 8192}
+
+
+# Its own limits are 200 ms an example, and a warning that fails the test if data come slowly.
+of_hypothesis.register_profile(
+    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+of_hypothesis.load_profile("any machine")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -54,7 +64,7 @@ def extension(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("installed")
     flags = ["--quiet", "--offline", "--no-deps", "--no-build-isolation", "--target", str(folder)]
     install = [sys.executable, "-m", "uv", "pip", "install", "--python", sys.executable, *flags]
-    subprocess.run([*install, str(EXTENSION)], check=True, timeout=120)
+    subprocess.run([*install, str(EXTENSION)], check=True, timeout=HANG_SECONDS)
     return folder
 
 
@@ -87,7 +97,10 @@ def server(
             "standardise": {"mean": -7.5, "std": 1.0},
         },
         "halved": {"kind": "loglik", "standardise": {"mean": 3.0, "std": 2.0}},
-        "stuck": faulty("hangs", timeout=8),
+        "gate": {
+            **{"kind": "python", "callable": "tests.server.gate:gated", "prefixes": True},
+            "timeout": HANG_SECONDS,
+        },
         "slow": faulty("slow"),
         "named": {"kind": "regex", "pattern": r"(?i)\bfilm\b"},
         "json": {"kind": "json_valid"},
@@ -128,7 +141,7 @@ def server(
 def client(server: Served) -> Iterator[OpenAI]:
     """OpenAI's own client, unmodified."""
     base_url = f"{server.base_url}/v1"
-    with OpenAI(base_url=base_url, api_key="none", max_retries=0, timeout=120) as openai:
+    with OpenAI(base_url=base_url, api_key="none", max_retries=0, timeout=HANG_SECONDS) as openai:
         yield openai
 
 

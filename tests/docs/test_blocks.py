@@ -24,6 +24,7 @@ from cdserve.config import Settings
 from cdserve.policy import parse_object
 from cdserve.report import Report
 from tests.server.served import Served
+from tests.waiting import HANG_SECONDS
 
 from .blocks import BLOCKS, ROOT, Block, commands
 
@@ -105,9 +106,9 @@ def test_requests_are_answered(block: Block, server: Served) -> None:
     for url, body in curls(block.code):
         url = ADDRESS.sub(server.base_url, url)
         if body is None:
-            answer = httpx2.get(url, timeout=120)
+            answer = httpx2.get(url, timeout=HANG_SECONDS)
         else:
-            answer = httpx2.post(url, json=json.loads(body), timeout=120)
+            answer = httpx2.post(url, json=json.loads(body), timeout=HANG_SECONDS)
         assert answer.status_code == 200, answer.text
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.server.served import Served
+from tests.waiting import HANG_SECONDS
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -19,7 +20,7 @@ def run(server: Served, *command: str | Path) -> str:
     """What a command prints that finds the server in its environment."""
     environment = os.environ | {"OPENAI_BASE_URL": f"{server.base_url}/v1"}
     return subprocess.run(
-        command, env=environment, capture_output=True, text=True, check=True, timeout=120
+        command, env=environment, capture_output=True, text=True, check=True, timeout=HANG_SECONDS
     ).stdout
 
 

@@ -17,6 +17,7 @@ from cdserve.demo.folders import load_model, load_tokenizer
 from tests.server.served import Served, demo_settings
 from tests.server.tilted import TOKENWISE, Tilted, check_tilted
 from tests.server.wire import blocks, complete
+from tests.waiting import HANG_SECONDS
 from value_heads import ValueHead
 
 from . import adapter
@@ -299,7 +300,8 @@ class TestSmallServer:
     def test_steered_rows_that_are_preempted(self, small: Served) -> None:
         """Each prompt is computed in four chunks; KL goes on from where it was."""
         before = small.metric("num_preemptions_total")
-        with OpenAI(base_url=f"{small.base_url}/v1", api_key="none", timeout=120) as client:
+        url = f"{small.base_url}/v1"
+        with OpenAI(base_url=url, api_key="none", timeout=HANG_SECONDS) as client:
             answer = complete(
                 client,
                 TOKENWISE,

@@ -5,9 +5,8 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,9 +16,9 @@ import psutil
 import yaml
 
 from cdserve.demo import DEMO_DIR, HEAD_DIR, MODEL_DIR, Q_HEAD_DIR, REF_DIR, TUNED_DIR
+from tests.waiting import HANG_SECONDS, until
 
-START_SECONDS = 280.0
-STOP_SECONDS = 30.0
+from .gate import FOLDER, Gate
 
 
 def demo_settings(**changes: Any) -> dict[str, Any]:
@@ -56,7 +55,9 @@ class Served:
         self._environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(filter(None, path)),
             "VLLM_ENABLE_RESPONSES_API_STORE": "1",
+            FOLDER: str(folder),
         }
+        self.gate = Gate(folder)
         self._ended = False
         self.base_url = f"http://127.0.0.1:{free_port()}"
 
@@ -89,10 +90,10 @@ class Served:
         alive = self._process.poll() is None
         self._process.terminate()
         try:
-            self._process.wait(STOP_SECONDS)
+            self._process.wait(HANG_SECONDS)
         except subprocess.TimeoutExpired:
             self._kill()
-            raise AssertionError(f"alive {STOP_SECONDS} s after SIGTERM:\n{self.log()}") from None
+            raise AssertionError(f"alive {HANG_SECONDS} s after SIGTERM:\n{self.log()}") from None
         assert alive, f"the server died during the tests:\n{self.log()}"
 
     @property
@@ -100,9 +101,9 @@ class Served:
         """The process that serves HTTP."""
         return self._process.pid
 
-    def wait(self, seconds: float) -> int:
+    def wait(self) -> int:
         """Waits until it has ended by itself; its exit status."""
-        status = self._process.wait(seconds)
+        status = self._process.wait(HANG_SECONDS)
         self._ended = True
         return status
 
@@ -116,12 +117,12 @@ class Served:
 
     def client(self) -> httpx2.Client:
         """A plain HTTP client of it."""
-        return httpx2.Client(base_url=self.base_url, timeout=120)
+        return httpx2.Client(base_url=self.base_url, timeout=HANG_SECONDS)
 
     def async_client(self) -> httpx2.AsyncClient:
         """A plain HTTP client of it, for any number of requests at once."""
         limits = httpx2.Limits(max_connections=None)
-        return httpx2.AsyncClient(base_url=self.base_url, timeout=500, limits=limits)
+        return httpx2.AsyncClient(base_url=self.base_url, timeout=HANG_SECONDS, limits=limits)
 
     def engines(self) -> list[int]:
         """Process ids of its engines, those that started first come first."""
@@ -138,42 +139,50 @@ class Served:
 
     def metric(self, name: str) -> float:
         """A number of vLLM's own, such as ``num_requests_running``."""
-        text = httpx2.get(f"{self.base_url}/metrics", timeout=30).text
+        text = httpx2.get(f"{self.base_url}/metrics", timeout=HANG_SECONDS).text
         lines = (line for line in text.splitlines() if line.startswith(f"vllm:{name}{{"))
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
 
     def sample(self, name: str) -> float:
         """A number of any other name, labels included."""
-        text = httpx2.get(f"{self.base_url}/metrics", timeout=30).text
+        text = httpx2.get(f"{self.base_url}/metrics", timeout=HANG_SECONDS).text
         (line,) = (line for line in text.splitlines() if line.startswith(f"{name} "))
         return float(line.split()[1])
 
-    def wait_for_sample(self, name: str, value: float, seconds: float = 60.0) -> None:
+    def wait_for_sample(self, name: str, value: float) -> None:
         """Waits until that number is ``value``."""
-        deadline = time.monotonic() + seconds
-        while (found := self.sample(name)) != value:
-            assert time.monotonic() < deadline, f"{name} is {found} after {seconds} s"
-            time.sleep(0.02)
+        until(lambda: self.sample(name) == value, f"{value} of {name}")
 
-    def wait_until_unhealthy(self, seconds: float) -> None:
+    def wait_until_unhealthy(self) -> None:
         """Waits until ``/health`` fails, or nobody is there to answer."""
-        deadline = time.monotonic() + seconds
+        until(lambda: not self._healthy(), "an unhealthy server")
+
+    def _healthy(self) -> bool:
         with suppress(httpx2.TransportError):
-            while httpx2.get(f"{self.base_url}/health", timeout=5).status_code == 200:
-                assert time.monotonic() < deadline, f"healthy after {seconds} s"
-                time.sleep(0.05)
+            url = f"{self.base_url}/health"
+            return httpx2.get(url, timeout=HANG_SECONDS).status_code == 200
+        return False
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stops the engines' processes meanwhile: what has not ended before does not end."""
+        stopped = [psutil.Process(pid) for pid in self.engines()]
+        try:
+            for one in stopped:
+                one.suspend()
+            yield
+        finally:
+            for one in stopped:
+                one.resume()
 
     def requests_in_engine(self) -> float:
         """Engine requests that are running or waiting."""
         return self.metric("num_requests_running") + self.metric("num_requests_waiting")
 
-    def wait_for_requests(self, busy: bool, seconds: float = 10.0) -> None:
+    def wait_for_requests(self, busy: bool) -> None:
         """Waits until the engine has requests, or has none."""
-        deadline = time.monotonic() + seconds
-        while bool(self.requests_in_engine()) != busy:
-            expected = "requests" if busy else "no request"
-            assert time.monotonic() < deadline, f"{expected} in the engine after {seconds} s"
-            time.sleep(0.1)
+        expected = "requests" if busy else "no request"
+        until(lambda: bool(self.requests_in_engine()) == busy, f"{expected} in the engine")
 
     def _kill(self) -> None:
         """Kills it with vLLM's processes, which would outlive it."""
@@ -181,16 +190,8 @@ class Served:
             os.killpg(self._process.pid, signal.SIGKILL)
 
     def _wait_until_it_answers(self) -> None:
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
-            if self._process.poll() is not None:
-                break
-            try:
-                if httpx2.get(f"{self.base_url}/health", timeout=5).status_code == 200:
-                    return
-            except httpx2.TransportError:
-                time.sleep(0.5)
-        raise AssertionError(f"the server did not start:\n{self.log()}")
+        until(lambda: self._process.poll() is not None or self._healthy(), "the server's start")
+        assert self._process.poll() is None, f"the server did not start:\n{self.log()}"
 
 
 def spawned(parent: psutil.Process) -> list[psutil.Process]:

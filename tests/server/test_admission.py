@@ -9,6 +9,8 @@ from typing import Any
 import httpx2
 import pytest
 
+from tests.waiting import HANG_SECONDS
+
 from .served import Served, demo_settings
 from .traces import Collector
 from .wire import PROMPT
@@ -48,6 +50,10 @@ def bounded(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> I
             },
         },
     )
+    settings["rewards"]["gate"] = {
+        **{"kind": "python", "callable": "tests.server.gate:gated", "prefixes": True},
+        "timeout": HANG_SECONDS,
+    }
     folder = tmp_path_factory.mktemp("bounded")
     with pytest.MonkeyPatch.context() as patch:
         for name, secret in KEYS.items():
@@ -55,6 +61,7 @@ def bounded(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> I
         patch.setenv("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/protobuf")
         patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")
         flags = ["--api-key", OWN, "--otlp-traces-endpoint", collector.endpoint]
+        flags += ["--shutdown-timeout", str(int(HANG_SECONDS))]
         with Served(settings, folder, flags) as served:
             yield served
 
@@ -85,17 +92,19 @@ async def until(served: Served, name: str, value: float) -> None:
 
 async def test_a_request_without_room_is_refused_before_any_work(bounded: Served) -> None:
     async with bounded.async_client() as http:
-        full = [asyncio.create_task(ask(http, BEST_OF_16, **LONG)) for _ in range(2)]
-        await until(bounded, "cdserve_running_candidates", RUNNING)
-        await until(bounded, "cdserve_waiting_candidates", WAITING)
-        refused = await ask(http, {"method": "best_of_n", "n": 2})
+        with bounded.paused():
+            full = [asyncio.create_task(ask(http, BEST_OF_16, **LONG)) for _ in range(2)]
+            await until(bounded, "cdserve_running_candidates", RUNNING)
+            await until(bounded, "cdserve_waiting_candidates", WAITING)
+            refused = await ask(http, {"method": "best_of_n", "n": 2})
+            plain = asyncio.create_task(ask(http, None))
         assert refused.status_code == 503
         assert error(refused)["type"] == "ServiceUnavailableError"
         assert "32 candidates; 2 more would pass the limit of 32" in error(refused)["message"]
         assert int(refused.headers["retry-after"]) >= 1
         assert "x-should-retry" not in refused.headers
         # A plain request takes none of the slots, and waits for none.
-        assert (await ask(http, None)).status_code == 200
+        assert (await plain).status_code == 200
         assert not any(task.done() for task in full)
         assert bounded.metric("num_requests_running") <= RUNNING
         for answer in await asyncio.gather(*full):
@@ -109,33 +118,38 @@ async def test_those_who_leave_make_room(bounded: Served) -> None:
     """Before the answer, within a stream, and within one that nobody has read from."""
     async with bounded.async_client() as http:
         for stream in (False, True):
-            asked = [
-                asyncio.create_task(ask(http, BEST_OF_16, stream=stream, **LONG)) for _ in range(2)
-            ]
-            await until(bounded, "cdserve_waiting_candidates", WAITING)
-            for task in asked:
-                task.cancel()
-            await asyncio.gather(*asked, return_exceptions=True)
-            await until(bounded, "cdserve_running_candidates", 0)
+            with bounded.paused():
+                asked = [
+                    asyncio.create_task(ask(http, BEST_OF_16, stream=stream, **LONG))
+                    for _ in range(2)
+                ]
+                await until(bounded, "cdserve_waiting_candidates", WAITING)
+                for task in asked:
+                    task.cancel()
+                await asyncio.gather(*asked, return_exceptions=True)
+                await until(bounded, "cdserve_running_candidates", 0)
         every = await asyncio.gather(*(ask(http, BEST_OF_16) for _ in range(2)))
         assert [answer.status_code for answer in every] == [200, 200]
 
 
 async def test_a_small_request_does_not_wait_for_a_large_one(bounded: Served) -> None:
     async with bounded.async_client() as http:
-        large = asyncio.create_task(ask(http, BEST_OF_16, **LONG))
-        await until(bounded, "cdserve_running_candidates", RUNNING)
-        small = await ask(http, {"method": "best_of_n", "n": 2})
-        assert small.status_code == 200
+        with bounded.paused():
+            large = asyncio.create_task(ask(http, BEST_OF_16, **LONG))
+            await until(bounded, "cdserve_running_candidates", RUNNING)
+            small = asyncio.create_task(ask(http, {"method": "best_of_n", "n": 2}))
+            await until(bounded, "cdserve_waiting_candidates", RUNNING + 2)
+        assert (await small).status_code == 200
         assert not large.done()
         assert (await large).status_code == 200
 
 
 async def test_a_deadline_holds_for_what_waits_too(bounded: Served) -> None:
     async with bounded.async_client() as http:
-        large = asyncio.create_task(ask(http, BEST_OF_16, **LONG))
-        await until(bounded, "cdserve_running_candidates", RUNNING)
-        late = (await ask(http, {**BEST_OF_16, "deadline_ms": 300}, **LONG)).json()
+        with bounded.paused():
+            large = asyncio.create_task(ask(http, BEST_OF_16, **LONG))
+            await until(bounded, "cdserve_running_candidates", RUNNING)
+        late = (await ask(http, {**BEST_OF_16, "deadline_ms": 1}, **LONG)).json()
         assert late["alignment"]["deadline"]["passed"]
         assert late["alignment"]["candidates"] == 16
         assert not large.done()
@@ -160,9 +174,10 @@ async def test_a_key_has_its_own_limits(bounded: Served) -> None:
         refused = await ask(http, {"method": "best_of_n", "n": 5}, key="sk-small")
         assert (refused.status_code, error(refused)["param"]) == (400, "alignment.n")
         assert "1 to 4" in error(refused)["message"]
-        first = asyncio.create_task(ask(http, four, key="sk-small", **LONG))
-        await until(bounded, "cdserve_running_candidates", 4)
-        refused = await ask(http, four, key="sk-small")
+        with bounded.paused():
+            first = asyncio.create_task(ask(http, four, key="sk-small", **LONG))
+            await until(bounded, "cdserve_running_candidates", 4)
+            refused = await ask(http, four, key="sk-small")
         assert (refused.status_code, error(refused)["type"]) == (429, "RateLimitError")
         assert "4 candidates; 4 more would pass the limit of 6" in error(refused)["message"]
         assert int(refused.headers["retry-after"]) >= 1
@@ -287,19 +302,22 @@ async def test_spans_show_what_a_request_took(bounded: Served, collector: Collec
 
 async def test_the_process_ends_what_is_under_way_when_it_is_told_to_end(bounded: Served) -> None:
     """The last test of this server."""
-    blocks = {"method": "blockwise_cd", "k": 4, "m": 32}
+    held = {"rewards": {"gate": 1.0}}
+    blocks = {"method": "blockwise_cd", "k": 4, "m": 32, **held}
+    searches = (blocks, {"method": "best_of_n", "n": 4, **held})
     async with bounded.async_client() as http:
-        asked = [
-            asyncio.create_task(ask(http, policy, max_tokens=200, ignore_eos=True))
-            for policy in (blocks, {"method": "best_of_n", "n": 4}, None)
-        ]
-        await until(bounded, "cdserve_running_candidates", 8)
-        os.kill(bounded.pid, signal.SIGTERM)
-        await asyncio.sleep(0.2)
-        for policy in (blocks, None):
-            refused = await ask(http, policy)
-            assert refused.status_code == 503
-            assert "shutting down" in error(refused)["message"]
+        with bounded.gate.closed():
+            asked = [
+                asyncio.create_task(ask(http, policy, max_tokens=200, ignore_eos=True))
+                for policy in searches
+            ]
+            await asyncio.to_thread(bounded.gate.until_wait, len(searches))
+            os.kill(bounded.pid, signal.SIGTERM)
+            while (refused := await ask(http, None)).status_code == 200:
+                pass  # the signal has not arrived yet
+            for answer in (refused, await ask(http, blocks)):
+                assert answer.status_code == 503
+                assert "shutting down" in error(answer)["message"]
         for answer in await asyncio.gather(*asked):
             assert answer.json()["usage"]["completion_tokens"] == 200
-    assert await asyncio.to_thread(bounded.wait, 30) == 0
+    assert await asyncio.to_thread(bounded.wait) == 0

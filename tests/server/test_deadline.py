@@ -1,16 +1,18 @@
-"""``deadline_ms``: the best answer so far, flagged, soon after the deadline."""
+"""``deadline_ms``: the best answer so far, flagged."""
 
-import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import pytest
 from openai import OpenAI
 
 from .served import Served
-from .wire import PROMPT, Ask, chat, complete
+from .wire import Ask, chat, complete, joined
+
+T = TypeVar("T")
 
 LONG = {"max_tokens": 1000, "ignore_eos": True}
-"""Takes several seconds."""
+LONGEST = 86_400_000
 TILT = {"method": "tokenwise_cd", "beta": 0.2}
 POLICIES: dict[str, dict[str, Any]] = {
     "best_of_n": {"method": "best_of_n", "n": 4},
@@ -28,18 +30,31 @@ POLICIES: dict[str, dict[str, Any]] = {
 names = pytest.mark.parametrize("name", POLICIES)
 
 
+def cut(ask: Callable[[int], T], enough: Callable[[T], bool]) -> tuple[int, T]:
+    """An answer by a deadline within which enough of it was made, and that deadline.
+
+    How long that takes depends on the machine: from 200 ms on, each deadline is twice the last.
+    """
+    ms = 200
+    while ms < LONGEST:
+        if enough(answer := ask(ms)):
+            return ms, answer
+        ms *= 2
+    raise AssertionError("no deadline is long enough")
+
+
 @names
 def test_the_best_answer_so_far_is_the_answer(client: OpenAI, name: str) -> None:
-    policy = {**POLICIES[name], "deadline_ms": 2500, "report": "trace"}
-    began = time.monotonic()
-    answer = complete(client, policy, **LONG)
-    took = time.monotonic() - began
+    policy = {**POLICIES[name], "report": "trace"}
+    ms, answer = cut(
+        lambda ms: complete(client, {**policy, "deadline_ms": ms}, **LONG),
+        lambda answer: answer.usage.completion_tokens > 0,
+    )
     (choice,) = answer.choices
     report = answer.alignment
-    assert report["deadline"] == {"ms": 2500, "passed": True}
+    assert report["deadline"] == {"ms": ms, "passed": True}
     assert choice.finish_reason == "length"
-    assert 0 < answer.usage.completion_tokens < 1000 * 0.9
-    assert took >= 0.7
+    assert answer.usage.completion_tokens < LONG["max_tokens"]
     # What is taken is the best of those that the deadline did not cut, if there are any.
     last = report["trace"][-1]["candidates"]
     (taken,) = (one for one in last if one["chosen"])
@@ -54,10 +69,12 @@ def test_a_deadline_that_is_met_changes_nothing(client: OpenAI, name: str) -> No
     if name == "rejection":
         pytest.skip("what it draws never ends")
     policy, short = POLICIES[name], {"max_tokens": 40}
-    free, held = (complete(client, p, **short) for p in (policy, {**policy, "deadline_ms": 60000}))
+    free, held = (
+        complete(client, p, **short) for p in (policy, {**policy, "deadline_ms": LONGEST})
+    )
     assert held.choices[0].text == free.choices[0].text
     assert held.choices[0].finish_reason == free.choices[0].finish_reason
-    assert held.alignment["deadline"] == {"ms": 60000, "passed": False}
+    assert held.alignment["deadline"] == {"ms": LONGEST, "passed": False}
     assert "deadline" not in free.alignment
 
 
@@ -65,7 +82,7 @@ def test_a_deadline_that_is_met_changes_nothing(client: OpenAI, name: str) -> No
 def test_one_that_passes_at_once_gives_what_there_is(client: OpenAI, name: str) -> None:
     answer = complete(client, {**POLICIES[name], "deadline_ms": 1}, **LONG)
     assert answer.choices[0].finish_reason == "length"
-    assert answer.usage.completion_tokens < 100
+    assert answer.usage.completion_tokens < LONG["max_tokens"]
     assert answer.alignment["deadline"] == {"ms": 1, "passed": True}
 
 
@@ -82,46 +99,50 @@ def test_a_stream_of_nothing_ends_too(client: OpenAI, ask: Ask, n: int, name: st
     ]
     assert chunks[-1].alignment["deadline"] == {"ms": 1, "passed": True}
     assert len({chunk.id for chunk in (*chunks, told)}) == 1
-    assert told.usage.completion_tokens < 100
+    assert told.usage.completion_tokens < 500 * n
 
 
 def test_a_whole_answer_is_preferred_to_one_that_is_cut(client: OpenAI) -> None:
     """Some candidates end by themselves early, at a word that is likely; others never do."""
-    policy = {"method": "best_of_n", "n": 8, "deadline_ms": 4000, "report": "trace"}
-    answer = complete(client, policy, max_tokens=1000, extra_body={"min_tokens": 0}, stop=[" and"])
-    (decision,) = answer.alignment["trace"][:1]
-    whole = [c for c in decision["candidates"] if c["finish_reason"] == "stop"]
-    (taken,) = (c for c in decision["candidates"] if c["chosen"])
-    assert whole
-    assert taken["score"] == max(c["score"] for c in whole)
+    policy = {"method": "best_of_n", "n": 8, "report": "trace"}
+    fields = {"max_tokens": 1000, "extra_body": {"min_tokens": 0}, "stop": [" and"]}
+
+    def whole(answer: Any) -> list[dict[str, Any]]:
+        found = answer.alignment["trace"][0]["candidates"]
+        return [one for one in found if one["finish_reason"] == "stop"]
+
+    _, answer = cut(lambda ms: complete(client, {**policy, "deadline_ms": ms}, **fields), whole)
+    (taken,) = (c for c in answer.alignment["trace"][0]["candidates"] if c["chosen"])
+    assert taken["score"] == max(c["score"] for c in whole(answer))
 
 
 @pytest.mark.parametrize("name", ["blockwise", "tokenwise"])
 def test_a_stream_ends_with_the_report(client: OpenAI, name: str) -> None:
-    stream = client.completions.create(
-        model="demo",
-        prompt=PROMPT,
-        stream=True,
-        max_tokens=1000,
-        extra_body={"alignment": {**POLICIES[name], "deadline_ms": 1500}, "ignore_eos": True},
-    )
-    chunks = [chunk for chunk in stream if chunk.choices]
-    text = "".join(chunk.choices[0].text for chunk in chunks)
-    assert text
+    def ask(ms: int) -> list[Any]:
+        policy = {**POLICIES[name], "deadline_ms": ms}
+        return list(complete(client, policy, stream=True, **LONG))
+
+    _, chunks = cut(ask, joined)
     assert chunks[-1].choices[0].finish_reason == "length"
-    assert chunks[-1].model_extra["alignment"]["deadline"]["passed"]
+    assert chunks[-1].alignment["deadline"]["passed"]
 
 
 def test_of_several_choices_each_has_it(client: OpenAI) -> None:
-    policy = {**POLICIES["blockwise"], "deadline_ms": 1500}
-    answer = complete(client, policy, n=2, **LONG)
-    assert answer.alignment["deadline"] == {"ms": 1500, "passed": True}
+    ms, answer = cut(
+        lambda ms: complete(client, {**POLICIES["blockwise"], "deadline_ms": ms}, n=2, **LONG),
+        lambda answer: all(choice.text for choice in answer.choices),
+    )
+    assert answer.alignment["deadline"] == {"ms": ms, "passed": True}
     assert [choice.finish_reason for choice in answer.choices] == ["length", "length"]
 
 
 def test_nothing_is_left_in_the_engine(server: Served, client: OpenAI) -> None:
-    complete(client, {"method": "best_of_n", "n": 8, "deadline_ms": 300}, **LONG)
-    server.wait_for_requests(busy=False, seconds=1.0)
+    """Its requests are aborted: they do not draw the rest of their tokens."""
+    before = server.metric("generation_tokens_total")
+    complete(client, {"method": "best_of_n", "n": 8, "deadline_ms": 50}, **LONG)
+    server.wait_for_requests(busy=False)
+    drawn = server.metric("generation_tokens_total") - before
+    assert drawn < 8 * LONG["max_tokens"]
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, "500", True, 86_400_001])

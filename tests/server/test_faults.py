@@ -11,6 +11,8 @@ from .served import Served
 from .wire import complete
 
 PROMPT = "Film review: The Velvet Promise."
+THREADS = 16
+"""That a reward may have at once."""
 FAULTS = {
     "hangs": "took longer than its timeout of 0.3 s",
     "nan": "is nan, not a finite number",
@@ -73,11 +75,22 @@ async def test_other_requests_go_on_meanwhile(server: Served) -> None:
             answer = await http.post("/v1/completions", json=body(policy))
             return answer.status_code
 
-        stuck = [asyncio.create_task(ask(best_of({"stuck": 1.0}, n=2))) for _ in range(20)]
-        await asyncio.sleep(0.5)
-        assert set(await asyncio.gather(*map(ask, others))) == {200}
-        assert not any(task.done() for task in stuck)
-        assert set(await asyncio.gather(*stuck)) == {500}
+        with server.gate.closed():
+            stuck = [asyncio.create_task(ask(best_of({"gate": 1.0}, n=2))) for _ in range(20)]
+            await asyncio.to_thread(server.gate.until_wait, THREADS)
+            assert set(await asyncio.gather(*map(ask, others))) == {200}
+            assert not any(task.done() for task in stuck)
+        assert set(await asyncio.gather(*stuck)) == {200}
+
+
+async def test_those_that_find_no_thread_time_out_too(server: Served) -> None:
+    async with server.async_client() as http:
+        sent = body(best_of({"hangs": 1.0}))
+        asked = [http.post("/v1/completions", json=sent) for _ in range(THREADS + 4)]
+        answers = await asyncio.gather(*asked)
+    for answer in answers:
+        assert answer.status_code == 500
+        assert FAULTS["hangs"] in answer.json()["error"]["message"]
 
 
 async def test_no_request_is_lost_among_failing_ones(server: Served) -> None:

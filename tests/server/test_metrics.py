@@ -9,6 +9,8 @@ import httpx2
 import pytest
 from openai import OpenAI
 
+from tests.waiting import until
+
 from .served import Served
 from .wire import BEST_OF_N, BLOCKWISE, complete
 
@@ -61,10 +63,13 @@ def test_every_outcome_is_counted(server: Served, client: OpenAI, http: httpx2.C
     assert http.post("/v1/completions", json={**body, "alignment": broken}).status_code == 500
     unknown = {**BEST_OF_N, "n": 0}
     assert http.post("/v1/completions", json={**body, "alignment": unknown}).status_code == 400
-    asyncio.run(_given_up(server, {**body, "max_tokens": 512, "alignment": BEST_OF_N}))
-    grown = changes(http, before)
+    held = {**BEST_OF_N, "rewards": {"gate": 1}}
+    asyncio.run(_given_up(server, {**body, "alignment": held}))
     of = 'method="best_of_n",outcome='
-    assert grown["cdserve_responses_total"] == {
+    responses = "cdserve_responses_total"
+    until(lambda: f'{of}"cancelled"' in changes(http, before)[responses], "its end")
+    grown = changes(http, before)
+    assert grown[responses] == {
         f'{of}"length"': 2.0,
         f'{of}"error"': 1.0,
         f'{of}"cancelled"': 1.0,
@@ -75,9 +80,11 @@ def test_every_outcome_is_counted(server: Served, client: OpenAI, http: httpx2.C
 
 async def _given_up(server: Served, body: dict[str, Any]) -> None:
     async with server.async_client() as http:
-        with pytest.raises(httpx2.TimeoutException):
-            await http.post("/v1/completions", json={**body, "ignore_eos": True}, timeout=0.5)
-    server.wait_for_requests(busy=False)
+        with server.gate.closed():
+            request = asyncio.create_task(http.post("/v1/completions", json=body))
+            await asyncio.to_thread(server.gate.until_wait, 1)
+            request.cancel()
+            await asyncio.gather(request, return_exceptions=True)
 
 
 def test_what_is_served_is_named(http: httpx2.Client) -> None:

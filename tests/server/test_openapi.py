@@ -15,6 +15,8 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from tests.waiting import HANG_SECONDS
+
 from .served import Served
 from .wire import PROMPT
 
@@ -63,14 +65,14 @@ def usable(value: Any) -> bool:
 
 def check(document: schemathesis.BaseSchema, path: str, body: Any) -> int:
     case = document[path]["POST"].Case(body=body, media_type="application/json")
-    answer = case.call_and_validate(checks=CHECKS, timeout=120)
+    answer = case.call_and_validate(checks=CHECKS, timeout=HANG_SECONDS)
     status: int = answer.status_code
     return status
 
 
 @pytest.mark.parametrize("path", ["/v1/alignment", "/v1/models"])
 def test_what_is_read(document: schemathesis.BaseSchema, path: str) -> None:
-    answer = document[path]["GET"].Case().call_and_validate(checks=CHECKS, timeout=120)
+    answer = document[path]["GET"].Case().call_and_validate(checks=CHECKS, timeout=HANG_SECONDS)
     assert answer.status_code == 200
 
 

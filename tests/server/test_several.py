@@ -12,6 +12,8 @@ import httpx2
 import psutil
 import pytest
 
+from tests.waiting import HANG_SECONDS, until
+
 from .served import Served, demo_settings
 from .wire import BEST_OF_N, BLOCKWISE, PROMPT, check_report
 
@@ -38,7 +40,9 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 def _served(settings: dict[str, Any], folder: Path) -> Served:
-    return Served(settings, folder, ["--api-server-count", "2", "--api-key", "sk-own"])
+    patience = ["--shutdown-timeout", str(int(HANG_SECONDS))]
+    flags = ["--api-server-count", "2", "--api-key", "sk-own", *patience]
+    return Served(settings, folder, flags)
 
 
 async def ask(
@@ -51,9 +55,11 @@ async def ask(
 
 async def until_run(served: Served, least: int) -> None:
     """Waits until so many candidates run."""
-    async with asyncio.timeout(30):
-        while await asyncio.to_thread(served.sample, "cdserve_running_candidates") < least:
-            pass
+
+    def there() -> bool:
+        return served.sample("cdserve_running_candidates") >= least
+
+    await asyncio.to_thread(until, there, f"{least} running candidates")
 
 
 def clients(server: psutil.Process) -> int:
@@ -67,7 +73,7 @@ async def test_both_serve_and_are_counted_together(several: Served) -> None:
     assert len(servers) == 2
     asked: list[httpx2.Response] = []
     reached: set[int] = set()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(HANG_SECONDS):
         while len(reached) < 2:  # whoever is free takes a connection
             async with several.async_client() as http:
                 asked += await asyncio.gather(
@@ -87,16 +93,18 @@ async def test_both_serve_and_are_counted_together(several: Served) -> None:
 
 async def test_their_requests_count_against_one_limit(several: Served) -> None:
     async with several.async_client() as http:
-        full = [asyncio.create_task(ask(http, BEST_OF_16, **LONG)) for _ in range(2)]
-        await until_run(several, RUNNING)
-        for refused in await asyncio.gather(*(ask(http, BEST_OF_N) for _ in range(8))):
-            assert refused.status_code == 503
-            assert "hold 32 candidates" in refused.json()["error"]["message"]
-        assert several.sample('cdserve_rejected_total{limit="server"}') == 8
-        for task in full:  # whoever leaves makes room
-            task.cancel()
-        await asyncio.gather(*full, return_exceptions=True)
-        await asyncio.to_thread(several.wait_for_sample, "cdserve_running_candidates", 0)
+        with several.paused():
+            full = [asyncio.create_task(ask(http, BEST_OF_16, **LONG)) for _ in range(2)]
+            waiting = "cdserve_waiting_candidates"
+            await asyncio.to_thread(several.wait_for_sample, waiting, WAITING)
+            for refused in await asyncio.gather(*(ask(http, BEST_OF_N) for _ in range(8))):
+                assert refused.status_code == 503
+                assert "hold 32 candidates" in refused.json()["error"]["message"]
+            assert several.sample('cdserve_rejected_total{limit="server"}') == 8
+            for task in full:  # whoever leaves makes room
+                task.cancel()
+            await asyncio.gather(*full, return_exceptions=True)
+            await asyncio.to_thread(several.wait_for_sample, "cdserve_running_candidates", 0)
         assert (await ask(http, BEST_OF_N)).status_code == 200
 
 
@@ -126,10 +134,11 @@ async def test_two_loaded_one_after_the_other_never_run_more_than_max_running(
 async def test_a_keys_requests_count_together(several: Served) -> None:
     policy = {"method": "best_of_n", "n": 4}
     async with several.async_client() as http:
-        first = asyncio.create_task(ask(http, policy, SECRET, **LONG))
-        await until_run(several, 4)
-        for refused in await asyncio.gather(*(ask(http, policy, SECRET) for _ in range(8))):
-            assert refused.status_code == 429
+        with several.paused():
+            first = asyncio.create_task(ask(http, policy, SECRET, **LONG))
+            await until_run(several, 4)
+            for refused in await asyncio.gather(*(ask(http, policy, SECRET) for _ in range(8))):
+                assert refused.status_code == 429
         assert (await first).status_code == 200
 
 
@@ -137,11 +146,12 @@ async def test_what_is_under_way_ends_first(several: Served) -> None:
     """The last test of this server: it is told to stop while both have searches under way."""
     policy = {"method": "blockwise_cd", "k": 2, "m": 32}
     async with several.async_client() as http:
-        running = [asyncio.create_task(ask(http, policy, max_tokens=480)) for _ in range(4)]
-        await until_run(several, 6)
-        os.kill(several.pid, signal.SIGTERM)
+        with several.paused():
+            running = [asyncio.create_task(ask(http, policy, max_tokens=480)) for _ in range(4)]
+            await until_run(several, RUNNING)
+            os.kill(several.pid, signal.SIGTERM)
         assert [answer.status_code for answer in await asyncio.gather(*running)] == [200] * 4
-    assert await asyncio.to_thread(several.wait, 60) == 0
+    assert await asyncio.to_thread(several.wait) == 0
 
 
 async def test_the_engine_dies(tmp_path: Path) -> None:
@@ -151,8 +161,8 @@ async def test_the_engine_dies(tmp_path: Path) -> None:
             running = [asyncio.create_task(ask(http, BEST_OF_N, **LONG)) for _ in range(6)]
             await asyncio.to_thread(served.wait_for_requests, busy=True)
             os.kill(engine, signal.SIGKILL)
-            await asyncio.to_thread(served.wait_until_unhealthy, 5)
+            await asyncio.to_thread(served.wait_until_unhealthy)
             for answer in await asyncio.gather(*running):
                 assert answer.status_code == 500
-        assert await asyncio.to_thread(served.wait, 60) == 1
+        assert await asyncio.to_thread(served.wait) == 1
         assert "cdserve: " in served.log()

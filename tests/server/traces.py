@@ -1,13 +1,14 @@
 """A collector of OpenTelemetry spans, as far as a test needs one."""
 
 import threading
-import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from tests.waiting import until
 
 
 class Collector:
@@ -45,10 +46,7 @@ class Collector:
     ) -> None:
         self._server.shutdown()
 
-    def wait_for(self, wanted: Callable[[list[Any]], bool], seconds: float = 30.0) -> list[Any]:
+    def wait_for(self, wanted: Callable[[list[Any]], bool]) -> list[Any]:
         """All spans, once they are as wanted."""
-        deadline = time.monotonic() + seconds
-        while not wanted(self.spans):
-            assert time.monotonic() < deadline, f"only {[span.name for span in self.spans]}"
-            time.sleep(0.1)
+        until(lambda: wanted(self.spans), "all spans")
         return list(self.spans)
