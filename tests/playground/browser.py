@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,9 +16,10 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
+from tests.waiting import until
+
 T = TypeVar("T")
 
-SECONDS = 30.0
 _FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
@@ -97,11 +97,7 @@ class Playground:
 
     def until(self, found: Callable[[], T], what: str = "") -> T:
         """Waits until something is there."""
-        deadline = time.monotonic() + SECONDS
-        while not (value := found()):
-            assert time.monotonic() < deadline, f"{what or found} has not come in {SECONDS} s"
-            time.sleep(0.05)
-        return value
+        return until(found, what)
 
     def run(self, state: str = "done", lane: str = "a") -> None:
         """Presses Run, and waits until it has ended like this."""

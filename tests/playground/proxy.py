@@ -7,6 +7,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx2
 
+from tests.waiting import HANG_SECONDS
+
 ROOT = "/models"
 
 
@@ -36,7 +38,9 @@ def proxy(base_url: str, key: str) -> Iterator[str]:
                 return
             kind = {"content-type": "application/json"}
             method = "GET" if body is None else "POST"
-            answer = httpx2.request(method, base_url + path, content=body, headers=kind, timeout=60)
+            answer = httpx2.request(
+                method, base_url + path, content=body, headers=kind, timeout=HANG_SECONDS
+            )
             self._answer(answer.status_code, answer.headers["content-type"], answer.content)
 
         def _answer(self, status: int, kind: str, content: bytes) -> None:

@@ -19,6 +19,8 @@ PROMPT = "Review: travel lawn mower (garden)."
 BLOCKWISE = {"method": "blockwise_cd", "k": 4, "m": 8}
 ROUTE = {"prompt": PROMPT, "route": "completions", "max_tokens": 48, "temperature": 1, "seed": 7}
 LONG = {**ROUTE, "max_tokens": 400}
+HELD = {"method": "blockwise_cd", "k": 8, "m": 1, "rewards": {"gate": 1.0}}
+"""Goes no further than the gate lets it."""
 WATCH = """
 window.seen = [];
 const text = document.querySelector("#lane-a .text");
@@ -68,18 +70,21 @@ class TestRun:
         assert "48 tokens, reached max_tokens" in page.text("#lane-a .progress")
         assert page.text("#lane-a [role=status]") == page.text("#lane-a .progress")
 
-    def test_decisions_open_while_more_are_made(self, page: Playground) -> None:
-        page.open({"method": "blockwise_cd", "k": 8, "m": 1}, **LONG)
-        page.one("#run").click()
-        first = page.until(lambda: page.all("#lane-a .decision"))[0]
-        first.find_element("css selector", "summary").click()
-        rows = page.until(lambda: page.all("#lane-a .candidates > li"))
-        assert len(rows) == 8
-        seen = len(page.all("#lane-a .decision"))
-        page.until(lambda: len(page.all("#lane-a .decision")) > seen)
-        page.wait("running")
-        page.press(Keys.ESCAPE)
-        page.wait("stopped")
+    def test_decisions_open_while_more_are_made(self, page: Playground, server: Served) -> None:
+        page.open(HELD, **LONG)
+        with server.gate.closed(above=30):
+            page.one("#run").click()
+            first = page.until(lambda: page.all("#lane-a .decision"))[0]
+            first.find_element("css selector", "summary").click()
+            rows = page.until(lambda: page.all("#lane-a .candidates > li"))
+            assert len(rows) == 8
+            server.gate.until_wait(1)
+            seen = len(page.all("#lane-a .decision"))
+            server.gate.allow(90)
+            page.until(lambda: len(page.all("#lane-a .decision")) > seen)
+            page.wait("running")
+            page.press(Keys.ESCAPE)
+            page.wait("stopped")
         count = len(page.all("#lane-a .decision"))
         assert page.text("#lane-a .decisions h3") == f"{count} decisions"
         assert page.all("#lane-a .candidates > li") == rows
@@ -329,15 +334,16 @@ class TestKeyboard:
     def test_control_enter_runs_and_escape_stops(
         self, page: Playground, server: Served, http: httpx2.Client
     ) -> None:
-        page.open({"method": "blockwise_cd", "k": 8, "m": 1}, **LONG)
+        page.open(HELD, **LONG)
         before = cancelled(http)
-        page.one("#prompt").send_keys(Keys.CONTROL, Keys.ENTER)
-        page.wait("running")
-        page.until(lambda: page.answer())
-        page.press(Keys.ESCAPE)
-        page.wait("stopped")
-        text = page.answer()
-        page.until(lambda: cancelled(http) == before + 1, "its end at the server")
+        with server.gate.closed(above=30):
+            page.one("#prompt").send_keys(Keys.CONTROL, Keys.ENTER)
+            page.wait("running")
+            page.until(lambda: page.answer())
+            page.press(Keys.ESCAPE)
+            page.wait("stopped")
+            text = page.answer()
+            page.until(lambda: cancelled(http) == before + 1, "its end at the server")
         server.wait_for_requests(busy=False)
         assert page.answer() == text != ""
         assert "Stopped after" in page.text("#lane-a .progress")
