@@ -14,6 +14,7 @@ os.environ |= {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_process_group_cleanup_enabled": "true",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "cdserve.ray_proxy:middlewares",
 }
 
 import argparse

@@ -3,8 +3,10 @@
     serve run cdserve.ray_serve:app config=cdserve.yaml replicas=2
 
 Every replica is an actor with the app and engines of its own, as `cdserve serve` makes them.
+`cdserve.ray_proxy` is what Ray's proxies need of it.
 """
 
+import asyncio
 import os
 import shlex
 import threading
@@ -22,6 +24,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cdserve.api.disconnect import CancelledAsDisconnect
 from cdserve.demo import DEMO_DIR
@@ -138,7 +141,7 @@ def replica(arguments: Arguments) -> Starlette:
     async def lifespan(outer: Starlette) -> AsyncIterator[None]:
         async with application.running() as (engine, inner):
             outer.state.engine = engine
-            outer.mount("/", CancelledAsDisconnect(inner))
+            outer.mount("/", SilentOnceDead(CancelledAsDisconnect(inner), engine))
             stopping = threading.Event()
             threading.Thread(target=_end_with, args=(engine, stopping), daemon=True).start()
             try:
@@ -147,6 +150,31 @@ def replica(arguments: Arguments) -> Starlette:
                 stopping.set()
 
     return Starlette(lifespan=lifespan, routes=[Route("/metrics", _metrics)])
+
+
+class SilentOnceDead:
+    """Middleware that begins no response once the engine has died.
+
+    What it would say is that the engine is dead. The process is about to end, which the proxy sees;
+    with nothing answered, it sends the request to another replica (`cdserve.ray_proxy`).
+    """
+
+    def __init__(self, app: ASGIApp, engine: "AlignedEngine") -> None:
+        self._app = app
+        self._engine = engine
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Calls the app; a response that has begun goes on, with the error in it."""
+        begun = False
+
+        async def sent(message: Message) -> None:
+            nonlocal begun
+            if not begun and self._engine.errored:
+                await asyncio.Event().wait()  # until the process ends
+            begun = begun or message["type"] == "http.response.body"
+            await send(message)
+
+        await self._app(scope, receive, sent)
 
 
 async def _metrics(_: Request) -> Response:
