@@ -27,7 +27,7 @@ from cdserve.engine.vllm import (
     tokens_input,
     use_one_process,
 )
-from cdserve.errors import ConfigError, RewardFailure, shown
+from cdserve.errors import ConfigError, EngineError, RewardFailure, shown
 from cdserve.metrics import (
     SCORER_BATCH_SIZE,
     SCORER_CACHED_TOKENS,
@@ -45,6 +45,8 @@ _CPU_DEFAULTS = {
     # vLLM's own blocks of 128 tokens would hold too few of a prefix to find it again.
     "block_size": 32,
 }
+_LOOK_AFTER = 1.0
+"""Seconds between two looks whether an engine lives: vLLM forgets what comes as it dies."""
 _BINDING = "VLLM_CPU_OMP_THREADS_BIND"
 
 
@@ -88,9 +90,23 @@ class ModelEngine:
         await self._engine.check_health()
 
     async def scores(self, dialogues: Sequence[Dialogue]) -> list[Outputs | BaseException]:
-        """All outputs of each dialogue, raw, or why it has none."""
+        """All outputs of each dialogue, raw, or why it has none.
+
+        Raises:
+            EngineError: the engine has died and left a dialogue without an answer.
+        """
         self._batch_size.observe(len(dialogues))
-        return await asyncio.gather(*map(self._outputs, dialogues), return_exceptions=True)
+        scored = asyncio.gather(*map(self._outputs, dialogues), return_exceptions=True)
+        try:
+            while not scored.done():
+                lost = self._engine is not None and self._engine.errored
+                await asyncio.wait([scored], timeout=_LOOK_AFTER)
+                if lost and not scored.done():
+                    raise EngineError(f"the engine of the reward model {self._args.model} has died")
+        finally:
+            scored.cancel()
+            await asyncio.gather(scored, return_exceptions=True)
+        return scored.result()
 
     async def _outputs(self, dialogue: Dialogue) -> Outputs:
         assert self._engine is not None  # nothing is scored before the server runs

@@ -1,7 +1,11 @@
 """What is refused of reward models before an engine starts, and which of them share one."""
 
+import asyncio
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,8 +13,9 @@ import pytest
 from cdserve.config import Settings
 from cdserve.demo import MODEL_DIR
 from cdserve.demo.folders import load_tokenizer
+from cdserve.engine import reward_models
 from cdserve.engine.reward_models import RewardModels, plan, tokens
-from cdserve.errors import ConfigError
+from cdserve.errors import ConfigError, EngineError
 from cdserve.scoring.reward_model import Dialogue
 
 
@@ -31,6 +36,38 @@ def planned(folder: Path, *rewards: dict[str, Any]) -> RewardModels:
     given = [{"kind": "reward_model", "model": str(folder), **reward} for reward in rewards]
     named = {f"r{i}": reward for i, reward in enumerate(given)}
     return plan(Settings.model_validate({"model": "m", "rewards": named}))
+
+
+class Forgetful:
+    """An engine that dies as a request comes, which it then never answers: vLLM's may."""
+
+    def __init__(self) -> None:
+        self.errored = False
+        self.model_config = SimpleNamespace(max_model_len=64)
+        self.renderer = SimpleNamespace(get_tokenizer=lambda: load_tokenizer(MODEL_DIR))
+
+    async def encode(self, *_: Any) -> AsyncIterator[Any]:
+        """Nothing, for ever."""
+        self.errored = True
+        await asyncio.Event().wait()
+        yield
+
+
+async def test_a_request_that_a_dying_engine_forgets_fails(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @asynccontextmanager
+    async def started(_: object) -> AsyncIterator[Forgetful]:
+        yield Forgetful()
+
+    monkeypatch.setattr(reward_models, "build_async_engine_client_from_engine_args", started)
+    models = planned(folder, {"output": 0})
+    (model,) = models.outputs.values()
+    dialogue = Dialogue(messages=json.dumps([{"role": "user", "content": "Hi."}]), text="Hi.")
+    async with models.running():
+        for _ in range(2):  # the first does not hold up those behind it
+            with pytest.raises(EngineError, match=r"the engine of the reward model .* has died"):
+                await model.queue.score([dialogue])
 
 
 def test_outputs_are_named_or_numbered(folder: Path) -> None:
