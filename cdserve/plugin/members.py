@@ -83,7 +83,14 @@ class Members(nn.Module):
         self._ran = tuple(n for n in self._names if wanted is None or n in wanted)
         if not self._ran:
             return hidden
-        return torch.cat([hidden, *(getattr(self, name)(*inputs) for name in self._ran)], dim=-1)
+        columns = [hidden.shape[1], *(self._widths[name] for name in self._ran)]
+        states = hidden.new_empty(len(hidden), sum(columns))
+        parts = torch.split(states, columns, dim=-1)
+        # Each is kept before the next runs: outputs of CUDA graphs share memory.
+        parts[0].copy_(hidden)
+        for name, part in zip(self._ran, parts[1:], strict=True):
+            part.copy_(getattr(self, name)(*inputs))
+        return states
 
     def logits(self, behind: Tensor) -> dict[str, Tensor]:
         """Logits of the members that ran, ``[N, |V|]``, in float32.
