@@ -44,7 +44,7 @@ def configure(args: Namespace, settings: Settings, heads: Heads) -> None:
     }
     args.worker_cls = _WORKER
     args.scheduler_cls = args.scheduler_cls or _SCHEDULER
-    if settings.members and args.compilation_config.cudagraph_mode is None:
+    if _reads_forward(settings) and args.compilation_config.cudagraph_mode is None:
         args.compilation_config.cudagraph_mode = CUDAGraphMode.PIECEWISE
 
 
@@ -53,7 +53,7 @@ def set_environment(args: Namespace) -> None:
     config = get_config(args.model, args.trust_remote_code, revision=args.revision)
     os.environ[ARCHITECTURE] = config.architectures[0]
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = str(int(runner_v2()))
-    # A graph of the whole forward pass would hold the choice of members made at its capture.
+    # A graph of the whole forward pass would hold what one step did, such as the choice of members.
     os.environ["VLLM_USE_BREAKABLE_CUDAGRAPH"] = "0"
 
 
@@ -90,8 +90,18 @@ def _check(args: Namespace, settings: Settings, heads: Heads) -> None:
             "logits of rows for which vLLM's LoRA layers have none"
         )
     graphs = args.compilation_config.cudagraph_mode
-    if settings.members and graphs is not None and graphs.has_full_cudagraphs():
+    if _reads_forward(settings) and graphs is not None and graphs.has_full_cudagraphs():
         raise ConfigError(
-            f"--compilation-config has cudagraph_mode {graphs.name}; with members it can be "
-            "PIECEWISE or NONE: which of them run changes from step to step"
+            f"--compilation-config has cudagraph_mode {graphs.name}; with members or rewards of "
+            "log-likelihoods it can be PIECEWISE or NONE: a graph of the whole forward pass would "
+            "repeat what one step did"
         )
+
+
+def _reads_forward(settings: Settings) -> bool:
+    """Whether the wrapper's ``forward`` has to run in every step.
+
+    It chooses the members that run, and reads the tokens whose log-likelihoods are summed. A full
+    CUDA graph replays the model without it.
+    """
+    return bool(settings.members or settings.likelihoods)

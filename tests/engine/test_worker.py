@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from cdserve.config import RewardModelReward, Settings, ValueHeadReward
+from cdserve.config import LogLikReward, RewardModelReward, Settings, ValueHeadReward
 from cdserve.demo import HEAD_DIR, MODEL_DIR, Q_HEAD_DIR, TUNED_DIR
 from cdserve.engine import worker
 from cdserve.engine.heads import attach
@@ -17,6 +17,7 @@ MEMBERS = Settings(model=str(MODEL_DIR), members={"tuned": str(TUNED_DIR)})
 MODEL = HEADS.model_copy(
     update={"rewards": {"rm": RewardModelReward(kind="reward_model", model=str(MODEL_DIR))}}
 )
+LIKELY = Settings(model=str(MODEL_DIR), rewards={"fluent": LogLikReward(kind="loglik")})
 PLAIN = Settings(model=str(MODEL_DIR))
 TRACKER = "cdserve.plugin.runner_v1:RowTracker"
 
@@ -37,7 +38,8 @@ TRACKER = "cdserve.plugin.runner_v1:RowTracker"
         (
             MEMBERS,
             ["--compilation-config", '{"cudagraph_mode": "FULL_AND_PIECEWISE"}'],
-            "cudagraph_mode FULL_AND_PIECEWISE; with members it can be PIECEWISE or NONE",
+            "cudagraph_mode FULL_AND_PIECEWISE; with members or rewards of log-likelihoods it can "
+            "be PIECEWISE or NONE",
         ),
         (MODEL, ["--api-server-count", "2"], "--api-server-count is 2; .* reward model 'rm'"),
         (PLAIN, ["--api-server-count", "0"], "--api-server-count is 0"),
@@ -72,10 +74,19 @@ def test_the_runner_s_adapter(
 
 
 @pytest.mark.parametrize("mode", [None, "PIECEWISE", "NONE"])
-def test_graphs_with_members_are_piecewise_unless_there_are_none(mode: str | None) -> None:
+@pytest.mark.parametrize("settings", [MEMBERS, LIKELY], ids=["members", "log-likelihoods"])
+def test_graphs_are_piecewise_where_the_wrapper_s_forward_has_to_run(
+    settings: Settings, mode: str | None
+) -> None:
     flags = ["--compilation-config", f'{{"cudagraph_mode": "{mode}"}}'] if mode else []
-    args = parse(MEMBERS, attach(MEMBERS), flags)
+    args = parse(settings, attach(settings), flags)
     assert args.compilation_config.cudagraph_mode.name == (mode or "PIECEWISE")
+
+
+def test_full_graphs_are_refused_with_log_likelihoods() -> None:
+    flags = ["--compilation-config", '{"cudagraph_mode": "FULL_DECODE_ONLY"}']
+    with pytest.raises(ConfigError, match="cudagraph_mode FULL_DECODE_ONLY"):
+        parse(LIKELY, attach(LIKELY), flags)
 
 
 def test_a_flag_of_the_settings_is_refused_as_one_of_the_command_line() -> None:
