@@ -134,7 +134,10 @@ class Values:
             rows = [table.read(ticket, n) for n in range(start + 1, len(token_ids) + 1)]
         finally:
             table.close()
-        return [self._named(row) for row in rows if row is not None]
+        known = [self._named(row) for row in rows if row is not None]
+        if len(known) < len(rows):
+            raise ScoringError("the engine computed no value for a prefix that asked for one")
+        return known
 
     def _named(self, row: npt.NDArray[np.float32]) -> Mapping[str, float]:
         return {name: float(row[column]) for name, column in self._heads.values.columns.items()}
