@@ -17,7 +17,7 @@ from vllm.config import VllmConfig
 from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.forward_context import get_forward_context
 
-from cdserve.plugin.inputs import Rows
+from cdserve.plugin.inputs import Rows, index
 from cdserve.plugin.likelihoods import Likelihoods, Logits
 from cdserve.plugin.members import Members, architecture
 from cdserve.plugin.rows import ROWS, Row
@@ -77,11 +77,13 @@ class _Aligned:
         hidden = super().forward(input_ids, positions, *args, **kwargs)  # type: ignore[misc]
         if not isinstance(hidden, torch.Tensor):  # a stage of the pipeline that hands on
             return hidden
-        if self._values[0] is not None and (rows := ROWS.every_position()):
+        # V1 begins a step also where nothing is scheduled; the pass after it has no metadata.
+        step = bool(get_forward_context().attn_metadata)
+        if step and self._values[0] is not None and (rows := ROWS.every_position()):
             self._values[0].score_every(hidden, positions, _row_starts(), rows)
-        wanted = ROWS.members() if get_forward_context().attn_metadata else None
+        wanted = ROWS.members() if step else None
         states: torch.Tensor = self.members(hidden, wanted, input_ids, positions)
-        if self._likelihoods is not None and (rows := ROWS.likely()):
+        if step and self._likelihoods is not None and (rows := ROWS.likely()):
             self._read_tokens(states, input_ids, positions, rows)
         return states
 
@@ -132,15 +134,14 @@ class _Aligned:
         rows: Mapping[int, Row],
     ) -> None:
         """Keeps the step's last tokens for its logits; reads texts whose log p is wanted whole."""
-        metadata = get_forward_context().attn_metadata
-        if not metadata or input_ids is None:
+        if input_ids is None:
             return
-        starts = next(iter(metadata.values())).query_start_loc
-        self._last = input_ids[starts[1:] - 1]
-        for index, row in rows.items():
+        starts = _row_starts()
+        self._last = input_ids[index([start - 1 for start in starts[1:]], input_ids.device)]
+        for i, row in rows.items():
             if row.since is None or self._likelihoods is None:
                 continue
-            span = slice(int(starts[index]), int(starts[index + 1]))
+            span = slice(starts[i], starts[i + 1])
             logits = partial(self._every_logits, states[span])
             self._likelihoods.text(row, input_ids[span], int(positions[span.start]), logits)
 
@@ -158,9 +159,11 @@ def _lm_head(model: Any) -> torch.Tensor | None:
 
 
 def _row_starts() -> list[int]:
+    """Where each row's tokens begin in the step's, and where the last row's end."""
+    if ROWS.starts is not None:
+        known: list[int] = ROWS.starts.tolist()
+        return known
     metadata = get_forward_context().attn_metadata
-    if not metadata:  # a dummy run
-        return []
     starts: list[int] = next(iter(metadata.values())).query_start_loc.tolist()
     return starts
 

@@ -164,10 +164,17 @@ class RowTable:
     def __init__(self) -> None:
         self._rows: Mapping[int, Row] = {}
         self._armed = False
+        self.starts: npt.NDArray[np.int32] | None = None
+        """Where each row's tokens begin in the step's, and where the last row's end,
+        ``[rows + 1]``; None where the runner does not say."""
 
-    def begin(self, rows: Mapping[int, Row]) -> None:
-        """A step begins: the next logits are those of a batch in which these rows ask."""
-        self._rows, self._armed = rows, True
+    def begin(self, rows: Mapping[int, Row], starts: npt.NDArray[np.int32] | None = None) -> None:
+        """A step begins: the next pass and its logits are of a batch in which these rows ask.
+
+        Until ``take`` ends it. Any other pass that vLLM makes is no step: it captures a graph,
+        measures memory, or keeps other ranks company.
+        """
+        self._rows, self._armed, self.starts = rows, True, starts
 
     def take(self) -> Step:
         """The rows that this step's logits concern, once a step.
@@ -185,17 +192,21 @@ class RowTable:
         )
 
     def every_position(self) -> dict[int, Row]:
-        """The rows that want V of every prompt prefix."""
-        return {
-            i: row for i, row in self._rows.items() if row.values is not None and row.length is None
-        }
+        """The rows that want V of every prompt prefix; none in a pass that is no step."""
+        rows = self._rows.items() if self._armed else ()
+        return {i: row for i, row in rows if row.values is not None and row.length is None}
 
     def likely(self) -> dict[int, Row]:
-        """The rows that want log p of tokens, given or drawn."""
-        return {i: row for i, row in self._rows.items() if row.likelihood}
+        """The rows that want log p of tokens, given or drawn; none in a pass that is no step."""
+        return {i: row for i, row in self._rows.items() if row.likelihood} if self._armed else {}
 
-    def members(self) -> set[str]:
-        """The members that some row of the batch mixes in, or whose log p it wants."""
+    def members(self) -> set[str] | None:
+        """The members that some row of the batch mixes in, or whose log p it wants.
+
+        None in a pass that is no step: all members run, so that graphs of all are captured.
+        """
+        if not self._armed:
+            return None
         rows = self._rows.values()
         return {name for row in rows for name in (*(row.mix or ()), *row.models)} - {"base"}
 

@@ -42,7 +42,7 @@ class _Tracking:
                 row.tokens = int(computed[index])
                 row.draws = row.tokens >= int(input_batch.prefill_len_np[index])
                 rows[index] = row
-        ROWS.begin(rows)
+        ROWS.begin(rows, input_batch.query_start_loc_np)
 
 
 def tracked(state: type[ModelState]) -> type[ModelState]:

@@ -201,6 +201,7 @@ class Slots:
         slots, before, now = (np.array(column) for column in zip(*rows, strict=True))
         batch = InputBatch.make_dummy(len(rows), int(now.sum()), self._buffers)
         batch.idx_mapping_np = slots
+        batch.query_start_loc_np = np.concatenate([[0], now.cumsum()])
         batch.num_computed_tokens_np, batch.num_scheduled_tokens = before, now
         batch.prefill_len_np = np.array([self._prefill[int(slot)] for slot in slots])
         self._state.preprocess_state(batch, (), None, torch.tensor(before))
@@ -264,6 +265,15 @@ class TestV2:
         slots.step((0, 4, 1))
         assert (list(table.every_position()), numbers(table)) == ([0], {0: 1})
 
+    def test_the_step_says_where_each_row_s_tokens_begin(
+        self, table: RowTable, slots: Slots
+    ) -> None:
+        slots.add(4, asks(1, None), 5)
+        slots.add(1, None, 3)
+        slots.step((4, 0, 2), (1, 0, 3))
+        assert table.starts is not None
+        assert table.starts.tolist() == [0, 2, 5]
+
     def test_the_state_stays_what_the_model_has(self) -> None:
         state = runner_v2.tracked(_State)
         assert issubclass(state, _State)
@@ -287,7 +297,20 @@ class TestSteps:
         assert numbers(table) == {0: 1}
         assert numbers(table) == {}
 
-    def test_every_position_may_be_asked_for_at_any_time(
+    def test_in_a_pass_that_is_no_step_nobody_asks_and_all_members_run(
+        self, table: RowTable, batch: Batch
+    ) -> None:
+        """Such as a capture, or a dummy batch after a step: its rows are nobody's."""
+        assert table.members() is None
+        likelihood = {"ticket": Ticket("/likelihood", 1, 0, 16).to_wire()}
+        wanted = {"models": ["base", "tuned"], "likelihood": likelihood}
+        batch.step(added=[(0, asks(1, None), [1], []), (1, steered(**wanted), [1], [])])
+        assert (list(table.every_position()), list(table.likely())) == ([0], [1])
+        assert table.members() == {"tuned"}
+        table.take()
+        assert (table.every_position(), table.likely(), table.members()) == ({}, {}, None)
+
+    def test_every_position_may_be_asked_for_at_any_time_in_a_step(
         self, table: RowTable, batch: Batch
     ) -> None:
         batch.step(added=[(0, asks(1), [1], []), (1, asks(2, None), [1], []), (2, None, [1], [])])
