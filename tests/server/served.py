@@ -179,8 +179,18 @@ class Served:
         """Engine requests that are running or waiting."""
         return self.metric("num_requests_running") + self.metric("num_requests_waiting")
 
+    def wait_for_tokens(self, since: float) -> None:
+        """Waits until its engine has drawn more than ``since`` tokens in all.
+
+        Unlike requests that run, tokens that were drawn cannot be missed.
+        """
+        until(lambda: self.metric("generation_tokens_total") > since, "a token")
+
     def wait_for_requests(self, busy: bool) -> None:
-        """Waits until the engine has requests, or has none."""
+        """Waits until the engine has requests, or has none.
+
+        Requests that are waited for have to be long: short ones may be over before a look.
+        """
         expected = "requests" if busy else "no request"
         until(lambda: bool(self.requests_in_engine()) == busy, f"{expected} in the engine")
 

@@ -36,8 +36,9 @@ async def test_it_dies(mortal: Served) -> None:
     asked = [(name, prompt) for prompt in PROMPTS for name in (*OTHERS, *DEAD)]
     async with mortal.async_client() as http:
         assert (await http.get("/health")).status_code == 200
+        drawn = await asyncio.to_thread(mortal.metric, "generation_tokens_total")
         running = [asyncio.create_task(_ask(http, *one)) for one in asked]
-        await asyncio.to_thread(mortal.wait_for_requests, busy=True)
+        await asyncio.to_thread(mortal.wait_for_tokens, since=drawn)
         os.kill(reward_model, signal.SIGKILL)
         for (name, _), answer in zip(asked, await asyncio.gather(*running), strict=True):
             assert answer.status_code in {200, DEAD.get(name, 200)}

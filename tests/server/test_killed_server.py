@@ -10,11 +10,11 @@ import httpx2
 import psutil
 import pytest
 
+from tests.waiting import HANG_SECONDS
+
 from .served import Served, demo_settings
 from .wire import PROMPT
 
-SECONDS = 120
-"""Bounds a hang."""
 ENGINE = {"members": {}, "presets": {}}
 pytestmark = pytest.mark.server  # with servers of its own: so the two halves take as long
 
@@ -59,21 +59,21 @@ def load(served: Served) -> None:
     body = {"model": "demo", "prompt": PROMPT, "max_tokens": 1500, "n": 4, "ignore_eos": True}
 
     def ask() -> None:
-        with suppress(httpx2.TransportError):
-            httpx2.post(f"{served.base_url}/v1/completions", json=body, timeout=SECONDS)
+        with suppress(httpx2.TransportError), served.client() as client:
+            client.post("/v1/completions", json=body)
 
     threading.Thread(target=ask, daemon=True).start()
-    served.wait_for_requests(busy=True, seconds=SECONDS)
+    served.wait_for_requests(busy=True)
 
 
 def kill(served: Served) -> None:
     os.kill(served.pid, signal.SIGKILL)
-    assert served.wait(SECONDS) == -signal.SIGKILL
+    assert served.wait() == -signal.SIGKILL
 
 
 def gone(processes: list[psutil.Process]) -> list[psutil.Process]:
     """Waits for their end; those that stay are killed and returned."""
-    _, alive = psutil.wait_procs(processes, SECONDS)
+    _, alive = psutil.wait_procs(processes, HANG_SECONDS)
     for process in alive:
         process.kill()
     return alive
