@@ -13,9 +13,8 @@ import psutil
 import pytest
 
 from cdserve.plugin.parent import ENDS_WITH_PARENT, watch_parent
+from tests.waiting import HANG_SECONDS, until
 
-SECONDS = 60
-"""Bounds a hang."""
 PARENT = "from tests.plugin.test_parent import parent; parent({!r})"
 
 
@@ -25,7 +24,7 @@ def child(kind: str, ready: Path) -> None:
     signal.signal(signal.SIGTERM, handler)
     watch_parent()
     ready.write_text(str(os.getpid()))
-    time.sleep(10 * SECONDS)
+    time.sleep(10 * HANG_SECONDS)
 
 
 def parent(arguments: tuple[str, str]) -> None:
@@ -52,10 +51,7 @@ def start(kind: str, folder: Path, told: bool, started: list[psutil.Process]) ->
     environment = {**os.environ, **({ENDS_WITH_PARENT: "1"} if told else {})}
     command = [sys.executable, "-c", PARENT.format((kind, str(ready)))]
     started.append(psutil.Process(subprocess.Popen(command, env=environment).pid))
-    deadline = time.monotonic() + SECONDS
-    while not (ready.exists() and ready.read_text()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: ready.exists() and ready.read_text(), "the child")
     started.append(psutil.Process(int(ready.read_text())))
 
 
@@ -66,7 +62,7 @@ def test_a_child_ends_after_its_parent_was_killed(
     start(kind, tmp_path, True, started)
     killed, left = started
     killed.kill()
-    left.wait(SECONDS)
+    left.wait(HANG_SECONDS)
     assert not left.is_running()
 
 
