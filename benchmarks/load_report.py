@@ -76,6 +76,21 @@ benchmark hands the same flags to the function that it runs, `vllm.benchmarks.se
 `vllm bench serve` of vLLM 0.32 loses the chunk after a `: keep-alive` comment, and counts a request
 that has no other chunk as failed. Where a stream may be silent for longer than the settings'
 `keep_alive`, start the server with `--sse-keep-alive-interval 86400`, as this benchmark does.
+
+## A soak
+
+`python benchmarks/soak.py --requests 5000` asks for everything at random: the five routes that
+generate and `/v1/alignment/score`, streamed and not, every method and plain requests, several
+prompts, conversations and choices, log-probabilities, `echo`, stop strings, deadlines of 1 to 300
+ms. Clients leave, share an `X-Request-Id` while one of them leaves, and send the same again;
+rewards raise, hang or are NaN; some requests are wrong. `--lora` serves an adapter too, without the
+members; `-- --api-server-count 2` two API servers.
+
+It exits with 1 unless every request was answered as it asked, failed as the operator declared, was
+refused, or was left by its client; `unexplained` in its JSON has what was sent and what came back
+of all others. At the end the server's counts have to be those that clients saw, nothing may run,
+wait or hold room (a request for all of it is admitted), and no task may be left. From 2000 requests
+on, the memory of its processes may not have grown in the second half by 5 % or more.
 """
 
 _TITLES = {

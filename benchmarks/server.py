@@ -14,6 +14,8 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 START_SECONDS = 300
+_TOLD = 8000
+"""Characters of a server's log that are shown where a benchmark fails."""
 
 
 def free_port() -> int:
@@ -91,6 +93,8 @@ class Server:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if kind is not None:
+            print(Path(self.log.name).read_text()[-_TOLD:], file=sys.stderr)
         self.process.terminate()
         try:
             self.process.wait(60)

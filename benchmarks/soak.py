@@ -1,10 +1,14 @@
-"""Thousands of requests of all methods, many of whose clients leave, beside rewards that fail.
+"""Thousands of requests of all routes and methods, whose clients leave, share ids or retry.
 
     python benchmarks/soak.py --requests 5000
+    python benchmarks/soak.py --requests 5000 --lora
     python benchmarks/soak.py --requests 5000 -- --api-server-count 2
 
-At the end every request's outcome has been counted, nothing is alive in the engine or waits, and
-memory has not grown in the second half. The process exits with 1 where one of these does not hold.
+Beside them are rewards that raise, hang or are NaN, deadlines, and requests that are wrong. At the
+end every request is answered as it asked, failed as the operator declared, was refused, or was left
+by its client; the server has counted as many; nothing is alive in the engine, waits or holds room;
+and memory has not grown in the second half. The process exits with 1 where one of these does not
+hold; ``unexplained`` lists what was sent and what came back.
 """
 
 import argparse
@@ -14,6 +18,7 @@ import random
 import shlex
 import statistics
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -22,46 +27,23 @@ from typing import Any
 
 import httpx2
 import psutil
+from adapter import write_adapter
 from models import machine
 from server import Server, totals
+from soak_answers import Answer, ask, judged
+from soak_requests import ADAPTER, CAPACITY, Asked, Requests
 
 from cdserve.demo import DEMO_DIR
 
 Samples = Mapping[tuple[str, str], float]
 """By name and outcome."""
-TILT = {"method": "tokenwise_cd", "beta": 0.3}
-FAULTY = {
-    name: {
-        **{"kind": "python", "callable": "benchmarks.faults:flaky"},
-        **{"on_failure": name, "timeout": 0.5},
-    }
-    for name in ("error", "skip", "base")
-}
-POLICIES: list[dict[str, Any]] = [
-    {"method": "none"},
-    {"method": "best_of_n", "n": 4},
-    {"method": "best_of_n", "n": 3, "rewards": {"sentiment": 1.0, "error": 0.01}},
-    {"method": "best_of_n", "n": 3, "rewards": {"sentiment": 1.0, "skip": 0.01}},
-    {"method": "best_of_n", "n": 3, "rewards": {"sentiment": 1.0, "base": 0.01}},
-    {"method": "best_of_n", "n": 4, "deadline_ms": 100},
-    {"method": "blockwise_cd", "k": 3, "m": 16},
-    {"method": "blockwise_cd", "k": 2, "m": 8, "beam_width": 2},
-    {"method": "blockwise_cd", "k": 3, "m": 16, "proposal": TILT, "kl_budget": 2.0},
-    {"method": "best_of_poisson", "mu": 2.0},
-    {"method": "rejection", "eta": 1.0, "r_max": 3.0, "max_draws": 4},
-    {"method": "cards", "m": 16, "r_star": 1.0, "max_draws": 4, "k": 2},
-    {"method": "speculative_rejection", "n": 4, "m": 8},
-    TILT,
-    {"method": "logit_mixing", "weights": {"base": 0.5, "tuned": 0.5}},
-]
-ROUTES = {
-    "/v1/completions": ("prompt", "max_tokens"),
-    "/v1/chat/completions": ("messages", "max_tokens"),
-    "/v1/chat/completions/batch": ("messages", "max_tokens"),
-    "/v1/responses": ("input", "max_output_tokens"),
-    "/v1/messages": ("messages", "max_tokens"),
-}
-"""The fields that hold what is asked, and the length of the answer."""
+_RUNNING = 32
+_TRIES = 2
+"""Of a client that sends the same again after an error."""
+_SHOWN = 4000
+"""Characters of an unexplained answer that are kept."""
+_FLAT_FROM = 2000
+"""Requests from which on memory is looked at; before, the KV cache is touched the first time."""
 
 
 def main() -> None:
@@ -69,18 +51,36 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=5000)
     parser.add_argument("--concurrency", type=int, default=24)
     parser.add_argument("--leaving", type=float, default=0.3, help="share of clients that leave")
+    parser.add_argument("--lora", action="store_true", help="an adapter, and no members")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/soak.json"))
     parser.add_argument("flags", nargs="*", help="for the server, such as -- --block-size 64")
     arguments = parser.parse_args()
-    rewards = [f"--set=rewards.{name}={json.dumps(reward)}" for name, reward in FAULTY.items()]
-    with Server(DEMO_DIR / "cdserve.yaml", *rewards, *arguments.flags) as server:
-        found = asyncio.run(Soak(server, arguments).run())
+    with tempfile.TemporaryDirectory() as folder:
+        flags = [*_settings(), *(_lora(Path(folder)) if arguments.lora else []), *arguments.flags]
+        with Server(DEMO_DIR / "cdserve.yaml", *flags) as server:
+            found = asyncio.run(Soak(server, arguments).run())
     arguments.output.write_text(json.dumps(found, indent=2) + "\n")
     print(json.dumps(found, indent=2))
     failed = [name for name, held in found["checks"].items() if not held]
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")
+
+
+def _settings() -> list[str]:
+    faulty = {"kind": "python", "callable": "benchmarks.faults:flaky", "timeout": 0.5}
+    rewards = {name: {**faulty, "on_failure": name} for name in ("error", "skip", "base")}
+    return [
+        *(f"--set=rewards.{name}={json.dumps(reward)}" for name, reward in rewards.items()),
+        f"--set=admission.max_running={_RUNNING}",
+        f"--set=admission.max_waiting={CAPACITY - _RUNNING}",
+    ]
+
+
+def _lora(folder: Path) -> list[str]:
+    write_adapter(folder)
+    without = ["--set=members={}", "--set=presets={}"]
+    return [*without, "--enable-lora", "--lora-modules", f"{ADAPTER}={folder}"]
 
 
 class Soak:
@@ -90,18 +90,21 @@ class Soak:
         self._server = server
         self._arguments = arguments
         self._rng = random.Random(arguments.seed)
+        self._requests = Requests(self._rng, lora=arguments.lora)
         self._outcomes = Counter[str]()
+        self._choices = Counter[str]()
+        """Of requests with a policy, by the outcome of the request."""
+        self._unexplained: list[dict[str, Any]] = []
         self._begun = 0
         self._memory: list[tuple[int, dict[str, int]]] = []
 
     async def run(self) -> dict[str, Any]:
         """What is found."""
-        limits = httpx2.Limits(max_connections=None)
+        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
         url = self._server.base_url
         async with httpx2.AsyncClient(base_url=url, timeout=120, limits=limits) as client:
-            for policy in POLICIES:  # first uses allocate
-                await self._ask(client, policy, stream=False, leaves_after=None)
-            self._outcomes.clear()
+            for first in self._requests.first():  # first uses allocate
+                await ask(client, first)
             before = await self._samples(client)
             began = time.monotonic()
             watching = asyncio.create_task(self._watch())
@@ -112,44 +115,71 @@ class Soak:
             watching.cancel()
             at_rest = await self._rest(client)
             after = await self._samples(client)
-        return self._summary(seconds, before, after, at_rest)
+            full = await ask(client, self._requests.full())
+        return self._summary(seconds, before, after, {**at_rest, "full": full.status})
 
     async def _client(self, client: httpx2.AsyncClient) -> None:
+        situations = [self._alone, self._alone, self._alone, self._twins, self._again]
         while self._begun < self._arguments.requests:
-            self._begun += 1
-            leaves = self._rng.random() < self._arguments.leaving
-            await self._ask(
-                client,
-                self._rng.choice(POLICIES),
-                stream=self._rng.random() < 0.5,
-                leaves_after=self._rng.expovariate(4.0) if leaves else None,
-            )
+            await self._rng.choice(situations)(client)
+
+    async def _alone(self, client: httpx2.AsyncClient) -> None:
+        """A request whose client may leave."""
+        leaves = self._rng.random() < self._arguments.leaving
+        await self._ask(client, self._requests.draw(), self._moment() if leaves else None)
+
+    async def _twins(self, client: httpx2.AsyncClient) -> None:
+        """Several requests under one id, at once: the first client leaves, the others stay."""
+        shared = self._id()
+        first, *others = (self._requests.draw(shared) for _ in range(self._rng.randint(2, 3)))
+        if self._rng.random() < 0.5:
+            others[0] = first
+        await asyncio.gather(
+            self._ask(client, first, self._moment()), *(self._ask(client, one) for one in others)
+        )
+
+    async def _again(self, client: httpx2.AsyncClient) -> None:
+        """The same request again under its id, at once after its client has left or it failed."""
+        asked = self._requests.draw(self._id())
+        outcome = await self._ask(client, asked, self._moment())
+        for _ in range(_TRIES):
+            if outcome in ("answered", "refused"):
+                return
+            outcome = await self._ask(client, asked)
+
+    def _moment(self) -> float:
+        """Seconds after which a client leaves."""
+        return self._rng.expovariate(4.0)
+
+    def _id(self) -> str:
+        return f"client-{self._rng.randrange(1 << 40)}"
 
     async def _ask(
-        self,
-        client: httpx2.AsyncClient,
-        policy: dict[str, Any],
-        *,
-        stream: bool,
-        leaves_after: float | None,
-    ) -> None:
-        kind = "plain" if policy["method"] == "none" else "aligned"
-        route, (asks, length) = self._rng.choice(list(ROUTES.items()))
-        prompt: Any = f"Review: item {self._rng.randrange(1000)} (garden)."
-        if asks == "messages":
-            prompt = [{"role": "user", "content": prompt}]
-        if route.endswith("batch"):
-            prompt, stream = [prompt], False
-        body = {
-            **{"model": "demo", "stream": stream, "alignment": policy},
-            **{asks: prompt, length: self._rng.randint(4, 48)},
-        }
+        self, client: httpx2.AsyncClient, asked: Asked, leaves_after: float | None = None
+    ) -> str:
+        """Asks, and books the outcome."""
+        self._begun += 1
+        answer: Answer | None = None
         try:
             async with asyncio.timeout(leaves_after):
-                outcome = await _answered(client, route, body)
+                answer = await ask(client, asked)
+            outcome, wrong = judged(asked, answer)
         except TimeoutError:
-            outcome = "left"
-        self._outcomes[f"{kind} {outcome}"] += 1
+            outcome, wrong = "left", None
+        except httpx2.TransportError as error:
+            outcome, wrong = "lost", repr(error)
+        if wrong is not None:
+            self._book(asked, answer, wrong)
+        self._outcomes[outcome if wrong is None else "unexplained"] += 1
+        if asked.policy is not None and asked.policy["method"] != "none":
+            self._choices[outcome] += asked.answers
+        return outcome
+
+    def _book(self, asked: Asked, answer: Answer | None, wrong: str) -> None:
+        """Keeps what is unexplained."""
+        sent = {"route": asked.route, "headers": asked.headers, "body": asked.body}
+        came = None if answer is None else [answer.status, answer.content[-_SHOWN:]]
+        self._unexplained.append({"wrong": wrong, "sent": sent, "came": came})
 
     async def _watch(self) -> None:
         """Samples the resident memory of the server's processes."""
@@ -191,31 +221,25 @@ class Soak:
             for (name, outcome), value in sorted(after.items())
             if name == "cdserve_responses_total"
         }
-        seen = self._outcomes
-        finished = responses.get("stop", 0) + responses.get("length", 0)
-        growth = _growth(self._memory, self._arguments.requests)
-        left, sent = seen["aligned left"], sum(n for k, n in seen.items() if "aligned" in k)
+        growth = _growth(self._memory, self._begun) if self._begun >= _FLAT_FROM else {}
+        alive = ("engine requests", "running candidates", "waiting candidates")
         checks = {
-            "every request has one outcome": sum(seen.values()) == self._arguments.requests,
-            "answers seen were counted": (
-                seen["aligned 200"] <= finished <= seen["aligned 200"] + left
-            ),
-            "failures seen were counted": (
-                seen["aligned 500"] <= responses.get("error", 0) <= seen["aligned 500"] + left
-            ),
-            "no more than were sent": sent - left <= sum(responses.values()) <= sent,
-            "only declared failures": set(seen) <= _DECLARED,
-            "nothing alive": not any(at_rest[key] for key in at_rest if key != "tasks"),
+            "every request is explained": not self._unexplained,
+            "every request has one outcome": sum(self._outcomes.values()) == self._begun,
+            **self._counted(responses),
+            "nothing alive": not any(at_rest[name] for name in alive),
+            "no room held": at_rest["full"] == 200,
             "no task pending": at_rest["tasks"] <= before[("cdserve_tasks", "")] + 2,
             "memory is flat": all(share < 0.05 for share in growth.values()),
         }
         return {
             "command": shlex.join(["python", "benchmarks/soak.py", *sys.argv[1:]]),
             "machine": machine(),
-            "requests": self._arguments.requests,
+            "requests": self._begun,
             "concurrency": self._arguments.concurrency,
             "seconds": round(seconds, 1),
-            "seen by clients": dict(sorted(seen.items())),
+            "seen by clients": dict(sorted(self._outcomes.items())),
+            "choices under a policy": dict(sorted(self._choices.items())),
             "counted by the server": responses,
             "rewards that failed": round(
                 _sum(after, "cdserve_reward_failures_total")
@@ -224,28 +248,24 @@ class Soak:
             "at rest": at_rest,
             "tasks before": before[("cdserve_tasks", "")],
             "memory growth in the second half": growth,
+            "unexplained": self._unexplained,
             "checks": checks,
         }
 
+    def _counted(self, responses: Mapping[str, int]) -> dict[str, bool]:
+        """Whether the server's counts can be those of what clients saw, choice by choice.
 
-_DECLARED = {
-    *("plain 200", "plain left"),
-    *("aligned 200", "aligned left", "aligned 500"),
-}
-"""500: a reward failed whose operator says that requests fail without it."""
-
-
-async def _answered(client: httpx2.AsyncClient, route: str, body: dict[str, Any]) -> str:
-    """The status, an error within a stream being a 500."""
-    if not body["stream"]:
-        return str((await client.post(route, json=body)).status_code)
-    status = ""
-    async with client.stream("POST", route, json=body) as answer:
-        status = str(answer.status_code)
-        async for line in answer.aiter_lines():
-            if line.startswith("data: {") and json.loads(line.removeprefix("data: ")).get("error"):
-                status = "500"
-    return status
+        How many choices of a request that failed, or that its client left, had ended is not seen.
+        """
+        seen = self._choices
+        finished = responses.get("stop", 0) + responses.get("length", 0)
+        unseen = sum(seen[name] for name in ("failed", "left", "lost"))
+        most = seen["answered"] + unseen
+        return {
+            "answers seen were counted": seen["answered"] <= finished <= most,
+            "errors counted are of requests that failed": responses.get("error", 0) <= unseen,
+            "as many as were sent": seen["answered"] <= sum(responses.values()) <= most,
+        }
 
 
 def _sum(samples: Samples, name: str) -> float:
