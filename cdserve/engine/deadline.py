@@ -5,10 +5,9 @@ from collections.abc import Iterator, Set
 from contextlib import contextmanager
 
 from cdserve.engine.run import AlignmentRun
+from cdserve.engine.slots import EARLY
 from cdserve.engine.vllm import EngineClient
 
-_EARLY = 0.002
-"""Seconds by which a timer may ring too early."""
 _AGAIN = 0.02
 """Seconds after which it is told again: a request that is being added is not known to it yet."""
 
@@ -31,7 +30,7 @@ def ended_at_deadline(engine: EngineClient, run: AlignmentRun, alive: Set[str]) 
 
 
 async def _end(engine: EngineClient, run: AlignmentRun, alive: Set[str]) -> None:
-    await asyncio.sleep((run.left or 0.0) + _EARLY)
+    await asyncio.sleep((run.left or 0.0) + EARLY)
     while True:
         await engine.abort(list(alive))
         await asyncio.sleep(_AGAIN)

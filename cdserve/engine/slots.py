@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 from cdserve.engine.demand import Demand
 from cdserve.metrics import RUNNING_CANDIDATES, WAITING_CANDIDATES
 
+EARLY = 0.002
+"""Seconds by which a timer of the event loop may ring too early."""
 _POLL = 0.005
 """Seconds between two looks at what other servers have given back, while candidates wait."""
 
@@ -36,7 +38,7 @@ class Slots:
 
         Args:
             owner: the request.
-            wait: seconds at most; None for no limit.
+            wait: seconds that it waits, no fewer, if there is none; None for no limit.
 
         Yields:
             Whether there was one in time.
@@ -54,7 +56,7 @@ class Slots:
         WAITING_CANDIDATES.inc()
         self._grant()
         try:
-            async with asyncio.timeout(wait):
+            async with asyncio.timeout(None if wait is None else wait + EARLY):
                 await turn
         except BaseException as error:
             if turn.done() and not turn.cancelled():  # it was granted meanwhile

@@ -2,9 +2,11 @@
 
 import asyncio
 import random
+import time
 from collections import Counter
 
 import pytest
+import uvloop
 
 from cdserve.engine.slots import Slots
 from tests.waiting import HANG_SECONDS, turns
@@ -111,3 +113,19 @@ async def test_whatever_happens_no_slot_is_lost_or_lent_twice(seed: int) -> None
     for holder in holders:
         holder.done.set()
     await asyncio.gather(*(holder.task for holder in holders))
+
+
+def test_who_waits_for_a_slot_waits_for_no_less_than_it_was_to() -> None:
+    """uvloop's timers ring early by up to a millisecond; a deadline would seem not to have come."""
+
+    async def early() -> int:
+        slots, count = Slots(1), 0
+        async with slots.slot("a"):
+            for _ in range(60):
+                ends = time.monotonic() + 0.0103
+                async with slots.slot("b", ends - time.monotonic()) as granted:
+                    assert not granted
+                    count += time.monotonic() < ends
+        return count
+
+    assert uvloop.run(early()) == 0
