@@ -27,13 +27,13 @@ from cdserve.api.requests import (
     AlignedResponsesRequest,
 )
 from cdserve.api.scoring import ScoreRequest, score
-from cdserve.api.serving import aligned, server_of
+from cdserve.api.serving import aligned, check_draining, server_of
 from cdserve.api.streams import CHAT, COMPLETION, Ends, Handler, ending
 from cdserve.api.wire import Choices, Messages, Responses
 from cdserve.engine.run import AlignmentRun
 
 router = APIRouter()
-_json = [Depends(validate_json_request)]
+_json = [Depends(check_draining), Depends(validate_json_request)]
 
 
 @router.post("/v1/completions", dependencies=_json, responses=answers.COMPLETION)
@@ -118,7 +118,8 @@ async def create_score(request: ScoreRequest, raw_request: Request) -> JSONRespo
     """Scores given responses with this server's rewards."""
     client_id = raw_request.headers.get("x-request-id")
     server = server_of(raw_request)
-    return JSONResponse(await score(request, server, raw_request.app.state, client_id))
+    with raw_request.app.state.engine_client.scoring():
+        return JSONResponse(await score(request, server, raw_request.app.state, client_id))
 
 
 @router.get("/v1/models", responses=answers.MODELS)

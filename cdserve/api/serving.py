@@ -30,6 +30,15 @@ def server_of(raw_request: Request) -> AlignmentServer:
     return keys.server(raw_request.headers.get("authorization"))
 
 
+async def check_draining(raw_request: Request) -> None:
+    """Refuses a request once the server is shutting down.
+
+    Raises:
+        OverloadError: it is.
+    """
+    raw_request.app.state.engine_client.check_draining()
+
+
 async def aligned(
     request: Aligned, raw_request: Request, run: AlignmentRun, handler: Any, wire: Wire
 ) -> Response:
@@ -56,7 +65,7 @@ async def _aligned(
         except (GenerationError, GracefulHTTPError) as error:
             answer = create_error_response(error)
         if isinstance(answer, ErrorResponse):
-            return of_vllm(answer, begun=run.prompts > 0)
+            return of_vllm(answer, begun=bool(run.prompts))
         if not isinstance(answer, AsyncGenerator):
             return JSONResponse(wire.whole(answer))
         interval = raw_request.app.state.args.sse_keep_alive_interval

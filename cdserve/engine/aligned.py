@@ -1,5 +1,6 @@
 """AlignedEngine: an EngineClient that decodes towards a reward where a request asks for it."""
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
@@ -23,6 +24,7 @@ from cdserve.engine.values import Values, one_token, refuse_reserved, wanting
 from cdserve.engine.vllm import (
     CompletionOutput,
     EngineClient,
+    EngineDeadError,
     RequestOutput,
     RequestOutputKind,
     SamplingParams,
@@ -81,6 +83,9 @@ class AlignedEngine(EngineProxy):
         self._details = settings.error_details
         self.draining = False
         """Whether the server is shutting down."""
+        self._loop = asyncio.get_running_loop()
+        self._scoring = 0
+        """Score requests under way."""
         self._live: dict[AlignedRequest, list[Choice]] = {}
         """The requests under way, each with its responses once they have begun."""
 
@@ -116,7 +121,7 @@ class AlignedEngine(EngineProxy):
         return self._aligned(
             AlignedRequest(
                 run=run,
-                index=run.begin(),
+                index=run.begin(token_ids),
                 inputs=_salted(prompt, run.steering),
                 prompt=token_ids,
                 prompt_text=self._prompt_text(prompt) if run.objective.reads_text else "",
@@ -133,9 +138,26 @@ class AlignedEngine(EngineProxy):
         Raises:
             OverloadError: the server is shutting down.
         """
+        self.check_draining()
+        self.inner.check_admission(n, request_id)
+
+    def check_draining(self) -> None:
+        """Refuses a request that comes while the server drains.
+
+        Raises:
+            OverloadError: the server is shutting down.
+        """
         if self.draining:
             raise _shutting_down()
-        self.inner.check_admission(n, request_id)
+
+    @contextmanager
+    def scoring(self) -> Iterator[None]:
+        """Has shutdown wait for what is scored meanwhile."""
+        self._scoring += 1
+        try:
+            yield
+        finally:
+            self._scoring -= 1
 
     @property
     def dead_error(self) -> BaseException:
@@ -146,15 +168,24 @@ class AlignedEngine(EngineProxy):
         return error
 
     def shutdown(self, timeout: float | None = None) -> None:
-        """As vLLM's, once the responses under way have ended, for at most ``timeout`` seconds.
+        """As vLLM's, once what is under way has ended, for at most ``timeout`` seconds.
 
         vLLM's own draining ends the engine's requests; a search would find no engine for its next.
+        What has not ended by then is answered with an error. Called in another thread than the
+        event loop's.
         """
         self.draining = True
         ends = time.monotonic() + (timeout or 0.0)
-        while self._live and not self.inner.errored and time.monotonic() < ends:
+        while self._busy and not self.inner.errored and time.monotonic() < ends:
             time.sleep(_POLL)
         self.inner.shutdown(timeout=max(0.0, ends - time.monotonic()))
+        # vLLM may stop its output handler before that has told the requests of the engine's end.
+        dead = EngineDeadError()
+        self._loop.call_soon_threadsafe(self.inner.output_processor.propagate_error, dead)
+
+    @property
+    def _busy(self) -> bool:
+        return bool(self._live or self._scoring)
 
     def close(self) -> None:
         """Removes what is shared with the worker."""
@@ -179,7 +210,7 @@ class AlignedEngine(EngineProxy):
         final_only = request.params.output_kind == RequestOutputKind.FINAL_ONLY
         finished: dict[int, CompletionOutput] = {}
         failing = hidden(f"method {method!r}", self._details, request.engine_id, but=(VLLMError,))
-        with self._placed(request) as placed, failing:
+        with self._placed(request) as placed, failing, self._ending():
             read = await self._prompt_logprobs(placed)
             choices = self._live[placed] = [self._choice(placed, i) for i in range(count)]
             streams = merge_async_iterators(
@@ -197,7 +228,7 @@ class AlignedEngine(EngineProxy):
 
     @contextmanager
     def _placed(self, request: AlignedRequest) -> Iterator[AlignedRequest]:
-        """The request on one rank. Shutdown waits for it, and an abort finds it, meanwhile."""
+        """The request on one rank. Shutdown waits for it; an abort finds its candidates."""
         candidates = request.run.policy.width * request.params.n
         with self._ranks.held(request.options, candidates) as options:
             placed = replace(request, options=options)
@@ -206,6 +237,20 @@ class AlignedEngine(EngineProxy):
                 yield placed
             finally:
                 del self._live[placed]
+
+    @contextmanager
+    def _ending(self) -> Iterator[None]:
+        """Tells of shutdown where the engine's end is what shutdown did.
+
+        Raises:
+            OverloadError: the engine was stopped before the response had ended.
+        """
+        try:
+            yield
+        except EngineDeadError as error:
+            if self.draining:
+                raise _shutting_down() from error
+            raise
 
     async def _prompt_logprobs(self, request: AlignedRequest) -> RequestOutput | None:
         """The prompt's log-probabilities, where the client asks for them.

@@ -24,8 +24,8 @@ class AlignmentRun:
     the ``models`` to run beside."""
     conversations: Sequence[Sequence[Mapping[str, Any]]] = ()
     """The messages of each prompt of a chat request, for rewards."""
-    prompts: int = 0
-    """Prompts begun; a completions request may hold several."""
+    prompts: list[Sequence[int]] = field(default_factory=list)
+    """Token ids of the prompts begun; a completions request may hold several."""
     reports: dict[tuple[int, int], Report] = field(default_factory=dict)
     """By prompt and choice; a choice's report is there before its last output is."""
     decisions: list[tuple[int, Decision]] = field(default_factory=list)
@@ -55,10 +55,10 @@ class AlignmentRun:
         """Whether the deadline has passed."""
         return self.left == 0
 
-    def begin(self) -> int:
-        """The index of the next prompt."""
-        self.prompts += 1
-        return self.prompts - 1
+    def begin(self, prompt: Sequence[int]) -> int:
+        """Takes note of a prompt's token ids; its index."""
+        self.prompts.append(prompt)
+        return len(self.prompts) - 1
 
     def messages(self, prompt: int) -> Sequence[Mapping[str, Any]] | None:
         """Those of a chat request's prompt; None where they are not known."""

@@ -18,6 +18,7 @@ from vllm.utils import random_uuid
 from vllm.utils.async_utils import merge_async_iterators
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.detokenizer import IncrementalDetokenizer
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from cdserve.errors import ConfigError
 
@@ -30,6 +31,7 @@ __all__ = [
     "AsyncEngineArgs",
     "CompletionOutput",
     "EngineClient",
+    "EngineDeadError",
     "IncrementalDetokenizer",
     "LoRARequest",
     "RequestOutput",

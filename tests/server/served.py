@@ -173,7 +173,8 @@ class Served:
             yield
         finally:
             for one in stopped:
-                one.resume()
+                with suppress(psutil.NoSuchProcess):  # killed meanwhile
+                    one.resume()
 
     def requests_in_engine(self) -> float:
         """Engine requests that are running or waiting."""
