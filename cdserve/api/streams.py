@@ -2,11 +2,12 @@
 
 import json
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
 from fastapi import Request
+from vllm.entrypoints.serve.utils.api_utils import should_include_usage
 
 from cdserve.api.requests import Aligned
 from cdserve.engine.run import AlignmentRun
@@ -42,6 +43,8 @@ class Ends:
         self._raw_request = raw_request
         self._kind = kind
         self._going = set(range(request.choices))
+        self._prompts = run.prompts
+        self._created: int | None = None
 
     def missing(self, chunk: Mapping[str, Any] | None) -> list[dict[str, Any]]:
         """The chunks that belong before one without choices, or before the stream's end (None)."""
@@ -51,6 +54,7 @@ class Ends:
 
     def last(self, chunk: Mapping[str, Any]) -> bool:
         """Whether it has the end of the last choice. Takes note of the choices that it ends."""
+        self._created = chunk.get("created", self._created)
         if "error" in chunk:
             self._going.clear()
         ended = {one["index"] for one in chunk.get("choices", ()) if one.get("finish_reason")}
@@ -58,16 +62,42 @@ class Ends:
         return bool(ended) and not self._going
 
     def _end(self, index: int) -> dict[str, Any]:
-        text: dict[str, Any] = {"delta": {}} if self._kind == CHAT else {"text": ""}
-        wanted = getattr(self._request, "logprobs", None) not in (None, False)
-        logprobs = _NO_LOGPROBS[self._kind] if wanted else None
-        return {
+        request = self._request
+        prompt = self._prompts[index * len(self._prompts) // request.choices]
+        chunk = {
             "id": self._raw_request.state.request_metadata.request_id,
             "object": self._kind,
-            "created": int(time.time()),
-            "model": self._request.model,
-            "choices": [{"index": index, **text, "logprobs": logprobs, "finish_reason": "length"}],
+            "created": int(time.time()) if self._created is None else self._created,
+            "model": request.model,
+            "choices": [self._choice(index, prompt)],
         }
+        if self._counts_usage():
+            tokens = len(prompt)
+            usage = {"prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": tokens}
+            chunk["usage"] = usage
+        return chunk
+
+    def _choice(self, index: int, prompt: Sequence[int]) -> dict[str, Any]:
+        chat = self._kind == CHAT
+        logprobs = getattr(self._request, "logprobs", None)
+        wanted = logprobs is not None and logprobs is not False  # 0 is a number of them
+        given = getattr(self._request, "return_token_ids", None)
+        return {
+            "index": index,
+            **({"delta": {}} if chat else {"text": ""}),
+            "logprobs": _NO_LOGPROBS[self._kind] if wanted else None,
+            "finish_reason": "length",
+            "stop_reason": None,
+            "token_ids": [] if given else None,
+            **({} if chat else {"prompt_token_ids": prompt if given else None}),
+        }
+
+    def _counts_usage(self) -> bool:
+        """Whether every chunk of the stream has the usage so far."""
+        options = getattr(self._request, "stream_options", None)
+        forced = self._raw_request.app.state.args.enable_force_include_usage
+        continuous: bool = should_include_usage(options, forced)[1]
+        return continuous
 
 
 def chunk_of(event: str) -> Any:

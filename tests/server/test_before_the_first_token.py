@@ -162,3 +162,31 @@ def test_the_prompt_alone_is_echoed(http: httpx2.Client) -> None:
     made = complete(http, BEST_OF_N, echo=True, logprobs=1, max_tokens=0)
     assert made[0]["text"] == PROMPT
     assert made[0]["logprobs"]["tokens"] == expected["tokens"]
+
+
+@pytest.mark.parametrize("chat", [False, True], ids=["completions", "chat"])
+def test_the_end_of_a_stream_without_a_token_has_what_was_asked_of_every_chunk(
+    http: httpx2.Client, chat: bool
+) -> None:
+    route = "/v1/chat/completions" if chat else "/v1/completions"
+    usage = {"include_usage": True, "continuous_usage_stats": True}
+    body = {
+        **{"model": "demo", "max_tokens": 500, "n": 2, "stream": True, "stream_options": usage},
+        **({"messages": TALK, "logprobs": True} if chat else {"prompt": PROMPT, "logprobs": 0}),
+        **{"return_token_ids": True, "alignment": hurried(BEST_OF_N)},
+    }
+    answer = http.post(route, json=body).raise_for_status()
+    *chunks, last = events(answer.text.splitlines())
+    assert len({chunk["created"] for chunk in (*chunks, last)}) == 1
+    told = last["usage"]
+    ends = [chunk for chunk in chunks if chunk["choices"][0]["finish_reason"]]
+    assert len(ends) == 2
+    for end in ends:
+        (choice,) = end["choices"]
+        assert end["usage"]["prompt_tokens"] == told["prompt_tokens"]
+        assert choice["stop_reason"] is None
+        assert isinstance(choice["token_ids"], list)
+        assert isinstance(choice["logprobs"]["content" if chat else "tokens"], list)
+    if not chat:
+        prompts = [c["prompt_token_ids"] for one in chunks for c in one["choices"]]
+        assert {len(ids) for ids in prompts if ids} == {told["prompt_tokens"]}
