@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
@@ -16,7 +16,7 @@ from cdserve.decoders import Score
 from cdserve.engine.aligned import AlignedEngine, salted
 from cdserve.engine.likelihoods import Text
 from cdserve.errors import PolicyError, shown
-from cdserve.policy import Policy
+from cdserve.policy import FIELD, Policy, parse_object
 from cdserve.scoring import Objective, Response
 
 
@@ -42,12 +42,6 @@ class ScoreRequest(BaseModel):
     )
 
 
-class _Scoring(Policy):
-    """The rewards of a score request, as a policy has them."""
-
-    method: str = "score"
-
-
 async def score(
     request: ScoreRequest, server: AlignmentServer, state: Any, client_id: str | None
 ) -> dict[str, Any]:
@@ -67,6 +61,7 @@ async def score(
         )
     if not request.prompt:
         raise PolicyError("prompt is empty; it takes text, token ids or chat messages", "prompt")
+    _check_token_ids(request.prompt)
     limit = server.settings.limits.max_n
     if len(request.responses) > limit:
         raise PolicyError(
@@ -163,8 +158,11 @@ class _Scorer:
 
 
 def _objective(request: ScoreRequest, server: AlignmentServer) -> Objective:
+    sent = {"method": "score", "rewards": request.rewards}
     try:
-        return server.objective(_Scoring(rewards=request.rewards))
+        policy = parse_object(sent, {"score": Policy}, FIELD)
+        assert policy is not None  # as only the method `none` is
+        return server.objective(policy)
     except PolicyError as error:
         raise PolicyError(
             str(error).removeprefix("alignment."), error.param.removeprefix("alignment.")
@@ -177,8 +175,31 @@ async def _rendered(request: ScoreRequest, state: Any) -> dict[str, Any]:
         return await _render(request, state.online_renderer)
     except VLLMValidationError as error:
         raise PolicyError(str(error.args[0]), error.parameter or "prompt") from error
+    except ValidationError as error:
+        raise _not_a_message(error, request.prompt) from error
     except ValueError as error:
         raise PolicyError(str(error), "prompt") from error
+
+
+def _check_token_ids(prompt: Sequence[Any]) -> None:
+    """Raises PolicyError for a negative one; what is beyond the vocabulary vLLM refuses."""
+    for i, one in enumerate(prompt):
+        if isinstance(one, int) and one < 0:
+            raise PolicyError(f"prompt.{i} is {one}; token ids are 0 or more", f"prompt.{i}")
+
+
+def _not_a_message(error: ValidationError, messages: Sequence[Any]) -> PolicyError:
+    """vLLM's chat request tells of every class that a message is none of."""
+    first = error.errors(include_url=False)[0]
+    match first["loc"]:
+        case ("messages", int(i), *_):
+            where = f"prompt.{i}"
+            return PolicyError(
+                f"{where} is {shown(messages[i])}; it takes a chat message: an object with a role, "
+                "and the content that the role takes",
+                where,
+            )
+    return PolicyError(f"prompt is no chat: {first['msg']}", "prompt")
 
 
 def _messages(request: ScoreRequest) -> list[dict[str, Any]] | None:

@@ -168,6 +168,10 @@ class TestScore:
             ({"prompt": ""}, "prompt", []),
             ({"prompt": []}, "prompt", []),
             ({"prompt": [10**6]}, "prompt", [str(10**6)]),
+            ({"prompt": [10**30]}, "prompt", [str(10**30)]),
+            ({"prompt": [-1]}, "prompt.0", ["-1", "0 or more"]),
+            ({"prompt": [{"foo": 1}]}, "prompt.0", ["{'foo': 1}", "role"]),
+            ({"rewards": {"brevity": 1e308}}, "rewards.brevity", ["1e+308", "1000000"]),
             ({"prompt": [{"role": "nobody", "content": "x"}]}, "prompt", ["nobody"]),
             ({"other": 1}, "other", []),
         ],
@@ -181,4 +185,5 @@ class TestScore:
         assert answer.status_code == 400
         error = answer.json()["error"]
         assert (error["param"] or "").removeprefix("body.") == param
-        assert all(part in error["message"] for part in says)
+        assert all(part in error["message"] for part in says), error["message"]
+        assert "pydantic" not in error["message"]
