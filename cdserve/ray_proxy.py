@@ -12,9 +12,10 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cdserve.api.messages import PATHS, shaped
+
 ATTEMPTS = 3
 """Replicas that one request is sent to. Few, since the request itself may be what kills them."""
-_ANTHROPIC = "/v1/messages"
 _log = logging.getLogger("ray.serve")
 
 
@@ -105,9 +106,7 @@ def _lost(path: str) -> JSONResponse:
     """A 503 in the shape of the path's API."""
     message = f"{ATTEMPTS} replicas died before they had answered this request"
     kind = "ServiceUnavailableError"
-    body: dict[str, object] = {
-        "error": {"message": message, "type": kind, "param": None, "code": 503}
-    }
-    if path.endswith(_ANTHROPIC):
-        body = {"type": "error", **body}
+    error = {"message": message, "type": kind, "param": None, "code": 503}
+    anthropic = path.endswith(PATHS)  # a prefix may stand before them
+    body = shaped(error, 503) if anthropic else {"error": error}
     return JSONResponse(body, 503, {"retry-after": "1"})

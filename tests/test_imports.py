@@ -29,6 +29,7 @@ LIGHT = [
     "cdserve.plugin.register",
     "cdserve.demo",
     "cdserve.demo.reward",
+    "cdserve.ray_proxy",
     "cdserve.cli",
 ]
 PURE = ["decoders", "scoring", "policy", "config", "errors", "kl", "report", "value_table"]

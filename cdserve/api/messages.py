@@ -7,7 +7,7 @@ from typing import Any
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-_PATHS = ("/v1/messages", "/v1/messages/count_tokens")
+PATHS = ("/v1/messages", "/v1/messages/count_tokens")
 _ERROR_EVENT = b"event: error\n"
 _TYPES = {
     401: "authentication_error",
@@ -38,7 +38,7 @@ class AnthropicErrors:
         """Leaves other paths alone."""
         if scope["type"] == "http":
             path = scope["path"].removeprefix(scope.get("root_path", ""))
-            send = _Shaped(send) if path in _PATHS else send
+            send = _Shaped(send) if path in PATHS else send
         await self._app(scope, receive, send)
 
 
@@ -63,7 +63,7 @@ class _Shaped:
             await self._send(message)
 
     async def _answer(self, start: Message) -> None:
-        body = json.dumps(_shaped(_error(self._body), start["status"])).encode()
+        body = json.dumps(shaped(_error(self._body), start["status"])).encode()
         headers = MutableHeaders(raw=list(start["headers"]))
         headers["content-type"] = "application/json"
         headers["content-length"] = str(len(body))
@@ -75,8 +75,8 @@ def _event(event: bytes) -> bytes:
     """The event of an error in a stream, which has begun with a status of its own."""
     name, mark, rest = event.partition(b"data: ")
     data, end, after = rest.partition(b"\n\n")
-    shaped = json.dumps(_shaped(_error(data), HTTPStatus.INTERNAL_SERVER_ERROR)).encode()
-    return name + mark + shaped + end + after
+    told = json.dumps(shaped(_error(data), HTTPStatus.INTERNAL_SERVER_ERROR)).encode()
+    return name + mark + told + end + after
 
 
 def _error(body: bytes) -> Any:
@@ -88,7 +88,13 @@ def _error(body: bytes) -> Any:
     return found.get("error") if isinstance(found, dict) else None
 
 
-def _shaped(error: Any, status: int) -> dict[str, Any]:
+def shaped(error: Any, status: int) -> dict[str, Any]:
+    """An error as Anthropic's clients read it.
+
+    Args:
+        error: what is under ``error`` in OpenAI's shape, or its message alone.
+        status: the answer's, which the inner type follows.
+    """
     if not isinstance(error, dict):
         error = {"message": error if isinstance(error, str) else HTTPStatus(status).phrase}
     usual = "api_error" if status >= 500 else "invalid_request_error"

@@ -79,8 +79,20 @@ async def test_an_error_of_the_application_is_its_answer(status: int) -> None:
     assert await answered(proxy) == error
 
 
-@pytest.mark.parametrize("path", ["/v1/completions", "/v1/messages", "/prefix/v1/messages"])
-async def test_after_the_last_attempt_the_answer_is_a_503(path: str) -> None:
+@pytest.mark.parametrize(
+    ("path", "shape", "kind"),
+    [
+        ("/v1/completions", None, "ServiceUnavailableError"),
+        ("/prefix/v1/completions", None, "ServiceUnavailableError"),
+        ("/v1/messages", "error", "overloaded_error"),
+        ("/prefix/v1/messages", "error", "overloaded_error"),
+        ("/v1/messages/count_tokens", "error", "overloaded_error"),
+        ("/prefix/v1/messages/count_tokens", "error", "overloaded_error"),
+    ],
+)
+async def test_after_the_last_attempt_the_answer_is_a_503(
+    path: str, shape: str | None, kind: str
+) -> None:
     attempts = 0
 
     async def dies(scope: Scope, receive: Receive, send: Send) -> None:
@@ -92,9 +104,10 @@ async def test_after_the_last_attempt_the_answer_is_a_503(path: str) -> None:
     assert start["status"] == 503
     assert (b"retry-after", b"1") in start["headers"]
     said = json.loads(body["body"])
-    assert said["error"]["type"] == "ServiceUnavailableError"
+    assert said["error"]["type"] == kind
+    assert said["error"]["code"] == 503
     assert "3 replicas died" in said["error"]["message"]
-    assert said.get("type") == ("error" if path.endswith("/v1/messages") else None)
+    assert said.get("type") == shape
 
 
 async def test_a_client_that_leaves_during_a_retry_ends_it() -> None:
