@@ -77,11 +77,13 @@ class Requests:
 
     Args:
         rng: what they are drawn by.
-        lora: whether an adapter is served; then no members are, which cannot be mixed in.
+        lora: whether an adapter is served. Then there are no members, and no log-probabilities
+            of prompts are asked for: with LoRA, vLLM 0.32 dies of them in a step with others.
     """
 
     def __init__(self, rng: random.Random, *, lora: bool) -> None:
         self._rng = rng
+        self._lora = lora
         self._models = ["demo", ADAPTER] if lora else ["demo"]
         self._policies = _POLICIES if lora else [*_POLICIES, _MIX]
         self._draw = {
@@ -157,9 +159,9 @@ class Requests:
         self._stops(body)
         if self._happens(0.3):
             body["logprobs"], found["logprobs"] = self._rng.randrange(4), True
-        if self._happens(0.2):
+        if self._happens(0.2) and not (self._lora and "logprobs" in body):
             body["echo"] = True
-        if not streamed and self._happens(0.1):
+        if not (streamed or self._lora) and self._happens(0.1):
             body["prompt_logprobs"], found["prompt_logprobs"] = 1, True
         return body, {**found, "answers": prompts * body["n"]}
 
@@ -171,7 +173,7 @@ class Requests:
         if self._happens(0.3):
             body |= {"logprobs": True, "top_logprobs": self._rng.randrange(4)}
             found["logprobs"] = True
-        if not streamed and self._happens(0.1):
+        if not (streamed or self._lora) and self._happens(0.1):
             body["prompt_logprobs"], found["prompt_logprobs"] = 1, True
         return body, {**found, "answers": body["n"]}
 
