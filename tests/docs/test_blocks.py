@@ -40,6 +40,7 @@ ELSEWHERE = {
 UNRUN = {
     "cd": "it only says where",
     "docker": "there is no container engine here; tests/deploy checks its files",
+    "export": "it sets a variable for Ray's own command",
     "guidellm": "a load generator with an environment of its own",
     "head": "it only cuts a file",
     "kubectl": "there is no cluster here; tests/deploy checks its files",

@@ -48,7 +48,9 @@ def started() -> Iterator[list[psutil.Process]]:
 def start(kind: str, folder: Path, told: bool, started: list[psutil.Process]) -> None:
     """Appends a parent and its child to ``started``."""
     ready = folder / "pid"
-    environment = {**os.environ, **({ENDS_WITH_PARENT: "1"} if told else {})}
+    environment = {**os.environ, ENDS_WITH_PARENT: "1"}
+    if not told:  # others of this process may have been
+        del environment[ENDS_WITH_PARENT]
     command = [sys.executable, "-c", PARENT.format((kind, str(ready)))]
     started.append(psutil.Process(subprocess.Popen(command, env=environment).pid))
     until(lambda: ready.exists() and ready.read_text(), "the child")

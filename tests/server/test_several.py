@@ -115,15 +115,21 @@ async def test_two_loaded_one_after_the_other_never_run_more_than_max_running(
 
     A slot that is handed over meanwhile may count twice, so that one reading alone may be too high.
     """
-    servers, policy = several.api_servers(), {"method": "best_of_n", "n": 8}
+    servers, policy = several.api_servers(), {"method": "best_of_n", "n": 2}
     fields = {"max_tokens": 400, "ignore_eos": True}
     async with several.async_client() as http:
-        asked = [asyncio.create_task(ask(http, BEST_OF_16, **fields))]
-        await until_run(several, RUNNING)
+        with several.paused():
+            asked = [asyncio.create_task(ask(http, BEST_OF_16, **fields))]
+            await until_run(several, RUNNING)
+            waiting = 16 - RUNNING
+            while not all(clients(one) for one in servers) and waiting < WAITING:
+                asked.append(asyncio.create_task(ask(http, policy, **fields)))
+                waiting += 2
+                name = "cdserve_waiting_candidates"
+                await asyncio.to_thread(several.wait_for_sample, name, waiting)
+            assert several.sample("cdserve_running_candidates") == RUNNING
         readings = [float(RUNNING)]
         while not all(one.done() for one in asked):
-            if not all(clients(one) for one in servers) and len(asked) < 3:
-                asked.append(asyncio.create_task(ask(http, policy, **fields)))
             readings.append(await asyncio.to_thread(several.sample, "cdserve_running_candidates"))
         assert [answer.status_code for answer in await asyncio.gather(*asked)] == [200] * len(asked)
     assert len(asked) > 1
