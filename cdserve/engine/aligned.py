@@ -30,6 +30,7 @@ from cdserve.engine.vllm import (
     SamplingParams,
     VLLMError,
     VLLMValidationError,
+    current_platform,
     merge_async_iterators,
     random_uuid,
 )
@@ -83,6 +84,9 @@ class AlignedEngine(EngineProxy):
         self._details = settings.error_details
         self.draining = False
         """Whether the server is shutting down."""
+        # vLLM 0.32 would compute them beside other rows, with LoRA layers made for fewer, and die.
+        lora = inner.vllm_config.lora_config is not None
+        self._without_prompt_logprobs = lora and current_platform.is_cpu()
         self._loop = asyncio.get_running_loop()
         self._scoring = 0
         """Score requests under way."""
@@ -97,6 +101,12 @@ class AlignedEngine(EngineProxy):
         Raises:
             VLLMValidationError: the request cannot be decoded under its policy.
         """
+        if sampling_params.prompt_logprobs is not None and self._without_prompt_logprobs:
+            raise VLLMValidationError(
+                "log-probabilities of the prompt (prompt_logprobs, or echo with logprobs) cannot "
+                "be computed on CPU with --enable-lora",
+                parameter="prompt_logprobs",
+            )
         run = (sampling_params.extra_args or {}).get(REQUEST_KEY)
         if not isinstance(run, AlignmentRun):
             refuse_reserved(sampling_params)

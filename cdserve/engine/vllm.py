@@ -43,6 +43,7 @@ __all__ = [
     "VLLMValidationError",
     "as_flags",
     "check_version",
+    "current_platform",
     "detokenizer",
     "merge_async_iterators",
     "random_uuid",

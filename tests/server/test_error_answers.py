@@ -417,3 +417,15 @@ class TestAnUnknownPreset:
         answer = post(guarded, "chat", model="another:safe")
         assert answer.status_code == 404
         assert "another:safe" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("policy", [None, {"method": "best_of_n", "n": 2}], ids=["plain", "policy"])
+@pytest.mark.parametrize("fields", [{"prompt_logprobs": 1}, {"echo": True, "logprobs": 1}])
+def test_log_probabilities_of_a_prompt_are_refused_beside_adapters_on_a_cpu(
+    guarded: Served, policy: Any, fields: dict[str, Any]
+) -> None:
+    """vLLM's engine would die of them where another request runs in the same step."""
+    answer = post(guarded, "completions", policy, **fields)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "prompt_logprobs"
+    assert "--enable-lora" in answer.json()["error"]["message"]
