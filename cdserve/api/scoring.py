@@ -11,11 +11,12 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.exceptions import VLLMClientError, VLLMValidationError
 from vllm.utils import random_uuid
 
+from cdserve.api.models import check_preset
 from cdserve.api.server import AlignmentServer
 from cdserve.decoders import Score
 from cdserve.engine.aligned import AlignedEngine, salted
 from cdserve.engine.likelihoods import Text
-from cdserve.errors import PolicyError, shown
+from cdserve.errors import ModelError, PolicyError, shown
 from cdserve.policy import FIELD, Policy, parse_object
 from cdserve.scoring import Objective, Response
 
@@ -25,7 +26,9 @@ class ScoreRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    model: str | None = Field(default=None, description="The base model's id, if any.")
+    model: str | None = Field(
+        default=None, description="The base model's id or a preset's, if any."
+    )
     prompt: str | list[int] | list[dict[str, Any]] = Field(
         description="Text, token ids, or chat messages."
     )
@@ -51,14 +54,10 @@ async def score(
         client_id: the client's ``X-Request-Id``, for the log.
 
     Raises:
-        PolicyError: a reward or the model is not known, or too much is asked for.
+        ModelError: the model is not there.
+        PolicyError: a reward is not known, the model is an adapter, or too much is asked for.
     """
-    if request.model is not None and request.model != server.settings.model_name:
-        raise PolicyError(
-            f"model is {shown(request.model)}; this server scores with "
-            f"{shown(server.settings.model_name)}",
-            "model",
-        )
+    await _check_model(request, server, state)
     if not request.prompt:
         raise PolicyError("prompt is empty; it takes text, token ids or chat messages", "prompt")
     _check_token_ids(request.prompt)
@@ -76,6 +75,25 @@ async def score(
         return {"scores": await scorer.score(request.responses)}
     except VLLMClientError as error:  # the engine refuses the tokens of the prompt
         raise PolicyError(str(error.args[0]), "prompt") from error
+
+
+async def _check_model(request: ScoreRequest, server: AlignmentServer, state: Any) -> None:
+    """Checks that the base model is asked for: by a name of its own or a preset's."""
+    await check_preset(request, server, state)
+    if server.preset_of(request.model) is not None:
+        request.model = server.settings.model_name
+    serving = state.openai_serving_completion
+    if await serving._check_model(request) is not None:
+        raise ModelError(
+            f"model {shown(request.model)} does not exist; this server scores with "
+            f"{shown(server.settings.model_name)}"
+        )
+    if request.model in serving.models.lora_requests:
+        raise PolicyError(
+            f"model is the adapter {shown(request.model)}; this server scores with "
+            f"{shown(server.settings.model_name)}",
+            "model",
+        )
 
 
 class _Scorer:

@@ -159,7 +159,6 @@ class TestScore:
     @pytest.mark.parametrize(
         ("fields", "param", "says"),
         [
-            ({"model": "other"}, "model", ["'other'", "'demo'"]),
             ({"rewards": {"safety": 1}}, "rewards", ["'safety'", "sentiment"]),
             ({"rewards": {}}, "rewards", []),
             ({"responses": []}, "responses", []),
@@ -187,3 +186,21 @@ class TestScore:
         assert (error["param"] or "").removeprefix("body.") == param
         assert all(part in error["message"] for part in says), error["message"]
         assert "pydantic" not in error["message"]
+
+    @pytest.mark.parametrize(
+        ("model", "says"),
+        [("other", ["'other'", "'demo'"]), ("demo:unknown", ["'demo:unknown'", "demo:best-of-4"])],
+    )
+    def test_a_model_that_is_not_there_is_a_404(
+        self, http: httpx2.Client, model: str, says: list[str]
+    ) -> None:
+        body = {"model": model, "prompt": PROMPT, "responses": RESPONSES}
+        answer = http.post("/v1/alignment/score", json=body)
+        assert answer.status_code == 404
+        error = answer.json()["error"]
+        assert (error["param"], error["type"]) == ("model", "NotFoundError")
+        assert all(part in error["message"] for part in says), error["message"]
+
+    @pytest.mark.parametrize("prompt", [PROMPT, [{"role": "user", "content": PROMPT}]])
+    def test_a_preset_scores_as_its_base_model(self, http: httpx2.Client, prompt: Any) -> None:
+        assert score(http, model="demo:best-of-4", prompt=prompt) == score(http, prompt=prompt)
