@@ -9,9 +9,12 @@ from typing import Any
 
 from vllm.entrypoints.openai.responses.api_router import _convert_stream_to_sse_events
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
+from vllm.exceptions import VLLMError
 
 from cdserve.api.streams import Ends, chunk_of
 from cdserve.engine.run import AlignmentRun
+from cdserve.errors import CdserveError, InternalError
+from cdserve.failures import told
 
 _LOGGER = logging.getLogger("vllm.cdserve")
 
@@ -105,6 +108,9 @@ class Messages(Wire):
 class Responses(Wire):
     """OpenAI's Responses: the report is in the response, and so in what vLLM keeps of it."""
 
+    _id = ""
+    """The response's, once it is known; vLLM's log has the request under it."""
+
     def whole(self, answer: Any) -> dict[str, Any]:
         _put(answer, self._model | self._report())
         content: dict[str, Any] = answer.model_dump(mode="json", by_alias=True)
@@ -118,8 +124,15 @@ class Responses(Wire):
                     yield event
                     sent += 1
             except Exception as error:  # vLLM's other streams tell it, this one breaks off
-                _LOGGER.exception("a stream of a response failed")
-                yield f"event: error\ndata: {_json(_error(error, sent))}\n\n"
+                yield f"event: error\ndata: {_json(_error(self._expected(error), sent))}\n\n"
+
+    def _expected(self, error: Exception) -> Exception:
+        """The error as the client may read it. Logs it."""
+        if isinstance(error, CdserveError | VLLMError):
+            _LOGGER.error("a stream of a response failed", exc_info=error)
+            return error
+        details = self._run.objective.details
+        return InternalError(told("the request", error, details, self._id))
 
     async def _marked(self, stream: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
         async with aclosing(stream):
@@ -130,6 +143,7 @@ class Responses(Wire):
     def _mark(self, event: Any) -> None:
         done = event.type == "response.completed"
         if response := getattr(event, "response", None):
+            self._id = response.id
             _put(response, self._model | (self._report() if done else {}))
         if done or event.type.endswith(".delta"):
             _put(event, self._decisions())
