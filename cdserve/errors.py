@@ -3,7 +3,8 @@
 CdserveError
 ├── ConfigError      the operator's settings: raised at start, before anything is loaded
 ├── PolicyError      the client's request: 400, names the field
-├── EngineError      the engine died: the process ends, for what runs it to start it anew
+├── EngineError      an engine died: the process ends, for what runs it to start it anew, unless it
+│                    was a reward model's that no request depends on
 ├── ModelError       the client's model: 404
 ├── OverloadError    no room for the request now: 503 or 429, and when to try again
 ├── ScoringError     a reward could not be computed: 500
@@ -21,7 +22,11 @@ class ConfigError(CdserveError):
 
 
 class EngineError(CdserveError):
-    """The engine has died, and the server with it."""
+    """An engine has died.
+
+    The server ends with it, unless it was the engine of a reward model whose rewards all have
+    ``on_failure`` ``skip`` or ``base``: those then fail at once, and the server goes on.
+    """
 
 
 class PolicyError(CdserveError):
