@@ -55,11 +55,12 @@ def echoed(http: httpx2.Client) -> dict[str, Any]:
 
 @policies
 @streams
+@pytest.mark.parametrize("top", [0, 1])
 @pytest.mark.parametrize(("prompt", "n"), [(PROMPT, 1), ([PROMPT, PROMPT], 2)], ids=["1", "2x2"])
 def test_log_probabilities_of_no_token_are_empty(
-    http: httpx2.Client, policy: dict[str, Any], stream: bool, prompt: Any, n: int
+    http: httpx2.Client, policy: dict[str, Any], stream: bool, prompt: Any, n: int, top: int
 ) -> None:
-    fields = {"logprobs": 1, "max_tokens": 500, "stream": stream, "prompt": prompt, "n": n}
+    fields = {"logprobs": top, "max_tokens": 500, "stream": stream, "prompt": prompt, "n": n}
     made = complete(http, hurried(policy), **fields)
     assert len(made) == n * (2 if isinstance(prompt, list) else 1)
     for choice in made.values():
@@ -137,6 +138,8 @@ def test_a_response_without_a_token_is_a_response(
     body |= {"include": ["message.output_text.logprobs"], "alignment": hurried(policy)}
     made = http.post("/v1/responses", json=body).raise_for_status().json()
     assert made["status"] == "incomplete"
+    for part in (part for one in made["output"] for part in one["content"]):
+        assert "".join(one["token"] for one in part["logprobs"] or []) == part["text"]
     assert made["alignment"]["deadline"] == {"ms": 1, "passed": True}
 
 
