@@ -1,4 +1,4 @@
-"""Failures told twice: a class and an id to the client, the text and the traceback to the log."""
+"""Failures: the client gets a class and an id, the log the text and the traceback."""
 
 import logging
 import secrets
@@ -46,12 +46,12 @@ def told(
 
 @contextmanager
 def hidden(
-    subject: str, details: Details, request_id: str = "", but: tuple[type[Exception], ...] = ()
+    subject: str, details: Details, request_id: str = "", allowed: tuple[type[Exception], ...] = ()
 ) -> Iterator[None]:
     """Turns every exception that nobody expected into one without its text.
 
     Args:
-        but: exceptions that pass as they are, beside cdserve's own.
+        allowed: exceptions that pass as they are, beside cdserve's own.
 
     Raises:
         InternalError: in the place of all others; the message is that of ``told``.
@@ -59,7 +59,7 @@ def hidden(
     try:
         yield
     except Exception as error:
-        if isinstance(error, (CdserveError, *but)):
+        if isinstance(error, (CdserveError, *allowed)):
             raise
         raise InternalError(told(subject, error, details, request_id)) from error
 

@@ -1,4 +1,4 @@
-"""Model ids: which of them look like a preset's and name nothing."""
+"""Model ids that look like a preset's and name nothing."""
 
 from typing import Any
 
@@ -14,8 +14,8 @@ async def check_preset(request: Any, server: AlignmentServer, state: Any) -> Non
         state: the app's, which has vLLM's serving code.
 
     Raises:
-        ModelError: it is the base model's with a name behind that is no preset's, nor does vLLM
-            know it as a model or an adapter. The message has the presets.
+        ModelError: the id begins with the base model's name and a colon, but names no preset, and
+            no model or adapter that vLLM has. The message lists the presets.
     """
     if not server.lacks(request.model):
         return

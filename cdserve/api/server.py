@@ -92,16 +92,16 @@ class AlignmentServer:
 
     def preset_of(self, model: str | None) -> str | None:
         """The preset a model id such as ``demo:safe`` names; None for any other id."""
-        name = self._behind(model)
+        name = self._suffix(model)
         return name if name in self.presets else None
 
     def lacks(self, model: str | None) -> bool:
-        """Whether a model id would name a preset, and there is none of that name."""
-        name = self._behind(model)
+        """Whether a model id has the form of a preset's, and no preset has its name."""
+        name = self._suffix(model)
         return name is not None and name not in self.presets
 
-    def _behind(self, model: str | None) -> str | None:
-        """What stands behind the base model's name and a colon; the name may hold colons."""
+    def _suffix(self, model: str | None) -> str | None:
+        """What follows the base model's name and a colon, if it does; the name may hold colons."""
         base = f"{self.settings.model_name}:"
         return model.removeprefix(base) if model and model.startswith(base) else None
 

@@ -219,7 +219,9 @@ class AlignedEngine(EngineProxy):
         method, count = request.run.policy.method, request.params.n
         final_only = request.params.output_kind == RequestOutputKind.FINAL_ONLY
         finished: dict[int, CompletionOutput] = {}
-        failing = hidden(f"method {method!r}", self._details, request.engine_id, but=(VLLMError,))
+        failing = hidden(
+            f"method {method!r}", self._details, request.engine_id, allowed=(VLLMError,)
+        )
         with self._placed(request) as placed, failing, self._ending():
             read = await self._prompt_logprobs(placed)
             choices = self._live[placed] = [self._choice(placed, i) for i in range(count)]
