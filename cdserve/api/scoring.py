@@ -20,6 +20,8 @@ from cdserve.errors import ModelError, PolicyError, shown
 from cdserve.policy import FIELD, Policy, parse_object
 from cdserve.scoring import Objective, Response
 
+_MAX_TOKEN_ID = 2**31 - 1
+
 
 class ScoreRequest(BaseModel):
     """Responses to one prompt, to be scored as finished."""
@@ -200,10 +202,13 @@ async def _rendered(request: ScoreRequest, state: Any) -> dict[str, Any]:
 
 
 def _check_token_ids(prompt: Sequence[Any]) -> None:
-    """Raises PolicyError for a negative one; what is beyond the vocabulary vLLM refuses."""
+    """Raises PolicyError for what no tokenizer has; what its vocabulary lacks vLLM refuses."""
     for i, one in enumerate(prompt):
-        if isinstance(one, int) and one < 0:
-            raise PolicyError(f"prompt.{i} is {one}; token ids are 0 or more", f"prompt.{i}")
+        if isinstance(one, int) and not 0 <= one <= _MAX_TOKEN_ID:
+            where = f"prompt.{i}"
+            raise PolicyError(
+                f"{where} is {shown(one)}; token ids are 0 to {_MAX_TOKEN_ID} at most", where
+            )
 
 
 def _not_a_message(error: ValidationError, messages: Sequence[Any]) -> PolicyError:

@@ -56,7 +56,8 @@ async def refusal(**fields: Any) -> CdserveError:
 @pytest.mark.parametrize(
     ("fields", "param", "says"),
     [
-        ({"prompt": [5, -1]}, "prompt.1", ["prompt.1 is -1", "0 or more"]),
+        ({"prompt": [5, -1]}, "prompt.1", ["prompt.1 is -1", "0 to 2147483647"]),
+        ({"prompt": [10**30]}, "prompt.0", [f"prompt.0 is {10**30}", "0 to 2147483647"]),
         ({"prompt": [{"foo": 1}]}, "prompt.0", ["prompt.0 is {'foo': 1}", "role"]),
         ({"prompt": [{"role": "user", "content": 5}]}, "prompt.0", ["'content': 5", "message"]),
         (
