@@ -19,17 +19,15 @@ ENGINE = {"members": {}, "presets": {}}
 pytestmark = pytest.mark.server  # with servers of its own: so the two halves take as long
 
 
-@pytest.mark.parametrize("busy", [False, True])
-def test_the_engine_of_a_killed_server_ends(busy: bool, tmp_path: Path) -> None:
+def test_the_busy_engine_of_a_killed_server_ends(tmp_path: Path) -> None:
     with Served(demo_settings(**ENGINE), tmp_path) as served:
         processes = started(served)
-        if busy:
-            load(served)
+        load(served)
         kill(served)
         assert gone(processes) == []
 
 
-def test_api_servers_and_engine_of_a_killed_server_end(tmp_path: Path) -> None:
+def test_idle_api_servers_and_the_engine_of_a_killed_server_end(tmp_path: Path) -> None:
     with Served(demo_settings(**ENGINE), tmp_path, ["--api-server-count", "2"]) as served:
         processes = started(served)
         kill(served)
