@@ -10,7 +10,7 @@ from cdserve.demo import MODEL_DIR
 from cdserve.demo.folders import load_tokenizer
 from cdserve.demo.reward import sentiment
 
-from .wire import BEST_OF_N, BLOCKWISE, PROMPT, chat, complete
+from .wire import BEST_OF_N, BLOCKWISE, PROMPT, assert_close, chat, complete
 
 RESPONSES = [" I love it. The handle has a firm grip.", " It broke on the first day.", ""]
 
@@ -203,4 +203,5 @@ class TestScore:
 
     @pytest.mark.parametrize("prompt", [PROMPT, [{"role": "user", "content": PROMPT}]])
     def test_a_preset_scores_as_its_base_model(self, http: httpx2.Client, prompt: Any) -> None:
-        assert score(http, model="demo:best-of-4", prompt=prompt) == score(http, prompt=prompt)
+        # Values differ in a last digit by the batch that computes them.
+        assert_close(score(http, model="demo:best-of-4", prompt=prompt), score(http, prompt=prompt))
