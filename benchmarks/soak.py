@@ -102,7 +102,7 @@ class Soak:
         """What is found."""
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
         url = self._server.base_url
-        async with httpx2.AsyncClient(base_url=url, timeout=120, limits=limits) as client:
+        async with httpx2.AsyncClient(base_url=url, timeout=600, limits=limits) as client:
             for first in self._requests.first():  # first uses allocate
                 await ask(client, first)
             before = await self._samples(client)
