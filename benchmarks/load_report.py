@@ -88,9 +88,9 @@ members; `-- --api-server-count 2` two API servers.
 
 It exits with 1 unless every request was answered as it asked, failed as the operator declared, was
 refused, or was left by its client; `unexplained` in its JSON has what was sent and what came back
-of all others. At the end the server's counts have to be those that clients saw, nothing may run,
-wait or hold room (a request for all of it is admitted), and no task may be left. From 2000 requests
-on, the memory of its processes may not have grown in the second half by 5 % or more.
+of all others. At the end the server's counts must equal what clients saw. Nothing may run, wait or
+hold room: a request for all of the room must be admitted. No task may be left. With 2000 requests
+or more, the memory of its processes must grow by less than 5 % in the second half.
 """
 
 _TITLES = {

@@ -89,7 +89,7 @@ def fault(asked: Asked, answer: Answer) -> str | None:
         if asked.logprobs and not choice.logprobs and choice.text:
             return f"choice {index} has no logprobs"
         if not asked.logprobs and choice.logprobs:
-            return f"choice {index} has logprobs, which nobody asked for"
+            return f"choice {index} has logprobs that were not asked for"
         if asked.prompt_logprobs and not choice.prompt_logprobs:
             return f"choice {index} has no prompt_logprobs"
     counted = sum(choice.logprobs or 0 for choice in answer.choices.values())
@@ -104,7 +104,7 @@ def fault(asked: Asked, answer: Answer) -> str | None:
 def _fault_of_report(asked: Asked, report: dict[str, Any] | None) -> str | None:
     policy = asked.policy or {"method": "none"}
     if policy["method"] == "none" or policy.get("report") == "none":
-        return None if report is None else "a report, which nobody asked for"
+        return None if report is None else "a report that was not asked for"
     if report is None:
         return "no report"
     if report["method"] != policy["method"]:

@@ -129,7 +129,7 @@ class Requests:
         return [{"role": "user", "content": self._text()}]
 
     def _usual(self, length: str) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What all routes that generate have: body, and what is found of it."""
+        """The fields that all generating routes share: of the body, and of what is expected."""
         body = {"model": self._rng.choice(self._models), length: self._rng.randint(1, 40)}
         if self._happens(0.1):
             return body, {"policy": None, "answers": 1}

@@ -212,7 +212,7 @@ def _check_token_ids(prompt: Sequence[Any]) -> None:
 
 
 def _not_a_message(error: ValidationError, messages: Sequence[Any]) -> PolicyError:
-    """vLLM's chat request tells of every class that a message is none of."""
+    """One error for the first bad message; Pydantic lists one for each class of message."""
     first = error.errors(include_url=False)[0]
     match first["loc"]:
         case ("messages", int(i), *_):
