@@ -44,12 +44,14 @@ class Ends:
         self._kind = kind
         self._going = set(range(request.choices))
         self._prompts = run.prompts
-        self._created: int | None = None
+        self._created = int(time.time())
 
     def missing(self, chunk: Mapping[str, Any] | None) -> list[dict[str, Any]]:
         """The chunks that belong before one without choices, or before the stream's end (None)."""
         if chunk is not None and (chunk.get("choices") or "error" in chunk):
             return []
+        if chunk is not None:
+            self._created = chunk.get("created", self._created)
         return [self._end(index) for index in sorted(self._going)] if self._bounded else []
 
     def last(self, chunk: Mapping[str, Any]) -> bool:
@@ -67,7 +69,7 @@ class Ends:
         chunk = {
             "id": self._raw_request.state.request_metadata.request_id,
             "object": self._kind,
-            "created": int(time.time()) if self._created is None else self._created,
+            "created": self._created,
             "model": request.model,
             "choices": [self._choice(index, prompt)],
         }
