@@ -147,6 +147,17 @@ class ValueTable:
         """V of the prefix of ``length`` tokens, ``[G]``; None if it was not computed."""
         return self._view.read(ticket, length)
 
+    def read_from(self, ticket: Ticket, length: int) -> npt.NDArray[np.float32] | None:
+        """The values of the shortest prefix of at least ``length`` tokens that still has any.
+
+        The worker may be any number of tokens ahead of the outputs that have arrived, and writes
+        over the rows of shorter prefixes.
+        """
+        keys = self._view.keys[ticket.offset : ticket.offset + ticket.length]
+        written = keys[(keys[:, 0] == ticket.number) & (keys[:, 1] >= length), 1]
+        found = (self.read(ticket, later) for later in sorted(written.tolist()))
+        return next((values for values in found if values is not None), None)
+
     def close(self) -> None:
         """Removes the table; views that are still mapped stay readable."""
         if self._lock is not None:

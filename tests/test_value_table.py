@@ -103,6 +103,20 @@ class TestValues:
         kept = {length: read(table, ticket, length) for length in range(11, 15)}
         assert kept == {length: [length, -length] for length in range(11, 15)}
 
+    @pytest.mark.parametrize(("length", "found"), [(5, 11), (11, 11), (12, 12), (14, 14)])
+    def test_the_shortest_prefix_from_a_length_on_is_read(
+        self, table: ValueTable, worker: TableView, length: int, found: int
+    ) -> None:
+        """The worker is up to nine tokens ahead of a reader of 5, the ring keeps four."""
+        ticket, other = table.acquire(), table.acquire()
+        for written in range(5, 15):
+            write(worker, ticket, written, written, 1)
+            write(worker, other, written + 1, written, 2)
+        values = table.read_from(ticket, length)
+        assert values is not None
+        assert values.tolist() == [found, 1]
+        assert table.read_from(ticket, 15) is None
+
     def test_a_stale_ticket_reads_nothing_that_is_not_its_own(
         self, table: ValueTable, worker: TableView
     ) -> None:

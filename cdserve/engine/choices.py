@@ -167,7 +167,7 @@ class SteeredChoice:
                         end = len(request.prompt) + len(token_ids)
                         spent = (0.0, 0)
                         if request.run.steered and token_ids:
-                            spent = self._paths.read(path, end, end)
+                            spent = self._paths.read(path, end)
                         reason = "deadline" if late else output.finish_reason
                         await self._report(token_ids, text, reason, *spent)
                     yield output

@@ -221,8 +221,7 @@ class EngineProposal:
             if not candidate.token_ids:
                 return replace(candidate, kl=0.0)
             end = len(start.token_ids) + len(candidate.token_ids)
-            last = len(start.token_ids) + params.max_tokens
-            spent, unsteered = self._paths.read(path, end, last)
+            spent, unsteered = self._paths.read(path, end)
             return replace(candidate, kl=spent, unsteered=unsteered)
 
     async def _valued(

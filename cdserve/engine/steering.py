@@ -100,21 +100,20 @@ class Paths:
         """A ticket for one engine request, given back at the end."""
         return self._table.ticket()
 
-    def read(self, ticket: Ticket, length: int, sampled: int) -> tuple[float, int]:
+    def read(self, ticket: Ticket, length: int) -> tuple[float, int]:
         """KL of the steps that led to the prefix of ``length`` tokens, in nats, and how many of
         them a budget left unsteered.
 
-        Of a text cut far before the last of its ``sampled`` tokens, prompt included, the cut's own
-        is no longer there: then that of the earliest later prefix that is, which is no less.
+        Where the engine has drawn many more tokens by now, the prefix's own is no longer there:
+        then that of the shortest longer prefix that is, which is no less.
 
         Raises:
             ScoringError: the engine reported none, or what is no number.
         """
-        for later in range(length, sampled + 1):
-            found = self._table.read(ticket, later)
-            if found is not None:
-                return _number(float(found[0])), int(found[1])
-        raise ScoringError("the engine reported no KL for a request that it steered")
+        found = self._table.read_from(ticket, length)
+        if found is None:
+            raise ScoringError("the engine reported no KL for a request that it steered")
+        return _number(float(found[0])), int(found[1])
 
     def close(self) -> None:
         """Removes the shared table."""
