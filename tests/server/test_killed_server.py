@@ -8,7 +8,6 @@ from pathlib import Path
 
 import httpx2
 import psutil
-import pytest
 
 from tests.waiting import HANG_SECONDS
 
@@ -16,7 +15,6 @@ from .served import Served, demo_settings
 from .wire import PROMPT
 
 ENGINE = {"members": {}, "presets": {}}
-pytestmark = pytest.mark.server  # with servers of its own: so the two halves take as long
 
 
 def test_the_busy_engine_of_a_killed_server_ends(tmp_path: Path) -> None:
