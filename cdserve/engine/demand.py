@@ -5,7 +5,7 @@ from multiprocessing import get_context
 from multiprocessing.sharedctypes import SynchronizedArray
 from typing import NamedTuple, TypeAlias
 
-Told: TypeAlias = "SynchronizedArray[int]"
+SharedServers: TypeAlias = "SynchronizedArray[int]"
 """A ``Server`` of each API server, one after another. The processes share it."""
 
 
@@ -28,7 +28,7 @@ class Server(NamedTuple):
 _WIDTH = len(Server._fields)
 
 
-def nothing_told(servers: int) -> Told:
+def shared_servers(servers: int) -> SharedServers:
     """Shared memory for so many servers, which processes that are spawned can be given."""
     return get_context("spawn").Array("q", servers * _WIDTH)
 
@@ -39,12 +39,12 @@ class Demand:
     All of them together never hold more than there are, since a slot is taken under a lock.
 
     Args:
-        told: what the servers say of themselves.
+        shared: what the servers say of themselves.
         index: this server's.
     """
 
-    def __init__(self, told: Told, index: int) -> None:
-        self._told = told
+    def __init__(self, shared: SharedServers, index: int) -> None:
+        self._shared = shared
         self._index = index
 
     def take(self, count: int, waiting: int, requests: int) -> int:
@@ -58,28 +58,28 @@ class Demand:
         Returns:
             How many it took, at most ``waiting``.
         """
-        with self._told.get_lock():
+        with self._shared.get_lock():
             servers = self._servers()
             own = servers[self._index]._replace(waiting=waiting, requests=requests)
             servers[self._index] = own
             free = count - sum(server.running for server in servers)
             part = parts(free, servers)[self._index]
             turn = 1 + max(server.turn for server in servers) if part else own.turn
-            self._tell(Server(own.running + part, waiting - part, requests, turn))
+            self._publish(Server(own.running + part, waiting - part, requests, turn))
         return part
 
     def give_back(self, slots: int) -> None:
         """Gives slots back."""
-        with self._told.get_lock():
+        with self._shared.get_lock():
             own = self._servers()[self._index]
-            self._tell(own._replace(running=own.running - slots))
+            self._publish(own._replace(running=own.running - slots))
 
     def _servers(self) -> list[Server]:
-        told = self._told[:]
-        return [Server(*told[at : at + _WIDTH]) for at in range(0, len(told), _WIDTH)]
+        shared = self._shared[:]
+        return [Server(*shared[at : at + _WIDTH]) for at in range(0, len(shared), _WIDTH)]
 
-    def _tell(self, own: Server) -> None:
-        self._told[self._index * _WIDTH : (self._index + 1) * _WIDTH] = own
+    def _publish(self, own: Server) -> None:
+        self._shared[self._index * _WIDTH : (self._index + 1) * _WIDTH] = own
 
 
 def parts(free: int, servers: Sequence[Server]) -> list[int]:

@@ -22,7 +22,7 @@ from vllm.v1.metrics.prometheus import setup_multiprocess_prometheus
 from vllm.v1.utils import APIServerProcessManager, wait_for_completion_or_failure
 
 from cdserve.engine.admission import Held
-from cdserve.engine.demand import Demand, nothing_told
+from cdserve.engine.demand import Demand, shared_servers
 from cdserve.engine.vllm import AsyncEngineArgs
 from cdserve.errors import ConfigError, EngineError
 
@@ -100,7 +100,7 @@ def serve(
                 target=target,
                 source=source,
                 held=held,
-                told=nothing_told(count),
+                shared=shared_servers(count),
                 max_num_queued_reqs=args.max_num_queued_reqs,
             ),
             num_servers=count,
@@ -138,7 +138,7 @@ def _api_server(address: str, sock: socket, args: Namespace, client: Mapping[str
         client={name: one for name, one in client.items() if name != _LOADS},
         loads=(client[_LOADS], client["client_index"]),
         held=args.held,
-        demand=Demand(args.told, client["client_index"]),
+        demand=Demand(args.shared, client["client_index"]),
     )
     args.target(server, args.source)
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdserve.engine.demand import Demand, Server, Told, nothing_told, parts
+from cdserve.engine.demand import Demand, Server, SharedServers, shared_servers, parts
 from cdserve.engine.slots import Slots
 from tests.waiting import HANG_SECONDS, turns
 
@@ -47,8 +47,8 @@ def test_free_slots_go_to_the_servers_that_hold_the_fewest(
 class Simulated:
     """A server without an event loop: what it holds, and what waits."""
 
-    def __init__(self, told: Told, index: int) -> None:
-        self._demand = Demand(told, index)
+    def __init__(self, shared: SharedServers, index: int) -> None:
+        self._demand = Demand(shared, index)
         self.waiting = self.running = 0
 
     def do(self, operation: str, count: int) -> None:
@@ -69,8 +69,8 @@ class Simulated:
 def test_in_any_order_of_operations_no_slot_is_lent_twice_and_all_are_served(
     count: int, operations: list[tuple[int, str]]
 ) -> None:
-    told = nothing_told(4)
-    servers = [Simulated(told, index) for index in range(4)]
+    shared = shared_servers(4)
+    servers = [Simulated(shared, index) for index in range(4)]
     for index, operation in operations:
         servers[index].do(operation, count)
         assert sum(server.running for server in servers) <= count
@@ -88,7 +88,7 @@ def test_in_any_order_of_operations_no_slot_is_lent_twice_and_all_are_served(
         assert server.waiting == 0
         while server.running:
             server.do("end", count)
-    assert all(Server(*told[at : at + 4]).running == 0 for at in range(0, 16, 4))
+    assert all(Server(*shared[at : at + 4]).running == 0 for at in range(0, 16, 4))
 
 
 @given(st.integers(1, 6), st.integers(2, 5))
@@ -96,8 +96,8 @@ def test_a_server_that_waits_is_served_before_another_takes_every_slot_anew(
     count: int, servers: int
 ) -> None:
     """The busy server asks again in the same turn; the others look only after that."""
-    told = nothing_told(servers)
-    busy, *others = (Demand(told, index) for index in range(servers))
+    shared = shared_servers(servers)
+    busy, *others = (Demand(shared, index) for index in range(servers))
     held = busy.take(count, 1000, 1000)
     assert held == count
     for other in others:
@@ -116,10 +116,10 @@ def test_a_server_that_waits_is_served_before_another_takes_every_slot_anew(
 
 
 def _lend(
-    told: Told, index: int, count: int, lent: "SynchronizedArray[int]", all_here: Barrier
+    shared: SharedServers, index: int, count: int, lent: "SynchronizedArray[int]", all_here: Barrier
 ) -> None:
     """Takes and gives back slots; keeps how many are lent, and the most there ever were."""
-    rng, demand, held = random.Random(index), Demand(told, index), 0
+    rng, demand, held = random.Random(index), Demand(shared, index), 0
     all_here.wait()
     for _ in range(3000):
         if taken := demand.take(count, rng.randrange(4), 1 + rng.randrange(3)):
@@ -138,10 +138,10 @@ def _lend(
 
 
 def test_processes_that_take_slots_at_the_same_time_never_hold_more_than_there_are() -> None:
-    context, told, count = get_context("spawn"), nothing_told(3), 5
+    context, shared, count = get_context("spawn"), shared_servers(3), 5
     lent, all_here = context.Array("q", 2), context.Barrier(3)
     processes = [
-        context.Process(target=_lend, args=(told, index, count, lent, all_here))
+        context.Process(target=_lend, args=(shared, index, count, lent, all_here))
         for index in range(3)
     ]
     for process in processes:
@@ -153,8 +153,8 @@ def test_processes_that_take_slots_at_the_same_time_never_hold_more_than_there_a
 
 
 async def test_a_server_that_comes_later_waits_for_slots_of_the_first() -> None:
-    told = nothing_told(2)
-    first, late = (Slots(4, Demand(told, index)) for index in range(2))
+    shared = shared_servers(2)
+    first, late = (Slots(4, Demand(shared, index)) for index in range(2))
     large = [Holder(first, "large") for _ in range(8)]
     await turns()
     assert granted(large) == 4  # alone, it has all of them
@@ -180,7 +180,7 @@ async def test_a_server_that_comes_later_waits_for_slots_of_the_first() -> None:
 
 
 async def test_with_one_slot_two_servers_take_turns() -> None:
-    told, order = nothing_told(2), list[int]()
+    shared, order = shared_servers(2), list[int]()
 
     async def one(slots: Slots, index: int) -> None:
         async with slots.slot("owner") as granted:
@@ -188,7 +188,7 @@ async def test_with_one_slot_two_servers_take_turns() -> None:
             order.append(index)
             await asyncio.sleep(0)
 
-    servers = [Slots(1, Demand(told, index)) for index in range(2)]
+    servers = [Slots(1, Demand(shared, index)) for index in range(2)]
     async with asyncio.timeout(HANG_SECONDS):
         await asyncio.gather(*(one(servers[index], index) for index in (0, 1) for _ in range(10)))
     assert order == [0, 1] * 10
@@ -196,8 +196,8 @@ async def test_with_one_slot_two_servers_take_turns() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 async def test_clients_that_leave_lose_no_slot_of_any_server(seed: int) -> None:
-    rng, told, running, most = random.Random(seed), nothing_told(3), Counter[int](), 0
-    servers = [Slots(4, Demand(told, index)) for index in range(3)]
+    rng, shared, running, most = random.Random(seed), shared_servers(3), Counter[int](), 0
+    servers = [Slots(4, Demand(shared, index)) for index in range(3)]
 
     async def one(index: int) -> None:
         nonlocal most
