@@ -60,7 +60,7 @@ def calls() -> dict[str, Callable[[], Any]]:
         factors=(torch.zeros(64, 2, 64), torch.zeros(64, 1, 4096)),
         tokens=(torch.zeros(2, 4096, 64), torch.zeros(1, 4096, 4096).bfloat16()),
     )
-    limited = replace(tilt, top_k=[20] * 64)
+    limited = replace(tilt, top_k=torch.full((64,), 20), most=20)
     few = Tilt(factors=(tilt.factors[0][:16],), tokens=tilt.tokens)
     temperature = torch.ones(64)
 

@@ -4,7 +4,9 @@ import torch
 from torch import Tensor
 
 
-def centred_on_top_k(delta: Tensor, logits: Tensor, top_k: Tensor) -> Tensor:
+def centred_on_top_k(
+    delta: Tensor, logits: Tensor, top_k: Tensor, most: int | None = None
+) -> Tensor:
     """Return `delta` less its mean over the k most likely tokens there, and 0 elsewhere.
 
     Inside the top k the ratios are those of the whole tilt; the rest counts as average. Value
@@ -12,9 +14,10 @@ def centred_on_top_k(delta: Tensor, logits: Tensor, top_k: Tensor) -> Tensor:
 
     Args:
         delta, logits: float [N, |V|].
-        top_k: int64 [N], k of each row, from 1 to |V|.
+        top_k: int64 [N], k of each row, from 0 to |V|; the result is 0 where it is 0.
+        most: the largest k. Without it the host waits for the device to tell it.
     """
-    most = int(top_k.max())
+    most = int(top_k.max()) if most is None else most
     ids = logits.topk(most, dim=-1).indices
     inside = torch.arange(most, device=ids.device) < top_k[:, None]
     chosen = delta.gather(-1, ids).where(inside, 0.0)

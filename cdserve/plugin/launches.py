@@ -11,7 +11,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from cdserve.plugin.inputs import MemberLogits, factors, tensor
+from cdserve.plugin.inputs import MemberLogits, factors, index, tensor
 from cdserve.plugin.rows import Row
 from cdserve.plugin.rows import Tilt as Tilted
 from value_heads import QHead
@@ -153,7 +153,12 @@ class Launches:
         known = max(b.shape[1] for b in tokens)
         top_k = [min(row.tilt.top_k or known, known) for row in rows if row.tilt]
         limited = any(row.tilt.top_k for row in rows if row.tilt)
-        return Tilt(factors=tuple(parts), tokens=tuple(tokens), top_k=top_k if limited else None)
+        return Tilt(
+            factors=tuple(parts),
+            tokens=tuple(tokens),
+            top_k=index(top_k, hidden.device) if limited else None,
+            most=max(top_k) if limited else 0,
+        )
 
 
 def kind(row: Row) -> tuple[bool, bool, bool]:

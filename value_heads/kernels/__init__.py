@@ -44,6 +44,7 @@ class Operations(Protocol):
         tilt: Tilt | None = None,
         temperature: Tensor | None = None,
         measured: bool = True,
+        kinds: Tensor | None = None,
     ) -> Statistics | None:
         """Mixes and tilts rows of the logits in place."""
         ...

@@ -13,12 +13,17 @@ ROW_TILES = (16, 32, 64)
 """Rows of a tile of a tilt, which has a variant for each: the least that takes all rows, or 64."""
 
 
+MIXES, TILTED = 1, 2
+"""Bits of a row's kind: it is mixed, it is tilted."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mixture:
     """sum_i w_i z_i over the base's logits and M members', of n rows.
 
     Attributes:
-        members: M tensors [n, |V_i|], float32, bfloat16 or float16, rows contiguous.
+        members: M tensors [m, |V_i|], float32, bfloat16 or float16, rows contiguous. They are of
+            the first m <= n rows; the rows from m on must not be of a kind that mixes.
         weights: float32 [n, 1 + M], of any sign; column 0 is the base's. A member is not read in
             rows where its weight is 0.
         vocabulary: tokens that all models have; those beyond get no probability.
@@ -40,13 +45,16 @@ class Tilt:
         factors: of each head u times w / beta, float32 [n, G, r].
         tokens: of each head B, [G, |V_h|, r], float32, bfloat16 or float16, contiguous in r. Tokens
             that a head has no row of are tilted by 0.
-        top_k: k of each row, from 1 to |V_h|, on the host; the tilt counts about its mean over the
-            k most likely tokens there, and 0 elsewhere, as `centred_on_top_k`. None for all tokens.
+        top_k: int64 [n], k of each row, from 1 to |V_h|; in a row that is not tilted, anything.
+            The tilt counts about its mean over the k most likely tokens there, and 0 elsewhere,
+            as `centred_on_top_k`. None for all tokens.
+        most: the largest k, which the host must know without waiting for the device.
     """
 
     factors: tuple[Tensor, ...]
     tokens: tuple[Tensor, ...]
-    top_k: Sequence[int] | None = None
+    top_k: Tensor | None = None
+    most: int = 0
 
     @property
     def vocabulary(self) -> int:

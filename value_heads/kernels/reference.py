@@ -6,10 +6,9 @@ Logits may be float64, which the Triton kernels' float32 is tested against.
 import torch
 from torch import Tensor
 
-from value_heads.mix import mixed
 from value_heads.tilt import centred_on_top_k, kl
 
-from .arguments import Mixture, PackedHeads, Statistics, Tilt
+from .arguments import MIXES, TILTED, Mixture, PackedHeads, Statistics, Tilt
 
 
 def score(
@@ -42,6 +41,7 @@ def steer(
     tilt: Tilt | None = None,
     temperature: Tensor | None = None,
     measured: bool = True,
+    kinds: Tensor | None = None,
 ) -> Statistics | None:
     """Mix members into rows of the logits, tilt the result, both in place.
 
@@ -50,35 +50,47 @@ def steer(
         rows: int64 [n], different ones.
         temperature: float32 [n], for the statistics alone; None for 1.
         measured: whether to return the statistics.
+        kinds: int64 [n], the sum of MIXES where the row is mixed and TILTED where it is tilted. A
+            row keeps its logits bit for bit where it is not. None: all rows are all that is given.
     """
-    before = logits[rows]
-    after = before if mixture is None else _mixed(before, mixture)
+    before = after = logits[rows]
+    if kinds is None:
+        kinds = torch.full_like(rows, MIXES | TILTED)
+    if mixture is not None:
+        after = torch.where((kinds & MIXES > 0)[:, None], _mixed(before, mixture), before)
     if tilt is not None:
-        after = after + _delta(after, tilt)
+        tilted = kinds & TILTED > 0
+        after = torch.where(tilted[:, None], after + _delta(after, tilt, tilted), after)
     logits[rows] = after
     return statistics(before, after, temperature) if measured else None
 
 
 def _mixed(base: Tensor, mixture: Mixture) -> Tensor:
-    models = [base, *(member.to(base.dtype) for member in mixture.members)]
+    """Mix the first m rows; the others are NaN, which no row may take."""
+    count = len(mixture.members[0]) if mixture.members else len(base)
+    models = [base[:count], *(member.to(base.dtype) for member in mixture.members)]
     if mixture.normalised:
         models = [model.log_softmax(-1) for model in models]
-    names = ["base", *(str(i) for i in range(len(mixture.members)))]
-    weights = [dict(zip(names, row, strict=True)) for row in mixture.weights.tolist()]
-    total = mixed(models[0], dict(zip(names[1:], models[1:], strict=True)), weights)
-    total[:, mixture.vocabulary :] = -torch.inf
-    return total
+    weights = mixture.weights[:count].to(base.dtype)
+    made = torch.full_like(base, torch.nan)
+    made[:count] = -torch.inf
+    made[:count, : mixture.vocabulary] = 0.0
+    for model, weight in zip(models, weights.T[:, :, None], strict=True):
+        part = weight * model[:, : mixture.vocabulary]
+        # 0 times an infinite logit is not a number.
+        made[:count, : mixture.vocabulary] += torch.where(weight == 0, 0.0, part)
+    return made
 
 
-def _delta(logits: Tensor, tilt: Tilt) -> Tensor:
+def _delta(logits: Tensor, tilt: Tilt, tilted: Tensor) -> Tensor:
     delta = torch.zeros_like(logits[:, : tilt.vocabulary])
     for factors, tokens in zip(tilt.factors, tilt.tokens, strict=True):
         known = tokens.shape[1]
         flat = tokens.to(logits.dtype).transpose(1, 2).flatten(0, 1)  # [G r, |V_h|]
         delta[:, :known] += factors.to(logits.dtype).flatten(1) @ flat
     if tilt.top_k is not None:
-        top_k = torch.tensor(tilt.top_k, device=logits.device)
-        delta = centred_on_top_k(delta, logits[:, : tilt.vocabulary], top_k)
+        top_k = torch.where(tilted, tilt.top_k, 0)
+        delta = centred_on_top_k(delta, logits[:, : tilt.vocabulary], top_k, tilt.most)
     return torch.nn.functional.pad(delta, (0, logits.shape[1] - delta.shape[1]))
 
 

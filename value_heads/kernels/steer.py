@@ -4,14 +4,12 @@ A program has a tile of rows and a chunk of the vocabulary. The row tiles of one
 each other in the grid, so B and whatever else they share comes from the L2 cache but for the first.
 """
 
-from collections.abc import Sequence
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .arguments import ROW_TILES, Mixture, Statistics, Tilt
+from .arguments import MIXES, ROW_TILES, TILTED, Mixture, Statistics, Tilt
 from .statistics import accumulate, divisor, joined, keep, measure, room, start, tempered, unit_of
 
 _PROGRAMS = 512
@@ -21,16 +19,18 @@ _PLACES = 16
 """Of the top k, in one program."""
 PRECISION = "ieee" if torch.version.hip else "tf32x3"
 """Of products of float32: three TF32 products on tensor cores come close to one of float32."""
+_MIXES, _TILTED = tl.constexpr(MIXES), tl.constexpr(TILTED)
 
 
 @triton.jit(
     do_not_specialize=["stride", "count", "chunks", "tiles"],
-    do_not_specialize_on_alignment=["rows"],
+    do_not_specialize_on_alignment=["rows", "kinds", "weights", "temperature"],
 )
 def _steer_kernel(
     logits,
     stride,
     rows,
+    kinds,
     vocabulary,
     members,
     member_strides,
@@ -66,14 +66,35 @@ def _steer_kernel(
     chunk = tl.program_id(1)
     mask = i < count
     row = tl.load(rows + i, mask=mask, other=0).to(tl.int64)
+    kind = tl.load(kinds + i, mask=mask, other=0)
+    mixed = (kind & _MIXES) > 0
+    tilted = (kind & _TILTED) > 0
+    some_mixed = tl.max(mixed.to(tl.int32), 0) > 0
+    some_tilted = tl.max(tilted.to(tl.int32), 0) > 0
     if MEASURED:
         t = divisor(temperature, i, mask)[:, None]
     top_x, sum_x, top_y, sum_y, shift, moment = start(BLOCK_N)
     for tile in range(tiles):
         v = (chunk * tiles + tile) * BLOCK_V + tl.arange(0, BLOCK_V)
         inside = mask[:, None] & (v < vocabulary)[None, :]
-        delta = tl.zeros([BLOCK_N, BLOCK_V], tl.float32)
-        if HEADS > 0:
+        at = (logits + row * (stride * UNIT))[:, None] + v[None, :]
+        before = tl.load(at, mask=inside, other=float("-inf"))
+        after = before
+        if MIXED and some_mixed:
+            own = tl.load(weights + i * (MEMBERS + 1), mask=mixed, other=0.0)[:, None]
+            mixture = tl.where(own == 0, 0.0, own * before)
+            for m in tl.static_range(MEMBERS):
+                w = tl.load(weights + i * (MEMBERS + 1) + 1 + m, mask=mixed, other=0.0)[:, None]
+                read = inside & (v < shared)[None, :] & (w != 0)
+                begin = i.to(tl.int64) * (member_strides[m] // 2 * MEMBER_UNIT)
+                place = (members[m] + begin)[:, None] + v[None, :]
+                mixture += w * tl.load(place, mask=read, other=0.0).to(tl.float32)
+            if NORMALISED:
+                mixture -= tl.load(offsets + i, mask=mixed, other=0.0)[:, None]
+            mixture = tl.where((v < shared)[None, :], mixture, float("-inf"))
+            after = tl.where(mixed[:, None], mixture, before)
+        if HEADS > 0 and some_tilted:
+            delta = tl.zeros([BLOCK_N, BLOCK_V], tl.float32)
             for h in tl.static_range(HEADS):
                 some = (v < known[h])[None, :]
                 for g in range(OUTPUTS[h]):
@@ -81,7 +102,7 @@ def _steer_kernel(
                         r = first + tl.arange(0, BLOCK_R)
                         u = tl.load(
                             factors[h] + (i[:, None] * OUTPUTS[h] + g) * RANKS[h] + r[None, :],
-                            mask=mask[:, None] & (r < RANKS[h])[None, :],
+                            mask=tilted[:, None] & (r < RANKS[h])[None, :],
                             other=0.0,
                         )
                         b = tl.load(
@@ -93,23 +114,7 @@ def _steer_kernel(
                             other=0.0,
                         ).to(tl.float32)
                         delta = tl.dot(u, b, delta, input_precision=PRECISION)
-        at = (logits + row * (stride * UNIT))[:, None] + v[None, :]
-        before = tl.load(at, mask=inside, other=float("-inf"))
-        after = before
-        if MIXED:
-            own = tl.load(weights + i * (MEMBERS + 1), mask=mask, other=0.0)[:, None]
-            after = tl.where(own == 0, 0.0, own * before)
-            for m in tl.static_range(MEMBERS):
-                w = tl.load(weights + i * (MEMBERS + 1) + 1 + m, mask=mask, other=0.0)[:, None]
-                read = inside & (v < shared)[None, :] & (w != 0)
-                begin = i.to(tl.int64) * (member_strides[m] // 2 * MEMBER_UNIT)
-                place = (members[m] + begin)[:, None] + v[None, :]
-                after += w * tl.load(place, mask=read, other=0.0).to(tl.float32)
-            if NORMALISED:
-                after -= tl.load(offsets + i, mask=mask, other=0.0)[:, None]
-            after = tl.where((v < shared)[None, :], after, float("-inf"))
-        if HEADS > 0:
-            after += delta
+            after = tl.where(tilted[:, None], after + delta, after)
         tl.store(at, after, mask=inside)
         if MEASURED:
             top_x, sum_x, top_y, sum_y, shift, moment = accumulate(
@@ -173,25 +178,32 @@ def steer(
     tilt: Tilt | None = None,
     temperature: Tensor | None = None,
     measured: bool = True,
+    kinds: Tensor | None = None,
 ) -> Statistics | None:
     """As `reference.steer`, of float32 logits with contiguous rows.
 
     Each row is read and written once. Only with `tilt.top_k` the rows are copied first: the choice
     of the k most likely tokens, which is torch's, is a pass of its own, and so are the statistics.
+
+    A tile without a tilted row computes no product, one without a mixed row reads no member: sort
+    rows by kind, those that mix first.
     """
+    if kinds is None:  # a tensor all the same: another variant would have to be compiled
+        kinds = torch.full_like(rows, MIXES | TILTED)
     if tilt is None or tilt.top_k is None:
-        return _pass(logits, rows, mixture, tilt, temperature, measured)
+        return _pass(logits, rows, kinds, mixture, tilt, temperature, measured)
     before = untilted = logits[rows]
     if mixture is not None:
-        _pass(logits, rows, mixture, None, None, False)
+        _pass(logits, rows, kinds, mixture, None, None, False)
         untilted = logits[rows]
-    _tilt_top_k(logits, rows, untilted, tilt, tilt.top_k)
+    _tilt_top_k(logits, rows, untilted, tilt, torch.where(kinds & TILTED > 0, tilt.top_k, 0))
     return measure(before, logits, rows, temperature) if measured else None
 
 
 def _pass(
     logits: Tensor,
     rows: Tensor,
+    kinds: Tensor,
     mixture: Mixture | None,
     tilt: Tilt | None,
     temperature: Tensor | None,
@@ -210,6 +222,7 @@ def _pass(
         logits,
         logits.stride(0) // unit,
         rows,
+        kinds,
         vocabulary,
         members,
         # Odd, as Triton makes variants for numbers of a tuple that 16 divides, whatever it is told.
@@ -266,24 +279,20 @@ def _chunks(row_tiles: int, tiles: int) -> tuple[int, int]:
 
 
 def _offsets(logits: Tensor, rows: Tensor, mixture: Mixture) -> Tensor:
-    """sum_i w_i log-sum-exp z_i, float32 [n]: what normalising each model takes off the mixture."""
-    models = (logits[rows], *mixture.members)
+    """sum_i w_i log-sum-exp z_i, float32 [m]: what normalising each model takes off the mixture."""
+    count = len(mixture.members[0]) if mixture.members else len(rows)
+    models, weights = (logits[rows[:count]], *mixture.members), mixture.weights[:count]
     sums = torch.stack([model.float().logsumexp(-1) for model in models], dim=1)
-    return torch.where(mixture.weights == 0, 0.0, mixture.weights * sums).sum(-1)
+    return torch.where(weights == 0, 0.0, weights * sums).sum(-1)
 
 
-def _tilt_top_k(
-    logits: Tensor, rows: Tensor, untilted: Tensor, tilt: Tilt, of_rows: Sequence[int]
-) -> None:
+def _tilt_top_k(logits: Tensor, rows: Tensor, untilted: Tensor, tilt: Tilt, top_k: Tensor) -> None:
     """Add the tilt less its mean over the k most likely tokens; `untilted` is logits[rows]."""
-    most = max(of_rows)
-    pinned = torch.tensor(of_rows, pin_memory=logits.is_cuda)  # else the host would wait
-    top_k = pinned.to(logits.device, non_blocking=True)
-    ids = untilted[:, : tilt.vocabulary].topk(most).indices
+    values, ids = untilted[:, : tilt.vocabulary].topk(tilt.most)
     delta = torch.zeros(ids.shape, dtype=torch.float32, device=logits.device)
     for factors, tokens in zip(tilt.factors, tilt.tokens, strict=True):
         outputs, known, rank = tokens.shape
-        _chosen_kernel[(len(rows), triton.cdiv(most, _PLACES))](
+        _chosen_kernel[(len(rows), triton.cdiv(tilt.most, _PLACES))](
             ids,
             top_k,
             factors.contiguous(),
@@ -292,12 +301,12 @@ def _tilt_top_k(
             tokens.stride(1),
             known,
             delta,
-            most,
+            tilt.most,
             OUTPUTS=outputs,
             RANK=rank,
             BLOCK_K=_PLACES,
             BLOCK_R=min(triton.next_power_of_2(rank), 128),
         )
-    inside = torch.arange(most, device=ids.device) < top_k[:, None]
+    inside = torch.arange(tilt.most, device=ids.device) < top_k[:, None]
     centre = delta.sum(-1, keepdim=True) / top_k[:, None]
-    logits[rows[:, None], ids] += (delta - centre).where(inside, 0.0)
+    logits[rows[:, None], ids] = torch.where(inside, values + (delta - centre), values)

@@ -29,10 +29,12 @@ def tilt_of(count: int, vocabulary: int, *, top_k: int = 0) -> Tilt:
     """Two heads: of two rewards and a rank that no block divides, and of fewer tokens."""
     wide = torch.randn(count, 2, 40, device=DEVICE), torch.randn(2, vocabulary, 40, device=DEVICE)
     small = torch.randn(count, 1, 8, device=DEVICE), poisoned(vocabulary - 7, 8, torch.bfloat16)
+    limits = 1 + (top_k + torch.arange(count, device=DEVICE)) % vocabulary if top_k else None
     return Tilt(
         factors=(wide[0] / 4, small[0]),
         tokens=(wide[1], small[1][None]),
-        top_k=[1 + (top_k + i) % vocabulary for i in range(count)] if top_k else None,
+        top_k=limits,
+        most=0 if limits is None else int(limits.max()),
     )
 
 
