@@ -26,7 +26,7 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
 from value_heads import HeadConfig, QHead, ValueHead
-from value_heads.kernels import Mixture, PackedHeads, Tilt, operations
+from value_heads.kernels import Mixture, PackedHeads, PathKL, Tilt, operations
 
 TARGETS = [80, 90]
 TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -80,6 +80,7 @@ def calls() -> dict[str, Callable[[], Any]]:
         )
 
     hidden = torch.zeros(64, 4096).bfloat16()
+    paths = PathKL.zeros(256, temperature.device)
     numbers = torch.zeros(64, 16), rows, temperature, temperature
     return {
         "score, 8 linear": lambda: kernels.score(hidden, rows, heads(8, 8), torch.zeros(64, 8)),
@@ -95,6 +96,7 @@ def calls() -> dict[str, Callable[[], Any]]:
         "mix, normalised": lambda: kernels.steer(
             z, rows, mixture=replace(mixture, normalised=True), measured=False
         ),
+        "charge": lambda: kernels.charge(paths, rows, rows, temperature, temperature),
         "select": lambda: kernels.select(*numbers),
     }
 

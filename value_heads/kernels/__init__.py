@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .arguments import ROW_TILES, Mixture, PackedHeads, Statistics, Tilt
+from .arguments import ROW_TILES, Mixture, PackedHeads, PathKL, Statistics, Tilt
 
 __all__ = [
     "ROW_TILES",
     "Mixture",
     "Operations",
     "PackedHeads",
+    "PathKL",
     "Statistics",
     "Tilt",
     "operations",
@@ -47,6 +48,13 @@ class Operations(Protocol):
         kinds: Tensor | None = None,
     ) -> Statistics | None:
         """Mixes and tilts rows of the logits in place."""
+        ...
+
+    @staticmethod
+    def charge(
+        paths: PathKL, slots: Tensor, tokens: Tensor, nats: Tensor, budgets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The path KL of rows after this step, and whether the step passes their budgets."""
         ...
 
     @staticmethod

@@ -78,6 +78,44 @@ class Statistics(NamedTuple):
     """Of the distribution after."""
 
 
+MARGIN = 1.0 - 1e-5
+"""Share of a budget that may be spent: what is rounded later must not pass the whole."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathKL:
+    """KL along the paths of S requests, each in a slot, on the device.
+
+    The step that the request is at is kept apart: a prefix that is met again, as after preemption,
+    replaces its step.
+
+    Attributes:
+        spent: float64 [S], nats of the steps before the one at `at`.
+        step: float64 [S], nats of the step at `at`; 0 if it was left unsteered.
+        unsteered: int32 [S], steps before the one at `at` that a budget left unsteered.
+        step_unsteered: int32 [S], 1 if the step at `at` is one, else 0.
+        at: int64 [S], tokens of the prefix that the last step's logits were conditioned on; -1
+            before the first step.
+    """
+
+    spent: Tensor
+    step: Tensor
+    unsteered: Tensor
+    step_unsteered: Tensor
+    at: Tensor
+
+    @classmethod
+    def zeros(cls, slots: int, device: torch.device) -> Self:
+        """Return paths on which no step has been taken."""
+        return cls(
+            spent=torch.zeros(slots, dtype=torch.float64, device=device),
+            step=torch.zeros(slots, dtype=torch.float64, device=device),
+            unsteered=torch.zeros(slots, dtype=torch.int32, device=device),
+            step_unsteered=torch.zeros(slots, dtype=torch.int32, device=device),
+            at=torch.full((slots,), -1, device=device),
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedHeads:
     """Linear and MLP value heads as one network of two layers, all in float32.

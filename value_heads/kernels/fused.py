@@ -1,7 +1,8 @@
 """The operations of the hot path as Triton kernels; importing this imports Triton."""
 
+from .charge import charge
 from .score import score
 from .select import select
 from .steer import steer
 
-__all__ = ["score", "select", "steer"]
+__all__ = ["charge", "score", "select", "steer"]

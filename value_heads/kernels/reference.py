@@ -8,7 +8,7 @@ from torch import Tensor
 
 from value_heads.tilt import centred_on_top_k, kl
 
-from .arguments import MIXES, TILTED, Mixture, PackedHeads, Statistics, Tilt
+from .arguments import MARGIN, MIXES, TILTED, Mixture, PackedHeads, PathKL, Statistics, Tilt
 
 
 def score(
@@ -112,6 +112,37 @@ def statistics(before: Tensor, after: Tensor, temperature: Tensor | None = None)
 def _log_sum_exp(logits: Tensor) -> Tensor:
     found = logits.logsumexp(-1)
     return found.masked_fill(found == torch.inf, torch.nan)  # as softmax is
+
+
+def charge(
+    paths: PathKL, slots: Tensor, tokens: Tensor, nats: Tensor, budgets: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Charge a step of n rows to their paths, in place; return the paths' KL and what passes.
+
+    A step that would pass its budget is not charged: the caller leaves it unsteered. A KL of NaN
+    passes no budget, so that the row stays steered and the NaN is reported.
+
+    Args:
+        paths: of all slots.
+        slots: int64 [n], different ones.
+        tokens: int64 [n], of the prefix that the step's logits are conditioned on. Where it is the
+            prefix of the last step, this step replaces that one.
+        nats: float32 [n], the step's KL.
+        budgets: float32 [n]; +inf for none.
+
+    Returns:
+        float32 [n, 2]: nats of the path with this step, and steps that were left unsteered. Bool
+        [n]: whether this step passes the budget.
+    """
+    new = tokens != paths.at[slots]
+    spent = paths.spent[slots] + torch.where(new, paths.step[slots], 0.0)
+    unsteered = paths.unsteered[slots] + torch.where(new, paths.step_unsteered[slots], 0)
+    kl = nats.double()
+    over = spent + kl > budgets.double() * MARGIN  # a NaN is not
+    kl = torch.where(over, 0.0, kl)
+    paths.spent[slots], paths.step[slots], paths.at[slots] = spent, kl, tokens
+    paths.unsteered[slots], paths.step_unsteered[slots] = unsteered, over.int()
+    return torch.stack([(spent + kl).float(), (unsteered + over).float()], dim=1), over
 
 
 def select(scores: Tensor, counts: Tensor, strengths: Tensor, uniforms: Tensor) -> Tensor:
