@@ -168,14 +168,12 @@ def at_start(width: int, vocabulary: int) -> list[Launch]:
         ValueHead(value).save_pretrained(paths[0])
         QHead(q).save_pretrained(paths[1])
         scorer = ValueScorer(paths[:1], cpu, True)
-        steerer = Steerer(paths[1:], cpu, vocabulary, True, True, members)
+        steerer = Steerer(paths[1:], cpu, vocabulary, 64, True, True, members)
     logits = torch.zeros(64, vocabulary, dtype=torch.bfloat16)
     hidden = torch.zeros(64, 3 * width, dtype=torch.bfloat16)[:, :width]
     with recorded() as seen:
         scorer.warm_up(hidden)
-        steerer.warm_up(
-            logits, hidden, lambda rows: dict.fromkeys(members, logits[rows].float()), None
-        )
+        steerer.warm_up(logits, hidden, lambda rows: dict.fromkeys(members, logits[rows]), None)
     return seen
 
 

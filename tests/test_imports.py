@@ -25,6 +25,7 @@ LIGHT = [
     "cdserve.scoring",
     "cdserve.report",
     "cdserve.value_table",
+    "cdserve.plugin.request",
     "cdserve.plugin.rows",
     "cdserve.plugin.register",
     "cdserve.demo",

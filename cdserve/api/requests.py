@@ -17,7 +17,7 @@ from vllm.sampling_params import SamplingParams
 from cdserve.api.server import AlignmentServer
 from cdserve.engine.run import AlignmentRun
 from cdserve.errors import PolicyError, shown
-from cdserve.plugin.rows import REQUEST_KEY
+from cdserve.plugin.request import REQUEST_KEY
 from cdserve.policy import FIELD
 
 _DESCRIPTION = (

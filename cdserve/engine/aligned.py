@@ -36,7 +36,7 @@ from cdserve.engine.vllm import (
 )
 from cdserve.errors import CdserveError, OverloadError
 from cdserve.failures import hidden
-from cdserve.plugin.rows import REQUEST_KEY
+from cdserve.plugin.request import REQUEST_KEY
 from cdserve.tracing import ResponseSpans
 
 _POLL = 0.05

@@ -20,7 +20,7 @@ def steering(
     field: str,
     operator: bool,
 ) -> dict[str, Any]:
-    """What the worker is told: ``tilt`` and ``mix``, as ``plugin.rows.Row`` reads them.
+    """What the worker is told: ``tilt`` and ``mix``, as ``plugin.request`` reads them.
 
     Nothing where the proposal is the base model itself.
 

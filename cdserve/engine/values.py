@@ -17,7 +17,7 @@ from cdserve.engine.vllm import (
     tokens_input,
 )
 from cdserve.errors import ScoringError
-from cdserve.plugin.rows import REQUEST_KEY
+from cdserve.plugin.request import REQUEST_KEY
 from cdserve.value_table import Ticket, ValueTable
 
 _SLOTS = 65536
@@ -28,7 +28,7 @@ def wanting(extra_args: Mapping[str, Any] | None, **wanted: object) -> dict[str,
 
     Args:
         extra_args: those so far.
-        wanted: what ``plugin.rows.Row`` reads: ``values`` and ``length``, ``tilt`` and ``path``.
+        wanted: what ``plugin.request`` reads: ``values`` and ``length``, ``tilt`` and ``path``.
     """
     given = dict(extra_args or {})
     return {**given, REQUEST_KEY: {**given.get(REQUEST_KEY, {}), **wanted}}

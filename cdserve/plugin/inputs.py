@@ -1,56 +1,36 @@
-"""What the rows of a step ask, as tensors."""
+"""What the rows of a step ask, on its way to the device."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cdserve.plugin.rows import Row
-from value_heads import QHead
-
-Rows = Tensor | slice
-"""Rows of a tensor: an index, or a range of them, which copies nothing."""
-MemberLogits = Callable[[Rows], Mapping[str, Tensor]]
-"""Gives members' logits ``[N, |V|]`` of N rows of the batch, by name."""
+MemberLogits = Callable[[Tensor], Mapping[str, Tensor]]
+"""Gives members' logits ``[n, |V|]`` of rows int64 ``[n]`` of the batch, by name."""
+_ALIGNMENT = 16
 
 
-def factors(
-    heads: Sequence[QHead], hidden: Tensor, rows: Sequence[Row]
-) -> Iterator[tuple[QHead, Tensor]]:
-    """The heads that some row asks for, each with u times w / beta, ``[N, G, r]``."""
-    column = 0
-    for head in heads:
-        columns = range(column, column + len(head.config.rewards))
-        column = columns.stop
-        by_row = [[row.tilt.coefficients.get(c, 0.0) for c in columns] for row in rows if row.tilt]
-        if any(map(any, by_row)):
-            weights = tensor(by_row, hidden.device) * head.scale
-            yield head, head.factors(hidden) * weights[:, :, None]
+def sent(arrays: Sequence[npt.NDArray[Any]], dtype: Any, device: torch.device) -> list[Tensor]:
+    """Arrays on the device, of one dtype, by one copy that waits for nothing.
+
+    Each begins at an address that kernels can read wide from.
+    """
+    item = np.dtype(dtype).itemsize
+    sizes = [-(-array.size * item // _ALIGNMENT) * _ALIGNMENT // item for array in arrays]
+    whole = np.empty(sum(sizes), dtype)
+    start = 0
+    for array, size in zip(arrays, sizes, strict=True):
+        whole[start : start + array.size] = array.reshape(-1)
+        start += size
+    parts = torch.split(_copied(torch.from_numpy(whole), device), sizes)
+    return [part[: array.size].view(array.shape) for part, array in zip(parts, arrays, strict=True)]
 
 
-def places(indices: Sequence[int], device: torch.device) -> Rows:
-    """These rows, as a range where they are one."""
-    start, stop = indices[0], indices[0] + len(indices)
-    if list(indices) == list(range(start, stop)):
-        return slice(start, stop)
-    return index(indices, device)
-
-
-def index(indices: Sequence[int], device: torch.device) -> Tensor:
-    """Whole numbers, such as rows, in int64."""
-    return _sent(np.array(indices, np.int64), device)
-
-
-def tensor(values: Sequence[Any], device: torch.device) -> Tensor:
-    """Numbers in float32; faster than ``torch.tensor``."""
-    return _sent(np.array(values, np.float32), device)
-
-
-def _sent(values: np.ndarray, device: torch.device) -> Tensor:
-    made = torch.from_numpy(values)
-    if device.type != "cuda":
-        return made
-    # From memory that is not pinned, the copy would wait for all that the device has to do.
-    return made.pin_memory().to(device, non_blocking=True)
+def _copied(tensor: Tensor, device: torch.device) -> Tensor:
+    if device.type == "cuda":
+        # From memory that is not pinned, the copy would wait for all that the device has to do.
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

@@ -1,128 +1,200 @@
 """log p of tokens inside the worker, under the base and members: logits in, sums out."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cdserve.plugin.rows import Ahead, Row
+from cdserve.plugin.inputs import sent
+from cdserve.plugin.readback import READ_BACK, ReadBack
+from cdserve.plugin.rows import Likely, Masks
 from cdserve.plugin.tables import Tables
+from cdserve.plugin.tickets import Ints, Places
 
 Logits = Mapping[str, Tensor]
-"""``[N, |V|]`` by model: ``base``, and the members that ran."""
+"""``[n, |V|]`` by model: ``base``, and the members that ran."""
 _SLICE = 256
-"""Positions of a text whose logits are in memory at once."""
+"""Positions of a text, or rows, whose log-probabilities are in memory at once."""
+_NEVER = -1
 
 
 class Likelihoods:
     """Sums log p of the tokens of rows that ask, in nats, and writes the sum of each prefix.
 
-    A step's log-probabilities are kept for the next one, where the token drawn from them is an
-    input. So the sum of a prefix is there one step after its last token was drawn, and no model
-    runs for it again.
+    A step's logits are kept for the next one, where the token drawn from them is an input. So the
+    sum of a prefix is there one step after its last token was drawn, and no model runs for it
+    again. The sums stay on the device; no step waits for them.
 
     All workers of a model in parts sum, since a text's logits take all of them to compute.
 
     Args:
         models: the table's columns: ``base`` and members.
+        slots: requests that can be in the batch at once.
         reports: whether this worker writes the sums; one of them does.
+        back: takes the sums to the host.
     """
 
-    def __init__(self, models: Sequence[str], reports: bool) -> None:
+    def __init__(
+        self, models: Sequence[str], slots: int, reports: bool, back: ReadBack = READ_BACK
+    ) -> None:
         self._models = tuple(models)
         self._reports = reports
         self._tables = Tables(len(models))
+        self._back = back
+        # By slot. What is known on the host: whose the slot is, and how far its sum has come.
+        self._ticket = np.full(slots, _NEVER, np.int64)
+        self._at = np.full(slots, _NEVER, np.int64)
+        self._known = np.zeros(slots, np.bool_)
+        self._ran = np.zeros((slots, len(models)), np.bool_)
+        self._kept: Tensor | None = None
+        self._log_sum_exp = torch.empty(0)
+        self._sums = torch.empty(0)
+
+    def prepare(self, logits: Tensor) -> None:
+        """Takes the memory for the logits kept from one step to the next.
+
+        slots x models x |V| numbers in the logits' dtype.
+
+        Args:
+            logits: as a step has them, ``[n, |V|]``.
+        """
+        if self._kept is not None:
+            return
+        size, device = self._ran.shape, logits.device
+        self._kept = logits.new_full((*size, logits.shape[1]), -torch.inf)
+        self._log_sum_exp = torch.zeros(size, dtype=torch.float32, device=device)
+        self._sums = torch.zeros(size, dtype=torch.float64, device=device)
 
     @torch.inference_mode()
-    def step(self, rows: Mapping[int, Row], last: Tensor, logits: Logits) -> None:
+    def step(self, rows: Likely, last: Tensor, logits: Logits) -> None:
         """Takes each row one token further.
 
         Args:
-            rows: those that ask, by batch index.
+            rows: those that ask.
             last: the last token of each prefix, ``[batch]``.
             logits: those of the tokens to come, of the whole batch.
         """
-        index, asking = list(rows), list(rows.values())
-        self._grow(asking, last[index])
-        columns, logprobs = self._logprobs({name: z[index] for name, z in logits.items()})
-        for i, row in enumerate(asking):
-            row.ahead = Ahead(logprobs, i, columns, row.tokens)
-        known = [row for row in asking if row.total is not None]
-        self._write(known, [row.tokens for row in known], [row.total for row in known])
+        self.prepare(logits["base"])
+        goes_on = self._goes_on(rows.slots, rows.places.number, rows.tokens - 1) & ~rows.first
+        ran = self._ran[rows.slots] & goes_on[:, None]
+        index, slots = sent([rows.index, rows.slots], np.int64, last.device)
+        before, added = sent([goes_on[:, None], ran], np.bool_, last.device)
+        sums = torch.where(before, self._sums[slots], 0.0)
+        sums += torch.where(added, self._log_p(slots, last[index]), 0.0)
+        self._sums[slots] = sums
+        self._write(sums, rows.places, rows.tokens, goes_on | rows.first)
+        self._keep(logits, index, slots)
+        self._note(rows.slots, rows.places.number, rows.tokens, goes_on | rows.first, logits)
 
     @torch.inference_mode()
     def text(
-        self, row: Row, tokens: Tensor, before: int, logits: Callable[[slice], Logits]
+        self,
+        slot: int,
+        places: Places,
+        since: int,
+        before: int,
+        tokens: Tensor,
+        logits: Callable[[slice], Logits],
     ) -> None:
         """Goes on with a row whose tokens are given.
 
         Nothing is written where the logits behind its first token were not computed.
 
         Args:
-            tokens: of this step, ``[N]``.
+            slot: of its request.
+            places: where the sums go, ``[1]``.
+            since: tokens of the prompt before the first that is summed.
             before: tokens of the row in earlier steps, or cached.
+            tokens: of this step, int ``[n]``.
             logits: gives those that follow some of the tokens.
         """
-        assert row.since is not None
-        begin = max(0, row.since - 1 - before)
-        if begin >= len(tokens):
-            return
-        if before + begin == row.since - 1:
-            row.total = np.zeros(len(self._models))
-        elif row.ahead is None or row.ahead.tokens != before:
-            row.total = None
+        begin = max(0, since - 1 - before)
+        first = before + begin == since - 1
+        slots = np.array([slot])
+        known = np.array([first]) | self._goes_on(slots, places.number, np.array([before]))
         for start in range(begin, len(tokens), _SLICE):
             part = tokens[start : start + _SLICE]
-            columns, logprobs = self._logprobs(logits(slice(start, start + len(part))))
-            ahead, row.ahead = (
-                row.ahead,
-                Ahead(logprobs[-1:].clone(), 0, columns, before + start + len(part)),
-            )
-            if row.total is None:
-                continue
-            found = logprobs[torch.arange(len(part) - 1), :, part[1:]]
-            if ahead is not None:
-                found = torch.cat([ahead.logprobs[ahead.index, :, part[:1]].T, found])
-            added = np.zeros((len(found), len(self._models)))
-            added[:, columns] = found.double().cpu().numpy()
-            sums = row.total + added.cumsum(0)
+            end = before + start + len(part)
+            made = logits(slice(start, start + len(part)))
+            self.prepare(made["base"])
+            sums = self._sums_of(slot, part, made, fresh=first and start == begin)
+            of_row = np.zeros(len(sums), np.int64)
             if len(sums):
-                row.total = sums[-1]
-                end = before + start + len(part)
-                self._write([row] * len(sums), range(end - len(sums) + 1, end + 1), sums)
+                self._sums[slot] = sums[-1]
+                lengths = np.arange(end - len(sums), end) + 1
+                self._write(sums, places.of(of_row), lengths, known[of_row])
+            self._keep_last(slot, made)
+            self._note(slots, places.number, np.array([end]), known, made)
 
-    def _grow(self, rows: Sequence[Row], last: Tensor) -> None:
-        """Adds log p of each row's last token, looked up in what was kept the step before."""
-        together: dict[int, list[int]] = {}
-        for i, row in enumerate(rows):
-            if row.tokens == row.prompt_length:
-                row.total = np.zeros(len(self._models))
-            elif row.ahead is None or row.ahead.tokens != row.tokens - 1:
-                row.total = None  # back from preemption
-            elif row.total is not None:
-                together.setdefault(id(row.ahead.logprobs), []).append(i)
-        for group in together.values():
-            kept = [ahead for i in group if (ahead := rows[i].ahead)]
-            found = kept[0].logprobs[[ahead.index for ahead in kept], :, last[group]]
-            for i, ahead, added in zip(group, kept, found.double().cpu().numpy(), strict=True):
-                total = rows[i].total
-                assert total is not None
-                total[ahead.columns] += added
+    def _goes_on(self, slots: Ints, numbers: Ints, tokens: Ints) -> Masks:
+        """Whether the sums of these slots are known for prefixes of so many tokens.
 
-    def _logprobs(self, logits: Logits) -> tuple[list[int], Tensor]:
-        """The columns of the models that ran, and their log-probabilities ``[N, models, |V|]``."""
-        columns = [i for i, name in enumerate(self._models) if name in logits]
-        stacked = torch.stack([logits[self._models[i]] for i in columns], dim=1)
-        return columns, stacked.float().log_softmax(-1)
+        Not where a request came back from preemption, or the slot was another's.
+        """
+        same = (self._ticket[slots] == numbers) & (self._at[slots] == tokens)
+        found: Masks = same & self._known[slots]
+        return found
+
+    def _note(self, slots: Ints, numbers: Ints, tokens: Ints, known: Masks, logits: Logits) -> None:
+        """Notes for which prefixes logits were kept, and of which models."""
+        self._ticket[slots], self._at[slots], self._known[slots] = numbers, tokens, known
+        self._ran[slots] = [name in logits for name in self._models]
+
+    def _log_p(self, slots: Tensor, tokens: Tensor) -> Tensor:
+        """log p of tokens ``[n]`` by the logits kept in their slots, float64 ``[n, models]``."""
+        assert self._kept is not None
+        return self._kept[slots, :, tokens.long()].double() - self._log_sum_exp[slots]
+
+    def _keep(self, logits: Logits, index: Tensor, slots: Tensor) -> None:
+        """Keeps the logits of these rows of the batch in their slots."""
+        assert self._kept is not None
+        for name, of_model in self._named(logits):
+            parts = torch.split(index, _SLICE), torch.split(slots, _SLICE)
+            for rows, of_rows in zip(*parts, strict=True):
+                part = of_model[rows]
+                width = min(part.shape[1], self._kept.shape[2])
+                self._kept[of_rows, name, :width] = part[:, :width].to(self._kept.dtype)
+                self._log_sum_exp[of_rows, name] = part.float().logsumexp(-1)
+
+    def _keep_last(self, slot: int, logits: Logits) -> None:
+        """Keeps the logits of the last of some positions in a slot."""
+        base = logits["base"]
+        last = torch.full((1,), len(base) - 1, device=base.device)
+        self._keep(logits, last, torch.full_like(last, slot))
+
+    def _sums_of(self, slot: int, tokens: Tensor, logits: Logits, fresh: bool) -> Tensor:
+        """Sums up to each of these tokens, float64 ``[n, models]``.
+
+        Args:
+            slot: whose sum goes on.
+            logits: those that follow each token.
+            fresh: whether the sum begins behind the first token, which has none then.
+        """
+        tokens = tokens.long()
+        at = torch.full((1,), slot, device=tokens.device)
+        places = torch.arange(len(tokens) - 1, device=tokens.device)
+        added = self._sums.new_zeros(len(tokens), len(self._models))
+        if not fresh:
+            (ran,) = sent([self._ran[slot]], np.bool_, tokens.device)
+            log_p = torch.where(ran, self._log_p(at, tokens[:1])[0], 0.0)
+            added[0] = self._sums[slot] + log_p
+        for name, of_model in self._named(logits):
+            follow = of_model[places, tokens[1:]].double()
+            added[1:, name] = follow - of_model[:-1].float().logsumexp(-1)
+        return added.cumsum(0)[int(fresh) :]
+
+    def _named(self, logits: Logits) -> list[tuple[int, Tensor]]:
+        """The logits of the models that ran, with their columns."""
+        return [(i, logits[name]) for i, name in enumerate(self._models) if name in logits]
 
     def _write(
-        self,
-        rows: Sequence[Row],
-        lengths: Sequence[int],
-        sums: Sequence[npt.NDArray[np.float64] | None] | npt.NDArray[np.float64],
+        self, sums: Tensor, places: Places, lengths: Ints, known: npt.NDArray[np.bool_]
     ) -> None:
-        if rows and self._reports:
-            tickets = [row.likelihood for row in rows if row.likelihood is not None]
-            self._tables.write(tickets, lengths, np.array(sums, np.float32))
+        """Writes the sums of these prefixes where they are known."""
+        if self._reports:
+            table = np.where(known, places.table, _NEVER)
+            taken = partial(self._tables.write, places._replace(table=table), lengths)
+            self._back.put(sums.float(), taken)

@@ -93,14 +93,14 @@ class Members(nn.Module):
         return states
 
     def logits(self, behind: Tensor) -> dict[str, Tensor]:
-        """Logits of the members that ran, ``[N, |V|]``, in float32.
+        """Logits of the members that ran, ``[N, |V|]``, in the model's dtype.
 
         Args:
             behind: what ``forward`` put behind the base's hidden states, ``[N, sum of widths]``.
         """
         widths = [self._widths[name] for name in self._ran]
         parts = zip(self._ran, torch.split(behind, widths, dim=-1), strict=True)
-        return {name: getattr(self, name).compute_logits(own).float() for name, own in parts}
+        return {name: getattr(self, name).compute_logits(own) for name, own in parts}
 
 
 def _owner(name: str) -> str | None:

@@ -7,22 +7,25 @@ pipeline parallelism, multi-modal interfaces) stays as it is.
 
 import logging
 import time
-from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from vllm.config import VllmConfig
 from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.forward_context import get_forward_context
 
-from cdserve.plugin.inputs import Rows, index
+from cdserve.plugin.inputs import sent
 from cdserve.plugin.likelihoods import Likelihoods, Logits
+from cdserve.plugin.lm_head import lm_head
 from cdserve.plugin.members import Members, architecture
-from cdserve.plugin.rows import ROWS, Row
+from cdserve.plugin.rows import ROWS, Spans
 from cdserve.plugin.scorer import ValueScorer
 from cdserve.plugin.steerer import Steerer
+from cdserve.plugin.tickets import Ints
 from value_heads.kernels import runs_on
 
 _LOGGER = logging.getLogger("vllm.cdserve")
@@ -35,6 +38,7 @@ class _Aligned:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         attached = vllm_config.additional_config["cdserve"]
         device = vllm_config.device_config.device
+        slots = vllm_config.scheduler_config.max_num_seqs
         first = get_tensor_model_parallel_rank() == 0
         scores = first and attached["values"]
         # Wrapped, so that torch does not take the heads for weights of the checkpoint.
@@ -42,10 +46,12 @@ class _Aligned:
         self._values = (ValueScorer(attached["values"], device, fused) if scores else None,)
         vocabulary = vllm_config.model_config.get_vocab_size()
         names = tuple(attached["members"])
-        self._steerer = (Steerer(attached["q"], device, vocabulary, first, fused, names),)
-        self._cold = fused
+        steerer = Steerer(attached["q"], device, vocabulary, slots, first, fused, names)
+        self._steerer = (steerer,)
+        ROWS.resize(slots, steerer.columns, names)
+        self._cold = True
         models = attached["likelihoods"]
-        self._likelihoods = Likelihoods(models, first) if models else None
+        self._likelihoods = Likelihoods(models, slots, first) if models else None
         self._last = torch.empty(0, dtype=torch.long)
         self._vllm_config = vllm_config
         self._width = vllm_config.model_config.get_hidden_size()
@@ -79,48 +85,52 @@ class _Aligned:
             return hidden
         # V1 begins a step also where nothing is scheduled; the pass after it has no metadata.
         step = bool(get_forward_context().attn_metadata)
-        if step and self._values[0] is not None and (rows := ROWS.every_position()):
-            self._values[0].score_every(hidden, positions, _row_starts(), rows)
+        if step and self._values[0] is not None and (every := ROWS.every_position()):
+            starts = _row_starts()
+            self._values[0].score_every(hidden, _located(every, starts, positions), starts)
         wanted = ROWS.members() if step else None
         states: torch.Tensor = self.members(hidden, wanted, input_ids, positions)
-        if step and self._likelihoods is not None and (rows := ROWS.likely()):
-            self._read_tokens(states, input_ids, positions, rows)
+        if step and input_ids is not None and self._likelihoods is not None and ROWS.likely:
+            self._read_tokens(self._likelihoods, states, input_ids, positions)
         return states
 
     def compute_logits(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """The model's own logits, steered where asked for; V is taken from the same states."""
         own, behind = hidden_states[:, : self._width], hidden_states[:, self._width :]
         due, steered, likely = ROWS.take()
-        if self._values[0] is not None:
+        if due is not None and self._values[0] is not None:
             self._values[0].score_last(own, due)
         logits = super().compute_logits(own, *args, **kwargs)  # type: ignore[misc]
         if self._cold:  # in vLLM's run that measures memory, after loading and before it serves
             self._cold = False
             self._warm_up(logits, own, behind)
-        if logits is None or not (steered or likely):
+        if logits is None or (steered is None and likely is None):
             return logits
-        known = self.members.logits(behind) if likely else None
-        if known is not None and self._likelihoods is not None:
+        known: Logits | None = None
+        if likely is not None and self._likelihoods is not None:
+            known = self.members.logits(behind)
             self._likelihoods.step(likely, self._last, {"base": logits, **known})
-        if not steered:
+        if steered is None:
             return logits
 
-        def members(rows: Rows) -> Logits:
+        def members(rows: torch.Tensor) -> Logits:
             if known is None:
                 return self.members.logits(behind[rows])
             return {name: z[rows] for name, z in known.items()}
 
-        return self._steerer[0].steer(logits, own, steered, members, _lm_head(self))
+        return self._steerer[0].steer(logits, own, steered, members, lm_head(self))
 
     def _warm_up(
         self, logits: torch.Tensor | None, own: torch.Tensor, behind: torch.Tensor
     ) -> None:
-        """Has Triton compile the kernels for what requests usually ask, on this run's tensors."""
+        """Takes the memory that steps need, and has Triton compile what rows usually ask."""
         begun = time.perf_counter()
         kinds = 0 if self._values[0] is None else self._values[0].warm_up(own)
         if logits is not None:
+            if self._likelihoods is not None:
+                self._likelihoods.prepare(logits)
             kinds += self._steerer[0].warm_up(
-                logits, own, lambda rows: self.members.logits(behind[rows]), _lm_head(self)
+                logits, own, lambda rows: self.members.logits(behind[rows]), lm_head(self)
             )
         if kinds:
             taken = time.perf_counter() - begun
@@ -128,22 +138,29 @@ class _Aligned:
 
     def _read_tokens(
         self,
+        likelihoods: Likelihoods,
         states: torch.Tensor,
-        input_ids: torch.Tensor | None,
+        input_ids: torch.Tensor,
         positions: torch.Tensor,
-        rows: Mapping[int, Row],
     ) -> None:
         """Keeps the step's last tokens for its logits; reads texts whose log p is wanted whole."""
-        if input_ids is None:
-            return
         starts = _row_starts()
-        self._last = input_ids[index([start - 1 for start in starts[1:]], input_ids.device)]
-        for i, row in rows.items():
-            if row.since is None or self._likelihoods is None:
-                continue
-            span = slice(starts[i], starts[i + 1])
-            logits = partial(self._every_logits, states[span])
-            self._likelihoods.text(row, input_ids[span], int(positions[span.start]), logits)
+        (ends,) = sent([starts[1:] - 1], np.int64, input_ids.device)
+        self._last = input_ids[ends]
+        texts = ROWS.texts()
+        if texts is None:
+            return
+        texts = _located(texts, starts, positions)
+        for i, (row, tokens) in enumerate(zip(texts.index, texts.tokens, strict=True)):
+            span = slice(int(starts[row]), int(starts[row + 1]))
+            likelihoods.text(
+                int(texts.slots[i]),
+                texts.places.of(slice(i, i + 1)),
+                int(texts.since[i]),
+                int(tokens) - (span.stop - span.start),
+                input_ids[span],
+                partial(self._every_logits, states[span]),
+            )
 
     def _every_logits(self, states: torch.Tensor, part: slice) -> Logits:
         """Logits of the base and of the members that ran, of a part of these states."""
@@ -153,19 +170,21 @@ class _Aligned:
         return {"base": base, **self.members.logits(behind)}
 
 
-def _lm_head(model: Any) -> torch.Tensor | None:
-    weight: torch.Tensor | None = getattr(getattr(model, "lm_head", None), "weight", None)
-    return weight
-
-
-def _row_starts() -> list[int]:
+def _row_starts() -> Ints:
     """Where each row's tokens begin in the step's, and where the last row's end."""
     if ROWS.starts is not None:
-        known: list[int] = ROWS.starts.tolist()
-        return known
+        return ROWS.starts
     metadata = get_forward_context().attn_metadata
-    starts: list[int] = next(iter(metadata.values())).query_start_loc.tolist()
+    starts: Ints = next(iter(metadata.values())).query_start_loc.cpu().numpy()
     return starts
+
+
+def _located(rows: Spans, starts: Ints, positions: torch.Tensor) -> Spans:
+    """The rows with the tokens of their prefixes; runner V1 does not say how far it computes."""
+    if ROWS.starts is not None:
+        return rows
+    last = positions[torch.from_numpy(starts[rows.index + 1] - 1)]
+    return replace(rows, tokens=last.cpu().numpy() + 1)
 
 
 def __getattr__(name: str) -> type:

@@ -7,42 +7,38 @@ row's prefix is counted from what the scheduler has computed, as vLLM's own stat
 
 from typing import Any
 
+import numpy as np
 from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.model_states.interface import ModelState
 
-from cdserve.plugin.rows import ROWS, Row
+from cdserve.plugin.request import WorkerRequest
+from cdserve.plugin.resumed import path_before
+from cdserve.plugin.rows import ROWS
 
 
 class _Tracking:
     """Mixed in before the state that vLLM has for the model."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._slots: dict[int, Row] = {}
-
     def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
         """A request, new or back from preemption, takes a slot."""
         super().add_request(req_index, new_req_data)  # type: ignore[misc]
-        self._slots.pop(req_index, None)
-        params = new_req_data.sampling_params
-        if params is None:
-            return
-        row = Row.read(params.extra_args, new_req_data.prompt_len, params.temperature)
-        if row is not None:
-            self._slots[req_index] = row
+        params, prompt = new_req_data.sampling_params, new_req_data.prompt_len
+        request = params and WorkerRequest.from_wire(params.extra_args, prompt, params.temperature)
+        tokens = len(new_req_data.prefill_token_ids or ())
+        ROWS.put(req_index, request, tokens, path_before(request, tokens))
 
     def preprocess_state(self, input_batch: InputBatch, *args: Any, **kwargs: Any) -> None:
         """A step begins; not called for dummy runs and captures."""
         super().preprocess_state(input_batch, *args, **kwargs)  # type: ignore[misc]
-        computed = input_batch.num_computed_tokens_np + input_batch.num_scheduled_tokens
-        rows = {}
-        for index, slot in enumerate(input_batch.idx_mapping_np.tolist()):
-            if (row := self._slots.get(slot)) is not None:
-                row.tokens = int(computed[index])
-                row.draws = row.tokens >= int(input_batch.prefill_len_np[index])
-                rows[index] = row
-        ROWS.begin(rows, input_batch.query_start_loc_np)
+        tokens = input_batch.num_computed_tokens_np + input_batch.num_scheduled_tokens
+        ROWS.begin(
+            np.arange(len(tokens)),
+            input_batch.idx_mapping_np,
+            tokens,
+            tokens >= input_batch.prefill_len_np,
+            input_batch.query_start_loc_np,
+        )
 
 
 def tracked(state: type[ModelState]) -> type[ModelState]:

@@ -31,7 +31,7 @@ from vllm.v1.kv_cache_interface import (
 )
 from vllm.v1.request import Request, RequestStatus
 
-from cdserve.plugin.rows import REQUEST_KEY
+from cdserve.plugin.request import REQUEST_KEY
 
 _GROUP = 0
 

@@ -1,15 +1,17 @@
 """The value heads inside the worker: hidden states in, values out, straight into the table."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 
+import numpy as np
 import torch
 from vllm.utils.torch_utils import set_default_torch_dtype
 
-from cdserve.plugin.inputs import index
+from cdserve.plugin.inputs import sent
 from cdserve.plugin.readback import READ_BACK, ReadBack
-from cdserve.plugin.rows import Row
+from cdserve.plugin.rows import Due, Spans
 from cdserve.plugin.tables import Tables
+from cdserve.plugin.tickets import Ints, Places
 from value_heads import ValueHead
 from value_heads.kernels import PackedHeads, operations
 
@@ -39,43 +41,34 @@ class ValueScorer:
         packable = [head for head in self._heads if PackedHeads.packs(head)]
         self._packed = PackedHeads.of(packable) if self._kernels and packable else None
 
-    def score_last(self, hidden: torch.Tensor, due: Mapping[int, Row]) -> None:
+    def score_last(self, hidden: torch.Tensor, due: Due) -> None:
         """Scores the prefixes behind this step's logits.
 
         Args:
             hidden: what the logits are computed from, ``[rows, d]``, in batch order.
             due: the rows whose wanted prefix this is.
         """
-        if not due:
-            return
-        values = self._values(hidden, index(list(due), hidden.device))
-        tickets = [row.values for row in due.values() if row.values is not None]
-        lengths = [row.tokens for row in due.values()]
-        self._back.put(values, partial(self._tables.write, tickets, lengths))
+        self._score(hidden, due.index, due.places, due.tokens)
 
-    def score_every(
-        self,
-        hidden: torch.Tensor,
-        positions: torch.Tensor,
-        starts: Sequence[int],
-        rows: Mapping[int, Row],
-    ) -> None:
-        """Scores every prefix of the prompts that ask for it.
+    def score_every(self, hidden: torch.Tensor, rows: Spans, starts: Ints) -> None:
+        """Scores every prefix of the prompts that ask for it, as far as the step computes them.
 
         Args:
             hidden: the step's hidden states, ``[tokens, d]``.
-            positions: each token's position in its sequence, ``[tokens]``.
-            starts: where each row's tokens begin, and where the last row's end.
             rows: those that ask.
+            starts: where each row of the batch begins in them, and where the last row ends.
         """
-        for i, row in rows.items():
-            span = slice(starts[i], starts[i + 1])
-            lengths = positions[span].cpu().numpy() + 1
-            if row.values is not None:
-                every = torch.arange(span.start, span.stop, device=hidden.device)
-                tickets = [row.values] * len(lengths)
-                values = self._values(hidden, every)
-                self._back.put(values, partial(self._tables.write, tickets, lengths))
+        counts = starts[rows.index + 1] - starts[rows.index]
+        of_row = np.repeat(np.arange(len(counts)), counts)
+        behind = np.arange(len(of_row)) - np.repeat(counts.cumsum(), counts)  # from -counts to -1
+        ends = starts[rows.index + 1]
+        places, lengths = rows.places.of(of_row), rows.tokens[of_row] + behind + 1
+        self._score(hidden, ends[of_row] + behind, places, lengths)
+
+    def _score(self, hidden: torch.Tensor, index: Ints, places: Places, lengths: Ints) -> None:
+        """Scores these rows of hidden states; the values go to ``places``, for their lengths."""
+        (rows,) = sent([index], np.int64, hidden.device)
+        self._back.put(self._values(hidden, rows), partial(self._tables.write, places, lengths))
 
     def warm_up(self, hidden: torch.Tensor) -> int:
         """Has Triton compile what scoring will launch; how many kinds of hidden states there are.

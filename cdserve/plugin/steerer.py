@@ -1,23 +1,36 @@
 """Steering inside the worker: a step's logits in, those of the steered rows changed in place."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from itertools import groupby
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from vllm.utils.torch_utils import set_default_torch_dtype
 
-from cdserve.plugin.inputs import MemberLogits, Rows, factors, index, places, tensor
-from cdserve.plugin.launches import Launches, kind
+from cdserve.plugin.inputs import MemberLogits, sent
 from cdserve.plugin.readback import READ_BACK, ReadBack
-from cdserve.plugin.rows import Row
+from cdserve.plugin.rows import BOUNDED, MIXED, TILTED, TOLD, TOP_K, Steered
 from cdserve.plugin.tables import Tables
-from cdserve.value_table import Ticket
-from value_heads import QHead, centred_on_top_k, kl, mixed
-from value_heads.kernels import ROW_TILES
+from cdserve.plugin.warm_up import heaviest, usual
+from value_heads import QHead
+from value_heads.kernels import Mixture, PathKL, Tilt, operations
+
+_MOST_BYTES = 1 << 28
+"""Of one float32 copy of the rows that are steered at once."""
+_LEAST_ROWS = 64
+_KIND = MIXED | TILTED | TOP_K | BOUNDED
+_RANK = np.zeros(_KIND + 1, np.int64)
+"""Places of kinds of rows in the order in which they are launched: by launch, mixed rows first."""
+for _rank, _kind in enumerate(
+    bounded | limit | steered
+    for bounded in (0, BOUNDED)
+    for limit, kinds in ((0, (MIXED, MIXED | TILTED, TILTED)), (TOP_K, (MIXED | TILTED, TILTED)))
+    for steered in kinds
+):
+    _RANK[_kind] = _rank
+_LAUNCHES = (3, 5, 8, 10)
+"""Where the ranks of each launch end."""
 
 
 class Steerer:
@@ -31,6 +44,7 @@ class Steerer:
         paths: the Q-heads' folders, in the order of the policy's columns.
         device: where the model runs.
         vocabulary: tokens that the model has logits of.
+        slots: requests that can be in the batch at once.
         reports: whether this worker writes the KL; one of them does.
         fused: whether by Triton kernels.
         members: the members' names.
@@ -45,6 +59,7 @@ class Steerer:
         paths: Sequence[str],
         device: torch.device,
         vocabulary: int,
+        slots: int,
         reports: bool,
         fused: bool = False,
         members: Sequence[str] = (),
@@ -59,16 +74,25 @@ class Steerer:
                     f"{vocabulary}"
                 )
         self._reports = reports
+        self._members = tuple(members)
         self._tables = Tables(columns=2)
         self._back = back
-        self._launches = Launches(self._heads, members) if fused else None
+        self._fused = fused
+        self._kernels = operations(fused)
+        self._paths = PathKL.zeros(slots, device)
+        self._most = max(_LEAST_ROWS, _MOST_BYTES // (4 * vocabulary))
+
+    @property
+    def columns(self) -> int:
+        """Outputs of all Q-heads."""
+        return sum(len(head.config.rewards) for head in self._heads)
 
     @torch.inference_mode()
     def steer(
         self,
         logits: Tensor,
         hidden: Tensor,
-        rows: Mapping[int, Row],
+        rows: Steered,
         members: MemberLogits,
         lm_head: Tensor | None,
     ) -> Tensor:
@@ -77,193 +101,208 @@ class Steerer:
         Args:
             logits: ``[batch, |V|]``; rows that are not named stay as they are.
             hidden: the base's hidden states behind them, ``[batch, d]``.
-            members: gives members' logits ``[N, |V|]`` of N rows of the batch, by name.
+            members: gives members' logits of rows of the batch, by name.
             lm_head: the model's output embedding, which tied heads read.
         """
-        if self._launches is not None:
-            return self._steer_fused(self._launches, logits, hidden, rows, members, lm_head)
-        logits = logits.float()
-        asking = list(rows.values())
-        at = places(list(rows), logits.device)
-        before = logits[at]
-        after = self._mixed(before, list(rows), asking, members)
-        after = self._tilted(after, hidden[at], asking, lm_head)
-        after = self._within_budgets(asking, before, after)
-        logits[at] = after
-        return logits
+        steered = logits.float()
+        for part in self._launches(rows):
+            told = part.some & (TOLD if self._reports else BOUNDED)
+            self._launch(steered, logits, hidden, part, members, lm_head, bool(told))
+        return steered
 
     @torch.inference_mode()
     def warm_up(
         self, logits: Tensor, hidden: Tensor, members: MemberLogits, lm_head: Tensor | None
     ) -> int:
-        """Has Triton compile what steering will launch; how many kinds of rows there are.
+        """Has Triton compile what steering will launch, and vLLM see the memory that it takes.
 
         Args:
-            logits: as ``steer`` has them, of the largest batch; they stay as they are.
-            hidden, members, lm_head: as ``steer``'s.
-        """
-        if self._launches is None:
-            return 0
-        # Another worker reports the KL: then this one knows it only where there is a budget.
-        measured = (True,) if self._reports else (True, False)
-        some = slice(ROW_TILES[-1])
-        wide = logits[some].float()
-        return self._launches.warm_up(wide, hidden[some], members, lm_head, measured)
+            logits, hidden, members, lm_head: as ``steer``'s, of the largest batch. The logits stay
+                as they are.
 
-    def _steer_fused(
+        Returns:
+            How many kinds of rows there are; 0 without kernels.
+        """
+        if not self._fused:
+            return 0
+        wide, count, made = logits.float(), len(self._members), 0
+        kept = wide.clone() if wide is logits else None
+        # Once for each number of rows, whatever this worker measures: others may compute parts.
+        known: dict[int, Mapping[str, Tensor]] = {}
+
+        def once(rows: Tensor) -> Mapping[str, Tensor]:
+            if len(rows) not in known:
+                known[len(rows)] = members(rows)
+            return known[len(rows)]
+
+        # Another worker reports the KL: then this one knows it only where there is a budget.
+        for told in (True,) if self._reports else (True, False):
+            for rows in usual(self._heads, count, len(wide), told):
+                self._launch(wide, logits, hidden, rows, once, lm_head, told)
+                made += 1
+        known.clear()
+        largest = heaviest(self._heads, count, len(wide))
+        if largest is not None:
+            self.steer(wide, hidden, largest, once, lm_head)
+        if kept is not None:
+            logits.copy_(kept)
+        return made
+
+    def _launches(self, rows: Steered) -> Iterator[Steered]:
+        """The rows as they are launched together, those that mix first.
+
+        Rows with a top k or a budget take passes of their own. Where copies of the rows' logits are
+        made, as many are launched as bound their memory.
+        """
+        ranks = _RANK.take(rows.flags & _KIND)
+        if not rows.alike:
+            order = ranks.argsort(kind="stable")
+            rows, ranks = rows.of(order), ranks[order]
+        start = 0
+        for stop in [len(ranks)] if rows.alike else np.searchsorted(ranks, _LAUNCHES).tolist():
+            if start < stop:
+                yield from self._tiles(
+                    rows if stop - start == len(ranks) else rows.of(slice(start, stop))
+                )
+            start = stop
+
+    def _tiles(self, rows: Steered) -> Iterator[Steered]:
+        """Rows of one launch; several where copies of all their logits would take much memory."""
+        copied = rows.some & (MIXED | TOP_K | BOUNDED)
+        if len(rows.index) <= self._most or not copied:
+            yield rows
+            return
+        for start in range(0, len(rows.index), self._most):
+            yield rows.of(slice(start, start + self._most))
+
+    def _launch(
         self,
-        launches: Launches,
         logits: Tensor,
+        own: Tensor,
         hidden: Tensor,
-        rows: Mapping[int, Row],
+        rows: Steered,
         members: MemberLogits,
         lm_head: Tensor | None,
-    ) -> Tensor:
-        """As ``steer``: a launch for each kind of row, in place.
+        measured: bool,
+    ) -> None:
+        """Steers rows in place, one launch for all, and adds the KL to their paths if measured.
 
-        A budget is kept on the host, which sees the KL when the logits are steered already; so rows
-        with one are copied before, and put back where it is spent.
+        The KL is known when the logits are steered already. So rows with a budget are copied
+        before, and put back where it is spent.
+
+        Args:
+            logits: float32 ``[batch, |V|]``.
+            own: the same as the model gave them, in its dtype.
         """
-        steered = logits.float()
-        order = sorted(rows, key=lambda i: kind(rows[i]))
-        asking = [rows[i] for i in order]
-        every = index(order, logits.device)
-        measured = self._measures(asking)
-        bounded = [i for i, row in enumerate(asking) if measured and row.budget is not None]
-        kept = steered[[order[i] for i in bounded]] if bounded else steered[:0]
-        mixing = [i for i in order if rows[i].mix]
-        behind = members(places(mixing, logits.device)) if mixing else {}
-        parts: list[Tensor] = []
-        stop = 0
-        for _, group in groupby(asking, kind):
-            some = list(group)
-            start, stop = stop, stop + len(some)
-            place = every[start:stop]
-            part = {name: z[start:stop] for name, z in behind.items()}
-            found = launches.steer(steered, place, some, hidden[place], part, lm_head, measured)
-            if found is not None:
-                parts.append(found.kl)
-        if measured:
-            spent = self._charge(asking, torch.cat(parts))
-            if spent:
-                back = [bounded.index(i) for i in spent]
-                steered[[order[i] for i in spent]] = kept[back]
-        return steered
-
-    def _mixed(
-        self,
-        logits: Tensor,
-        indices: Sequence[int],
-        rows: Sequence[Row],
-        members: MemberLogits,
-    ) -> Tensor:
-        chosen = [i for i, row in enumerate(rows) if row.mix]
-        if not chosen:
-            return logits
-        place = places(chosen, logits.device)
-        behind = members(places([indices[i] for i in chosen], logits.device))
-        part = mixed(logits[place], behind, [rows[i].mix or {} for i in chosen])
-        return _put(part, logits, place, len(chosen))
-
-    def _tilted(
-        self, logits: Tensor, hidden: Tensor, rows: Sequence[Row], lm_head: Tensor | None
-    ) -> Tensor:
-        chosen = [i for i, row in enumerate(rows) if row.tilt is not None]
-        if not chosen:
-            return logits
-        place = places(chosen, logits.device)
-        asking = [rows[i] for i in chosen]
-        delta = self._delta(hidden[place], asking, lm_head)
-        known = logits[place, : delta.shape[1]]
-        part = self._limited(delta, known, asking).add_(known)
-        if part.shape[1] < logits.shape[1]:  # tokens that the head has no values of
-            part = torch.cat([part, logits[place, part.shape[1] :]], dim=1)
-        return _put(part, logits, place, len(chosen))
-
-    def _delta(self, hidden: Tensor, rows: Sequence[Row], lm_head: Tensor | None) -> Tensor:
-        """sum_g (w_g / beta) (Q_g(s, .) - v_g(s)); what all tokens share changes nothing."""
-        total: Tensor | None = None
-        for head, u in factors(self._heads, hidden, rows):
-            tokens = head.matrix(lm_head)
-            part = u.flatten(1) @ tokens.transpose(1, 2).flatten(0, 1)
-            total = part if total is None else total.add_(part)
-        assert total is not None  # a tilted row names a column
-        return total
-
-    def _limited(self, delta: Tensor, logits: Tensor, rows: Sequence[Row]) -> Tensor:
-        """The tilt, in rows with a ``top_k`` about its mean over the k most likely tokens there."""
-        limited = [i for i, row in enumerate(rows) if row.tilt is not None and row.tilt.top_k]
-        if limited:
-            at = index(limited, delta.device)
-            vocabulary = delta.shape[1]
-            top_k = [min(tilt.top_k or 0, vocabulary) for i in limited if (tilt := rows[i].tilt)]
-            delta[at] = centred_on_top_k(delta[at], logits[at], index(top_k, delta.device))
-        return delta
-
-    def _within_budgets(self, rows: Sequence[Row], before: Tensor, after: Tensor) -> Tensor:
-        """The steered logits, those before where a row's budget is spent; writes the KL."""
-        if not self._measures(rows):
-            return after
-        spent = self._charge(rows, kl(before, after, _temperature(rows, before.device)))
-        if spent:
-            after = after.clone()
-            after[spent] = before[spent]
-        return after
-
-    def _measures(self, rows: Sequence[Row]) -> bool:
-        """Whether anything asks for the step's KL here."""
-        told = any(row.path is not None for row in rows)
-        return told and (self._reports or any(row.budget is not None for row in rows))
-
-    def _charge(self, rows: Sequence[Row], nats: Tensor) -> list[int]:
-        """Adds the step's KL to the rows' paths; which rows cannot afford it.
-
-        Only a step of rows with budgets waits for it.
-        """
-        at = [row.tokens for row in rows]
-        if all(row.budget is None for row in rows):
-            self._back.put(nats, partial(self._charged, rows, at))
-            return []
-        self._back.hand_over(self._back.count)
-        return self._charged(rows, at, nats.cpu().numpy())
-
-    def _charged(
-        self, rows: Sequence[Row], at: Sequence[int], nats: npt.NDArray[np.float32]
-    ) -> list[int]:
-        """As ``_charge``, of rows whose prefixes had so many tokens; writes their paths."""
-        spent, told = [], []
-        for i, (row, tokens, step) in enumerate(zip(rows, at, nats.tolist(), strict=True)):
-            if row.path is None:
-                continue
-            told.append((row.path, tokens + 1, row))
-            self._resume(row, row.path, tokens)
-            if not row.affords(tokens, step):
-                spent.append(i)
+        index, slots, tokens, kinds, top_k = sent(
+            [rows.index, rows.slots, rows.tokens, rows.flags & (MIXED | TILTED), rows.top_k],
+            np.int64,
+            logits.device,
+        )
+        coefficients, weights, temperatures, budgets = sent(
+            [rows.coefficients, rows.weights, rows.temperatures, rows.budgets],
+            np.float32,
+            logits.device,
+        )
+        kept = logits[index] if rows.some & BOUNDED else None
+        mixture = tilt = None
+        if rows.some & MIXED:
+            mixing = np.count_nonzero(rows.flags & MIXED)
+            mixture = self._mixture(members(index[:mixing]), weights, own)
+        if rows.some & TILTED:
+            limits = (top_k, int(rows.top_k.max())) if rows.some & TOP_K else None
+            tilt = self._tilt(hidden[index], rows, coefficients, limits, lm_head)
+        found = self._kernels.steer(
+            logits,
+            index,
+            mixture=mixture,
+            tilt=tilt,
+            temperature=temperatures,
+            measured=measured,
+            kinds=kinds,
+        )
+        if found is None:
+            return
+        self._begin(rows)
+        paths, over = self._kernels.charge(self._paths, slots, tokens, found.kl, budgets)
         if self._reports:
-            paths = np.array([row.path_so_far for _, _, row in told], np.float32)
-            self._tables.write([path for path, _, _ in told], [n for _, n, _ in told], paths)
-        return spent
+            self._back.put(paths, partial(self._tables.write, rows.places, rows.tokens + 1))
+        if kept is not None:
+            logits[index] = torch.where(over[:, None], kept, logits[index])
 
-    def _resume(self, row: Row, path: Ticket, tokens: int) -> None:
-        """Tells a row, if its request was preempted, what its path was before."""
-        if row.at < 0 and tokens > row.prompt_length:
-            found = self._tables.read(path, tokens)
-            row.spent, row.unsteered = 0.0, 0
-            if found is not None:
-                row.spent, row.unsteered = float(found[0]), int(found[1])
+    def _begin(self, rows: Steered) -> None:
+        """Has the paths of rows that draw for the first time begin where they were left."""
+        if len(rows.before):
+            begins = rows.begins.nonzero()[0]
+            paths, device = self._paths, self._paths.at.device
+            (slots,) = sent([rows.slots[begins]], np.int64, device)
+            (before,) = sent([rows.before[begins]], np.float64, device)
+            paths.spent[slots], paths.unsteered[slots] = before[:, 0], before[:, 1].int()
+            paths.step.index_fill_(0, slots, 0.0)
+            paths.step_unsteered.index_fill_(0, slots, 0)
+            paths.at.index_fill_(0, slots, -1)
+
+    def _mixture(self, behind: Mapping[str, Tensor], weights: Tensor, base: Tensor) -> Mixture:
+        """All members, so that a launch depends on few things: Triton compiles a kernel for each.
+
+        Those that did not run have weight 0, and are not read; the base's logits stand for them.
+        """
+        absent = next(iter(behind.values()), base)
+        return Mixture(
+            members=tuple(behind.get(name, absent) for name in self._members),
+            weights=weights,
+            vocabulary=min(z.shape[1] for z in (base, *behind.values())),
+        )
+
+    def _tilt(
+        self,
+        hidden: Tensor,
+        rows: Steered,
+        coefficients: Tensor,
+        limits: tuple[Tensor, int] | None,
+        lm_head: Tensor | None,
+    ) -> Tilt | None:
+        """What is added to the rows' logits, in factors; None if their weights are all 0."""
+        factors, tokens, start = [], [], 0
+        for head in self._heads:
+            columns = slice(start, start + len(head.config.rewards))
+            start = columns.stop
+            asked = np.count_nonzero(part := rows.coefficients[:, columns])
+            if not asked:
+                continue
+            weights = (coefficients[:, columns] * head.scale)[:, :, None]
+            u = head.factors(hidden) * weights
+            if (
+                asked < part.size
+            ):  # a broken head's values stay out of rows that do not ask for them
+                u = torch.where(weights == 0, 0.0, u)
+            if head.config.architecture == "tied":  # all its rewards have one B, which stays as is
+                u = u.sum(1, keepdim=True)
+            factors.append(u)
+            tokens.append(_tokens(head, lm_head))
+        if not tokens:
+            return None
+        if limits is None:
+            return Tilt(factors=tuple(factors), tokens=tuple(tokens))
+        known = max(b.shape[1] for b in tokens)
+        top_k, most = limits
+        return Tilt(
+            factors=tuple(factors),
+            tokens=tuple(tokens),
+            top_k=top_k.clamp(max=known),
+            most=min(most, known),
+        )
 
 
-def _temperature(rows: Sequence[Row], device: torch.device) -> Tensor | None:
-    """The rows' temperatures ``[N]``; None where each counts as 1."""
-    temperatures = [row.temperature for row in rows]
-    plain = all(t in (0.0, 1.0) for t in temperatures)
-    return None if plain else tensor(temperatures, device)
+def _tokens(head: QHead, lm_head: Tensor | None) -> Tensor:
+    """B, ``[G, |V|, r]``; of a tied head the LM head's rows, in their own dtype, once for all G.
 
-
-def _put(part: Tensor, whole: Tensor, place: Rows, count: int) -> Tensor:
-    """``whole`` with ``part`` in these rows, ``whole`` itself left alone."""
-    if count == len(whole):
-        return part
-    copy = whole.clone()
-    copy[place] = part
-    return copy
+    Raises:
+        ValueError: as ``QHead.matrix`` does.
+    """
+    if head.config.architecture == "lowrank":
+        return head.tokens
+    size = head.config.vocab_size or 0
+    if lm_head is None or len(lm_head) < size or lm_head.shape[1] != head.config.hidden_size:
+        return head.matrix(lm_head)
+    return lm_head[None, :size]

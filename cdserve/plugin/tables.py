@@ -1,10 +1,12 @@
 """The worker's side of the value tables: the open ones, and writing into them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from cdserve.plugin.tickets import PATHS, Ints, Paths, Places
 from cdserve.value_table import TableView, Ticket
 
 _MAX_OPEN = 16
@@ -15,50 +17,55 @@ class Tables:
 
     Args:
         columns: values a row, the same in all of them.
+        paths: what the tables of places stand for.
     """
 
-    def __init__(self, columns: int) -> None:
+    def __init__(self, columns: int, paths: Paths = PATHS) -> None:
         self._columns = columns
-        self._open: dict[str, TableView] = {}
+        self._paths = paths
+        self._open: dict[int, TableView] = {}
 
-    def write(
-        self,
-        tickets: Sequence[Ticket],
-        lengths: Sequence[int] | npt.NDArray[np.int64],
-        values: npt.NDArray[np.float32],
-    ) -> None:
-        """Writes values ``[N, G]`` of prefixes of ``lengths`` tokens, each to its ticket's rows.
+    def write(self, places: Places, lengths: Ints, values: npt.NDArray[np.float32]) -> None:
+        """Writes values ``[n, G]`` of prefixes of ``lengths`` tokens ``[n]``, each to its place.
 
         Values for a table that has been removed are dropped.
         """
-        by_path: dict[str, list[int]] = {}
-        for i, ticket in enumerate(tickets):
-            by_path.setdefault(ticket.path, []).append(i)
-        lengths = np.asarray(lengths)
-        numbers = np.array([ticket.number for ticket in tickets])
-        rows = np.array([ticket.offset for ticket in tickets])
-        rows = rows + lengths % np.array([ticket.length for ticket in tickets])
-        for path, group in by_path.items():
-            if (view := self._view(path)) is not None:
-                view.write(rows[group], numbers[group], lengths[group], values[group])
+        rows = places.offset + lengths % places.length
+        for table, some in _by_table(places.table):
+            if (view := self._view(table)) is not None:
+                view.write(rows[some], places.number[some], lengths[some], values[some])
 
-    def read(self, ticket: Ticket, length: int) -> npt.NDArray[np.float32] | None:
-        """The values of the prefix of ``length`` tokens, ``[G]``; None if they are not there."""
-        view = self._view(ticket.path)
-        return None if view is None else view.read(ticket, length)
-
-    def _view(self, path: str) -> TableView | None:
-        """The table at ``path``; None if the server has removed it, and so reads it no more.
+    def _view(self, table: int) -> TableView | None:
+        """A table; None if the server has removed it, and so reads it no more.
 
         It removes a text's table as soon as the client leaves, which can be within a step.
         """
-        table = self._open.get(path)
-        if table is None:
+        view = self._open.get(table)
+        if view is None:
             try:
-                table = TableView.open(path, self._columns)
+                view = TableView.open(self._paths[table], self._columns)
             except FileNotFoundError:
                 return None
             if len(self._open) >= _MAX_OPEN:
                 del self._open[next(iter(self._open))]
-            self._open[path] = table
-        return table
+            self._open[table] = view
+        return view
+
+
+def read(ticket: Ticket, columns: int, length: int) -> npt.NDArray[np.float32] | None:
+    """The values of the prefix of ``length`` tokens, ``[G]``; None if they are not there."""
+    try:
+        return TableView.open(ticket.path, columns).read(ticket, length)
+    except FileNotFoundError:
+        return None
+
+
+def _by_table(tables: Ints) -> Iterator[tuple[int, Any]]:
+    """Each table that results go to, with the places that are its own."""
+    first = int(tables[0]) if len(tables) else -1
+    if (tables == first).all():  # nearly always
+        if first >= 0:
+            yield first, slice(None)
+        return
+    for table in np.unique(tables[tables >= 0]).tolist():
+        yield table, np.flatnonzero(tables == table)

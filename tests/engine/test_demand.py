@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdserve.engine.demand import Demand, Server, SharedServers, shared_servers, parts
+from cdserve.engine.demand import Demand, Server, SharedServers, parts, shared_servers
 from cdserve.engine.slots import Slots
 from tests.waiting import HANG_SECONDS, turns
 

@@ -13,10 +13,11 @@ from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 
 from cdserve.plugin import worker
 from cdserve.plugin.readback import ReadBack
-from cdserve.plugin.rows import REQUEST_KEY, Row
+from cdserve.plugin.request import REQUEST_KEY, WorkerRequest
 from cdserve.plugin.steerer import Steerer
 from cdserve.value_table import Ticket, ValueTable
 
+from .asking import Asking
 from .test_steerer import HIDDEN, P, none, q_head
 
 CPU = torch.device("cpu")
@@ -79,7 +80,7 @@ def test_an_output_that_is_there_comes_after_its_results(back: ReadBack) -> None
 
 
 async def test_threads_keep_the_order(back: ReadBack) -> None:
-    """Outputs are read in one thread while a step with a budget reads in another."""
+    """Outputs are read in one thread while a preempted request comes back in another."""
     seen: list[Any] = []
     for step in range(200):
         put(back, seen, step)
@@ -102,11 +103,11 @@ def test_the_platform_s_worker_is_extended() -> None:
 def test_paths_do_not_depend_on_when_they_are_read(
     tmp_path: Path, table: ValueTable, behind: bool
 ) -> None:
-    """A row without a budget, in some steps beside one that has one and is waited for."""
+    """A row without a budget, in some steps beside one that has one."""
     folder = q_head(tmp_path, lambda tokens: 2.0 * tokens[-1], "lowrank")
     generator = torch.Generator().manual_seed(0)
     back = ReadBack()
-    steerer = Steerer([str(folder)], CPU, len(P), reports=True, back=back)
+    steerer, asking = Steerer([str(folder)], CPU, len(P), 2, reports=True, back=back), Asking()
     free, bounded = table.acquire(), table.acquire()
     rows = [
         row_of(tilt=TILT, path=free.to_wire()),
@@ -114,10 +115,9 @@ def test_paths_do_not_depend_on_when_they_are_read(
     ]
     spent = [0.0]
     for tokens in range(2, 8):
-        rows[0].tokens = rows[1].tokens = tokens
-        asking = rows[:1] if tokens % 3 else rows
+        some = asking.steered(dict(enumerate(rows[:1] if tokens % 3 else rows)), tokens)
         before = torch.randn(2, len(P), generator=generator)
-        made = steerer.steer(before.clone(), HIDDEN[:2].cpu(), dict(enumerate(asking)), none, None)
+        made = steerer.steer(before.clone(), HIDDEN[:2].cpu(), some, none, None)
         log_p, log_q = made[0].log_softmax(-1), before[0].log_softmax(-1)
         spent.append(spent[-1] + float((log_p.exp() * (log_p - log_q)).sum()))
         if not behind:
@@ -130,8 +130,8 @@ def test_paths_do_not_depend_on_when_they_are_read(
     assert path_of(table, bounded, 7) <= 0.5
 
 
-def row_of(**wanted: Any) -> Row:
-    row = Row.read({REQUEST_KEY: wanted}, 2, 1.0)
+def row_of(**wanted: Any) -> WorkerRequest:
+    row = WorkerRequest.from_wire({REQUEST_KEY: wanted}, 2, 1.0)
     assert row is not None
     return row
 

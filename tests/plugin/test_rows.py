@@ -1,7 +1,7 @@
 """The row table follows the batch as vLLM's model runners change it."""
 
-import math
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,16 @@ from vllm.v1.worker.gpu.input_batch import InputBatch, InputBuffers
 from vllm.v1.worker.gpu.model_states.interface import ModelState
 
 from cdserve.plugin import runner_v1, runner_v2
-from cdserve.plugin.rows import REQUEST_KEY, Row, RowTable, Tilt
+from cdserve.plugin.request import REQUEST_KEY
+from cdserve.plugin.rows import RowTable, Spans, Steered, Step
+from cdserve.plugin.tickets import PATHS
 from cdserve.value_table import Ticket
 
 SWAP = MoveDirectionality.SWAP
 ONE_WAY = MoveDirectionality.UNIDIRECTIONAL
+
+SLOTS = 8
+NONE = Step(None, None, None)
 
 Asked = dict[str, Any]
 
@@ -39,7 +44,7 @@ def steered(**wanted: Any) -> Asked:
 
 @pytest.fixture(autouse=True)
 def table(monkeypatch: pytest.MonkeyPatch) -> RowTable:
-    table = RowTable()
+    table = RowTable(SLOTS, columns=2, members=("tuned", "ref"))
     monkeypatch.setattr(runner_v1, "ROWS", table)
     monkeypatch.setattr(runner_v2, "ROWS", table)
     return table
@@ -47,14 +52,29 @@ def table(monkeypatch: pytest.MonkeyPatch) -> RowTable:
 
 def numbers(table: RowTable) -> dict[int, int]:
     """Ticket number of each row to score in the step that has begun."""
-    return {index: row.values.number for index, row in table.take().due.items() if row.values}
+    due = table.take().due
+    if due is None:
+        return {}
+    return dict(zip(due.index.tolist(), due.places.number.tolist(), strict=True))
+
+
+def steered_rows(table: RowTable) -> Steered:
+    """Those of the step that has begun; there must be some."""
+    found = table.take().steered
+    assert found is not None
+    return found
+
+
+def indices(rows: Spans | None) -> list[int]:
+    return [] if rows is None else rows.index.tolist()
 
 
 class Batch:
     """Changes to a batch as model runner V1 tells of them, one a step."""
 
     def __init__(self) -> None:
-        self._tracker = runner_v1.RowTracker(None, torch.device("cpu"), False)  # type: ignore[arg-type]
+        config: Any = SimpleNamespace(scheduler_config=SimpleNamespace(max_num_seqs=SLOTS))
+        self._tracker = runner_v1.RowTracker(config, torch.device("cpu"), False)
 
     def step(
         self,
@@ -82,7 +102,10 @@ def batch() -> Batch:
 class TestV1:
     def test_the_ticket_arrives(self, table: RowTable, batch: Batch) -> None:
         batch.step(added=[(3, asks(5, 2), [1, 2], [])])
-        assert table.take().due[3].values == Ticket("/table", 5, 40, 8)
+        due = table.take().due
+        assert due is not None
+        assert [part.tolist() for part in due.places[1:]] == [[5], [40], [8]]
+        assert PATHS[int(due.places.table[0])] == "/table"
 
     @pytest.mark.parametrize("extra", [None, {}, {"other": 1}])
     def test_requests_that_do_not_ask_have_no_row(
@@ -139,14 +162,17 @@ class TestV1:
 
     def test_a_steered_row_is_steered_in_every_step(self, table: RowTable, batch: Batch) -> None:
         output: list[int] = []
-        tilt = {"by": {"0": 2.0}, "top_k": 3}
+        tilt = {"by": {"1": 2.0}, "top_k": 3}
         added = [(0, steered(tilt=tilt), [1, 2], output), (1, asks(1, 2), [1, 2], output)]
         batch.step(added=added, temperature=0.5)
         for _ in range(3):
             due, rows, _ = table.take()
-            assert list(due) == ([1] if not output else [])
-            assert rows[0].tilt == Tilt({0: 2.0}, 3)
-            assert (list(rows), rows[0].temperature) == ([0], 0.5)
+            assert rows is not None
+            assert (due is None) == bool(output)
+            assert rows.coefficients.tolist() == [[0.0, 2.0]]
+            assert (rows.index.tolist(), rows.top_k.tolist()) == ([0], [3])
+            assert (rows.temperatures.tolist(), rows.tokens.tolist()) == ([0.5], [2 + len(output)])
+            assert rows.begins.tolist() == [not output]
             output.append(9)
             batch.step()
 
@@ -154,7 +180,23 @@ class TestV1:
         both = steered(**asks(1, 1)[REQUEST_KEY])
         batch.step(added=[(0, both, [1], [])])
         due, rows, _ = table.take()
-        assert list(due) == list(rows) == [0]
+        assert due is not None
+        assert rows is not None
+        assert due.index.tolist() == rows.index.tolist() == [0]
+
+    def test_a_slot_is_used_again_without_what_its_last_request_asked(
+        self, table: RowTable, batch: Batch
+    ) -> None:
+        mix, tilt = {"base": 0.5, "ref": 0.25}, {"by": {"0": 4.0}, "top_k": 7}
+        for number in range(3 * SLOTS):
+            wanted = {"mix": mix} if number % 2 else {"tilt": tilt}
+            row = {REQUEST_KEY: {**wanted, **asks(number)[REQUEST_KEY]}}
+            batch.step(removed=[5], added=[(5, row, [1], [])], temperature=number / 20)
+            found = steered_rows(table)
+            assert found.weights.tolist() == [[0.5, 0.0, 0.25] if number % 2 else [0.0] * 3]
+            assert found.coefficients.tolist() == [[0.0, 0.0] if number % 2 else [4.0, 0.0]]
+            assert found.top_k.tolist() == [0 if number % 2 else 7]
+            assert found.budgets.tolist() == [np.inf]
 
 
 class _State(ModelState):
@@ -236,7 +278,7 @@ class TestV2:
         slots.add(0, steered(), 3)
         slots.add(0, None, 3)
         slots.step((0, 0, 3))
-        assert table.take() == ({}, {}, {})
+        assert table.take() == NONE
 
     def test_only_the_last_chunk_of_a_prompt_draws(self, table: RowTable, slots: Slots) -> None:
         slots.add(0, steered(mix={"base": 0.5, "tuned": 0.5}), 6)
@@ -244,8 +286,9 @@ class TestV2:
         for step in ((0, 0, 4), (0, 4, 2), (0, 6, 1)):
             slots.step(step)
             assert table.members() == {"tuned"}
-            found.append([(row.tokens, row.temperature) for row in table.take().steered.values()])
-        assert found == [[], [(6, 0.5)], [(7, 0.5)]]
+            rows = table.take().steered
+            found.append(rows and [rows.tokens.tolist(), rows.temperatures.tolist()])
+        assert found == [None, [[6], [0.5]], [[7], [0.5]]]
 
     def test_a_request_that_comes_back_draws_after_its_output(
         self, table: RowTable, slots: Slots
@@ -254,16 +297,16 @@ class TestV2:
         found = []
         for step in ((0, 0, 3), (0, 3, 3), (0, 6, 1)):
             slots.step(step)
-            rows = table.take().steered.values()
-            found.append([(row.prompt_length, row.tokens) for row in rows])
-        assert found == [[], [], [(3, 7)]]
+            rows = table.take().steered
+            found.append(rows and (rows.tokens.tolist(), rows.begins.tolist()))
+        assert found == [None, None, ([7], [True])]
 
     def test_every_position_of_a_prompt_in_chunks(self, table: RowTable, slots: Slots) -> None:
         slots.add(0, asks(1, None), 5)
         slots.step((0, 0, 4))
-        assert (list(table.every_position()), numbers(table)) == ([0], {})
+        assert (indices(table.every_position()), numbers(table)) == ([0], {})
         slots.step((0, 4, 1))
-        assert (list(table.every_position()), numbers(table)) == ([0], {0: 1})
+        assert (indices(table.every_position()), numbers(table)) == ([0], {0: 1})
 
     def test_the_step_says_where_each_row_s_tokens_begin(
         self, table: RowTable, slots: Slots
@@ -289,7 +332,7 @@ class TestSteps:
         assert numbers(table) == {0: 1}
 
     def test_without_a_step_there_are_none(self, table: RowTable) -> None:
-        assert table.take() == ({}, {}, {})
+        assert table.take() == NONE
 
     def test_two_steps_without_logits_are_one(self, table: RowTable, batch: Batch) -> None:
         batch.step(added=[(0, asks(1), [1], [])])
@@ -305,54 +348,16 @@ class TestSteps:
         likelihood = {"ticket": Ticket("/likelihood", 1, 0, 16).to_wire()}
         wanted = {"models": ["base", "tuned"], "likelihood": likelihood}
         batch.step(added=[(0, asks(1, None), [1], []), (1, steered(**wanted), [1], [])])
-        assert (list(table.every_position()), list(table.likely())) == ([0], [1])
+        assert (indices(table.every_position()), table.likely) == ([0], True)
         assert table.members() == {"tuned"}
         table.take()
-        assert (table.every_position(), table.likely(), table.members()) == ({}, {}, None)
+        assert (table.every_position(), table.likely, table.members()) == (None, False, None)
 
     def test_every_position_may_be_asked_for_at_any_time_in_a_step(
         self, table: RowTable, batch: Batch
     ) -> None:
         batch.step(added=[(0, asks(1), [1], []), (1, asks(2, None), [1], []), (2, None, [1], [])])
-        assert list(table.every_position()) == list(table.every_position()) == [1]
-
-
-def row(**wanted: Any) -> Row:
-    found = Row.read(steered(**wanted), 2, 1.0)
-    assert found is not None
-    found.tokens = 2
-    return found
-
-
-class TestPath:
-    def test_kl_is_summed_along_the_path(self) -> None:
-        path = row()
-        spent = []
-        for nats in (0.5, 0.25, 1.0):
-            assert path.affords(path.tokens, nats)
-            spent.append(path.path_so_far)
-            path.tokens += 1
-        assert spent == [(0.5, 0), (0.75, 0), (1.75, 0)]
-
-    def test_a_prefix_met_again_counts_once(self) -> None:
-        """As while a prompt is computed in chunks."""
-        path = row(budget=4.0)
-        assert [path.affords(path.tokens, nats) for nats in (9.0, 3.0, 0.5)] == [False, True, True]
-        assert path.path_so_far == (0.5, 0)
-
-    def test_a_step_that_would_pass_the_budget_is_left_out_and_counted(self) -> None:
-        path = row(budget=1.0)
-        steered = []
-        for nats in (0.6, 0.6, 0.3, 0.2, math.inf, 0.0):
-            steered.append(path.affords(path.tokens, nats))
-            path.tokens += 1
-        assert steered == [True, False, True, False, False, True]
-        assert path.path_so_far == (pytest.approx(0.9), 3)
-
-    def test_a_kl_that_is_no_number_is_reported_as_it_is(self) -> None:
-        path = row(budget=1.0)
-        assert path.affords(path.tokens, math.nan)
-        assert math.isnan(path.path_so_far[0])
+        assert indices(table.every_position()) == indices(table.every_position()) == [1]
 
 
 SIZE = 6

@@ -3,13 +3,15 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from cdserve.plugin.readback import ReadBack
-from cdserve.plugin.rows import Row
+from cdserve.plugin.request import WorkerRequest
+from cdserve.plugin.rows import RowTable
 from cdserve.plugin.scorer import ValueScorer
-from cdserve.value_table import Ticket, ValueTable
+from cdserve.value_table import ValueTable
 from tests.value_heads.kernels.cases import DEVICE, RUN
 from value_heads import HeadConfig, ValueHead
 
@@ -41,19 +43,6 @@ def heads(tmp_path: Path) -> list[ValueHead]:
     return made
 
 
-def row(ticket: Ticket, tokens: int, length: int | None) -> Row:
-    return Row(
-        prompt_length=4,
-        temperature=1.0,
-        values=ticket,
-        length=length,
-        tilt=None,
-        mix=None,
-        path=None,
-        tokens=tokens,
-    )
-
-
 @pytest.mark.parametrize("fused", [False, True] if RUN else [False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_values_reach_the_table(
@@ -69,9 +58,18 @@ def test_values_reach_the_table(
     table = ValueTable(slots=3, columns=expected.shape[1], length=8)
     try:
         last, second, every = (table.acquire() for _ in range(3))
-        scorer.score_last(hidden, {5: row(last, 7, 7), 1: row(second, 5, 5)})
-        positions = torch.tensor([9, 9, 0, 1, 2, 3], device=DEVICE)
-        scorer.score_every(hidden, positions, [0, 2, 6], {1: row(every, 4, None)})
+        rows = RowTable(slots=4)
+        rows.put(2, WorkerRequest(prompt_length=4, values=last, length=7))
+        rows.put(0, WorkerRequest(prompt_length=4, values=second, length=5))
+        rows.begin(np.array([5, 1]), np.array([2, 0]), np.array([7, 5]))
+        due = rows.take().due
+        assert due is not None
+        scorer.score_last(hidden, due)
+        rows.put(3, WorkerRequest(prompt_length=4, values=every))
+        rows.begin(np.array([1]), np.array([3]), np.array([4]))
+        spans = rows.every_position()
+        assert spans is not None
+        scorer.score_every(hidden, spans, np.array([0, 2, 6]))
         back.hand_over(back.count)
         found = [table.read(last, 7), table.read(second, 5)]
         found += [table.read(every, length) for length in (1, 2, 3, 4)]

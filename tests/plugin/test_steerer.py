@@ -13,15 +13,16 @@ import torch
 from torch import Tensor
 
 from cdserve.demo import Q_HEAD_DIR
-from cdserve.plugin.inputs import Rows
 from cdserve.plugin.readback import ReadBack
-from cdserve.plugin.rows import Row, Tilt
+from cdserve.plugin.request import Tilt, WorkerRequest
 from cdserve.plugin.steerer import Steerer
 from cdserve.value_table import Ticket, ValueTable
 from tests.decoders.toy import LENGTH, A, B, E, P, Tokens, probability, reward, soft_value, value
 from tests.value_heads.kernels.cases import DEVICE, RUN
 from value_heads import HeadConfig, QHead, kl
 from value_heads.kernels import runs_on
+
+from .asking import Asking
 
 fused_or_not = pytest.mark.parametrize("fused", [False, True] if RUN else [False])
 """By the reference, and where they run by the kernels."""
@@ -57,7 +58,7 @@ def q_head(folder: Path, of: Callable[[Tokens], float], architecture: Any) -> Pa
     return folder
 
 
-def none(rows: Rows) -> dict[str, Tensor]:
+def none(rows: Tensor) -> dict[str, Tensor]:
     """No members."""
     return {}
 
@@ -66,17 +67,9 @@ def tilted(
     folder: Path, coefficient: float, top_k: int | None = None, fused: bool = False
 ) -> Tensor:
     """Logits of every prefix, all in one batch, tilted by the worker's own code."""
-    row = Row(
-        prompt_length=1,
-        temperature=1.0,
-        values=None,
-        length=None,
-        tilt=Tilt({0: coefficient}, top_k),
-        mix=None,
-        path=None,
-    )
-    steerer = Steerer([str(folder)], DEVICE, len(P), reports=True, fused=fused)
-    rows = dict.fromkeys(range(len(PREFIXES)), row)
+    row = WorkerRequest(prompt_length=1, tilt=Tilt({0: coefficient}, top_k))
+    steerer = Steerer([str(folder)], DEVICE, len(P), len(PREFIXES), reports=True, fused=fused)
+    rows = Asking().steered(dict.fromkeys(range(len(PREFIXES)), row))
     return steerer.steer(base().to(DEVICE), HIDDEN, rows, lambda _: {}, LM_HEAD).cpu()
 
 
@@ -151,7 +144,7 @@ def test_ratios_inside_the_top_k_are_the_tilt_s(tmp_path: Path, fused: bool) -> 
 
 def test_a_head_of_more_tokens_than_the_model_s_is_refused() -> None:
     with pytest.raises(ValueError, match=r"sentiment-q has values of 1536 tokens; the model has 9"):
-        Steerer([str(Q_HEAD_DIR)], DEVICE, 9, reports=True)
+        Steerer([str(Q_HEAD_DIR)], DEVICE, 9, 1, reports=True)
 
 
 @fused_or_not
@@ -160,34 +153,32 @@ def test_a_budget_is_kept_on_every_path(tmp_path: Path, budget: float | None, fu
     """And what is reported is the KL of the distributions that were drawn from."""
     coefficient = 1.5
     folder, back = q_head(tmp_path, value, "lowrank"), ReadBack()
-    steerer = Steerer([str(folder)], DEVICE, 3, True, fused, back=back)
+    steerer = Steerer([str(folder)], DEVICE, 3, 1, True, fused, back=back)
     whole = tilted(tmp_path, coefficient, fused=fused)
+    asking = Asking()
     table = ValueTable(slots=1, columns=2, length=16)
     try:
         for path in product((A, B), repeat=LENGTH - 1):
             with table.ticket() as ticket:
-                row = Row(
+                row = WorkerRequest(
                     prompt_length=1,
-                    temperature=1.0,
-                    values=None,
-                    length=None,
                     tilt=Tilt({0: coefficient}, None),
-                    mix=None,
                     path=ticket,
-                    budget=budget,
+                    budget=math.inf if budget is None else budget,
                 )
                 spent, left = 0.0, 0
                 for prefix in (path[:i] for i in range(LENGTH)):
-                    at, row.tokens = PREFIXES.index(prefix), len(prefix) + 1
+                    at, tokens = PREFIXES.index(prefix), len(prefix) + 1
                     hidden, before = HIDDEN[at : at + 1], base()[:1]
-                    made = steerer.steer(before.to(DEVICE, copy=True), hidden, {0: row}, none, None)
+                    rows = asking.steered({0: row}, tokens)
+                    made = steerer.steer(before.to(DEVICE, copy=True), hidden, rows, none, None)
                     made = made.cpu()
                     steered = not torch.equal(made, before)
                     torch.testing.assert_close(made, whole[at : at + 1] if steered else before)
                     spent += kl(before, made, torch.ones(1)).item()
                     left += not steered
                     back.hand_over(back.count)
-                    found = table.read(ticket, row.tokens + 1)
+                    found = table.read(ticket, tokens + 1)
                     assert found is not None
                     assert found.tolist() == pytest.approx([spent, left], abs=1e-6)
                 assert spent <= (math.inf if budget is None else budget)
@@ -234,19 +225,18 @@ def random_heads(folder: Path, width: int, vocabulary: int) -> list[str]:
     return paths
 
 
-def crowd(tickets: list[Ticket], budget: float | None, temperature: float) -> dict[int, Row]:
+def crowd(
+    tickets: list[Ticket], budget: float | None, temperature: float
+) -> dict[int, WorkerRequest]:
     """A row of every kind, at every other place of a batch, every second at T = 0."""
     return {
-        2 * i + 1: Row(
+        2 * i + 1: WorkerRequest(
             prompt_length=1,
             temperature=temperature * (i % 2),
-            values=None,
-            length=None,
             tilt=TILTS[tilt],
             mix=MIXES[mix],
             path=ticket,
-            budget=budget if i % 3 else None,
-            tokens=1,
+            budget=budget if budget is not None and i % 3 else math.inf,
         )
         for i, ((tilt, mix), ticket) in enumerate(zip(KINDS, tickets, strict=True))
     }
@@ -280,11 +270,11 @@ def test_a_crowd_is_steered_by_kernels_as_by_the_reference(
             tickets = [table.acquire() for _ in KINDS]
             rows = crowd(tickets, budget, temperature)
             back = ReadBack()
-            steerer = Steerer(paths, DEVICE, vocabulary, True, fused, tuple(behind), back)
+            steerer = Steerer(paths, DEVICE, vocabulary, size, True, fused, tuple(behind), back)
             made = steerer.steer(
                 logits.clone(),
                 hidden,
-                rows,
+                Asking(steerer.columns, tuple(behind)).steered(rows),
                 lambda places: {name: z[places] for name, z in behind.items()},
                 lm_head,
             )
@@ -309,9 +299,8 @@ def test_a_crowd_is_steered_by_kernels_as_by_the_reference(
 def test_warming_up_leaves_everything_as_it_is(tmp_path: Path, dtype: torch.dtype) -> None:
     """The logits bit for bit, NaN among them, and no table is opened."""
     vocabulary, width = 53, 7
-    steerer = Steerer(
-        random_heads(tmp_path, width, vocabulary), DEVICE, vocabulary, False, True, ("tuned",)
-    )
+    paths = random_heads(tmp_path, width, vocabulary)
+    steerer = Steerer(paths, DEVICE, vocabulary, 18, False, True, ("tuned",))
     logits = torch.randn(18, 64, device=DEVICE).to(dtype)
     logits[3], logits[5, ::2] = torch.nan, -torch.inf
     before = logits.clone()
@@ -320,7 +309,7 @@ def test_warming_up_leaves_everything_as_it_is(tmp_path: Path, dtype: torch.dtyp
     member = torch.randn(18, vocabulary, device=DEVICE)
     asked = []
 
-    def members(rows: Rows) -> dict[str, Tensor]:
+    def members(rows: Tensor) -> dict[str, Tensor]:
         asked.append(rows)
         return {"tuned": member[rows]}
 
@@ -328,7 +317,7 @@ def test_warming_up_leaves_everything_as_it_is(tmp_path: Path, dtype: torch.dtyp
     assert torch.equal(logits.view(torch.uint8), before.view(torch.uint8))
     assert asked
     assert not steerer._tables._open
-    unfused = Steerer([], DEVICE, vocabulary, True)
+    unfused = Steerer([], DEVICE, vocabulary, 18, True)
     assert not unfused.warm_up(logits, hidden, members, lm_head)
 
 

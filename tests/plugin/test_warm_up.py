@@ -9,19 +9,21 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from cdserve.plugin import model
-from cdserve.plugin.inputs import Rows
 from cdserve.plugin.readback import ReadBack
-from cdserve.plugin.rows import ROWS, Row
+from cdserve.plugin.request import WorkerRequest
+from cdserve.plugin.rows import ROWS, Spans
 from cdserve.plugin.scorer import ValueScorer
 from cdserve.plugin.steerer import Steerer
 from cdserve.value_table import ValueTable
 from value_heads import HeadConfig, ValueHead
 
+from .asking import Asking
 from .test_steerer import KINDS, crowd, random_heads
 
 WIDTH, BEHIND = 32, 16
@@ -67,15 +69,16 @@ class Step:
         self.ran = set(MEMBERS)
         self.asked = 0
 
-    def members(self, rows: Rows) -> Mapping[str, Tensor]:
+    def members(self, rows: Tensor) -> Mapping[str, Tensor]:
         self.asked += 1
-        return {name: z[rows].float() for name, z in self._behind.items() if name in self.ran}
+        return {name: z[rows] for name, z in self._behind.items() if name in self.ran}
 
 
-def steered(steerer: Steerer, step: Step, rows: dict[int, Row]) -> None:
+def steered(steerer: Steerer, step: Step, rows: dict[int, WorkerRequest]) -> None:
     """A step in which the members run that its rows ask for, as the model has it."""
     step.ran = {name for row in rows.values() for name in row.mix or ()} & set(MEMBERS)
-    steerer.steer(step.logits, step.hidden, rows, step.members, step.lm_head)
+    asking = Asking(steerer.columns, MEMBERS).steered(rows)
+    steerer.steer(step.logits, step.hidden, asking, step.members, step.lm_head)
 
 
 @compiled
@@ -88,12 +91,13 @@ def test_every_kind_of_row_is_warm(
     """In batches of one row, of every kind at once, and of one kind in tiles of each size."""
     paths = random_heads(tmp_path, WIDTH, vocabulary)
     cpu, back = torch.device("cpu"), ReadBack()
-    steerer = Steerer(paths, cpu, vocabulary, reports, True, MEMBERS, back)
+    steerer = Steerer(paths, cpu, vocabulary, 128, reports, True, MEMBERS, back)
     step = Step(96, vocabulary, dtype)
     with launched() as warm:
         made = steerer.warm_up(step.logits, step.hidden, step.members, step.lm_head)
     assert made
-    assert step.asked == 13  # reporting or not: all workers of a model in parts compute these
+    # Reporting or not: all workers of a model in parts compute these, once a number of rows.
+    assert step.asked == 4
     table = ValueTable(slots=2 * len(KINDS), columns=2, length=4)
     try:
         for temperature, budget in ((1.0, 0.4), (0.7, None)):
@@ -133,12 +137,12 @@ def test_variants_of_steering(
 ) -> None:
     """A tilt has one for each tile that a batch can fill, twice with members; a mixture has two."""
     paths = random_heads(tmp_path, WIDTH, 128)[:1]
-    steerer = Steerer(paths, torch.device("cpu"), 128, True, True, members)
+    steerer = Steerer(paths, torch.device("cpu"), 128, 96, True, True, members)
     step = Step(rows, 128, torch.float32)
     with launched() as warm:
         steerer.warm_up(step.logits, step.hidden, step.members, step.lm_head)
     assert sum(name == "_steer_kernel" for name, *_ in warm) == variants
-    assert len(warm) == variants + 3, "the tilt within a top k, its statistics, and chunks joined"
+    assert len(warm) == variants + 4, "top k, its statistics, chunks joined, KL charged"
 
 
 @pytest.fixture
@@ -166,15 +170,18 @@ def test_scoring_is_warm(head: Path, behind: int) -> None:
     with launched() as warm:
         assert scorer.warm_up(states[:, :WIDTH]) == (2 if behind % 16 else 1)
     table = ValueTable(slots=1, columns=2, length=64)
-    row = Row(1, 1.0, table.acquire(), None, None, None, None, tokens=1)
+    row = WorkerRequest(prompt_length=1, values=table.acquire())
+    asking = Asking()
     try:
         for hidden in (states[:, :WIDTH], states[:, :WIDTH].contiguous(), states[:1, :WIDTH]):
             with launched() as met:
-                scorer.score_last(hidden, {0: row})
-                positions = torch.arange(len(hidden))
-                scorer.score_every(hidden, positions, [0, len(hidden)], {0: row})
-                if len(hidden) > 1:
-                    scorer.score_every(hidden, positions, [0, 1, len(hidden)], {1: row})
+                due = asking.step({0: row}, 1).due
+                assert due is not None
+                scorer.score_last(hidden, due)
+                for starts in ([0, len(hidden)], [0, 1, len(hidden)]):
+                    one, row_of = np.array([1]), np.array([len(starts) - 2])
+                    spans = Spans(index=row_of, slots=one, tokens=one, since=one, places=due.places)
+                    scorer.score_every(hidden, spans, np.array(starts))
             assert met
             assert met <= warm
     finally:
@@ -205,7 +212,7 @@ def test_the_run_that_measures_memory_warms_the_model(
     device = torch.device("cpu")
     paths = random_heads(tmp_path, WIDTH, WIDTH)[:1]
     made = _Model(
-        Steerer(paths, device, WIDTH, True, True, ("tuned",)),
+        Steerer(paths, device, WIDTH, 32, True, True, ("tuned",)),
         ValueScorer([str(head)], device, True),
         cold,
     )
@@ -223,6 +230,7 @@ def test_the_run_that_measures_memory_warms_the_model(
             "_chosen_kernel",
             "_measure_kernel",
             "_join_kernel",
+            "_charge_kernel",
         }
         if cold
         else set()
