@@ -53,7 +53,7 @@ class Likelihoods:
         self._log_sum_exp = torch.empty(0)
         self._sums = torch.empty(0)
 
-    def prepare(self, logits: Tensor) -> None:
+    def _prepare(self, logits: Tensor) -> None:
         """Takes the memory for the logits kept from one step to the next.
 
         slots x models x |V| numbers in the logits' dtype.
@@ -69,6 +69,13 @@ class Likelihoods:
         self._sums = torch.zeros(size, dtype=torch.float64, device=device)
 
     @torch.inference_mode()
+    def warm_up(self, logits: Logits) -> None:
+        """Takes the memory that a step takes, of the largest batch."""
+        self._prepare(logits["base"])
+        every = torch.arange(min(len(logits["base"]), len(self._at)), device=logits["base"].device)
+        self._keep(logits, every, every)
+
+    @torch.inference_mode()
     def step(self, rows: Likely, last: Tensor, logits: Logits) -> None:
         """Takes each row one token further.
 
@@ -77,7 +84,7 @@ class Likelihoods:
             last: the last token of each prefix, ``[batch]``.
             logits: those of the tokens to come, of the whole batch.
         """
-        self.prepare(logits["base"])
+        self._prepare(logits["base"])
         goes_on = self._goes_on(rows.slots, rows.places.number, rows.tokens - 1) & ~rows.first
         ran = self._ran[rows.slots] & goes_on[:, None]
         index, slots = sent([rows.index, rows.slots], np.int64, last.device)
@@ -119,7 +126,7 @@ class Likelihoods:
             part = tokens[start : start + _SLICE]
             end = before + start + len(part)
             made = logits(slice(start, start + len(part)))
-            self.prepare(made["base"])
+            self._prepare(made["base"])
             sums = self._sums_of(slot, part, made, fresh=first and start == begin)
             of_row = np.zeros(len(sums), np.int64)
             if len(sums):

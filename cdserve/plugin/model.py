@@ -18,7 +18,7 @@ from vllm.config import VllmConfig
 from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.forward_context import get_forward_context
 
-from cdserve.plugin.inputs import sent
+from cdserve.plugin.inputs import MemberLogits, sent
 from cdserve.plugin.likelihoods import Likelihoods, Logits
 from cdserve.plugin.lm_head import lm_head
 from cdserve.plugin.members import Members, architecture
@@ -112,13 +112,18 @@ class _Aligned:
             self._likelihoods.step(likely, self._last, {"base": logits, **known})
         if steered is None:
             return logits
+        members = self._members_of(known, behind)
+        return self._steerer[0].steer(logits, own, steered, members, lm_head(self))
 
-        def members(rows: torch.Tensor) -> Logits:
+    def _members_of(self, known: Logits | None, behind: torch.Tensor) -> MemberLogits:
+        """Gives members' logits of rows: of all rows if they are known, or computed for these."""
+
+        def of(rows: torch.Tensor) -> Logits:
             if known is None:
                 return self.members.logits(behind[rows])
             return {name: z[rows] for name, z in known.items()}
 
-        return self._steerer[0].steer(logits, own, steered, members, lm_head(self))
+        return of
 
     def _warm_up(
         self, logits: torch.Tensor | None, own: torch.Tensor, behind: torch.Tensor
@@ -127,11 +132,12 @@ class _Aligned:
         begun = time.perf_counter()
         kinds = 0 if self._values[0] is None else self._values[0].warm_up(own)
         if logits is not None:
+            known: Logits | None = None
             if self._likelihoods is not None:
-                self._likelihoods.prepare(logits)
-            kinds += self._steerer[0].warm_up(
-                logits, own, lambda rows: self.members.logits(behind[rows]), lm_head(self)
-            )
+                known = self.members.logits(behind)
+                self._likelihoods.warm_up({"base": logits, **known})
+            members = self._members_of(known, behind)
+            kinds += self._steerer[0].warm_up(logits, own, members, lm_head(self))
         if kinds:
             taken = time.perf_counter() - begun
             _LOGGER.info("kernels for %d kinds of rows were compiled in %.1f s", kinds, taken)

@@ -7,11 +7,10 @@ import torch
 from hypothesis import given, settings
 
 from cdserve.decoders.selection import Argmax, Softmax
-from cdserve.plugin.rows import Row
 from value_heads import HeadConfig, QHead, ValueHead, kl
 from value_heads.kernels import Mixture, PackedHeads, Tilt, operations
 
-from .charging import BUDGETS, LAUNCHES, SLOTS, Launch, Walk, check, rounded_up_to_the_limit
+from .charging import BUDGETS, LAUNCHES, SLOTS, Launch, check, rounded_up_to_the_limit
 
 REFERENCE = operations(False)
 
@@ -121,16 +120,3 @@ def test_charging_matches_a_walk_along_each_path(
 def test_the_limit_is_compared_in_float64() -> None:
     budget, nats = rounded_up_to_the_limit()
     check(REFERENCE, [budget] * SLOTS, [{0: (1, nats)}, {0: (2, nats)}])
-
-
-@settings(deadline=None, max_examples=100)
-@given(BUDGETS, LAUNCHES)
-def test_the_walk_is_the_plugin_s_own(budgets: list[float], launches: list[Launch]) -> None:
-    for slot, budget in enumerate(budgets):
-        row = Row(1, 1.0, None, None, None, None, None, budget=budget)
-        walk = Walk(budget)
-        for launch in launches:
-            if slot in launch:
-                spent, unsteered, over = walk.charge(*launch[slot])
-                assert row.affords(*launch[slot]) == (not over)
-                assert row.path_so_far == pytest.approx((spent, unsteered), abs=0, nan_ok=True)
