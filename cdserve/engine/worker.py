@@ -89,12 +89,23 @@ def _check(args: Namespace, settings: Settings, heads: Heads) -> None:
             "--enable-lora cannot be used with members and rewards of log-likelihoods: they read "
             "logits of rows for which vLLM's LoRA layers have none"
         )
-    graphs = args.compilation_config.cudagraph_mode
-    if _reads_forward(settings) and graphs is not None and graphs.has_full_cudagraphs():
+    _check_graphs(args.compilation_config.cudagraph_mode, settings, heads)
+
+
+def _check_graphs(mode: CUDAGraphMode | None, settings: Settings, heads: Heads) -> None:
+    if mode is None:
+        return
+    if _reads_forward(settings) and mode.has_full_cudagraphs():
         raise ConfigError(
-            f"--compilation-config has cudagraph_mode {graphs.name}; with members or rewards of "
+            f"--compilation-config has cudagraph_mode {mode.name}; with members or rewards of "
             "log-likelihoods it can be PIECEWISE or NONE: a graph of the whole forward pass would "
             "repeat what one step did"
+        )
+    if heads.values.paths and mode.mixed_mode() == CUDAGraphMode.FULL:
+        raise ConfigError(
+            f"--compilation-config has cudagraph_mode {mode.name}; with value heads it can be "
+            "FULL_AND_PIECEWISE, FULL_DECODE_ONLY, PIECEWISE or NONE: values of each token of a "
+            "prompt are read in the pass that computes it, which a graph of the pass leaves out"
         )
 
 

@@ -78,15 +78,36 @@ def test_the_runner_s_adapter(
 def test_graphs_are_piecewise_where_the_wrapper_s_forward_has_to_run(
     settings: Settings, mode: str | None
 ) -> None:
-    flags = ["--compilation-config", f'{{"cudagraph_mode": "{mode}"}}'] if mode else []
-    args = parse(settings, attach(settings), flags)
+    args = parse(settings, attach(settings), _graphs(mode) if mode else [])
     assert args.compilation_config.cudagraph_mode.name == (mode or "PIECEWISE")
 
 
-def test_full_graphs_are_refused_with_log_likelihoods() -> None:
-    flags = ["--compilation-config", '{"cudagraph_mode": "FULL_DECODE_ONLY"}']
-    with pytest.raises(ConfigError, match="cudagraph_mode FULL_DECODE_ONLY"):
-        parse(LIKELY, attach(LIKELY), flags)
+@pytest.mark.parametrize("mode", ["FULL", "FULL_AND_PIECEWISE", "FULL_DECODE_ONLY"])
+@pytest.mark.parametrize("settings", [MEMBERS, LIKELY], ids=["members", "log-likelihoods"])
+def test_full_graphs_are_refused_where_the_wrapper_s_forward_has_to_run(
+    settings: Settings, mode: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"cudagraph_mode {mode}; .* PIECEWISE or NONE"):
+        parse(settings, attach(settings), _graphs(mode))
+
+
+def test_full_graphs_of_prompts_are_refused_with_value_heads() -> None:
+    with pytest.raises(ConfigError, match="cudagraph_mode FULL; with value heads it can be FULL_A"):
+        parse(HEADS, attach(HEADS), _graphs("FULL"))
+
+
+@pytest.mark.parametrize("mode", ["FULL_AND_PIECEWISE", "FULL_DECODE_ONLY", "PIECEWISE", "NONE"])
+def test_other_graphs_are_left_as_they_are_with_value_heads(mode: str) -> None:
+    args = parse(HEADS, attach(HEADS), _graphs(mode))
+    assert args.compilation_config.cudagraph_mode.name == mode
+
+
+def test_vllm_chooses_the_graphs_where_nothing_is_set_with_value_heads() -> None:
+    assert parse(HEADS, attach(HEADS), []).compilation_config.cudagraph_mode is None
+
+
+def _graphs(mode: str) -> list[str]:
+    return ["--compilation-config", f'{{"cudagraph_mode": "{mode}"}}']
 
 
 def test_a_flag_of_the_settings_is_refused_as_one_of_the_command_line() -> None:
