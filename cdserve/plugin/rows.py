@@ -283,7 +283,12 @@ class RowTable:
     def _due(self) -> Due | None:
         if not self._union & VALUED:
             return None
-        due = (self._scored_at.take(self._slots) == self._tokens).nonzero()[0]
+        last = self._scored_at.take(self._slots)
+        those = last == self._tokens
+        if self._union & EVERY:
+            # Of each chunk too: one of a token may run in a graph, where nobody asks for all.
+            those |= (self._asked & EVERY != 0) & (self._tokens < last)
+        due = those.nonzero()[0]
         if not len(due):
             return None
         slots, places = self._slots.take(due), self._values

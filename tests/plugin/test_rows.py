@@ -125,6 +125,16 @@ class TestV1:
         batch.step()
         assert numbers(table) == {}
 
+    def test_a_whole_prompt_is_scored_at_its_end_and_not_beyond(
+        self, table: RowTable, batch: Batch
+    ) -> None:
+        output: list[int] = []
+        batch.step(added=[(0, asks(1, None), [1, 2, 3], output)])
+        assert numbers(table) == {0: 1}
+        output.append(7)
+        batch.step()
+        assert numbers(table) == {}
+
     def test_a_request_without_prompt_ids(self, table: RowTable, batch: Batch) -> None:
         batch.step(added=[(0, asks(1, 1), None, [7])])
         assert numbers(table) == {0: 1}
@@ -304,7 +314,7 @@ class TestV2:
     def test_every_position_of_a_prompt_in_chunks(self, table: RowTable, slots: Slots) -> None:
         slots.add(0, asks(1, None), 5)
         slots.step((0, 0, 4))
-        assert (indices(table.every_position()), numbers(table)) == ([0], {})
+        assert (indices(table.every_position()), numbers(table)) == ([0], {0: 1})
         slots.step((0, 4, 1))
         assert (indices(table.every_position()), numbers(table)) == ([0], {0: 1})
 
