@@ -1,4 +1,4 @@
-# make serve | test | lint | demo | bench; each sets up .venv first, once.
+# make serve | test | test-v2 | lint | demo | bench; each sets up .venv first, once.
 PORT ?= 8000
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3,$(if $(shell $(p) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo ok),$(p))))
 BUILD ?= $(if $(shell nvidia-smi -L 2>/dev/null),gpu,cpu)
@@ -12,16 +12,19 @@ else
 TORCH := $(if $(filter cpu,$(BUILD)),--torch-backend cpu)
 endif
 
-.PHONY: serve test lint format demo bench clean
+.PHONY: serve test test-v2 lint format demo bench clean
 
 serve: $(STAMP)
 	$(BIN)/cdserve serve --port $(PORT) $(ARGS)
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest -m "not server" $(ARGS) > .venv/tests.log 2>&1 & others=$$!; \
-	$(BIN)/python -m pytest -m server $(ARGS); served=$$?; \
+	@$(BIN)/python -m pytest -m "not server and not v2" $(ARGS) > .venv/tests.log 2>&1 & others=$$!; \
+	$(BIN)/python -m pytest -m "server and not v2" $(ARGS); served=$$?; \
 	wait $$others; rest=$$?; cat .venv/tests.log; \
 	case "$$served $$rest" in "0 0"|"0 5"|"5 0") ;; *) exit 1;; esac  # 5: none chosen
+
+test-v2: $(STAMP)
+	$(BIN)/python -m tests.v2.suite $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

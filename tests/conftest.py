@@ -24,6 +24,7 @@ from openai import OpenAI
 from cdserve.demo.reward_model import make_reward_model
 
 from .server.served import Served, demo_settings
+from .v2 import mode
 from .waiting import HANG_SECONDS
 
 TOOLS = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
@@ -39,10 +40,12 @@ of_hypothesis.load_profile("any machine")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks every test that needs the server."""
+    """Marks every test that needs the server; skips what cannot run on model runner V2 there."""
     for item in items:
         if "server" in getattr(item, "fixturenames", ()):
             item.add_marker("server")
+        if mode.is_on() and (found := item.get_closest_marker("not_on_v2")):
+            item.add_marker(pytest.mark.skip(reason=f"model runner V2: {found.args[0]}"))
 
 
 def faulty(name: str, **fields: Any) -> dict[str, Any]:

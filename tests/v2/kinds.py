@@ -1,0 +1,77 @@
+"""Every kind of row that a batch can have: what its request tells the worker, and what it is."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+TILT = {"by": {"0": 5.0}, "top_k": None}
+TOP_K = {"by": {"0": 5.0}, "top_k": 20}
+MIX = {"base": 1.0, "tuned": 0.7, "ref": -0.4}
+
+SIZES = [1, 2, 4, 8, 16, 32, 64, 128, 256]
+"""Tokens of a step that CUDA graphs are captured for; a step of another number is padded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A request of the batch.
+
+    Attributes:
+        length: tokens of its prompt.
+        steps: tokens that it draws.
+        wants: what the worker reads of it, tickets aside; an empty mapping is a plain request.
+        tables: what it has tickets of: ``values``, ``path``, ``likelihood``.
+        temperature: 0 for the most likely token.
+    """
+
+    length: int
+    steps: int = 10
+    wants: Mapping[str, Any] = field(default_factory=dict)
+    tables: tuple[str, ...] = ()
+    temperature: float = 0.0
+
+    @property
+    def cached(self) -> bool:
+        """Whether its prompt may come from the prefix cache: not where all of it is read."""
+        return "since" not in self.wants and self.wants.get("length", 0) is not None
+
+
+def _steered(length: int, **wants: Any) -> Kind:
+    temperature = wants.pop("temperature", 0.0)
+    return Kind(length=length, wants=wants, tables=("path",), temperature=temperature)
+
+
+HEADS = {
+    "plain": Kind(length=12),
+    "value at the prompt's end": Kind(length=17, steps=1, wants={"length": 17}, tables=("values",)),
+    "value while it draws": Kind(length=14, wants={"length": 20}, tables=("values",)),
+    "values of a whole prompt": Kind(
+        length=40, steps=1, wants={"length": None}, tables=("values",)
+    ),
+    "values of a prompt in chunks": Kind(
+        length=200, steps=1, wants={"length": None}, tables=("values",)
+    ),
+    "tilt": _steered(13, tilt=TILT),
+    "tilt at a temperature": _steered(33, tilt=TILT, temperature=0.8),
+    "tilt of the top k": _steered(15, tilt=TOP_K),
+    "tilt with a budget": _steered(16, tilt=TILT, budget=0.5),
+    "plain, of a whole KV block": Kind(length=32),
+}
+"""What a server with value heads and Q-heads alone has."""
+
+MEMBERS = {
+    "mixture": _steered(18, mix=MIX),
+    "mixture under a tilt": _steered(19, mix=MIX, tilt=TILT),
+    "mixture under a tilt of the top k": _steered(21, mix=MIX, tilt=TOP_K),
+    "mixture without one member": _steered(34, mix={"base": 1.0, "tuned": 1.0}),
+    "log p of what it draws": Kind(
+        length=22, wants={"models": ["base", "ref", "tuned"]}, tables=("likelihood",)
+    ),
+    "log p of a text": Kind(
+        length=60,
+        steps=1,
+        wants={"models": ["base", "ref", "tuned"], "since": 30},
+        tables=("likelihood",),
+    ),
+}
+"""What members and rewards of log-likelihoods add."""
