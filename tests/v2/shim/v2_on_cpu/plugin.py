@@ -6,6 +6,7 @@ from typing import Any
 def turn_on() -> None:
     """Called by vLLM, once a process and before it builds a configuration or a model."""
     _sample_in_pytorch()
+    _store_by_any_mask()
     _keep_asynchronous_scheduling()
     _use_kernels()
 
@@ -19,6 +20,19 @@ def _sample_in_pytorch() -> None:
     import vllm.v1.sample.ops.topk_topp_sampler as sampler
 
     sampler.apply_top_k_top_p_triton = sampler.apply_top_k_top_p_pytorch
+
+
+def _store_by_any_mask() -> None:
+    """Masks of stores as bools: the interpreter has that of vLLM's grammars as ints, and fails."""
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    own = InterpreterBuilder.create_masked_store
+
+    def create_masked_store(self: Any, ptrs: Any, value: Any, mask: Any, policy: Any) -> Any:
+        mask.data = mask.data.astype(bool)
+        return own(self, ptrs, value, mask, policy)
+
+    InterpreterBuilder.create_masked_store = create_masked_store
 
 
 def _keep_asynchronous_scheduling() -> None:
