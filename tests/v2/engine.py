@@ -17,7 +17,7 @@ from cdserve.engine import worker
 from cdserve.engine.heads import attach
 from cdserve.engine.launch import parse
 from cdserve.plugin.register import register
-from cdserve.plugin.rows import REQUEST_KEY
+from cdserve.plugin.request import REQUEST_KEY
 from cdserve.value_table import Ticket, ValueTable
 
 from .kinds import Kind
