@@ -197,6 +197,7 @@ def score(
         BLOCK_G=block_g,
         BLOCK_D=_BLOCK_D,
         num_warps=4 if heads.linear else 8,
+        enable_fp_fusion=True,
     )
     if splits > 1:
         _sum_kernel[(tiles,)](
@@ -208,5 +209,6 @@ def score(
             WEIGHTED=weights is not None,
             BLOCK_N=_BLOCK_N,
             BLOCK_G=block_g,
+            enable_fp_fusion=True,
         )
     return values, total

@@ -30,6 +30,13 @@ def select(scores: Tensor, counts: Tensor, strengths: Tensor, uniforms: Tensor) 
     chosen = torch.empty(groups, dtype=torch.int64, device=scores.device)
     block = triton.next_power_of_2(most)
     _select_kernel[(groups,)](
-        scores, scores.stride(0), counts, strengths, uniforms, chosen, BLOCK=block
+        scores,
+        scores.stride(0),
+        counts,
+        strengths,
+        uniforms,
+        chosen,
+        BLOCK=block,
+        enable_fp_fusion=False,  # a product is compared, as the reference compares it
     )
     return chosen

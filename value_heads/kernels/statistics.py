@@ -172,7 +172,7 @@ def joined(partials: Tensor) -> Statistics:
     _, count, chunks = partials.shape
     found = torch.empty(4, count, dtype=torch.float32, device=partials.device)
     block = max(triton.next_power_of_2(chunks), _LEAST_JOINED)
-    _join_kernel[(count,)](partials, found, count, chunks, BLOCK=block)
+    _join_kernel[(count,)](partials, found, count, chunks, BLOCK=block, enable_fp_fusion=True)
     return Statistics(*found)
 
 
@@ -195,5 +195,6 @@ def measure(before: Tensor, after: Tensor, rows: Tensor, temperature: Tensor | N
         chunks,
         UNIT=unit,
         BLOCK=_BLOCK,
+        enable_fp_fusion=True,
     )
     return joined(partials)

@@ -42,6 +42,7 @@ def _steer_kernel(
     output_strides,
     token_strides,
     known,
+    ranks,
     temperature,
     partials,
     count,
@@ -52,7 +53,6 @@ def _steer_kernel(
     NORMALISED: tl.constexpr,
     HEADS: tl.constexpr,
     OUTPUTS: tl.constexpr,
-    RANKS: tl.constexpr,
     PRECISION: tl.constexpr,
     MEASURED: tl.constexpr,
     UNIT: tl.constexpr,
@@ -74,11 +74,15 @@ def _steer_kernel(
     if MEASURED:
         t = divisor(temperature, i, mask)[:, None]
     top_x, sum_x, top_y, sum_y, shift, moment = start(BLOCK_N)
-    for tile in range(tiles):
+    # Nothing is hoisted from the loop: addresses held through it would take the registers of a
+    # second block.
+    for tile in tl.range(tiles, disable_licm=True):
         v = (chunk * tiles + tile) * BLOCK_V + tl.arange(0, BLOCK_V)
         inside = mask[:, None] & (v < vocabulary)[None, :]
         at = (logits + row * (stride * UNIT))[:, None] + v[None, :]
+        # Before the product, which hides the time that it takes.
         before = tl.load(at, mask=inside, other=float("-inf"))
+        x = before
         after = before
         if MIXED and some_mixed:
             own = tl.load(weights + i * (MEMBERS + 1), mask=mixed, other=0.0)[:, None]
@@ -98,11 +102,11 @@ def _steer_kernel(
             for h in tl.static_range(HEADS):
                 some = (v < known[h])[None, :]
                 for g in range(OUTPUTS[h]):
-                    for first in range(0, RANKS[h], BLOCK_R):
+                    for first in range(0, ranks[h], BLOCK_R):
                         r = first + tl.arange(0, BLOCK_R)
                         u = tl.load(
-                            factors[h] + (i[:, None] * OUTPUTS[h] + g) * RANKS[h] + r[None, :],
-                            mask=tilted[:, None] & (r < RANKS[h])[None, :],
+                            factors[h] + (i[:, None] * OUTPUTS[h] + g) * ranks[h] + r[None, :],
+                            mask=tilted[:, None] & (r < ranks[h])[None, :],
                             other=0.0,
                         )
                         b = tl.load(
@@ -110,15 +114,18 @@ def _steer_kernel(
                             + g * output_strides[h]
                             + v[None, :].to(tl.int64) * token_strides[h]
                             + r[:, None],
-                            mask=some & (r < RANKS[h])[:, None],
+                            mask=some & (r < ranks[h])[:, None],
                             other=0.0,
                         ).to(tl.float32)
                         delta = tl.dot(u, b, delta, input_precision=PRECISION)
             after = tl.where(tilted[:, None], after + delta, after)
+            # Never delta: it gives x the layout of y in registers. Triton would otherwise reduce x
+            # in two layouts, for 40 registers more.
+            x = tl.where(count < 0, delta, before)
         tl.store(at, after, mask=inside)
         if MEASURED:
             top_x, sum_x, top_y, sum_y, shift, moment = accumulate(
-                before / t,
+                x / t,
                 after / t,
                 top_x,
                 sum_x,
@@ -214,7 +221,7 @@ def _pass(
     factors = tuple(u.contiguous() for u in tilt.factors) if tilt else ()
     tokens = tilt.tokens if tilt else ()
     normalised = mixture is not None and mixture.normalised
-    block_n, block_v, warps = _blocks(count) if tokens else (1, 2048, 4)
+    block_n, block_v = _blocks(count) if tokens else (1, 2048)
     tiles, chunks = _chunks(triton.cdiv(count, block_n), triton.cdiv(vocabulary, block_v))
     partials = room(count, chunks, logits.device) if measured else logits
     unit, member_unit = unit_of(logits), unit_of(*members)
@@ -235,6 +242,7 @@ def _pass(
         tuple(b.stride(0) for b in tokens),
         tuple(b.stride(1) for b in tokens),
         tuple(b.shape[1] for b in tokens),
+        tuple(b.shape[2] for b in tokens),
         tempered(temperature, count, logits.device) if measured else logits,
         partials,
         count,
@@ -245,15 +253,15 @@ def _pass(
         NORMALISED=normalised,
         HEADS=len(tokens),
         OUTPUTS=tuple(b.shape[0] for b in tokens),
-        RANKS=tuple(b.shape[2] for b in tokens),
         PRECISION=PRECISION,
         MEASURED=measured,
         UNIT=unit,
         MEMBER_UNIT=member_unit,
         BLOCK_N=block_n,
         BLOCK_V=block_v,
-        BLOCK_R=32,
-        num_warps=warps,
+        BLOCK_R=16,
+        num_warps=8 if tokens else 4,
+        enable_fp_fusion=True,
     )
     return joined(partials) if measured else None
 
@@ -266,10 +274,13 @@ def _aligned(member: Tensor) -> Tensor:
     return member if member.data_ptr() % 16 == 0 else member.clone()
 
 
-def _blocks(count: int) -> tuple[int, int, int]:
-    """Rows and tokens of a tile, and warps: as many rows as fit in registers, to read B seldom."""
+def _blocks(count: int) -> tuple[int, int]:
+    """Rows and tokens of a tile: as many rows as two blocks of a multiprocessor have registers for.
+
+    The more rows, the less often B is read.
+    """
     most = next((rows for rows in ROW_TILES if count <= rows), ROW_TILES[-1])
-    return most, 128 if most <= 32 else 64, 8
+    return most, 64 if most <= 32 else 32
 
 
 def _chunks(row_tiles: int, tiles: int) -> tuple[int, int]:
@@ -306,6 +317,7 @@ def _tilt_top_k(logits: Tensor, rows: Tensor, untilted: Tensor, tilt: Tilt, top_
             RANK=rank,
             BLOCK_K=_PLACES,
             BLOCK_R=min(triton.next_power_of_2(rank), 128),
+            enable_fp_fusion=True,
         )
     inside = torch.arange(tilt.most, device=ids.device) < top_k[:, None]
     centre = delta.sum(-1, keepdim=True) / top_k[:, None]
