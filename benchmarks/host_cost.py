@@ -47,14 +47,14 @@ KINDS: dict[str, list[dict[str, Any]]] = {
     "mix": [{"mix": MIX}],
     "mix and tilt": [{"mix": MIX, "tilt": TILT}],
     "all of these": [{"tilt": TILT}, {"mix": MIX}, {"mix": MIX, "tilt": TILT}],
-    "tilt, top k": [{"tilt": {**TILT, "top_k": 5}}],
+    "tilt, top k": [{"tilt": {**TILT, "top_k": 2}}],
     "tilt, budget": [{"tilt": TILT, "budget": 1e9}],
     "log-likelihood": [{}],
 }
 """What the rows of a batch ask, row by row in turn."""
 PROMPT, AT = 32, 40
 """Tokens of every prompt, and of every prefix in the measured step."""
-WIDTH, VOCABULARY = 16, 16
+WIDTH, VOCABULARY, RANK = 2, 4, 1
 MEMBERS = ("tuned", "ref")
 MODELS = ("base", *MEMBERS)
 CPU = torch.device("cpu")
@@ -152,7 +152,7 @@ def heads() -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         ValueHead(HeadConfig(architecture="linear", **common)).save_pretrained(folder / "v")
-        low_rank = HeadConfig(architecture="lowrank", rank=4, vocab_size=VOCABULARY, **common)
+        low_rank = HeadConfig(architecture="lowrank", rank=RANK, vocab_size=VOCABULARY, **common)
         QHead(low_rank).save_pretrained(folder / "q")
         yield folder
 

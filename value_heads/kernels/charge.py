@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .arguments import MARGIN, PathKL
+from .sizes import cdiv
 
 _BLOCK = 128
 _MARGIN = tl.constexpr(MARGIN)
@@ -63,7 +64,7 @@ def charge(
     so_far = torch.empty(count, 2, dtype=torch.float32, device=slots.device)
     over = torch.empty(count, dtype=torch.bool, device=slots.device)
     if count:
-        _charge_kernel[(triton.cdiv(count, _BLOCK),)](
+        _charge_kernel[(cdiv(count, _BLOCK),)](
             paths.spent,
             paths.step,
             paths.unsteered,

@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .arguments import PackedHeads
+from .sizes import cdiv, power_of_2
 from .steer import PRECISION
 
 _BLOCK_N = 16
@@ -159,9 +160,9 @@ def score(
     small launch sums the parts, in a fixed order.
     """
     count, (outputs, units) = len(rows), heads.second.shape
-    block_g = max(triton.next_power_of_2(outputs), 16)
-    block_u = block_g if heads.linear else min(max(triton.next_power_of_2(units), 16), _MOST_UNITS)
-    splits, tiles = triton.cdiv(units, block_u), triton.cdiv(count, _BLOCK_N)
+    block_g = max(power_of_2(outputs), 16)
+    block_u = block_g if heads.linear else min(max(power_of_2(units), 16), _MOST_UNITS)
+    splits, tiles = cdiv(units, block_u), cdiv(count, _BLOCK_N)
     values = torch.empty(count, outputs, dtype=torch.float32, device=hidden.device)
     total = None if weights is None else torch.empty_like(values[:, 0])
     partials = values.new_empty(splits, count, outputs) if splits > 1 else values

@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .sizes import power_of_2
+
 
 @triton.jit
 def _select_kernel(scores, stride, counts, strengths, uniforms, chosen, BLOCK: tl.constexpr):
@@ -28,7 +30,7 @@ def select(scores: Tensor, counts: Tensor, strengths: Tensor, uniforms: Tensor) 
     """As `reference.select`, of float32 scores with contiguous rows."""
     groups, most = scores.shape
     chosen = torch.empty(groups, dtype=torch.int64, device=scores.device)
-    block = triton.next_power_of_2(most)
+    block = power_of_2(most)
     _select_kernel[(groups,)](
         scores,
         scores.stride(0),

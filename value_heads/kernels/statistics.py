@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .arguments import Statistics
+from .sizes import cdiv, power_of_2
 
 NUMBERS = 6
 _BLOCK = 1024
@@ -171,7 +172,7 @@ def joined(partials: Tensor) -> Statistics:
     """Join the chunks of each row; `partials` as `room` gives it, all written."""
     _, count, chunks = partials.shape
     found = torch.empty(4, count, dtype=torch.float32, device=partials.device)
-    block = max(triton.next_power_of_2(chunks), _LEAST_JOINED)
+    block = max(power_of_2(chunks), _LEAST_JOINED)
     _join_kernel[(count,)](partials, found, count, chunks, BLOCK=block, enable_fp_fusion=True)
     return Statistics(*found)
 
@@ -179,7 +180,7 @@ def joined(partials: Tensor) -> Statistics:
 def measure(before: Tensor, after: Tensor, rows: Tensor, temperature: Tensor | None) -> Statistics:
     """Return what changed between float32 [n, |V|] and the rows [n] of float32 [N, |V|]."""
     count, vocabulary = before.shape
-    chunks = triton.cdiv(vocabulary, _BLOCK)
+    chunks = cdiv(vocabulary, _BLOCK)
     partials = room(count, chunks, before.device)
     unit = unit_of(before, after)
     _measure_kernel[(count, chunks)](

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .arguments import MIXES, ROW_TILES, TILTED, Mixture, Statistics, Tilt
+from .sizes import cdiv, power_of_2
 from .statistics import accumulate, divisor, joined, keep, measure, room, start, tempered, unit_of
 
 _PROGRAMS = 512
@@ -222,10 +223,10 @@ def _pass(
     tokens = tilt.tokens if tilt else ()
     normalised = mixture is not None and mixture.normalised
     block_n, block_v = _blocks(count) if tokens else (1, 2048)
-    tiles, chunks = _chunks(triton.cdiv(count, block_n), triton.cdiv(vocabulary, block_v))
+    tiles, chunks = _chunks(cdiv(count, block_n), cdiv(vocabulary, block_v))
     partials = room(count, chunks, logits.device) if measured else logits
     unit, member_unit = unit_of(logits), unit_of(*members)
-    _steer_kernel[(triton.cdiv(count, block_n), chunks)](
+    _steer_kernel[(cdiv(count, block_n), chunks)](
         logits,
         logits.stride(0) // unit,
         rows,
@@ -286,7 +287,7 @@ def _blocks(count: int) -> tuple[int, int]:
 def _chunks(row_tiles: int, tiles: int) -> tuple[int, int]:
     """Tiles of the vocabulary in a chunk, and chunks: small ones while programs are few."""
     each = min(max(row_tiles * tiles // _PROGRAMS, 1), _MOST_TILES)
-    return each, triton.cdiv(tiles, each)
+    return each, cdiv(tiles, each)
 
 
 def _offsets(logits: Tensor, rows: Tensor, mixture: Mixture) -> Tensor:
@@ -303,7 +304,7 @@ def _tilt_top_k(logits: Tensor, rows: Tensor, untilted: Tensor, tilt: Tilt, top_
     delta = torch.zeros(ids.shape, dtype=torch.float32, device=logits.device)
     for factors, tokens in zip(tilt.factors, tilt.tokens, strict=True):
         outputs, known, rank = tokens.shape
-        _chosen_kernel[(len(rows), triton.cdiv(tilt.most, _PLACES))](
+        _chosen_kernel[(len(rows), cdiv(tilt.most, _PLACES))](
             ids,
             top_k,
             factors.contiguous(),
@@ -316,7 +317,7 @@ def _tilt_top_k(logits: Tensor, rows: Tensor, untilted: Tensor, tilt: Tilt, top_
             OUTPUTS=outputs,
             RANK=rank,
             BLOCK_K=_PLACES,
-            BLOCK_R=min(triton.next_power_of_2(rank), 128),
+            BLOCK_R=min(power_of_2(rank), 128),
             enable_fp_fusion=True,
         )
     inside = torch.arange(tilt.most, device=ids.device) < top_k[:, None]

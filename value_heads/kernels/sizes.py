@@ -1,0 +1,11 @@
+"""Sizes of grids and blocks. Triton's own functions for them cost some 4 µs a call on the host."""
+
+
+def cdiv(a: int, b: int) -> int:
+    """Return a / b, rounded up."""
+    return -(-a // b)
+
+
+def power_of_2(least: int) -> int:
+    """Return the smallest power of 2 from ``least`` up, which is 1 or more."""
+    return 1 << (least - 1).bit_length()
