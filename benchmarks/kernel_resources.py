@@ -4,6 +4,12 @@ Run, it compiles what the plugin launches at the start of a server with a value 
 two members, and says how many variants that is and how long each takes on one core:
 
     python benchmarks/kernel_resources.py [--vocabulary 128256] [--width 4096]
+
+With `--table` it compiles every kernel of each operation for each GPU that it knows, at all sizes,
+equal variants once. Beside what a kernel needs is the time that the operation's bytes take at the
+GPU's nominal bandwidth. That is no measurement.
+
+    python benchmarks/kernel_resources.py --table
 """
 
 import argparse
@@ -12,24 +18,55 @@ import re
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
 import triton
+from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
 from value_heads import HeadConfig, QHead, ValueHead
-from value_heads.kernels import Mixture, PackedHeads, PathKL, Tilt, operations
+from value_heads.kernels import (
+    ROW_TILES,
+    Mixture,
+    PackedHeads,
+    PathKL,
+    Tilt,
+    floors,
+    operations,
+)
 
-TARGETS = [80, 90]
 TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+VOCABULARIES = [32_000, 128_256, 151_936, 262_144]
+WIDTHS = [2048, 4096, 8192]
+ROWS, RANK, OUTPUTS, MLP_WIDTH, MODELS = 256, 64, 8, 1024, 3
+
+
+class Target(NamedTuple):
+    """A GPU to compile for, by its data sheet."""
+
+    capability: int
+    """Ten times the compute capability."""
+    shared_bytes: int
+    """Of shared memory that one block may have."""
+    bandwidth: float
+    """Bytes of memory a second; what a copy reaches is less."""
+    name: str
+
+
+TARGETS = [
+    Target(80, 163 * 1024, 1.9e12, "A100"),
+    Target(90, 227 * 1024, 3.35e12, "H100 SXM"),
+    Target(100, 227 * 1024, 8.0e12, "B200"),
+]
 
 
 class Launch(NamedTuple):
@@ -40,65 +77,147 @@ class Launch(NamedTuple):
     named: dict[str, Any]
 
 
-def resources() -> list[dict[str, Any]]:
-    """A row for each kernel of each operation, compiled as the operation launches it."""
-    return [
-        {"operation": name, **compiled(launch, target)}
-        for name, call in calls().items()
-        for launch in launches(call)
-        for target in TARGETS
-    ]
+class Operation(NamedTuple):
+    """An operation at a size, which launches kernels."""
+
+    name: str
+    size: dict[str, int]
+    call: Callable[[], Any]
+    floor: floors.Floor | None = None
+    """None where no floor is counted."""
 
 
-def calls() -> dict[str, Callable[[], Any]]:
-    """Operations on small tensors whose shapes and strides are specialised as served ones are."""
-    kernels = operations(True)
-    z, rows, members = torch.zeros(64, 4096), torch.arange(64), torch.zeros(2, 64, 4096).bfloat16()
-    tilt = Tilt(factors=(torch.zeros(64, 1, 64),), tokens=(torch.zeros(1, 4096, 64),))
-    mixture = Mixture(members=(*members,), weights=torch.zeros(64, 3), vocabulary=4096)
-    tied = Tilt(
-        factors=(torch.zeros(64, 2, 64), torch.zeros(64, 1, 4096)),
-        tokens=(torch.zeros(2, 4096, 64), torch.zeros(1, 4096, 4096).bfloat16()),
+def resources(targets: Sequence[Target] = TARGETS) -> Iterator[dict[str, Any]]:
+    """A row for each kernel of each operation and size; equal variants are compiled once."""
+    made: dict[tuple[str, int], dict[str, Any]] = {}
+    for operation in every_operation():
+        for launch in launches(operation.call):
+            for target in targets:
+                key = (
+                    variant(launch, GPUTarget("cuda", target.capability, 32))[0],
+                    target.capability,
+                )
+                if key not in made:
+                    made[key] = compiled(launch, target.capability)
+                yield {
+                    "operation": operation.name,
+                    **operation.size,
+                    **made[key],
+                    "GPU": target.name,
+                    **predicted(operation, target),
+                }
+
+
+def predicted(operation: Operation, target: Target) -> dict[str, Any]:
+    """The time that the whole operation's bytes take at the target's nominal bandwidth."""
+    if operation.floor is None:
+        return {}
+    us = round(operation.floor.seconds(target.bandwidth) * 1e6, 2)
+    return {"us of the operation's bytes": us, "at TB/s": target.bandwidth / 1e12}
+
+
+def every_operation() -> Iterator[Operation]:
+    """All operations at all sizes, on tensors that have no memory."""
+    for width in WIDTHS:
+        yield from scoring(width)
+    for vocabulary in VOCABULARIES:
+        yield from steering(vocabulary)
+    # B of a tied head is as wide as the model: its strides may pass 32 bits.
+    for vocabulary, width in ((VOCABULARIES[0], WIDTHS[0]), (VOCABULARIES[-1], WIDTHS[-1])):
+        yield tied(vocabulary, width)
+    yield from of_rows_alone()
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """A tensor without memory: a variant depends on dtypes, strides and alignment alone."""
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def index(count: int = ROWS) -> Tensor:
+    return meta(count, dtype=torch.int64)
+
+
+def packed(width: int, outputs: int, units: int) -> PackedHeads:
+    each = meta(outputs)
+    return PackedHeads(
+        first=meta(units, width),
+        first_bias=meta(units),
+        gelu=meta(units),
+        second=meta(outputs, units),
+        bias=each,
+        sigmoid=each,
+        shift=each,
+        scale=each,
+        hidden_units=0 if units == outputs else units,
     )
-    limited = replace(tilt, top_k=torch.full((64,), 20), most=20)
-    few = Tilt(factors=(tilt.factors[0][:16],), tokens=tilt.tokens)
-    temperature = torch.ones(64)
 
-    def heads(outputs: int, units: int) -> PackedHeads:
-        linear = outputs == units
-        none = torch.zeros(outputs)
-        return PackedHeads(
-            first=torch.zeros(units, 4096),
-            first_bias=torch.zeros(units),
-            gelu=torch.zeros(units),
-            second=torch.zeros(outputs, units),
-            bias=none,
-            sigmoid=none,
-            shift=none,
-            scale=none,
-            hidden_units=0 if linear else units,
-        )
 
-    hidden = torch.zeros(64, 4096).bfloat16()
-    paths = PathKL.zeros(256, temperature.device)
-    numbers = torch.zeros(64, 16), rows, temperature, temperature
-    return {
-        "score, 8 linear": lambda: kernels.score(hidden, rows, heads(8, 8), torch.zeros(64, 8)),
-        "score, MLP": lambda: kernels.score(hidden, rows, heads(8, 1024)),
-        "tilt, 16 rows": lambda: kernels.steer(z, rows[:16], tilt=few, temperature=temperature),
-        "tilt, 64 rows": lambda: kernels.steer(z, rows, tilt=tilt, temperature=temperature),
-        "mix": lambda: kernels.steer(z, rows, mixture=mixture, temperature=temperature),
-        "mix and tilt": lambda: kernels.steer(
-            z, rows, mixture=mixture, tilt=tilt, temperature=temperature
-        ),
-        "tilt by two heads, one tied": lambda: kernels.steer(z, rows, tilt=tied),
-        "tilt, top k": lambda: kernels.steer(z, rows, tilt=limited),
-        "mix, normalised": lambda: kernels.steer(
-            z, rows, mixture=replace(mixture, normalised=True), measured=False
-        ),
-        "charge": lambda: kernels.charge(paths, rows, rows, temperature, temperature),
-        "select": lambda: kernels.select(*numbers),
-    }
+def scoring(width: int) -> Iterator[Operation]:
+    """Value scoring of bfloat16 states."""
+    hidden, weights = meta(ROWS, width, dtype=torch.bfloat16), meta(ROWS, OUTPUTS)
+    size = {"rows": ROWS, "width": width}
+    for name, units, mlp_width in (("linear", OUTPUTS, 0), ("MLP", MLP_WIDTH, MLP_WIDTH)):
+        heads = packed(width, OUTPUTS, units)
+        floor = floors.score(ROWS, width, OUTPUTS, mlp_width=mlp_width, weighted=True)
+        call = partial(operations(True).score, hidden, index(), heads, weights)
+        yield Operation(f"score, {name}", size, call, floor)
+
+
+def tilt_of(rows: int, vocabulary: int, **limits: Any) -> Tilt:
+    return Tilt(factors=(meta(rows, 1, RANK),), tokens=(meta(1, vocabulary, RANK),), **limits)
+
+
+def mixture_of(rows: int, vocabulary: int, **fields: Any) -> Mixture:
+    """Of bfloat16 logits."""
+    members = (meta(rows, vocabulary, dtype=torch.bfloat16) for _ in range(MODELS - 1))
+    weights = meta(rows, MODELS)
+    return Mixture(members=tuple(members), weights=weights, vocabulary=vocabulary, **fields)
+
+
+def steering(vocabulary: int) -> Iterator[Operation]:
+    """Mixing and tilting, at each tile of rows."""
+    steer = operations(True).steer
+
+    def operation(name: str, floor: floors.Floor | None, rows: int = ROWS, **by: Any) -> Operation:
+        given = {"temperature": meta(rows), "kinds": index(rows), **by}
+        call = partial(steer, meta(rows, vocabulary), index(rows), **given)
+        return Operation(name, {"rows": rows, "vocabulary": vocabulary}, call, floor)
+
+    for rows in (*ROW_TILES, ROWS):
+        floor = floors.tilt(rows, vocabulary, RANK, 1)
+        yield operation("tilt", floor, rows, tilt=tilt_of(rows, vocabulary))
+    mixture = mixture_of(ROWS, vocabulary)
+    floor = floors.mix(ROWS, vocabulary, MODELS)
+    yield operation("mix", floor, mixture=mixture)
+    for rows in (ROW_TILES[0], ROWS):
+        both = {"mixture": mixture_of(rows, vocabulary), "tilt": tilt_of(rows, vocabulary)}
+        yield operation("mix and tilt", None, rows, **both)
+    limits = index()
+    yield operation("tilt, top k", None, tilt=tilt_of(ROWS, vocabulary, top_k=limits, most=20))
+    yield operation(
+        "mix, normalised", None, mixture=replace(mixture, normalised=True), measured=False
+    )
+
+
+def tied(vocabulary: int, width: int) -> Operation:
+    """A tilt by a low-rank head and by the LM head itself."""
+    two = Tilt(
+        factors=(meta(ROWS, 2, RANK), meta(ROWS, 1, width)),
+        tokens=(meta(2, vocabulary, RANK), meta(1, vocabulary, width, dtype=torch.bfloat16)),
+    )
+    size = {"rows": ROWS, "vocabulary": vocabulary, "width": width}
+    call = partial(operations(True).steer, meta(ROWS, vocabulary), index(), tilt=two)
+    return Operation("tilt by two heads, one tied", size, call)
+
+
+def of_rows_alone() -> Iterator[Operation]:
+    """What knows neither a vocabulary nor a width."""
+    kernels, each = operations(True), meta(ROWS)
+    paths = PathKL.zeros(ROWS, each.device)
+    charge = partial(kernels.charge, paths, index(), index(), each, each)
+    yield Operation("charge", {"rows": ROWS}, charge)
+    select = partial(kernels.select, meta(ROWS, 16), index(), each, each)
+    yield Operation("select", {"rows": ROWS}, select, floors.select(ROWS, 16))
 
 
 @contextmanager
@@ -181,7 +300,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--width", type=int, default=4096)
     parser.add_argument("--vocabulary", type=int, default=128_256)
+    parser.add_argument("--table", action="store_true", help="every kernel, size and GPU instead")
     args = parser.parse_args()
+    if args.table:
+        for row in resources():
+            print(json.dumps(row), flush=True)
+        return
     triton.knobs.compilation.always_compile = True
     target = GPUTarget("cuda", 90, 32)
     variants = {variant(one, target)[0]: one for one in at_start(args.width, args.vocabulary)}

@@ -267,7 +267,7 @@ def run(chosen: Sequence[Case]) -> dict[str, Any]:
 
 def table(chosen: Sequence[Case]) -> dict[str, Any]:
     """What can be had without a GPU: floors, and what the kernels compile to."""
-    made = {"decode step": decode_step(), "compiled": resources()}
+    made = {"decode step": decode_step(), "compiled": list(resources())}
     return {**made, "floors": [floor_of(case) for case in chosen]}
 
 
