@@ -62,6 +62,14 @@ def cases() -> Iterator[Case]:
         yield Case("select", size, floors.select(groups, CANDIDATES))
 
 
+def mix_and_tilt(rows: int, vocabulary: int, models: int, rank: int, outputs: int) -> floors.Floor:
+    """The floor of both in one launch: logits, index and statistics are moved once."""
+    mixing = floors.mix(rows, vocabulary, models)
+    tilting = floors.tilt(rows, vocabulary, rank, outputs, measured=False)
+    twice = rows * (2 * 4 * vocabulary + 8)
+    return floors.Floor(mixing.bytes + tilting.bytes - twice, mixing.flops + tilting.flops)
+
+
 def floor_of(case: Case) -> dict[str, Any]:
     """A row of the table, without any time."""
     us = {f"us at {name}": case.floor.seconds(rate) * 1e6 for name, rate in NOMINAL.items()}
@@ -107,12 +115,28 @@ def eager_tilt(factors: Tensor, tokens: Tensor, logits: Tensor, rows: Tensor) ->
     return statistics(before, after)
 
 
+def eagerly_mixed(mixture: Mixture, base: Tensor) -> Tensor:
+    """sum_i w_i z_i."""
+    mixed = mixture.weights[:, :1] * base
+    for i, member in enumerate(mixture.members):
+        mixed = mixed + mixture.weights[:, i + 1 : i + 2] * member
+    return mixed
+
+
 def eager_mix(mixture: Mixture, logits: Tensor, rows: Tensor) -> list[Tensor]:
     """As one writes it in PyTorch."""
     before = logits[rows]
-    after = mixture.weights[:, :1] * before
-    for i, member in enumerate(mixture.members):
-        after = after + mixture.weights[:, i + 1 : i + 2] * member
+    after = eagerly_mixed(mixture, before)
+    logits[rows] = after
+    return statistics(before, after)
+
+
+def eager_both(
+    mixture: Mixture, factors: Tensor, tokens: Tensor, logits: Tensor, rows: Tensor
+) -> list[Tensor]:
+    """As one writes it in PyTorch."""
+    before = logits[rows]
+    after = torch.addmm(eagerly_mixed(mixture, before), factors, tokens)
     logits[rows] = after
     return statistics(before, after)
 
@@ -173,20 +197,32 @@ def arms(case: Case) -> Arms:
         select = operations(False).select
         return _arms(kernels.select, select, scores, counts, strengths, uniforms)
     logits = torch.randn(2 * n, size["vocabulary"], device=DEVICE)
-    if case.operation == "tilt":
-        # Small: the logits are tilted again and again.
-        u = 1e-4 * torch.randn(n, size["outputs"], RANK, device=DEVICE)
-        b = torch.randn(size["outputs"], size["vocabulary"], RANK, device=DEVICE)
-        tilt = Tilt(factors=(u,), tokens=(b,))
-        flat = u.flatten(1), b.transpose(1, 2).flatten(0, 1)
-        return _arms(partial(kernels.steer, tilt=tilt), partial(eager_tilt, *flat), logits, rows)
-    k = size["models"]
-    shape = n, size["vocabulary"]
-    members = [torch.randn(shape, device=DEVICE, dtype=torch.bfloat16) for _ in range(k - 1)]
-    weights = torch.full((n, k), 1 / k, device=DEVICE)
-    mixture = Mixture(members=tuple(members), weights=weights, vocabulary=shape[1])
-    kernel = partial(kernels.steer, mixture=mixture)
-    return _arms(kernel, partial(eager_mix, mixture), logits, rows)
+    asked: dict[str, Any] = {}
+    given: list[Any] = []
+    if "models" in size:
+        asked["mixture"] = mixture_of(n, size["vocabulary"], size["models"])
+        given.append(asked["mixture"])
+    if "outputs" in size:
+        asked["tilt"] = tilt_of(n, size["vocabulary"], size["outputs"])
+        (u,), (b,) = asked["tilt"].factors, asked["tilt"].tokens
+        given += [u.flatten(1), b.transpose(1, 2).flatten(0, 1)]
+    eager = {"tilt": eager_tilt, "mix": eager_mix, "mix and tilt": eager_both}[case.operation]
+    return _arms(partial(kernels.steer, **asked), partial(eager, *given), logits, rows)
+
+
+def tilt_of(rows: int, vocabulary: int, outputs: int) -> Tilt:
+    """A random one. It is small: the logits are tilted again and again."""
+    u = 1e-4 * torch.randn(rows, outputs, RANK, device=DEVICE)
+    b = torch.randn(outputs, vocabulary, RANK, device=DEVICE)
+    return Tilt(factors=(u,), tokens=(b,))
+
+
+def mixture_of(rows: int, vocabulary: int, models: int) -> Mixture:
+    """Of random members' logits, equal weights."""
+    random = partial(torch.randn, rows, vocabulary, device=DEVICE, dtype=torch.bfloat16)
+    members = tuple(random() for _ in range(models - 1))
+    weights = torch.full((rows, models), 1 / models, device=DEVICE)
+    return Mixture(members=members, weights=weights, vocabulary=vocabulary)
 
 
 def _arms(kernel: Callable[..., Any], eager: Callable[..., Any], *inputs: Any) -> Arms:
