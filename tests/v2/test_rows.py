@@ -46,6 +46,7 @@ def test_a_row_behind_a_cached_prompt_is_the_same(v2: Running, kind: str) -> Non
 def test_a_dummy_batch_after_a_step_with_rows_writes_nothing(v2: Running) -> None:
     before, after = v2.made["dummy batch"]
     assert before["values of a whole prompt"]["values"].keys() == {str(n) for n in range(1, 41)}
+    assert before["log p of a text"]["likelihood"]
     assert before == after
 
 
