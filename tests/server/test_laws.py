@@ -17,13 +17,11 @@ import torch
 from torch import Tensor
 
 from tests.decoders.toy import LENGTH, A, B, E, P, Tokens, ended, law, probability, reward, value
-from tests.v2 import mode
 
 from .served import Served, demo_settings
 from .tabular import FIRST, NEVER, STATES, build_heads, build_model, counts
 
-DRAWS = 20_000 if mode.is_on() else 200_000
-"""Fewer in Triton's interpreter, which takes every row of a step in turn."""
+DRAWS = 200_000
 TOKENS = 400
 SIZES = {"base": 32, "big": 64, "pi": 32, "ref": 96}
 BETA = 1.0
