@@ -138,7 +138,7 @@ def check(words: list[str]) -> None:
             known, flags = cli.parser().parse_known_args(list(with_options(arguments)))
             assert known.takes_flags or not flags, flags
         case ["make", *targets]:
-            rules = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+            rules = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
             assert {target for target in targets if "=" not in target} <= set(rules)
         case ["python", "-m", module, *_]:
             assert importlib.util.find_spec(module), module
