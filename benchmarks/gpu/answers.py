@@ -23,7 +23,7 @@ DRAWS = {"cpu": 1024, "cuda": 8192}
 ALPHA = 1e-6
 """Chance of a false alarm of the chi-square test."""
 A_REQUEST = {"cpu": 16, "cuda": 64}
-_LAW = Steering(beta=0.2)
+_LAW = Steering(beta=0.1)
 
 
 def check(setup: Setup) -> dict[str, Any]:
