@@ -24,17 +24,12 @@ FILES = [
     "server/test_sampling.py",
     "server/test_invariances.py",
     # Searches and routes.
-    "server/test_completions.py",
     "server/test_chat.py",
     "server/test_batches.py",
     "server/test_search_methods.py",
-    "server/test_streams.py",
-    "server/test_deadline.py",
-    "server/test_edges.py",
-    # Clients that leave, load, failures, several processes.
+    # Clients that leave, failures, several processes.
     "server/test_leaving_scores.py",
     "server/test_nothing_lost.py",
-    "server/test_admission.py",
     "server/test_faults.py",
     "server/test_several.py",
     "server/test_tensor_parallel.py",
