@@ -19,13 +19,10 @@ PHASES: dict[str, list[Any]] = {
     "tilt": [TILT],
     "mix": [MIX],
     "mix and tilt": [MIXED_TILT],
-}
-WAITING: dict[str, list[Any]] = {
     "tilt, top-k": [{**TILT, "top_k": 20}],
     "tilt, budget": [{**TILT, "kl_budget": BUDGET}],
     "log-likelihoods": [{"method": "best_of_n", "n": 4, "rewards": REWARDS}],
 }
-"""Policies whose steps may wait (docs/kernels.md). They are told, and decide nothing."""
 
 
 def check(setup: Setup) -> dict[str, Any]:
@@ -37,7 +34,7 @@ def check(setup: Setup) -> dict[str, Any]:
         probe(url, "probe_syncs")
         probe(url, "probe_wait")
         control = probe(url, "probe_synced")
-        seen = {name: synced(url, policies) for name, policies in (PHASES | WAITING).items()}
+        seen = {name: synced(url, policies) for name, policies in PHASES.items()}
     return {**verdict(control, seen), "engine's own": seen["plain"]}
 
 
