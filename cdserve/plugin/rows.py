@@ -28,6 +28,7 @@ TOP_K, BOUNDED, TOLD, VALUED, EVERY, LIKELY, TEXT = (1 << i for i in range(2, 9)
 of its prompt, log p of the tokens that it draws, or of a text."""
 _MEMBERS = 16
 """The bit of the first member that a row asks to run; those of the others follow."""
+_MOST_MEMBERS = 63 - _MEMBERS
 _NEVER = -1
 
 
@@ -45,7 +46,7 @@ class Due:
 
 @dataclass(slots=True, kw_only=True)
 class Spans:
-    """Rows of whose prompts every prefix is wanted."""
+    """Rows whose tokens are given, and wanted one by one as far as the step computes them."""
 
     index: Ints
     slots: Ints
@@ -134,13 +135,22 @@ class RowTable:
         slots: requests that can be in the batch at once.
         columns: outputs of the Q-heads.
         members: their names.
+
+    Raises:
+        ValueError: as ``resize`` does.
     """
 
     def __init__(self, slots: int = 0, columns: int = 0, members: Sequence[str] = ()) -> None:
         self.resize(slots, columns, members)
 
     def resize(self, slots: int, columns: int, members: Sequence[str]) -> None:
-        """As a new table of this size."""
+        """As a new table of this size.
+
+        Raises:
+            ValueError: there are more than 47 members.
+        """
+        if len(members) > _MOST_MEMBERS:
+            raise ValueError(f"there are {len(members)} members; at most {_MOST_MEMBERS} can run")
         self._members = tuple(members)
         self._flags = np.zeros(slots, np.int64)
         self._scored_at = np.full(slots, _NEVER, np.int64)

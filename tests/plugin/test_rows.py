@@ -17,7 +17,7 @@ from vllm.v1.worker.gpu.input_batch import InputBatch, InputBuffers
 from vllm.v1.worker.gpu.model_states.interface import ModelState
 
 from cdserve.plugin import runner_v1, runner_v2
-from cdserve.plugin.request import REQUEST_KEY
+from cdserve.plugin.request import REQUEST_KEY, WorkerRequest
 from cdserve.plugin.rows import RowTable, Spans, Steered, Step
 from cdserve.plugin.tickets import PATHS
 from cdserve.value_table import Ticket
@@ -331,6 +331,17 @@ class TestV2:
         state = runner_v2.tracked(_State)
         assert issubclass(state, _State)
         assert state.__name__ == "_State"
+
+
+class TestSize:
+    def test_as_many_members_run_as_a_row_has_flags_for(self) -> None:
+        names = [f"m{i}" for i in range(48)]
+        table = RowTable(1, 0, names[:47])
+        table.put(0, WorkerRequest(prompt_length=1, models=frozenset({"base", "m0", "m46"})))
+        table.begin(np.array([0]), np.array([0]), np.array([1]))
+        assert table.members() == {"m0", "m46"}
+        with pytest.raises(ValueError, match="48 members; at most 47"):
+            table.resize(1, 0, names)
 
 
 class TestSteps:
