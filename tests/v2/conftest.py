@@ -86,3 +86,9 @@ def v1(start: Callable[..., Running], v2: Running) -> Running:
 def full(start: Callable[..., Running]) -> Running:
     """The kinds of a server without members, also with CUDA graphs of the whole forward pass."""
     return start(True, "--heads", "--graphs", "FULL_AND_PIECEWISE", "FULL_DECODE_ONLY")
+
+
+@pytest.fixture(scope="session")
+def synchronous(start: Callable[..., Running]) -> Running:
+    """All kinds on V2, each step's output read before the next step."""
+    return start(True, "--synchronous")

@@ -56,11 +56,12 @@ class Engine:
 
     Args:
         members: whether it has members and log-likelihoods.
+        flags: vLLM's, beside those of the settings.
     """
 
-    def __init__(self, members: bool) -> None:
+    def __init__(self, members: bool, flags: Sequence[str] = ()) -> None:
         asked = settings(members)
-        args = parse(asked, attach(asked), [])
+        args = parse(asked, attach(asked), list(flags))
         worker.set_environment(args)
         register()  # vLLM has asked its plugins before, to parse the flags
         self._llm = LLM.from_engine_args(EngineArgs.from_cli_args(args))

@@ -1,7 +1,7 @@
 """Runs batches of every kind of row in an engine of this process, and writes what came of them.
 
-``python -m tests.v2.run OUT.json [--heads] [--graphs MODE ...]``, on model runner V1, or on V2 in
-the environment of ``tests.v2.mode``.
+``python -m tests.v2.run OUT.json [--heads] [--synchronous] [--graphs MODE ...]``, on model runner
+V1, or on V2 in the environment of ``tests.v2.mode``.
 """
 
 import argparse
@@ -22,10 +22,12 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
     parser.add_argument("--heads", action="store_true", help="no members, no log-likelihoods")
+    parser.add_argument("--synchronous", action="store_true", help="no asynchronous scheduling")
     parser.add_argument("--graphs", nargs="*", default=[], help="modes of CUDA graphs")
     known = parser.parse_args()
     kinds = HEADS if known.heads else {**HEADS, **MEMBERS}
-    with Engine(members=not known.heads) as engine:
+    flags = ["--no-async-scheduling"] if known.synchronous else []
+    with Engine(members=not known.heads, flags=flags) as engine:
         made = {"engine": engine.described(), **_runs(engine, kinds)}
         # All of one step, the last before the dummy batch; the first row's tokens come first.
         texts = {name: kind for name, kind in kinds.items() if not kind.cached and kind.length < 99}
