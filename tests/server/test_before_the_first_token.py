@@ -5,21 +5,10 @@ from typing import Any
 import httpx2
 import pytest
 
-from .wire import BEST_OF_N, BLOCKWISE, PROMPT, events
+from .wire import BEST_OF_N, KINDS, PROMPT, events
 
-TILT = {"method": "tokenwise_cd", "beta": 0.5}
-POLICIES: dict[str, dict[str, Any]] = {
-    "best_of_n": BEST_OF_N,
-    "blockwise": BLOCKWISE,
-    "beams": {**BLOCKWISE, "k": 2, "beam_width": 2},
-    "tokenwise": TILT,
-    "mixing": {"method": "logit_mixing", "weights": {"base": 0.5, "tuned": 0.5}},
-    "over a tilt": {**BLOCKWISE, "proposal": TILT},
-    "likelihood": {**BEST_OF_N, "rewards": {"fluent": 1.0}},
-    "speculative": {"method": "speculative_rejection", "n": 4, "m": 16},
-}
 TALK = [{"role": "user", "content": PROMPT}]
-policies = pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+policies = pytest.mark.parametrize("policy", KINDS.values(), ids=KINDS)
 streams = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 
 
@@ -143,7 +132,7 @@ def test_a_response_without_a_token_is_a_response(
     assert made["alignment"]["deadline"] == {"ms": 1, "passed": True}
 
 
-@pytest.mark.parametrize("policy", [None, *POLICIES.values()], ids=["none", *POLICIES])
+@pytest.mark.parametrize("policy", [None, *KINDS.values()], ids=["none", *KINDS])
 def test_every_echoed_choice_of_a_stream_has_the_prompts_log_probabilities(
     http: httpx2.Client, policy: Any
 ) -> None:

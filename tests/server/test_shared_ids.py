@@ -6,20 +6,12 @@ from typing import Any
 import pytest
 
 from .served import Served
-from .wire import BEST_OF_N, BLOCKWISE, PROMPT
+from .wire import KINDS, PROMPT
 
 SHARED = {"x-request-id": "trace-1"}
-TILT = {"method": "tokenwise_cd", "beta": 0.5}
 POLICIES: dict[str, Any] = {
     "none": None,
-    "best_of_n": BEST_OF_N,
-    "blockwise": BLOCKWISE,
-    "beams": {**BLOCKWISE, "k": 2, "beam_width": 2},
-    "tokenwise": TILT,
-    "mixing": {"method": "logit_mixing", "weights": {"base": 0.5, "tuned": 0.5}},
-    "over a tilt": {**BLOCKWISE, "proposal": TILT},
-    "likelihood": {**BEST_OF_N, "rewards": {"fluent": 1.0}},
-    "speculative": {"method": "speculative_rejection", "n": 4, "m": 16},
+    **KINDS,
     "poisson": {"method": "best_of_poisson", "mu": 2.0},
     "cards": {"method": "cards", "m": 16, "r_star": 0.0, "max_draws": 4},
 }

@@ -15,6 +15,18 @@ PROMPT = "Review: travel lawn mower (garden)."
 
 BEST_OF_N = {"method": "best_of_n", "n": 4}
 BLOCKWISE = {"method": "blockwise_cd", "k": 4, "m": 16}
+TILT = {"method": "tokenwise_cd", "beta": 0.5}
+KINDS: dict[str, dict[str, Any]] = {
+    "best_of_n": BEST_OF_N,
+    "blockwise": BLOCKWISE,
+    "beams": {**BLOCKWISE, "k": 2, "beam_width": 2},
+    "tokenwise": TILT,
+    "mixing": {"method": "logit_mixing", "weights": {"base": 0.5, "tuned": 0.5}},
+    "over a tilt": {**BLOCKWISE, "proposal": TILT},
+    "likelihood": {**BEST_OF_N, "rewards": {"fluent": 1.0}},
+    "speculative": {"method": "speculative_rejection", "n": 4, "m": 16},
+}
+"""A policy of each kind that is served in a way of its own."""
 
 Ask = Callable[..., Any]
 
