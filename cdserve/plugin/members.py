@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from vllm.config import VllmConfig
+from transformers import PreTrainedConfig
+from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.models.registry import _VLLM_MODELS
 from vllm.transformers_utils.config import get_config
@@ -47,8 +48,9 @@ class Members(nn.Module):
         for name, path in paths.items():
             config = get_config(path, vllm_config.model_config.trust_remote_code)
             cls = architecture(config.architectures[0])
-            own = vllm_config.with_hf_config(config, architectures=config.architectures)
-            self.add_module(name, cls(vllm_config=own, prefix=f"{PREFIX}{name}"))
+            own = _config(vllm_config, name, config)
+            with set_current_vllm_config(own):  # which compiled models take for theirs
+                self.add_module(name, cls(vllm_config=own, prefix=f"{PREFIX}{name}"))
             self._widths[name] = config.get_text_config().hidden_size
 
     @staticmethod
@@ -105,3 +107,18 @@ class Members(nn.Module):
 
 def _owner(name: str) -> str | None:
     return name.split(".")[1] if name.startswith(PREFIX) else None
+
+
+def _config(vllm_config: VllmConfig, name: str, config: PreTrainedConfig) -> VllmConfig:
+    """What vLLM is told of a member.
+
+    Its name is part of it, and so of the key under which vLLM keeps what it compiled for it. The
+    code of one model names the layers of that model, whose KV cache it uses.
+
+    Args:
+        vllm_config: the served model's.
+        config: the member's model.
+    """
+    own: VllmConfig = vllm_config.with_hf_config(config, architectures=config.architectures)
+    own.additional_config = {**own.additional_config, "member": name}
+    return own
