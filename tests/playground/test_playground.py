@@ -344,7 +344,7 @@ class TestKeyboard:
             page.wait("stopped")
             text = page.answer()
             page.until(lambda: cancelled(http) == before + 1, "its end at the server")
-        server.wait_for_requests(busy=False)
+        server.wait_until_idle()
         assert page.answer() == text != ""
         assert "Stopped after" in page.text("#lane-a .progress")
         assert page.one("#run").is_enabled()

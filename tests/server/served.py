@@ -187,13 +187,18 @@ class Served:
         """
         until(lambda: self.metric("generation_tokens_total") > since, "a token")
 
-    def wait_for_requests(self, busy: bool) -> None:
-        """Waits until the engine has requests, or has none.
+    def wait_for_candidates(self, least: int) -> None:
+        """Waits until so many candidates run or wait; none ends while the engine is ``paused``."""
 
-        Requests that are waited for have to be long: short ones may be over before a look.
-        """
-        expected = "requests" if busy else "no request"
-        until(lambda: bool(self.requests_in_engine()) == busy, f"{expected} in the engine")
+        def there() -> bool:
+            names = ("cdserve_running_candidates", "cdserve_waiting_candidates")
+            return sum(map(self.sample, names)) >= least
+
+        until(there, f"{least} candidates")
+
+    def wait_until_idle(self) -> None:
+        """Waits until the engine has no requests."""
+        until(lambda: not self.requests_in_engine(), "no request in the engine")
 
     def _kill(self) -> None:
         """Kills it with vLLM's processes, which would outlive it."""

@@ -52,16 +52,18 @@ async def test_it_dies(mortal: Served) -> None:
     assert "reward 'needed' failed" in after["needed"].json()["error"]["message"]
     for name in ("skipped", "decisive"):
         assert after[name].json()["alignment"]["failed"] == {name: 1}
-    mortal.wait_for_requests(busy=False)
+    mortal.wait_until_idle()
 
 
 async def test_the_engine_dies(mortal: Served) -> None:
     """The last test of this server: the engine that all requests need is killed under load."""
     (engine,) = mortal.engines()
     async with mortal.async_client() as http:
-        running = [asyncio.create_task(_ask(http, "sentiment", prompt, 1500)) for prompt in PROMPTS]
-        await asyncio.to_thread(mortal.wait_for_requests, busy=True)
-        os.kill(engine, signal.SIGKILL)
+        with mortal.paused():  # so that none has ended when it dies
+            asked = [_ask(http, "sentiment", prompt, 1500) for prompt in PROMPTS]
+            running = list(map(asyncio.create_task, asked))
+            await asyncio.to_thread(mortal.wait_for_candidates, 4 * len(PROMPTS))
+            os.kill(engine, signal.SIGKILL)
         await asyncio.to_thread(mortal.wait_until_unhealthy)
         for answer in await asyncio.gather(*running):
             assert answer.status_code == 500

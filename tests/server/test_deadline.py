@@ -140,7 +140,7 @@ def test_nothing_is_left_in_the_engine(server: Served, client: OpenAI) -> None:
     """Its requests are aborted: they do not draw the rest of their tokens."""
     before = server.metric("generation_tokens_total")
     complete(client, {"method": "best_of_n", "n": 8, "deadline_ms": 50}, **LONG)
-    server.wait_for_requests(busy=False)
+    server.wait_until_idle()
     drawn = server.metric("generation_tokens_total") - before
     assert drawn < 8 * LONG["max_tokens"]
 

@@ -298,4 +298,4 @@ class TestAFailingReward:
     def test_leaves_nothing_behind(self, client: OpenAI, server: Served) -> None:
         with pytest.raises(openai.InternalServerError):
             complete(client, self.POLICY)
-        server.wait_for_requests(busy=False)
+        server.wait_until_idle()

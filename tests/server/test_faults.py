@@ -105,4 +105,4 @@ async def test_no_request_is_lost_among_failing_ones(server: Served) -> None:
         answered = await asyncio.gather(*(ask(*one) for one in asked))
     for (name, _), status in zip(asked, answered, strict=True):
         assert status == (500 if name in FAULTS else 200)
-    server.wait_for_requests(busy=False)
+    server.wait_until_idle()

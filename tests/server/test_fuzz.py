@@ -56,7 +56,7 @@ def test_what_is_no_request_is_refused(http: httpx2.Client, route: str, content:
 
 def test_the_server_is_well_afterwards(server: Served, http: httpx2.Client) -> None:
     assert http.get("/health").status_code == 200
-    server.wait_for_requests(busy=False)
+    server.wait_until_idle()
     assert server.sample("cdserve_running_candidates") == 0
     assert server.sample("cdserve_waiting_candidates") == 0
 

@@ -81,7 +81,7 @@ def test_two_at_once_under_one_id_are_each_followed_or_refused(
 
 def test_the_server_is_well_afterwards(server: Served, http: httpx2.Client) -> None:
     assert http.get("/health").status_code == 200
-    server.wait_for_requests(busy=False)
+    server.wait_until_idle()
     server.wait_for_sample("cdserve_running_candidates", 0)
     server.wait_for_sample("cdserve_waiting_candidates", 0)
 

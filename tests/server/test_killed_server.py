@@ -59,7 +59,7 @@ def load(served: Served) -> None:
             client.post("/v1/completions", json=body)
 
     threading.Thread(target=ask, daemon=True).start()
-    served.wait_for_requests(busy=True)
+    served.wait_for_tokens(0)
 
 
 def kill(served: Served) -> None:

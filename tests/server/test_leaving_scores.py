@@ -28,4 +28,4 @@ async def test_leaving_at_any_moment_leaves_the_engine_alive(server: Served, rew
             await asyncio.gather(request, return_exceptions=True)
         answer = await client.post("/v1/alignment/score", json=body | {"responses": ["Good."]})
     assert answer.raise_for_status().json()["scores"][0]["per_token"][reward]
-    await asyncio.to_thread(server.wait_for_requests, busy=False)
+    await asyncio.to_thread(server.wait_until_idle)

@@ -32,13 +32,14 @@ def test_leaving_a_stream_drops_its_candidates(
 ) -> None:
     """Best-of-n is silent then but for comments; blockwise is between two blocks."""
     body = {**LONG, **more, "stream": True, "alignment": policy}
+    before = server.metric("generation_tokens_total")
     with http.stream("POST", route, json=body) as answer:
         lines = answer.iter_lines()
         block = "event: response.output_text.delta" if more is RESPONSE else "data: "
         wanted = block if policy is BLOCKWISE else ": "
         assert any(line.startswith(wanted) for line in lines)
-        server.wait_for_requests(busy=True)
-    server.wait_for_requests(busy=False)
+        server.wait_for_tokens(before)
+    server.wait_until_idle()
 
 
 @SEARCHES
@@ -59,11 +60,12 @@ async def test_leaving_before_the_answer_drops_its_candidates(
 ) -> None:
     body = {**LONG, **more, "alignment": policy}
     async with server.async_client() as client:
-        request = asyncio.create_task(client.post(route, json=body))
-        await asyncio.to_thread(server.wait_for_requests, busy=True)
-        request.cancel()
-        await asyncio.gather(request, return_exceptions=True)
-    await asyncio.to_thread(server.wait_for_requests, busy=False)
+        with server.paused():  # so that it has not ended when the client leaves
+            request = asyncio.create_task(client.post(route, json=body))
+            await asyncio.to_thread(server.wait_for_candidates, 1)
+            request.cancel()
+            await asyncio.gather(request, return_exceptions=True)
+    await asyncio.to_thread(server.wait_until_idle)
 
 
 async def test_thirty_that_leave_at_any_point_leave_nothing(server: Served, client: OpenAI) -> None:
@@ -82,7 +84,7 @@ async def test_thirty_that_leave_at_any_point_leave_nothing(server: Served, clie
             policies = [rng.choice([BEST_OF_N, BLOCKWISE]) for _ in range(6)]
             leaving = (leave(asynchronous, policy, rng.randrange(100)) for policy in policies)
             await asyncio.gather(*leaving)
-    await asyncio.to_thread(server.wait_for_requests, busy=False)
+    await asyncio.to_thread(server.wait_until_idle)
     answer = await asyncio.to_thread(complete, client, BLOCKWISE)
     check_report(answer.alignment, BLOCKWISE, answer.usage.completion_tokens)
 
@@ -115,7 +117,7 @@ async def test_a_mixed_crowd_is_answered(server: Served) -> None:
             assert "alignment" not in made
         else:
             check_report(made["alignment"], policy, body["max_tokens"])
-    await asyncio.to_thread(server.wait_for_requests, busy=False)
+    await asyncio.to_thread(server.wait_until_idle)
 
 
 async def test_a_mixed_crowd_is_streamed(server: Served) -> None:

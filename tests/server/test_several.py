@@ -163,9 +163,10 @@ async def test_the_engine_dies(tmp_path: Path) -> None:
     with _served(demo_settings(members={}, presets={}), tmp_path) as served:
         (engine,) = served.engines()
         async with served.async_client() as http:
-            running = [asyncio.create_task(ask(http, BEST_OF_N, **LONG)) for _ in range(6)]
-            await asyncio.to_thread(served.wait_for_requests, busy=True)
-            os.kill(engine, signal.SIGKILL)
+            with served.paused():  # so that none has ended when it dies
+                running = [asyncio.create_task(ask(http, BEST_OF_N, **LONG)) for _ in range(6)]
+                await asyncio.to_thread(served.wait_for_candidates, 6 * 4)
+                os.kill(engine, signal.SIGKILL)
             await asyncio.to_thread(served.wait_until_unhealthy)
             for answer in await asyncio.gather(*running):
                 assert answer.status_code == 500

@@ -72,7 +72,7 @@ async def _all_answered(server: Served, route: str, policy: Any, stream: bool) -
         request = asking(route, policy, 24, stream)
         answers = await asyncio.gather(*(client.post(**request) for _ in range(3)))
     assert all(whole(one.raise_for_status().text, policy, stream) for one in answers)
-    await asyncio.to_thread(server.wait_for_requests, busy=False)
+    await asyncio.to_thread(server.wait_until_idle)
 
 
 @some_policies
@@ -89,9 +89,10 @@ async def test_a_client_that_leaves_does_not_take_its_twin(
     """The twin has begun when the client leaves: its stream has a first line."""
     leaves = asking(route, policy, 900, stream)
     stays = asking("chat" if route == "batch" else route, policy, 200, stream=True)
+    drawn = server.metric("generation_tokens_total")
     async with server.async_client() as client:
         leaving = asyncio.create_task(client.post(**leaves))
-        await asyncio.to_thread(server.wait_for_requests, busy=True)
+        await asyncio.to_thread(server.wait_for_tokens, drawn)
         async with client.stream("POST", **stays) as staying:
             lines = aiter(staying.aiter_lines())
             await anext(lines)
@@ -99,15 +100,15 @@ async def test_a_client_that_leaves_does_not_take_its_twin(
             await asyncio.gather(leaving, return_exceptions=True)
             text = "\n".join([line async for line in lines])
     assert whole(text, policy, stream=True)
-    await asyncio.to_thread(server.wait_for_requests, busy=False)
+    await asyncio.to_thread(server.wait_until_idle)
 
 
 @pytest.mark.parametrize("name", ["best_of_n", "blockwise", "tokenwise", "mixing"])
 async def test_a_deadline_of_one_does_not_cut_its_twin(server: Served, name: str) -> None:
-    policy = POLICIES[name]
+    policy, drawn = POLICIES[name], server.metric("generation_tokens_total")
     async with server.async_client() as client:
         free = asyncio.create_task(client.post(**asking("completions", policy, 900)))
-        await asyncio.to_thread(server.wait_for_requests, busy=True)
+        await asyncio.to_thread(server.wait_for_tokens, drawn)
         hurried = asking("completions", {**policy, "deadline_ms": 20}, 1500)
         cut = (await client.post(**hurried)).raise_for_status().json()
         kept = (await free).raise_for_status().json()

@@ -48,11 +48,12 @@ async def test_requests_that_outlast_the_limit_are_answered_and_the_server_ends(
     with Served(settings(), tmp_path, ["--shutdown-timeout", "1"]) as served:
         async with served.async_client() as http:
             body = {**LONG, "prompt": PROMPT}
-            running = [
-                asyncio.create_task(http.post("/v1/completions", json=body | one)) for one in asked
-            ]
-            await asyncio.to_thread(served.wait_for_requests, busy=True)
             with served.paused():
+                running = [
+                    asyncio.create_task(http.post("/v1/completions", json=body | one))
+                    for one in asked
+                ]
+                await asyncio.to_thread(served.wait_for_candidates, 1)
                 os.kill(served.pid, signal.SIGTERM)
                 answers = await asyncio.gather(*running)
         for one, answer in zip(asked, answers, strict=True):
