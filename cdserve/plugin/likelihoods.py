@@ -16,7 +16,7 @@ from cdserve.plugin.tickets import Ints, Places
 
 Logits = Mapping[str, Tensor]
 """``[n, |V|]`` by model: ``base``, and the members that ran."""
-_SLICE = 256
+SLICE = 256
 """Positions of a text, or rows, whose log-probabilities are in memory at once."""
 _NEVER = -1
 
@@ -45,7 +45,7 @@ class Likelihoods:
         self._tables = Tables(len(models))
         self._back = back
         # By slot. What is known on the host: whose the slot is, and how far its sum has come.
-        self._ticket = np.full(slots, _NEVER, np.int64)
+        self._request = np.full(slots, _NEVER, np.int64)
         self._at = np.full(slots, _NEVER, np.int64)
         self._known = np.zeros(slots, np.bool_)
         self._ran = np.zeros((slots, len(models)), np.bool_)
@@ -85,7 +85,7 @@ class Likelihoods:
             logits: those of the tokens to come, of the whole batch.
         """
         self._prepare(logits["base"])
-        goes_on = self._goes_on(rows.slots, rows.places.number, rows.tokens - 1) & ~rows.first
+        goes_on = self._goes_on(rows.slots, rows.requests, rows.tokens - 1) & ~rows.first
         ran = self._ran[rows.slots] & goes_on[:, None]
         index, slots = sent([rows.index, rows.slots], np.int64, last.device)
         before, added = sent([goes_on[:, None], ran], np.bool_, last.device)
@@ -94,12 +94,13 @@ class Likelihoods:
         self._sums[slots] = sums
         self._write(sums, rows.places, rows.tokens, goes_on | rows.first)
         self._keep(logits, index, slots)
-        self._note(rows.slots, rows.places.number, rows.tokens, goes_on | rows.first, logits)
+        self._note(rows.slots, rows.requests, rows.tokens, goes_on | rows.first, logits)
 
     @torch.inference_mode()
     def text(
         self,
         slot: int,
+        request: int,
         places: Places,
         since: int,
         before: int,
@@ -112,6 +113,7 @@ class Likelihoods:
 
         Args:
             slot: of its request.
+            request: its number, which no other has.
             places: where the sums go, ``[1]``.
             since: tokens of the prompt before the first that is summed.
             before: tokens of the row in earlier steps, or cached.
@@ -120,34 +122,36 @@ class Likelihoods:
         """
         begin = max(0, since - 1 - before)
         first = before + begin == since - 1
-        slots = np.array([slot])
-        known = np.array([first]) | self._goes_on(slots, places.number, np.array([before]))
-        for start in range(begin, len(tokens), _SLICE):
-            part = tokens[start : start + _SLICE]
+        slots, requests = np.array([slot]), np.array([request])
+        known = np.array([first]) | self._goes_on(slots, requests, np.array([before]))
+        for start in range(begin, len(tokens), SLICE):
+            part = tokens[start : start + SLICE]
             end = before + start + len(part)
             made = logits(slice(start, start + len(part)))
             self._prepare(made["base"])
             sums = self._sums_of(slot, part, made, fresh=first and start == begin)
             of_row = np.zeros(len(sums), np.int64)
+            self._sums[slot] = sums[-1] if len(sums) else 0.0
             if len(sums):
-                self._sums[slot] = sums[-1]
                 lengths = np.arange(end - len(sums), end) + 1
                 self._write(sums, places.of(of_row), lengths, known[of_row])
             self._keep_last(slot, made)
-            self._note(slots, places.number, np.array([end]), known, made)
+            self._note(slots, requests, np.array([end]), known, made)
 
-    def _goes_on(self, slots: Ints, numbers: Ints, tokens: Ints) -> Masks:
+    def _goes_on(self, slots: Ints, requests: Ints, tokens: Ints) -> Masks:
         """Whether the sums of these slots are known for prefixes of so many tokens.
 
         Not where a request came back from preemption, or the slot was another's.
         """
-        same = (self._ticket[slots] == numbers) & (self._at[slots] == tokens)
+        same = (self._request[slots] == requests) & (self._at[slots] == tokens)
         found: Masks = same & self._known[slots]
         return found
 
-    def _note(self, slots: Ints, numbers: Ints, tokens: Ints, known: Masks, logits: Logits) -> None:
+    def _note(
+        self, slots: Ints, requests: Ints, tokens: Ints, known: Masks, logits: Logits
+    ) -> None:
         """Notes for which prefixes logits were kept, and of which models."""
-        self._ticket[slots], self._at[slots], self._known[slots] = numbers, tokens, known
+        self._request[slots], self._at[slots], self._known[slots] = requests, tokens, known
         self._ran[slots] = [name in logits for name in self._models]
 
     def _log_p(self, slots: Tensor, tokens: Tensor) -> Tensor:
@@ -159,7 +163,7 @@ class Likelihoods:
         """Keeps the logits of these rows of the batch in their slots."""
         assert self._kept is not None
         for name, of_model in self._named(logits):
-            parts = torch.split(index, _SLICE), torch.split(slots, _SLICE)
+            parts = torch.split(index, SLICE), torch.split(slots, SLICE)
             for rows, of_rows in zip(*parts, strict=True):
                 part = of_model[rows]
                 width = min(part.shape[1], self._kept.shape[2])

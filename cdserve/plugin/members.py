@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
+from vllm.compilation.backends import set_model_tag
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.models.registry import _VLLM_MODELS
@@ -49,7 +50,8 @@ class Members(nn.Module):
             config = get_config(path, vllm_config.model_config.trust_remote_code)
             cls = architecture(config.architectures[0])
             own = _config(vllm_config, name, config)
-            with set_current_vllm_config(own):  # which compiled models take for theirs
+            # What compiled models take for theirs, and keep their code by.
+            with set_current_vllm_config(own), set_model_tag(f"{PREFIX}{name}"):
                 self.add_module(name, cls(vllm_config=own, prefix=f"{PREFIX}{name}"))
             self._widths[name] = config.get_text_config().hidden_size
 

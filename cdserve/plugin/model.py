@@ -19,7 +19,7 @@ from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.forward_context import get_forward_context
 
 from cdserve.plugin.inputs import MemberLogits, sent
-from cdserve.plugin.likelihoods import Likelihoods, Logits
+from cdserve.plugin.likelihoods import SLICE, Likelihoods, Logits
 from cdserve.plugin.lm_head import lm_head
 from cdserve.plugin.members import Members, architecture
 from cdserve.plugin.rows import ROWS, Spans
@@ -136,6 +136,8 @@ class _Aligned:
             if self._likelihoods is not None:
                 known = self.members.logits(behind)
                 self._likelihoods.warm_up({"base": logits, **known})
+                text = own.new_zeros(SLICE, own.shape[1] + behind.shape[1])
+                self._likelihoods.warm_up(self._every_logits(text, slice(SLICE)))
             members = self._members_of(known, behind)
             kinds += self._steerer[0].warm_up(logits, own, members, lm_head(self))
         if kinds:
@@ -161,6 +163,7 @@ class _Aligned:
             span = slice(int(starts[row]), int(starts[row + 1]))
             likelihoods.text(
                 int(texts.slots[i]),
+                int(texts.requests[i]),
                 texts.places.of(slice(i, i + 1)),
                 int(texts.since[i]),
                 int(tokens) - (span.stop - span.start),

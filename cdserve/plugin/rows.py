@@ -54,6 +54,8 @@ class Spans:
     """Of each row's prefix at the end of the step."""
     since: Ints
     """Tokens of the prompt before the first whose log p is summed."""
+    requests: Ints
+    """A number of each row's request that no other has."""
     places: Places
 
 
@@ -117,6 +119,8 @@ class Likely:
     tokens: Ints
     first: Masks
     """Whether the step draws the first token whose log p counts."""
+    requests: Ints
+    """A number of each row's request that no other has."""
     places: Places
 
 
@@ -152,6 +156,8 @@ class RowTable:
         if len(members) > _MOST_MEMBERS:
             raise ValueError(f"there are {len(members)} members; at most {_MOST_MEMBERS} can run")
         self._members = tuple(members)
+        self._taken = 0
+        self._requests = np.zeros(slots, np.int64)
         self._flags = np.zeros(slots, np.int64)
         self._scored_at = np.full(slots, _NEVER, np.int64)
         self._first = np.zeros(slots, np.int64)
@@ -180,6 +186,8 @@ class RowTable:
             tokens: those it has, which are more than its prompt's if it is back from preemption.
             before: KL of its path so far, in nats, and its steps that a budget left unsteered.
         """
+        self._taken += 1
+        self._requests[slot] = self._taken
         self._flags[slot] = 0
         self._scored_at[slot] = _NEVER
         if request is not None:
@@ -340,6 +348,7 @@ class RowTable:
             slots=slots,
             tokens=tokens,
             first=tokens == self._prompts.take(slots),
+            requests=self._requests.take(slots),
             places=self._likelihoods.of(slots),
         )
 
@@ -365,7 +374,8 @@ class RowTable:
             index=self._index[rows],
             slots=slots,
             tokens=self._tokens[rows],
-            since=self._since[slots],
+            since=self._since.take(slots),
+            requests=self._requests.take(slots),
             places=tickets.of(slots),
         )
 

@@ -123,7 +123,7 @@ class Steerer:
         Returns:
             How many kinds of rows there are; 0 without kernels.
         """
-        if not self._fused:
+        if logits.device.type == "cpu" and not self._fused:
             return 0
         wide, count, made = logits.float(), len(self._members), 0
         kept = wide.clone() if wide is logits else None
@@ -136,7 +136,7 @@ class Steerer:
             return known[len(rows)]
 
         # Another worker reports the KL: then this one knows it only where there is a budget.
-        for told in (True,) if self._reports else (True, False):
+        for told in ((True,) if self._reports else (True, False)) if self._fused else ():
             for rows in usual(self._heads, count, len(wide), told):
                 self._launch(wide, logits, hidden, rows, once, lm_head, told)
                 made += 1
@@ -168,7 +168,7 @@ class Steerer:
 
     def _tiles(self, rows: Steered) -> Iterator[Steered]:
         """Rows of one launch; several where copies of all their logits would take much memory."""
-        copied = rows.some & (MIXED | TOP_K | BOUNDED)
+        copied = not self._fused or rows.some & (MIXED | TOP_K | BOUNDED)
         if len(rows.index) <= self._most or not copied:
             yield rows
             return
@@ -208,7 +208,7 @@ class Steerer:
         mixture = tilt = None
         if rows.some & MIXED:
             mixing = np.count_nonzero(rows.flags & MIXED)
-            mixture = self._mixture(members(index[:mixing]), weights, own)
+            mixture = self._mixture(members(index[:mixing]), weights, own[:mixing])
         if rows.some & TILTED:
             limits = (top_k, int(rows.top_k.max())) if rows.some & TOP_K else None
             tilt = self._tilt(hidden[index], rows, coefficients, limits, lm_head)
@@ -272,9 +272,7 @@ class Steerer:
                 continue
             weights = (coefficients[:, columns] * head.scale)[:, :, None]
             u = head.factors(hidden) * weights
-            if (
-                asked < part.size
-            ):  # a broken head's values stay out of rows that do not ask for them
+            if asked < part.size:  # NaN of a head's u stays out of rows that do not ask for it
                 u = torch.where(weights == 0, 0.0, u)
             if head.config.architecture == "tied":  # all its rewards have one B, which stays as is
                 u = u.sum(1, keepdim=True)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from vllm import EngineArgs
+from vllm.compilation import backends
 from vllm.compilation.caching import aot_compile_hash_factors
 from vllm.config import VllmConfig, get_current_vllm_config, set_current_vllm_config
 
@@ -61,6 +62,7 @@ class _Compiled(nn.Module):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str) -> None:
         super().__init__()
         self.given, self.current = vllm_config, get_current_vllm_config()
+        self.tag = backends.model_tag
 
 
 def test_what_is_compiled_for_one_model_is_not_taken_for_another(
@@ -76,6 +78,8 @@ def test_what_is_compiled_for_one_model_is_not_taken_for_another(
         made: Any = Members(base, {"tuned": str(MODEL_DIR), "ref": str(MODEL_DIR)})
     assert made.tuned.current is made.tuned.given
     assert made.ref.current is made.ref.given
+    assert made.tuned.tag == "members.tuned", "the folder of its parts, inside that of the base"
+    assert made.ref.tag == "members.ref"
     configs = [base, made.tuned.given, made.ref.given]
     assert len({str(aot_compile_hash_factors(config)) for config in configs}) == 3
     assert base.additional_config == {"cdserve": {}}

@@ -187,6 +187,19 @@ def test_a_budget_is_kept_on_every_path(tmp_path: Path, budget: float | None, fu
         table.close()
 
 
+@fused_or_not
+def test_a_mix_of_the_base_alone_beside_other_rows_scales_its_own(fused: bool) -> None:
+    """No member runs for it; on a server with members, in a batch of several rows."""
+    logits = torch.randn(5, 7).to(DEVICE)
+    steerer = Steerer([], DEVICE, 7, 5, True, fused, ("tuned",), ReadBack())
+    request = WorkerRequest(prompt_length=1, mix={"base": 2.0})
+    rows = Asking(0, ("tuned",)).steered({3: request})
+    made = steerer.steer(logits.clone(), torch.zeros(5, 3, device=DEVICE), rows, none, None)
+    expected = logits.clone()
+    expected[3] *= 2
+    torch.testing.assert_close(made, expected)
+
+
 TILTS = {
     "none": None,
     "one": Tilt({0: 2.0}, None),

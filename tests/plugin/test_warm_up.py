@@ -180,7 +180,8 @@ def test_scoring_is_warm(head: Path, behind: int) -> None:
                 scorer.score_last(hidden, due)
                 for starts in ([0, len(hidden)], [0, 1, len(hidden)]):
                     one, row_of = np.array([1]), np.array([len(starts) - 2])
-                    spans = Spans(index=row_of, slots=one, tokens=one, since=one, places=due.places)
+                    wanted = {"index": row_of, "slots": one, "tokens": one, "since": one}
+                    spans = Spans(**wanted, requests=one, places=due.places)
                     scorer.score_every(hidden, spans, np.array(starts))
             assert met
             assert met <= warm
