@@ -17,17 +17,10 @@ from .wire import PROMPT
 ENGINE = {"members": {}, "presets": {}}
 
 
-def test_the_busy_engine_of_a_killed_server_ends(tmp_path: Path) -> None:
-    with Served(demo_settings(**ENGINE), tmp_path) as served:
-        processes = started(served)
-        load(served)
-        kill(served)
-        assert gone(processes) == []
-
-
-def test_idle_api_servers_and_the_engine_of_a_killed_server_end(tmp_path: Path) -> None:
+def test_the_busy_engine_and_the_api_servers_of_a_killed_server_end(tmp_path: Path) -> None:
     with Served(demo_settings(**ENGINE), tmp_path, ["--api-server-count", "2"]) as served:
         processes = started(served)
+        load(served)
         kill(served)
         assert gone(processes) == []
 

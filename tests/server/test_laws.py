@@ -1,6 +1,6 @@
 """Served distributions against enumerated ones, by chi-square.
 
-Steered ones on 200 thousand sampled tokens each; searches on "ab3", whose model here has a token
+Steered ones on 100 thousand sampled tokens each; searches on "ab3", whose model here has a token
 for every prefix, so that the last one tells it.
 """
 
@@ -21,7 +21,7 @@ from tests.decoders.toy import LENGTH, A, B, E, P, Tokens, ended, law, probabili
 from .served import Served, demo_settings
 from .tabular import FIRST, NEVER, STATES, build_heads, build_model, counts
 
-DRAWS = 200_000
+DRAWS = 100_000
 TOKENS = 400
 SIZES = {"base": 32, "big": 64, "pi": 32, "ref": 96}
 BETA = 1.0

@@ -36,7 +36,7 @@ FILES = [
 ]
 
 LEFT_OUT = ["tests/server/test_laws.py::test_the_served_law["]
-"""How ids of tests begin: chi-squares of 200 thousand tokens each, hours in the interpreter."""
+"""How ids of tests begin: chi-squares of 100 thousand tokens each, hours in the interpreter."""
 
 
 def main() -> None:
