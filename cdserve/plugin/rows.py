@@ -23,7 +23,7 @@ Masks = npt.NDArray[np.bool_]
 
 MIXED, TILTED = 1, 2
 """Of a steered row: its logits are mixed, tilted, or both. As the kernels know them."""
-TOP_K, BOUNDED, TOLD, VALUED, EVERY, LIKELY, TEXT = (1 << i for i in range(2, 9))
+TOP_K, BOUNDED, MEASURED, VALUED, EVERY, LIKELY, TEXT = (1 << i for i in range(2, 9))
 """More of what a row asks: a tilt of its top k, a budget, its KL, V of a prefix, V of every prefix
 of its prompt, log p of the tokens that it draws, or of a text."""
 _MEMBERS = 16
@@ -67,7 +67,7 @@ class Steered:
     slots: Ints
     tokens: Ints
     flags: Ints
-    """``MIXED``, ``TILTED``, ``TOP_K``, ``BOUNDED``, ``TOLD``."""
+    """``MIXED``, ``TILTED``, ``TOP_K``, ``BOUNDED``, ``MEASURED``."""
     top_k: Ints
     """0 for all tokens."""
     coefficients: Floats
@@ -223,7 +223,7 @@ class RowTable:
             TILTED: request.tilt is not None,
             TOP_K: request.tilt is not None and bool(request.tilt.top_k),
             BOUNDED: request.path is not None and request.budget < np.inf,
-            TOLD: request.path is not None,
+            MEASURED: request.path is not None,
             EVERY: request.values is not None and request.length is None,
             LIKELY: request.likelihood is not None and request.since is None,
             TEXT: request.likelihood is not None and request.since is not None,

@@ -10,7 +10,7 @@ from vllm.utils.torch_utils import set_default_torch_dtype
 
 from cdserve.plugin.inputs import MemberLogits, sent
 from cdserve.plugin.readback import READ_BACK, ReadBack
-from cdserve.plugin.rows import BOUNDED, MIXED, TILTED, TOLD, TOP_K, Steered
+from cdserve.plugin.rows import BOUNDED, MEASURED, MIXED, TILTED, TOP_K, Steered
 from cdserve.plugin.tables import Tables
 from cdserve.plugin.warm_up import heaviest, usual
 from value_heads import QHead
@@ -106,8 +106,8 @@ class Steerer:
         """
         steered = logits.float()
         for part in self._launches(rows):
-            told = part.some & (TOLD if self._reports else BOUNDED)
-            self._launch(steered, logits, hidden, part, members, lm_head, bool(told))
+            measured = part.some & (MEASURED if self._reports else BOUNDED)
+            self._launch(steered, logits, hidden, part, members, lm_head, bool(measured))
         return steered
 
     @torch.inference_mode()
@@ -136,9 +136,9 @@ class Steerer:
             return known[len(rows)]
 
         # Another worker reports the KL: then this one knows it only where there is a budget.
-        for told in ((True,) if self._reports else (True, False)) if self._fused else ():
-            for rows in usual(self._heads, count, len(wide), told):
-                self._launch(wide, logits, hidden, rows, once, lm_head, told)
+        for measured in ((True,) if self._reports else (True, False)) if self._fused else ():
+            for rows in usual(self._heads, count, len(wide), measured):
+                self._launch(wide, logits, hidden, rows, once, lm_head, measured)
                 made += 1
         known.clear()
         largest = heaviest(self._heads, count, len(wide))

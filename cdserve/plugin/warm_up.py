@@ -10,7 +10,7 @@ from itertools import product
 
 import numpy as np
 
-from cdserve.plugin.rows import BOUNDED, MIXED, TILTED, TOLD, TOP_K, Steered
+from cdserve.plugin.rows import BOUNDED, MEASURED, MIXED, TILTED, TOP_K, Steered
 from cdserve.plugin.tickets import Places
 from value_heads import QHead
 from value_heads.kernels import ROW_TILES
@@ -29,7 +29,7 @@ def usual(heads: Sequence[QHead], members: int, most: int, measured: bool) -> It
         measured: whether they want their KL.
     """
     sizes = _sizes(most)
-    told = TOLD if measured else 0
+    flag = MEASURED if measured else 0
     width = sum(len(head.config.rewards) for head in heads)
     tilts: list[tuple[int, Sequence[int]]] = [(0, ())]
     tilts += product((TILTED, TILTED | TOP_K), _columns(heads))
@@ -38,14 +38,14 @@ def usual(heads: Sequence[QHead], members: int, most: int, measured: bool) -> It
             continue
         # Only a tilt of all tokens has its rows in tiles.
         for count in sizes if tilted == TILTED else sizes[:1]:
-            yield _rows(count, mixed | tilted | told, columns, width, members)
+            yield _rows(count, mixed | tilted | flag, columns, width, members)
 
 
 def heaviest(heads: Sequence[QHead], members: int, most: int) -> Steered | None:
     """A full batch of rows that take the most memory; None where there is nothing to steer by."""
     width = sum(len(head.config.rewards) for head in heads)
     flags = (MIXED if members else 0) | (TILTED | TOP_K if width else 0)
-    return _rows(most, flags | BOUNDED | TOLD, range(width), width, members) if flags else None
+    return _rows(most, flags | BOUNDED | MEASURED, range(width), width, members) if flags else None
 
 
 def _rows(count: int, flags: int, columns: Sequence[int], width: int, members: int) -> Steered:
