@@ -14,9 +14,9 @@ _ALIGNMENT = 16
 
 
 def sent(arrays: Sequence[npt.NDArray[Any]], dtype: Any, device: torch.device) -> list[Tensor]:
-    """Arrays on the device, of one dtype, by one copy that waits for nothing.
+    """Copies arrays to the device as tensors of one dtype, in one asynchronous copy.
 
-    Each begins at an address that kernels can read wide from.
+    Each tensor begins at a multiple of 16 bytes, so that kernels can load it wide.
     """
     item = np.dtype(dtype).itemsize
     sizes = [-(-array.size * item // _ALIGNMENT) * _ALIGNMENT // item for array in arrays]

@@ -37,8 +37,8 @@ class RowTracker(LogitsProcessor):  # type: ignore[misc]
     def update_state(self, batch_update: BatchUpdate | None) -> None:
         """Called before every forward pass, with what changed in the batch.
 
-        The runner does not say how much of a prompt a step computes: every chunk of it passes for
-        the last, and what the last gives stands.
+        The runner does not say how much of a prompt a step computes. Every chunk is treated as the
+        last one, and the results of the last one replace those before.
         """
         if batch_update is not None:
             self._follow(batch_update)

@@ -10,7 +10,7 @@ from cdserve.value_table import Ticket
 
 Ints = npt.NDArray[np.int64]
 _RESTING = 1 << 16
-"""Paths that stay known after their last ticket: results of a step may still be on their way."""
+"""Paths kept after their last ticket is gone, since results of a step may still be written."""
 
 
 class Places(NamedTuple):

@@ -117,10 +117,10 @@ def _log_sum_exp(logits: Tensor) -> Tensor:
 def charge(
     paths: PathKL, slots: Tensor, tokens: Tensor, nats: Tensor, budgets: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Charge a step of n rows to their paths, in place; return the paths' KL and what passes.
+    """Add a step's KL to the paths of n rows, in place; return the paths' KL and what exceeds it.
 
-    A step that would pass its budget is not charged: the caller leaves it unsteered. A KL of NaN
-    passes no budget, so that the row stays steered and the NaN is reported.
+    A step that would exceed its budget is not added: the caller leaves it unsteered. A KL of NaN
+    exceeds no budget, so that the row stays steered and the NaN is reported.
 
     Args:
         paths: of all slots.
@@ -132,7 +132,7 @@ def charge(
 
     Returns:
         float32 [n, 2]: nats of the path with this step, and steps that were left unsteered. Bool
-        [n]: whether this step passes the budget.
+        [n]: whether this step exceeds the budget.
     """
     new = tokens != paths.at[slots]
     spent = paths.spent[slots] + torch.where(new, paths.step[slots], 0.0)
