@@ -27,14 +27,14 @@ import torch
 from torch import Tensor
 from triton.runtime.jit import JITFunction
 
-from cdserve.plugin import runner_v2
-from cdserve.plugin.likelihoods import Likelihoods
-from cdserve.plugin.readback import ReadBack
-from cdserve.plugin.request import REQUEST_KEY
-from cdserve.plugin.rows import ROWS
-from cdserve.plugin.scorer import ValueScorer
-from cdserve.plugin.steerer import Steerer
-from cdserve.value_table import ValueTable
+from cdserve.shared_table import ValueTable
+from cdserve.worker import runner_v2
+from cdserve.worker.likelihoods import Likelihoods
+from cdserve.worker.readback import ReadBack
+from cdserve.worker.request import REQUEST_KEY
+from cdserve.worker.rows import ROWS
+from cdserve.worker.scorer import ValueScorer
+from cdserve.worker.steerer import Steerer
 from value_heads import HeadConfig, QHead, ValueHead
 
 TILT = {"by": {"0": 5.0}, "top_k": None}

@@ -273,8 +273,8 @@ def compiled(launch: Launch, capability: int) -> dict[str, Any]:
 
 def at_start(width: int, vocabulary: int) -> list[Launch]:
     """What the plugin launches when a server with one head of each kind and two members starts."""
-    from cdserve.plugin.scorer import ValueScorer
-    from cdserve.plugin.steerer import Steerer
+    from cdserve.worker.scorer import ValueScorer
+    from cdserve.worker.steerer import Steerer
 
     place = {"rewards": ("r",), "hidden_size": width, "shift": (0.0,), "scale": (1.0,)}
     value = HeadConfig(architecture="linear", base_model="any", **place)

@@ -14,7 +14,7 @@ os.environ |= {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_process_group_cleanup_enabled": "true",
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "cdserve.ray_proxy:middlewares",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "cdserve.ray_serve.proxy:middlewares",
 }
 
 import argparse
@@ -40,7 +40,8 @@ from ray import serve
 from server import Server, free_port, runs_model, totals
 
 from cdserve.demo import DEMO_DIR
-from cdserve.ray_serve import Arguments, app
+from cdserve.ray_serve import app
+from cdserve.ray_serve.deployment import Arguments
 
 LOADS: dict[str, dict[str, Any]] = {
     "plain": {"max_tokens": 64},

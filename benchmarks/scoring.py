@@ -25,7 +25,7 @@ from models import machine
 from server import Server
 
 from cdserve.demo import HEAD_DIR
-from cdserve.demo.reward_model import make_reward_model
+from cdserve.demo.build.reward_model import make_reward_model
 
 K, M = 8, 32
 MAX_TOKENS = 128

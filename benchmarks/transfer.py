@@ -20,8 +20,8 @@ from frontier import arguments, held_out, settings, sweep, write, written
 from server import Server
 
 from cdserve.demo import REF_DIR, TUNED_DIR
-from cdserve.demo.build import FULL, SEED, Build
-from cdserve.demo.head import Recipe, train_head
+from cdserve.demo.build.head import Recipe, train_head
+from cdserve.demo.build.stages import FULL, SEED, Build
 from cdserve.demo.reward import sentiment
 from cdserve.training.rollouts import read
 from value_heads import CachedRollouts, FitOptions, load_head, measure

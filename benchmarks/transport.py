@@ -20,7 +20,7 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from cdserve.demo import MODEL_DIR
-from cdserve.value_table import TableView, ValueTable
+from cdserve.shared_table import TableView, ValueTable
 
 SEQUENCES, TOKENS, ROUNDS, CALLS = 64, 128, 7, 40
 

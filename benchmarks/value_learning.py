@@ -18,8 +18,8 @@ from frontier import arguments, curve, held_out, sweep, write, written
 from server import Server
 
 from cdserve.demo import DEMO_DIR, MODEL_DIR
-from cdserve.demo.build import FULL, SEED, Build
-from cdserve.demo.head import Recipe, train_head
+from cdserve.demo.build.head import Recipe, train_head
+from cdserve.demo.build.stages import FULL, SEED, Build
 from value_heads import FitOptions
 
 matplotlib.use("svg")

@@ -55,6 +55,6 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _serve(known: argparse.Namespace) -> None:
-    from cdserve.application import Application
+    from cdserve.launch.application import Application
 
     Application.build(known.config, known.set, known.flags).serve()

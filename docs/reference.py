@@ -12,10 +12,11 @@ from fastapi.routing import APIRoute
 from prometheus_client.metrics import MetricWrapperBase
 from pydantic import TypeAdapter
 
-from cdserve import decoders, metrics
+from cdserve import decoders
 from cdserve.api import answers, playground, routes
 from cdserve.api.scoring import ScoreRequest
 from cdserve.config import Settings
+from cdserve.observability import metrics
 from cdserve.report import Report
 
 Schema = Mapping[str, Any]

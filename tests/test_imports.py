@@ -24,16 +24,16 @@ LIGHT = [
     "cdserve.decoders",
     "cdserve.scoring",
     "cdserve.report",
-    "cdserve.value_table",
-    "cdserve.plugin.request",
-    "cdserve.plugin.rows",
-    "cdserve.plugin.register",
+    "cdserve.shared_table",
+    "cdserve.worker.request",
+    "cdserve.worker.rows",
+    "cdserve.worker.register",
     "cdserve.demo",
     "cdserve.demo.reward",
-    "cdserve.ray_proxy",
+    "cdserve.ray_serve.proxy",
     "cdserve.cli",
 ]
-PURE = ["decoders", "scoring", "policy", "config", "errors", "kl", "report", "value_table"]
+PURE = ["decoders", "scoring", "policy", "config", "errors", "kl", "report", "shared_table"]
 IMPORTING = """
 import importlib, json, sys
 loaded = {}
@@ -93,7 +93,7 @@ def imported(package: str, *targets: str) -> list[str]:
 
 
 def test_the_walk_sees_imports() -> None:
-    assert imported("cdserve.plugin", "cdserve.value_table")
+    assert imported("cdserve.worker", "cdserve.shared_table")
     assert imported("cdserve.engine", "vllm")
     assert imported("cdserve.demo", "cdserve.demo.lexicon")  # a relative one
 
@@ -101,11 +101,11 @@ def test_the_walk_sees_imports() -> None:
 @pytest.mark.parametrize("module", PURE)
 def test_the_mathematics_knows_no_engine(module: str) -> None:
     outside = ["vllm", "torch", "fastapi", "value_heads"]
-    ours = [f"cdserve.{name}" for name in ("engine", "api", "plugin", "demo", "cli")]
+    ours = [f"cdserve.{name}" for name in ("launch", "engine", "api", "worker", "demo", "cli")]
     assert imported(f"cdserve.{module}", *outside, *ours) == []
 
 
-@pytest.mark.parametrize("module", ["errors", "kl", "value_table", "policy", "config"])
+@pytest.mark.parametrize("module", ["errors", "kl", "shared_table", "policy", "config"])
 def test_the_bottom_knows_nothing_above_it(module: str) -> None:
     above = [f"cdserve.{name}" for name in ("decoders", "scoring", "report")]
     assert imported(f"cdserve.{module}", *above) == []
@@ -119,11 +119,11 @@ def test_the_engine_knows_no_wire() -> None:
     assert imported("cdserve.engine", "cdserve.api", "fastapi") == []
 
 
-def test_the_plugin_knows_the_table_and_the_heads_only() -> None:
-    allowed = ("cdserve.plugin", "cdserve.value_table")
+def test_worker_imports_only_the_shared_table_and_heads() -> None:
+    allowed = ("cdserve.worker", "cdserve.shared_table")
     beside = [
         line
-        for line in imported("cdserve.plugin", "cdserve")
+        for line in imported("cdserve.worker", "cdserve")
         if not line.partition(" imports ")[2].startswith(allowed)
     ]
     assert beside == []

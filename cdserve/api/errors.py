@@ -8,7 +8,7 @@ from starlette.exceptions import HTTPException
 from vllm.entrypoints.serve.engine.protocol import ErrorInfo, ErrorResponse
 
 from cdserve.errors import CdserveError, ModelError, OverloadError, PolicyError
-from cdserve.metrics import REFUSED
+from cdserve.observability.metrics import REFUSED
 
 _NO_RETRY = {"x-should-retry": "false"}
 """OpenAI's clients try a 5xx again by themselves unless they are told not to."""

@@ -17,8 +17,8 @@ from vllm.sampling_params import SamplingParams
 from cdserve.api.server import AlignmentServer
 from cdserve.engine.run import AlignmentRun
 from cdserve.errors import PolicyError, shown
-from cdserve.plugin.request import REQUEST_KEY
 from cdserve.policy import FIELD
+from cdserve.worker.request import REQUEST_KEY
 
 _DESCRIPTION = (
     "How to decode towards a reward: a preset's name, or an object with a method; "

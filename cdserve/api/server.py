@@ -7,11 +7,11 @@ from typing import Any
 from cdserve import decoders, scoring
 from cdserve.config import Settings
 from cdserve.decoders import Decoder
-from cdserve.engine.heads import Heads
 from cdserve.engine.run import AlignmentRun
 from cdserve.engine.steering import steering
 from cdserve.errors import ConfigError, PolicyError, shown
 from cdserve.failures import hidden
+from cdserve.launch.heads import Heads
 from cdserve.policy import FIELD, BudgetedPolicy, Policy, SearchPolicy, parse, parse_object
 from cdserve.scoring import ModelOutput, Objective, Reward
 

@@ -9,7 +9,7 @@ from multiprocessing.sharedctypes import SynchronizedArray
 from typing import TypeAlias
 
 from cdserve.errors import OverloadError
-from cdserve.metrics import REJECTED
+from cdserve.observability.metrics import REJECTED
 
 _LONGEST = 60
 """Seconds after which a client is told to try again, at most."""

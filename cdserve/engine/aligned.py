@@ -7,16 +7,13 @@ from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from typing import Any
 
-from cdserve import metrics
 from cdserve.config import Settings
 from cdserve.engine.admission import Admission, none_held
 from cdserve.engine.choices import AlignedRequest, Choice, SearchedChoice, SteeredChoice
 from cdserve.engine.likelihoods import Likelihoods
-from cdserve.engine.processes import ApiServer
 from cdserve.engine.proposal import EngineProposal
 from cdserve.engine.proxy import EngineProxy
 from cdserve.engine.ranks import Ranks
-from cdserve.engine.reward_models import RewardModels
 from cdserve.engine.run import AlignmentRun
 from cdserve.engine.slots import Slots
 from cdserve.engine.steering import Paths
@@ -36,8 +33,11 @@ from cdserve.engine.vllm import (
 )
 from cdserve.errors import CdserveError, OverloadError
 from cdserve.failures import hidden
-from cdserve.plugin.request import REQUEST_KEY
-from cdserve.tracing import ResponseSpans
+from cdserve.launch.api_servers import ApiServer
+from cdserve.launch.reward_models import RewardModels
+from cdserve.observability import metrics
+from cdserve.observability.tracing import ResponseSpans
+from cdserve.worker.request import REQUEST_KEY
 
 _POLL = 0.05
 """Seconds between two looks at what still runs, while the server drains."""

@@ -25,9 +25,9 @@ from cdserve.engine.vllm import (
     SamplingParams,
     TokenizerLike,
 )
-from cdserve.metrics import SELECT_SECONDS
+from cdserve.observability.metrics import SELECT_SECONDS
+from cdserve.observability.tracing import ResponseSpans
 from cdserve.scoring import Response
-from cdserve.tracing import ResponseSpans
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from cdserve.engine.values import one_token, wanting
 from cdserve.engine.vllm import EngineClient
 from cdserve.errors import ScoringError
-from cdserve.value_table import Ticket, ValueTable
+from cdserve.shared_table import Ticket, ValueTable
 
 _SLOTS, _LENGTH = 16384, 16
 

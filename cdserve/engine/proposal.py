@@ -27,10 +27,10 @@ from cdserve.engine.vllm import (
     detokenizer,
     tokens_input,
 )
-from cdserve.metrics import GENERATE_SECONDS, SCORE_SECONDS
+from cdserve.observability.metrics import GENERATE_SECONDS, SCORE_SECONDS
+from cdserve.observability.tracing import ResponseSpans
 from cdserve.scoring import Response
-from cdserve.tracing import ResponseSpans
-from cdserve.value_table import Ticket
+from cdserve.shared_table import Ticket
 
 
 class Stopped(Exception):

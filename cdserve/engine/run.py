@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cdserve import metrics, report
+from cdserve import report
 from cdserve.decoders import Decision, Decoder
+from cdserve.observability import metrics
 from cdserve.policy import Policy
 from cdserve.report import Report, TracedDecision
 from cdserve.scoring import Objective

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Hashable
 from contextlib import asynccontextmanager
 
 from cdserve.engine.demand import Demand
-from cdserve.metrics import RUNNING_CANDIDATES, WAITING_CANDIDATES
+from cdserve.observability.metrics import RUNNING_CANDIDATES, WAITING_CANDIDATES
 
 EARLY = 0.002
 """Seconds by which a timer of the event loop may ring too early."""

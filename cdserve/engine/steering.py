@@ -8,7 +8,7 @@ from typing import Any
 from cdserve.config import Settings
 from cdserve.errors import PolicyError, ScoringError, shown
 from cdserve.policy import Mix, Tilt
-from cdserve.value_table import Ticket, ValueTable
+from cdserve.shared_table import Ticket, ValueTable
 
 _SLOTS, _LENGTH = 16384, 16
 

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cdserve.engine.heads import Heads
 from cdserve.engine.vllm import (
     EngineClient,
     RequestOutput,
@@ -17,8 +16,9 @@ from cdserve.engine.vllm import (
     tokens_input,
 )
 from cdserve.errors import ScoringError
-from cdserve.plugin.request import REQUEST_KEY
-from cdserve.value_table import Ticket, ValueTable
+from cdserve.launch.heads import Heads
+from cdserve.shared_table import Ticket, ValueTable
+from cdserve.worker.request import REQUEST_KEY
 
 _SLOTS = 65536
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from statistics import fmean
 
-from cdserve import curves, kl
+from cdserve import kl
+from cdserve.evaluation import curves
 from cdserve.evaluation.records import Record
 from cdserve.evaluation.statistics import LEVEL, Interval, difference
 from cdserve.evaluation.summary import means_by_prompt

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from cdserve.decoders.candidate import Score
 from cdserve.errors import PolicyError, RewardFailure, ScoringError, shown
 from cdserve.failures import Details, told
-from cdserve.metrics import REWARD_FAILURES
+from cdserve.observability.metrics import REWARD_FAILURES
 from cdserve.policy import FIELD, Policy
 from cdserve.scoring.reward import Response, Reward
 

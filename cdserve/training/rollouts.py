@@ -27,7 +27,7 @@ from cdserve.engine.vllm import (
     use_one_process,
 )
 from cdserve.errors import ConfigError
-from cdserve.plugin.parent import ENDS_WITH_PARENT
+from cdserve.worker.parent import ENDS_WITH_PARENT
 
 WAVE = 1024
 """Responses a file, about."""

@@ -10,7 +10,7 @@ from starlette.datastructures import State
 from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest
 from vllm.entrypoints.anthropic.serving import AnthropicServingMessages
 
-from cdserve.api.plugin import AlignmentEndpoints
+from cdserve.api.endpoints import AlignmentEndpoints
 
 ERROR = {"message": "it died", "type": "InternalServerError", "param": None, "code": 500}
 

@@ -135,15 +135,15 @@ class TestSyncs:
 
     def test_each_is_put_down_to_the_innermost_line(self, recorder: Syncs) -> None:
         for _ in range(2):
-            self.warn("plugin/made_up.py")
+            self.warn("worker/made_up.py")
         (found,) = recorder.read()
-        assert found["at"] == "cdserve/plugin/made_up.py:1 <module>"
+        assert found["at"] == "cdserve/worker/made_up.py:1 <module>"
         assert found["times"] == 2
 
     def test_other_warnings_are_shown(
         self, recorder: Syncs, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        self.warn("plugin/made_up.py", "something else")
+        self.warn("worker/made_up.py", "something else")
         assert recorder.read() == []
         assert "something else" in capsys.readouterr().err
 

@@ -19,10 +19,10 @@ from cdserve.demo import (
     REPORT_PATH,
     TUNED_DIR,
 )
-from cdserve.demo.evaluate import blockwise, reward_of, value_at_end
-from cdserve.demo.folders import load_model, load_tokenizer
-from cdserve.demo.rollouts import Rollout, sample
-from cdserve.demo.tokenizer import VOCAB_SIZE
+from cdserve.demo.build.evaluate import blockwise, reward_of, value_at_end
+from cdserve.demo.build.folders import load_model, load_tokenizer
+from cdserve.demo.build.rollouts import Rollout, sample
+from cdserve.demo.build.tokenizer import VOCAB_SIZE
 from value_heads import QHead, ValueHead, check_base, correlation
 
 TOKENIZER = load_tokenizer(MODEL_DIR)

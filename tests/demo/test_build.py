@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from cdserve.demo import evaluate
-from cdserve.demo.build import QUICK, STAGES, run
-from cdserve.demo.folders import load_model, load_tokenizer
-from cdserve.demo.rollouts import sample
+from cdserve.demo.build import evaluate
+from cdserve.demo.build.folders import load_model, load_tokenizer
+from cdserve.demo.build.rollouts import sample
+from cdserve.demo.build.stages import QUICK, STAGES, run
 from value_heads import QHead, ValueHead, check_base
 
 

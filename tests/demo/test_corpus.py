@@ -3,7 +3,7 @@ import json
 import random
 
 from cdserve.demo import PROMPTS_PATH
-from cdserve.demo.corpus import (
+from cdserve.demo.build.corpus import (
     ASSISTANT,
     BOS,
     EOS,
@@ -12,8 +12,8 @@ from cdserve.demo.corpus import (
     draw_prompt,
     held_out_prompts,
 )
+from cdserve.demo.build.subjects import films, products
 from cdserve.demo.reward import sentiment
-from cdserve.demo.subjects import films, products
 
 
 def take(count: int, seed: int = 0, at_least: float = -1.0) -> list[str]:

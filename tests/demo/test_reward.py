@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdserve.demo.grammar import Review, write_review
+from cdserve.demo.build.grammar import Review, write_review
+from cdserve.demo.build.subjects import films, products
 from cdserve.demo.lexicon import ADJECTIVES, MODIFIERS, PHRASES
 from cdserve.demo.reward import modified, sentiment, sentiment_gold, valences
-from cdserve.demo.subjects import films, products
 
 
 @pytest.fixture(scope="module")

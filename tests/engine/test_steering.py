@@ -7,7 +7,7 @@ import pytest
 
 from cdserve.engine.steering import Paths
 from cdserve.errors import ScoringError
-from cdserve.value_table import TableView, Ticket
+from cdserve.shared_table import TableView, Ticket
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from argparse import Namespace
 import pytest
 from fastapi import FastAPI
 
-from cdserve.api.plugin import AlignmentEndpoints
+from cdserve.api.endpoints import AlignmentEndpoints
 from cdserve.config import Settings
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from cdserve.demo import MODEL_DIR
-from cdserve.demo.folders import load_tokenizer
+from cdserve.demo.build.folders import load_tokenizer
 from value_heads import HeadConfig, QHead, ValueHead
 
 STATES = 6

@@ -9,8 +9,8 @@ from openai import OpenAI
 from cdserve import kl
 from cdserve.api.server import AlignmentServer
 from cdserve.config import Settings
-from cdserve.engine.heads import Attached, Heads
 from cdserve.errors import PolicyError
+from cdserve.launch.heads import Attached, Heads
 from value_heads import QHead, ValueHead
 
 from .wire import complete

@@ -214,7 +214,7 @@ class TestPrompts:
     def test_the_text_of_a_hot_answer_is_that_of_its_tokens(self, client: OpenAI) -> None:
         """Characters of several tokens survive the block boundaries between them."""
         from cdserve.demo import MODEL_DIR
-        from cdserve.demo.folders import load_tokenizer
+        from cdserve.demo.build.folders import load_tokenizer
 
         policy = {"method": "blockwise_cd", "k": 2, "m": 4, "report": "trace"}
         answer = complete(client, policy, temperature=2.0, ignore_eos=True, max_tokens=96)

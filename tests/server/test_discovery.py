@@ -7,7 +7,7 @@ import pytest
 from openai import OpenAI
 
 from cdserve.demo import MODEL_DIR
-from cdserve.demo.folders import load_tokenizer
+from cdserve.demo.build.folders import load_tokenizer
 from cdserve.demo.reward import sentiment
 
 from .wire import BEST_OF_N, BLOCKWISE, PROMPT, assert_close, chat, complete

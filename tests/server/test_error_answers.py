@@ -12,8 +12,8 @@ import pytest
 from anthropic import Anthropic
 
 from cdserve.demo import MODEL_DIR
-from cdserve.demo.folders import load_model
-from tests.plugin import adapter
+from cdserve.demo.build.folders import load_model
+from tests.worker import adapter
 
 from .faulty import SECRET
 from .fragile import install

@@ -11,7 +11,7 @@ import torch
 from openai import OpenAI
 
 from cdserve.demo import MODEL_DIR, Q_HEAD_DIR, REF_DIR, TUNED_DIR
-from cdserve.demo.folders import load_model
+from cdserve.demo.build.folders import load_model
 from value_heads import QHead
 
 from .served import Served

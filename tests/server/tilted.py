@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cdserve.demo import MODEL_DIR, Q_HEAD_DIR
-from cdserve.demo.folders import load_model
+from cdserve.demo.build.folders import load_model
 from value_heads import QHead, centred_on_top_k
 
 BETA = 0.1

@@ -13,12 +13,12 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
 from cdserve.config import LogLikReward, LogRatioReward, Settings, ValueHeadReward
 from cdserve.demo import HEAD_DIR, MODEL_DIR, Q_HEAD_DIR, REF_DIR, TUNED_DIR
-from cdserve.engine import worker
-from cdserve.engine.heads import attach
-from cdserve.engine.launch import parse
-from cdserve.plugin.register import register
-from cdserve.plugin.request import REQUEST_KEY
-from cdserve.value_table import Ticket, ValueTable
+from cdserve.launch import worker_args
+from cdserve.launch.heads import attach
+from cdserve.launch.serve import parse
+from cdserve.shared_table import Ticket, ValueTable
+from cdserve.worker.register import register
+from cdserve.worker.request import REQUEST_KEY
 
 from .kinds import Kind
 
@@ -62,7 +62,7 @@ class Engine:
     def __init__(self, members: bool, flags: Sequence[str] = ()) -> None:
         asked = settings(members)
         args = parse(asked, attach(asked), list(flags))
-        worker.set_environment(args)
+        worker_args.set_environment(args)
         register()  # vLLM has asked its plugins before, to parse the flags
         self._llm = LLM.from_engine_args(EngineArgs.from_cli_args(args))
         self._tables = {

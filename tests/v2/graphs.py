@@ -27,7 +27,7 @@ from vllm.platforms import current_platform
 from vllm.v1.worker.gpu import cudagraph_utils
 from vllm.v1.worker.gpu.attn_utils import build_slot_mappings_by_layer
 
-from cdserve.plugin.rows import ROWS
+from cdserve.worker.rows import ROWS
 
 from .kinds import SIZES
 

@@ -14,8 +14,8 @@ FILES = [
     # Every kind of row, in process: against V1, and under emulated CUDA graphs.
     "v2",
     # Values, tilts, mixtures, budgets, log-likelihoods: against Transformers, and by their laws.
-    "plugin/test_parity.py",
-    "plugin/test_adapter.py",
+    "worker/test_parity.py",
+    "worker/test_adapter.py",
     "server/test_tokenwise.py",
     "server/test_mixing.py",
     "server/test_budget.py",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cdserve.config import Settings, ValueHeadReward
-from cdserve.engine.heads import attach
+from cdserve.launch.heads import attach
 from cdserve.scoring import Objective, Response, build
 from value_heads import (
     CachedRollouts,

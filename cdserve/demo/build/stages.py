@@ -1,0 +1,193 @@
+"""The stages of a build of the demo.
+
+One seeded run on two CPU threads writes the base model, its members, the heads, the held-out
+prompts and the report. A stage reads what earlier stages wrote, so `--only` can repeat one of them.
+"""
+
+import itertools
+import json
+import random
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from value_heads import ValueHead
+
+from .corpus import documents, draw_prompt, held_out_prompts
+from .evaluate import compare_decoders, mean_reward
+from .folders import load_model, load_tokenizer, save_model
+from .head import recipes, train_head
+from .tokenizer import train_tokenizer
+from .train import BASE, MEMBER, new_model, train
+
+SEED = 2310
+PROMPTS = 320
+POSITIVE = 0.25  # the least sentiment of a review that the tuned member is trained on
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """How much of everything a build uses."""
+
+    tokenizer_documents: int
+    base_documents: int
+    member_documents: int
+    tuned_documents: int
+    rollouts: int
+    test_rollouts: int
+    head_epochs: int
+    q_epochs: int
+    test_prompts: int
+
+
+FULL = Scale(
+    tokenizer_documents=6000,
+    base_documents=16000,
+    member_documents=12000,
+    tuned_documents=2000,
+    rollouts=4500,
+    test_rollouts=1000,
+    head_epochs=20,
+    q_epochs=12,
+    test_prompts=200,
+)
+QUICK = Scale(
+    tokenizer_documents=1000,
+    base_documents=100,
+    member_documents=100,
+    tuned_documents=30,
+    rollouts=40,
+    test_rollouts=20,
+    head_epochs=2,
+    q_epochs=2,
+    test_prompts=4,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Build:
+    """One build: where it writes and at which scale. Its methods are the stages, in order."""
+
+    out: Path
+    scale: Scale
+
+    @property
+    def artifacts(self) -> Path:
+        """The folder of models and heads."""
+        return self.out / "artifacts"
+
+    @property
+    def cache(self) -> Path:
+        """The folder of the base model's responses, kept from run to run."""
+        return self.out / "cache"
+
+    def texts(self, count: int, seed: int, at_least: float = -1.0) -> list[str]:
+        """Write documents of the corpus."""
+        stream = documents(random.Random(SEED + seed), at_least=at_least)
+        return list(itertools.islice(stream, count))
+
+    def prompts(self) -> None:
+        """Write the held-out prompts."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        _write_prompts(self.out / "prompts.jsonl", held_out_prompts(PROMPTS, SEED))
+
+    def model(self) -> None:
+        """Train the tokenizer and the base model."""
+        texts = self.texts(self.scale.base_documents, seed=0)
+        tokenizer = train_tokenizer(self.texts(self.scale.tokenizer_documents, seed=1))
+        ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        model = new_model(BASE, tokenizer, SEED)
+        loss = train(model, ids, peak_lr=2e-3, seed=SEED)
+        save_model(model, tokenizer, self.artifacts / "model")
+        shutil.rmtree(self.cache, ignore_errors=True)
+        self.record("model", {"parameters": model.num_parameters(), "loss": loss})
+
+    def members(self) -> None:
+        """Train the reference member, and the tuned one from it on positive reviews."""
+        tokenizer = load_tokenizer(self.artifacts / "model")
+        model = new_model(MEMBER, tokenizer, SEED + 1)
+        found: dict[str, float] = {}
+        for name, count, at_least, peak_lr in (
+            ("ref", self.scale.member_documents, -1.0, 3e-3),
+            ("tuned", self.scale.tuned_documents, POSITIVE, 1e-3),
+        ):
+            texts = self.texts(count, seed=2, at_least=at_least)
+            ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+            found[name] = train(model, ids, peak_lr=peak_lr, seed=SEED)
+            save_model(model, tokenizer, self.artifacts / "members" / name)
+        self.record("members", {"parameters": model.num_parameters(), "loss": found})
+
+    def write_training_prompts(self) -> None:
+        """Write the prompts that heads are trained on, and held-out ones to measure them on."""
+        self.cache.mkdir(parents=True, exist_ok=True)
+        for name, count, held_out in (
+            ("prompts", self.scale.rollouts, False),
+            ("test-prompts", self.scale.test_rollouts, True),
+        ):
+            rng = random.Random(SEED + held_out)
+            drawn = [draw_prompt(rng, held_out=held_out).text for _ in range(count)]
+            _write_prompts(self.cache / f"{name}.jsonl", drawn)
+
+    def heads(self) -> None:
+        """Train the value head and the Q-heads on responses of the base model."""
+        self.write_training_prompts()
+        made = recipes(self.scale.head_epochs, self.scale.q_epochs, SEED)
+        found: dict[str, object] = {}
+        for name, recipe in made.items():
+            report = train_head(
+                self.artifacts / "model", self.cache, self.artifacts / "heads", name, recipe
+            )
+            found[name] = asdict(report.rewards["sentiment"])
+        self.record("heads", found)
+
+    def decoding(self) -> None:
+        """Measure what each way to decode gains, on held-out prompts."""
+        base_dir = self.artifacts / "model"
+        model, tokenizer = load_model(base_dir), load_tokenizer(base_dir)
+        head = ValueHead.from_pretrained(self.artifacts / "heads" / "sentiment")
+        lines = (self.out / "prompts.jsonl").read_text().splitlines()
+        prompts = [tokenizer.encode(json.loads(line)["prompt"]) for line in lines]
+        prompts = prompts[: self.scale.test_prompts]
+        found = compare_decoders(model, head, tokenizer, prompts, seed=SEED)
+        for name in ("ref", "tuned"):
+            member = load_model(self.artifacts / "members" / name)
+            found[f"member_{name}"] = mean_reward(member, tokenizer, prompts, seed=SEED)
+        self.record("decoding", found)
+
+    def record(self, stage: str, found: object) -> None:
+        """Put a stage's numbers into the report."""
+        path = self.artifacts / "report.json"
+        report = json.loads(path.read_text()) if path.is_file() else {}
+        report[stage] = found
+        path.write_text(json.dumps(report, indent=2) + "\n")
+        print(json.dumps(found, indent=2), flush=True)
+
+
+STAGES = ("prompts", "model", "members", "heads", "decoding")
+
+
+def _write_prompts(path: Path, prompts: list[str]) -> None:
+    path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+
+
+def run(out: Path, scale: Scale, only: tuple[str, ...] = STAGES) -> None:
+    """Run stages of a build in order."""
+    torch.set_num_threads(2)
+    torch.use_deterministic_algorithms(True)
+    build = Build(out=out, scale=scale)
+    stages = {
+        "prompts": build.prompts,
+        "model": build.model,
+        "members": build.members,
+        "heads": build.heads,
+        "decoding": build.decoding,
+    }
+    for name in STAGES:
+        if name in only:
+            started = time.monotonic()
+            print(f"{name} ...", flush=True)
+            stages[name]()
+            print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)

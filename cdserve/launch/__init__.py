@@ -1,0 +1,1 @@
+"""What happens once, at start: from settings to a running server."""

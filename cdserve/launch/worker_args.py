@@ -1,0 +1,118 @@
+"""What vLLM is told so that its workers carry the plugin: heads, members, the row table."""
+
+import os
+from argparse import Namespace
+
+import vllm.envs as envs
+from vllm.config.compilation import CUDAGraphMode
+from vllm.transformers_utils.config import get_config
+from vllm.triton_utils import HAS_TRITON
+
+from cdserve.config import Settings
+from cdserve.errors import ConfigError
+from cdserve.launch.heads import Heads
+from cdserve.worker.register import ARCHITECTURE
+
+_PROCESSOR = "cdserve.worker.runner_v1:RowTracker"
+_WORKER = "cdserve.worker.worker.Worker"
+_SCHEDULER = "cdserve.worker.scheduler.scheduler"
+_UNFIT = {
+    "speculative_config": "a drafted token's row is not a request's",
+    "enable_batch_sharded_sampling": "logits of a batch in shards are not computed by the model",
+    "enable_dbo": "a step's tokens are computed in two batches",
+}
+
+
+def configure(args: Namespace, settings: Settings, heads: Heads) -> None:
+    """Adds to vLLM's arguments what the plugin needs.
+
+    Raises:
+        ConfigError: the arguments ask for what heads or members cannot work with.
+    """
+    _check(args, settings, heads)
+    if not runner_v2():  # V2 finds its adapter on the model
+        args.logits_processors = [*(args.logits_processors or []), _PROCESSOR]
+    args.additional_config = {
+        **(args.additional_config or {}),
+        "cdserve": {
+            "values": list(heads.values.paths),
+            "q": list(heads.q.paths),
+            "members": settings.members,
+            "likelihoods": settings.likelihoods,
+            "kernels": settings.kernels,
+        },
+    }
+    args.worker_cls = _WORKER
+    args.scheduler_cls = args.scheduler_cls or _SCHEDULER
+    if _reads_forward(settings) and args.compilation_config.cudagraph_mode is None:
+        args.compilation_config.cudagraph_mode = CUDAGraphMode.PIECEWISE
+
+
+def set_environment(args: Namespace) -> None:
+    """Tells vLLM's processes, which are spawned, what they are to know at import."""
+    config = get_config(args.model, args.trust_remote_code, revision=args.revision)
+    os.environ[ARCHITECTURE] = config.architectures[0]
+    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = str(int(runner_v2()))
+    # A graph of the whole forward pass would hold what one step did, such as the choice of members.
+    os.environ["VLLM_USE_BREAKABLE_CUDAGRAPH"] = "0"
+
+
+def runner_v2() -> bool:
+    """Whether vLLM runs the model with its model runner V2: where Triton is, unless told."""
+    told: bool | None = envs.VLLM_USE_V2_MODEL_RUNNER
+    return bool(HAS_TRITON) if told is None else told
+
+
+def _check(args: Namespace, settings: Settings, heads: Heads) -> None:
+    for name, reason in _UNFIT.items():
+        if found := getattr(args, name):
+            flag = "--" + name.replace("_", "-")
+            raise ConfigError(f"{flag} is {found}; heads and members cannot work with it: {reason}")
+    if args.worker_cls != "auto":
+        raise ConfigError(
+            f"--worker-cls is {args.worker_cls}; heads and members need cdserve's own "
+            "(--worker-extension-cls can be used)"
+        )
+    tied = [path for path, head in heads.q.configs.items() if head.architecture == "tied"]
+    if tied and args.tensor_parallel_size > 1:
+        raise ConfigError(
+            f"--tensor-parallel-size is {args.tensor_parallel_size}; the tied Q-head {tied[0]} "
+            "reads the whole LM head, which is in parts then: use a lowrank one"
+        )
+    if (settings.members or settings.likelihoods) and args.pipeline_parallel_size > 1:
+        raise ConfigError(
+            f"--pipeline-parallel-size is {args.pipeline_parallel_size}; members and rewards of "
+            "log-likelihoods need the base whole, which is in stages then"
+        )
+    if (settings.members or settings.likelihoods) and args.enable_lora:
+        raise ConfigError(
+            "--enable-lora cannot be used with members and rewards of log-likelihoods: they read "
+            "logits of rows for which vLLM's LoRA layers have none"
+        )
+    _check_graphs(args.compilation_config.cudagraph_mode, settings, heads)
+
+
+def _check_graphs(mode: CUDAGraphMode | None, settings: Settings, heads: Heads) -> None:
+    if mode is None:
+        return
+    if _reads_forward(settings) and mode.has_full_cudagraphs():
+        raise ConfigError(
+            f"--compilation-config has cudagraph_mode {mode.name}; with members or rewards of "
+            "log-likelihoods it can be PIECEWISE or NONE: a graph of the whole forward pass would "
+            "repeat what one step did"
+        )
+    if heads.values.paths and mode.mixed_mode() == CUDAGraphMode.FULL:
+        raise ConfigError(
+            f"--compilation-config has cudagraph_mode {mode.name}; with value heads it can be "
+            "FULL_AND_PIECEWISE, FULL_DECODE_ONLY, PIECEWISE or NONE: values of each token of a "
+            "prompt are read in the pass that computes it, which a graph of the pass leaves out"
+        )
+
+
+def _reads_forward(settings: Settings) -> bool:
+    """Whether the wrapper's ``forward`` has to run in every step.
+
+    It chooses the members that run, and reads the tokens whose log-likelihoods are summed. A full
+    CUDA graph replays the model without it.
+    """
+    return bool(settings.members or settings.likelihoods)

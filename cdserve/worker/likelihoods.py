@@ -1,0 +1,211 @@
+"""log p of tokens inside the worker, under the base and members: logits in, sums out."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from cdserve.worker.inputs import sent
+from cdserve.worker.readback import READ_BACK, ReadBack
+from cdserve.worker.rows import Likely, Masks
+from cdserve.worker.tables import Tables
+from cdserve.worker.tickets import Ints, Places
+
+Logits = Mapping[str, Tensor]
+"""``[n, |V|]`` by model: ``base``, and the members that ran."""
+SLICE = 256
+"""Positions of a text, or rows, whose log-probabilities are in memory at once."""
+_NEVER = -1
+
+
+class Likelihoods:
+    """Sums log p of the tokens of rows that ask, in nats, and writes the sum of each prefix.
+
+    A step's logits are kept for the next one, where the token drawn from them is an input. So the
+    sum of a prefix is there one step after its last token was drawn, and no model runs for it
+    again. The sums stay on the device; no step waits for them.
+
+    All workers of a model in parts sum, since a text's logits take all of them to compute.
+
+    Args:
+        models: the table's columns: ``base`` and members.
+        slots: requests that can be in the batch at once.
+        reports: whether this worker writes the sums; one of them does.
+        back: takes the sums to the host.
+    """
+
+    def __init__(
+        self, models: Sequence[str], slots: int, reports: bool, back: ReadBack = READ_BACK
+    ) -> None:
+        self._models = tuple(models)
+        self._reports = reports
+        self._tables = Tables(len(models))
+        self._back = back
+        # By slot. What is known on the host: whose the slot is, and how far its sum has come.
+        self._request = np.full(slots, _NEVER, np.int64)
+        self._at = np.full(slots, _NEVER, np.int64)
+        self._known = np.zeros(slots, np.bool_)
+        self._ran = np.zeros((slots, len(models)), np.bool_)
+        self._kept: Tensor | None = None
+        self._log_sum_exp = torch.empty(0)
+        self._sums = torch.empty(0)
+
+    def _prepare(self, logits: Tensor) -> None:
+        """Takes the memory for the logits kept from one step to the next.
+
+        slots x models x |V| numbers in the logits' dtype.
+
+        Args:
+            logits: as a step has them, ``[n, |V|]``.
+        """
+        if self._kept is not None:
+            return
+        size, device = self._ran.shape, logits.device
+        self._kept = logits.new_full((*size, logits.shape[1]), -torch.inf)
+        self._log_sum_exp = torch.zeros(size, dtype=torch.float32, device=device)
+        self._sums = torch.zeros(size, dtype=torch.float64, device=device)
+
+    @torch.inference_mode()
+    def warm_up(self, logits: Logits) -> None:
+        """Takes the memory that a step takes, of the largest batch."""
+        self._prepare(logits["base"])
+        every = torch.arange(min(len(logits["base"]), len(self._at)), device=logits["base"].device)
+        self._keep(logits, every, every)
+
+    @torch.inference_mode()
+    def step(self, rows: Likely, last: Tensor, logits: Logits) -> None:
+        """Takes each row one token further.
+
+        Args:
+            rows: those that ask.
+            last: the last token of each prefix, ``[batch]``.
+            logits: those of the tokens to come, of the whole batch.
+        """
+        self._prepare(logits["base"])
+        goes_on = self._goes_on(rows.slots, rows.requests, rows.tokens - 1) & ~rows.first
+        ran = self._ran[rows.slots] & goes_on[:, None]
+        index, slots = sent([rows.index, rows.slots], np.int64, last.device)
+        before, added = sent([goes_on[:, None], ran], np.bool_, last.device)
+        sums = torch.where(before, self._sums[slots], 0.0)
+        sums += torch.where(added, self._log_p(slots, last[index]), 0.0)
+        self._sums[slots] = sums
+        self._write(sums, rows.places, rows.tokens, goes_on | rows.first)
+        self._keep(logits, index, slots)
+        self._note(rows.slots, rows.requests, rows.tokens, goes_on | rows.first, logits)
+
+    @torch.inference_mode()
+    def text(
+        self,
+        slot: int,
+        request: int,
+        places: Places,
+        since: int,
+        before: int,
+        tokens: Tensor,
+        logits: Callable[[slice], Logits],
+    ) -> None:
+        """Goes on with a row whose tokens are given.
+
+        Nothing is written where the logits behind its first token were not computed.
+
+        Args:
+            slot: of its request.
+            request: its number, which no other has.
+            places: where the sums go, ``[1]``.
+            since: tokens of the prompt before the first that is summed.
+            before: tokens of the row in earlier steps, or cached.
+            tokens: of this step, int ``[n]``.
+            logits: gives those that follow some of the tokens.
+        """
+        begin = max(0, since - 1 - before)
+        first = before + begin == since - 1
+        slots, requests = np.array([slot]), np.array([request])
+        known = np.array([first]) | self._goes_on(slots, requests, np.array([before]))
+        for start in range(begin, len(tokens), SLICE):
+            part = tokens[start : start + SLICE]
+            end = before + start + len(part)
+            made = logits(slice(start, start + len(part)))
+            self._prepare(made["base"])
+            sums = self._sums_of(slot, part, made, fresh=first and start == begin)
+            of_row = np.zeros(len(sums), np.int64)
+            self._sums[slot] = sums[-1] if len(sums) else 0.0
+            if len(sums):
+                lengths = np.arange(end - len(sums), end) + 1
+                self._write(sums, places.of(of_row), lengths, known[of_row])
+            self._keep_last(slot, made)
+            self._note(slots, requests, np.array([end]), known, made)
+
+    def _goes_on(self, slots: Ints, requests: Ints, tokens: Ints) -> Masks:
+        """Whether the sums of these slots are known for prefixes of so many tokens.
+
+        Not where a request came back from preemption, or the slot was another's.
+        """
+        same = (self._request[slots] == requests) & (self._at[slots] == tokens)
+        found: Masks = same & self._known[slots]
+        return found
+
+    def _note(
+        self, slots: Ints, requests: Ints, tokens: Ints, known: Masks, logits: Logits
+    ) -> None:
+        """Notes for which prefixes logits were kept, and of which models."""
+        self._request[slots], self._at[slots], self._known[slots] = requests, tokens, known
+        self._ran[slots] = [name in logits for name in self._models]
+
+    def _log_p(self, slots: Tensor, tokens: Tensor) -> Tensor:
+        """log p of tokens ``[n]`` by the logits kept in their slots, float64 ``[n, models]``."""
+        assert self._kept is not None
+        return self._kept[slots, :, tokens.long()].double() - self._log_sum_exp[slots]
+
+    def _keep(self, logits: Logits, index: Tensor, slots: Tensor) -> None:
+        """Keeps the logits of these rows of the batch in their slots."""
+        assert self._kept is not None
+        for name, of_model in self._named(logits):
+            parts = torch.split(index, SLICE), torch.split(slots, SLICE)
+            for rows, of_rows in zip(*parts, strict=True):
+                part = of_model[rows]
+                width = min(part.shape[1], self._kept.shape[2])
+                self._kept[of_rows, name, :width] = part[:, :width].to(self._kept.dtype)
+                self._log_sum_exp[of_rows, name] = part.float().logsumexp(-1)
+
+    def _keep_last(self, slot: int, logits: Logits) -> None:
+        """Keeps the logits of the last of some positions in a slot."""
+        base = logits["base"]
+        last = torch.full((1,), len(base) - 1, device=base.device)
+        self._keep(logits, last, torch.full_like(last, slot))
+
+    def _sums_of(self, slot: int, tokens: Tensor, logits: Logits, fresh: bool) -> Tensor:
+        """Sums up to each of these tokens, float64 ``[n, models]``.
+
+        Args:
+            slot: whose sum goes on.
+            logits: those that follow each token.
+            fresh: whether the sum begins behind the first token, which has none then.
+        """
+        tokens = tokens.long()
+        at = torch.full((1,), slot, device=tokens.device)
+        places = torch.arange(len(tokens) - 1, device=tokens.device)
+        added = self._sums.new_zeros(len(tokens), len(self._models))
+        if not fresh:
+            (ran,) = sent([self._ran[slot]], np.bool_, tokens.device)
+            log_p = torch.where(ran, self._log_p(at, tokens[:1])[0], 0.0)
+            added[0] = self._sums[slot] + log_p
+        for name, of_model in self._named(logits):
+            follow = of_model[places, tokens[1:]].double()
+            added[1:, name] = follow - of_model[:-1].float().logsumexp(-1)
+        return added.cumsum(0)[int(fresh) :]
+
+    def _named(self, logits: Logits) -> list[tuple[int, Tensor]]:
+        """The logits of the models that ran, with their columns."""
+        return [(i, logits[name]) for i, name in enumerate(self._models) if name in logits]
+
+    def _write(
+        self, sums: Tensor, places: Places, lengths: Ints, known: npt.NDArray[np.bool_]
+    ) -> None:
+        """Writes the sums of these prefixes where they are known."""
+        if self._reports:
+            table = np.where(known, places.table, _NEVER)
+            taken = partial(self._tables.write, places._replace(table=table), lengths)
+            self._back.put(sums.float(), taken)

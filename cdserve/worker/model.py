@@ -1,0 +1,203 @@
+"""The served model with heads and members beside it: a subclass of its architecture.
+
+``cdserve.worker.model:LlamaForCausalLM``, made on demand, is vLLM's own ``LlamaForCausalLM`` with a
+few methods extended. A subclass, so that all that vLLM reads off the class (LoRA, quantisation,
+pipeline parallelism, multi-modal interfaces) stays as it is.
+"""
+
+import logging
+import time
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from vllm.config import VllmConfig
+from vllm.distributed import get_tensor_model_parallel_rank
+from vllm.forward_context import get_forward_context
+
+from cdserve.worker.inputs import MemberLogits, sent
+from cdserve.worker.likelihoods import SLICE, Likelihoods, Logits
+from cdserve.worker.lm_head import lm_head
+from cdserve.worker.members import Members, architecture
+from cdserve.worker.rows import ROWS, Spans
+from cdserve.worker.scorer import ValueScorer
+from cdserve.worker.steerer import Steerer
+from cdserve.worker.tickets import Ints
+from value_heads.kernels import runs_on
+
+_LOGGER = logging.getLogger("vllm.cdserve")
+
+
+class _Aligned:
+    """Mixed in before the architecture's own class."""
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
+        attached = vllm_config.additional_config["cdserve"]
+        device = vllm_config.device_config.device
+        slots = vllm_config.scheduler_config.max_num_seqs
+        first = get_tensor_model_parallel_rank() == 0
+        scores = first and attached["values"]
+        # Wrapped, so that torch does not take the heads for weights of the checkpoint.
+        fused = attached["kernels"] and runs_on(device)
+        self._values = (ValueScorer(attached["values"], device, fused) if scores else None,)
+        vocabulary = vllm_config.model_config.get_vocab_size()
+        names = tuple(attached["members"])
+        steerer = Steerer(attached["q"], device, vocabulary, slots, first, fused, names)
+        self._steerer = (steerer,)
+        ROWS.resize(slots, steerer.columns, names)
+        self._cold = True
+        models = attached["likelihoods"]
+        self._likelihoods = Likelihoods(models, slots, first) if models else None
+        self._last = torch.empty(0, dtype=torch.long)
+        self._vllm_config = vllm_config
+        self._width = vllm_config.model_config.get_hidden_size()
+        self.members = Members(vllm_config, attached["members"])
+        self.secondary_weights = Members.sources(attached["members"])
+
+    def get_model_state_cls(self) -> type:
+        """The model's state in model runner V2, through which the row table follows the batch."""
+        from vllm.v1.worker.gpu.model_states import resolve_model_state_cls
+
+        from cdserve.worker.runner_v2 import tracked
+
+        own = getattr(super(), "get_model_state_cls", None)
+        # In a container, which is asked for no class of its own.
+        found = own() if own else resolve_model_state_cls(self._vllm_config, nn.ModuleList([self]))  # type: ignore[list-item]
+        return tracked(found)
+
+    def load_weights(self, weights: Any) -> set[str]:
+        """The base's own weights and the members'."""
+        return self.members.load(weights, super().load_weights)  # type: ignore[misc]
+
+    def forward(
+        self, input_ids: torch.Tensor | None, positions: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
+        """The model's own forward pass and that of the members asked for.
+
+        V of whole prompts is taken here too, where asked for.
+        """
+        hidden = super().forward(input_ids, positions, *args, **kwargs)  # type: ignore[misc]
+        if not isinstance(hidden, torch.Tensor):  # a stage of the pipeline that hands on
+            return hidden
+        # V1 begins a step also where nothing is scheduled; the pass after it has no metadata.
+        step = bool(get_forward_context().attn_metadata)
+        if step and self._values[0] is not None and (every := ROWS.every_position()):
+            starts = _row_starts()
+            self._values[0].score_every(hidden, _located(every, starts, positions), starts)
+        wanted = ROWS.members() if step else None
+        states: torch.Tensor = self.members(hidden, wanted, input_ids, positions)
+        if step and input_ids is not None and self._likelihoods is not None and ROWS.likely:
+            self._read_tokens(self._likelihoods, states, input_ids, positions)
+        return states
+
+    def compute_logits(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The model's own logits, steered where asked for; V is taken from the same states."""
+        own, behind = hidden_states[:, : self._width], hidden_states[:, self._width :]
+        due, steered, likely = ROWS.take()
+        if due is not None and self._values[0] is not None:
+            self._values[0].score_last(own, due)
+        logits = super().compute_logits(own, *args, **kwargs)  # type: ignore[misc]
+        if self._cold:  # in vLLM's run that measures memory, after loading and before it serves
+            self._cold = False
+            self._warm_up(logits, own, behind)
+        if logits is None or (steered is None and likely is None):
+            return logits
+        known: Logits | None = None
+        if likely is not None and self._likelihoods is not None:
+            known = self.members.logits(behind)
+            self._likelihoods.step(likely, self._last, {"base": logits, **known})
+        if steered is None:
+            return logits
+        members = self._members_of(known, behind)
+        return self._steerer[0].steer(logits, own, steered, members, lm_head(self))
+
+    def _members_of(self, known: Logits | None, behind: torch.Tensor) -> MemberLogits:
+        """Gives members' logits of rows: of all rows if they are known, or computed for these."""
+
+        def of(rows: torch.Tensor) -> Logits:
+            if known is None:
+                return self.members.logits(behind[rows])
+            return {name: z[rows] for name, z in known.items()}
+
+        return of
+
+    def _warm_up(
+        self, logits: torch.Tensor | None, own: torch.Tensor, behind: torch.Tensor
+    ) -> None:
+        """Takes the memory that steps need, and has Triton compile what rows usually ask."""
+        begun = time.perf_counter()
+        kinds = 0 if self._values[0] is None else self._values[0].warm_up(own)
+        if logits is not None:
+            known: Logits | None = None
+            if self._likelihoods is not None:
+                known = self.members.logits(behind)
+                self._likelihoods.warm_up({"base": logits, **known})
+                text = own.new_zeros(SLICE, own.shape[1] + behind.shape[1])
+                self._likelihoods.warm_up(self._every_logits(text, slice(SLICE)))
+            members = self._members_of(known, behind)
+            kinds += self._steerer[0].warm_up(logits, own, members, lm_head(self))
+        if kinds:
+            taken = time.perf_counter() - begun
+            _LOGGER.info("kernels for %d kinds of rows were compiled in %.1f s", kinds, taken)
+
+    def _read_tokens(
+        self,
+        likelihoods: Likelihoods,
+        states: torch.Tensor,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+    ) -> None:
+        """Keeps the step's last tokens for its logits; reads texts whose log p is wanted whole."""
+        starts = _row_starts()
+        (ends,) = sent([starts[1:] - 1], np.int64, input_ids.device)
+        self._last = input_ids[ends]
+        texts = ROWS.texts()
+        if texts is None:
+            return
+        texts = _located(texts, starts, positions)
+        for i, (row, tokens) in enumerate(zip(texts.index, texts.tokens, strict=True)):
+            span = slice(int(starts[row]), int(starts[row + 1]))
+            likelihoods.text(
+                int(texts.slots[i]),
+                int(texts.requests[i]),
+                texts.places.of(slice(i, i + 1)),
+                int(texts.since[i]),
+                int(tokens) - (span.stop - span.start),
+                input_ids[span],
+                partial(self._every_logits, states[span]),
+            )
+
+    def _every_logits(self, states: torch.Tensor, part: slice) -> Logits:
+        """Logits of the base and of the members that ran, of a part of these states."""
+        states = states[part]
+        own, behind = states[:, : self._width], states[:, self._width :]
+        base = super().compute_logits(own)  # type: ignore[misc]
+        return {"base": base, **self.members.logits(behind)}
+
+
+def _row_starts() -> Ints:
+    """Where each row's tokens begin in the step's, and where the last row's end."""
+    if ROWS.starts is not None:
+        return ROWS.starts
+    metadata = get_forward_context().attn_metadata
+    starts: Ints = next(iter(metadata.values())).query_start_loc.cpu().numpy()
+    return starts
+
+
+def _located(rows: Spans, starts: Ints, positions: torch.Tensor) -> Spans:
+    """The rows with the tokens of their prefixes; runner V1 does not say how far it computes."""
+    if ROWS.starts is not None:
+        return rows
+    last = positions[torch.from_numpy(starts[rows.index + 1] - 1)]
+    return replace(rows, tokens=last.cpu().numpy() + 1)
+
+
+def __getattr__(name: str) -> type:
+    base = architecture(name)
+    wrapped = type(base.__name__, (_Aligned, base), {"__module__": __name__})
+    globals()[name] = wrapped
+    return wrapped

@@ -1,0 +1,86 @@
+"""Model runner V1: the row table follows the batch through a logits processor."""
+
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from vllm.config import VllmConfig
+from vllm.v1.sample.logits_processor import (
+    BatchUpdate,
+    LogitsProcessor,
+    MoveDirectionality,
+)
+
+from cdserve.worker.request import WorkerRequest
+from cdserve.worker.resumed import path_before
+from cdserve.worker.rows import ROWS
+
+
+class RowTracker(LogitsProcessor):  # type: ignore[misc]
+    """Keeps the row table in step with the batch; leaves the logits alone.
+
+    The rows of this runner's batch move. So each request that asks gets a slot of its own here.
+    """
+
+    def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
+        self._slots: dict[int, int] = {}
+        self._outputs: dict[int, Sequence[int]] = {}
+        self._prompts: dict[int, int] = {}
+        self._free = deque(range(vllm_config.scheduler_config.max_num_seqs))
+        self._lay_out()
+
+    def is_argmax_invariant(self) -> bool:
+        """True: it changes no logits."""
+        return True
+
+    def update_state(self, batch_update: BatchUpdate | None) -> None:
+        """Called before every forward pass, with what changed in the batch.
+
+        The runner does not say how much of a prompt a step computes. Every chunk is treated as the
+        last one, and the results of the last one replace those before.
+        """
+        if batch_update is not None:
+            self._follow(batch_update)
+            self._lay_out()
+        outputs = np.fromiter(map(len, self._drawn), np.int64, len(self._drawn))
+        ROWS.begin(self._index, self._of_rows, self._lengths + outputs)
+
+    def apply(self, logits: torch.Tensor) -> torch.Tensor:
+        """The logits as they are."""
+        return logits
+
+    def _follow(self, update: BatchUpdate) -> None:
+        for index in update.removed:
+            self._leave(index)
+        for index, params, prompt, output in update.added:
+            self._leave(index)
+            length = len(prompt or ())
+            request = WorkerRequest.from_wire(params.extra_args, length, params.temperature)
+            if request is not None:
+                tokens = length + len(output)
+                slot = self._slots[index] = self._free.popleft()
+                self._prompts[slot], self._outputs[slot] = length, output
+                ROWS.put(slot, request, tokens, path_before(request, tokens))
+        for source, target, direction in update.moved:
+            moved = self._slots.pop(source, None)
+            if direction == MoveDirectionality.SWAP and target in self._slots:
+                self._slots[source] = self._slots.pop(target)
+            self._leave(target)
+            if moved is not None:
+                self._slots[target] = moved
+
+    def _leave(self, index: int) -> None:
+        slot = self._slots.pop(index, None)
+        if slot is not None:
+            del self._prompts[slot], self._outputs[slot]
+            ROWS.put(slot, None)
+            self._free.append(slot)
+
+    def _lay_out(self) -> None:
+        """Notes the rows of the batch that ask, in its order."""
+        rows = sorted(self._slots.items())
+        self._index = np.array([index for index, _ in rows], np.int64)
+        self._of_rows = np.array([slot for _, slot in rows], np.int64)
+        self._lengths = np.array([self._prompts[slot] for _, slot in rows], np.int64)
+        self._drawn = [self._outputs[slot] for _, slot in rows]

@@ -1,0 +1,46 @@
+"""Model runner V2: the row table follows the batch through the model's own state.
+
+There a row of the batch is not a request: the runner keeps each request in a slot, and lays out the
+batch anew every step. Sampled tokens may still be on the device when the next step begins, so a
+row's prefix is counted from what the scheduler has computed, as vLLM's own states do.
+"""
+
+from typing import Any
+
+import numpy as np
+from vllm.v1.core.sched.output import NewRequestData
+from vllm.v1.worker.gpu.input_batch import InputBatch
+from vllm.v1.worker.gpu.model_states.interface import ModelState
+
+from cdserve.worker.request import WorkerRequest
+from cdserve.worker.resumed import path_before
+from cdserve.worker.rows import ROWS
+
+
+class _Tracking:
+    """Mixed in before the state that vLLM has for the model."""
+
+    def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
+        """A request, new or back from preemption, takes a slot."""
+        super().add_request(req_index, new_req_data)  # type: ignore[misc]
+        params, prompt = new_req_data.sampling_params, new_req_data.prompt_len
+        request = params and WorkerRequest.from_wire(params.extra_args, prompt, params.temperature)
+        tokens = len(new_req_data.prefill_token_ids or ())
+        ROWS.put(req_index, request, tokens, path_before(request, tokens))
+
+    def preprocess_state(self, input_batch: InputBatch, *args: Any, **kwargs: Any) -> None:
+        """A step begins; not called for dummy runs and captures."""
+        super().preprocess_state(input_batch, *args, **kwargs)  # type: ignore[misc]
+        tokens = input_batch.num_computed_tokens_np + input_batch.num_scheduled_tokens
+        ROWS.begin(
+            np.arange(len(tokens)),
+            input_batch.idx_mapping_np,
+            tokens,
+            tokens >= input_batch.prefill_len_np,
+            input_batch.query_start_loc_np,
+        )
+
+
+def tracked(state: type[ModelState]) -> type[ModelState]:
+    """A model's state class that tells the row table of each step too."""
+    return type(state.__name__, (_Tracking, state), {})

@@ -1,0 +1,143 @@
+"""vLLM's scheduler, with the KV of a prefix's last, unfinished block reused.
+
+vLLM's prefix cache holds whole KV blocks: after a decision each of the K next candidates would
+prefill up to a block's worth of tokens whose KV a candidate of the decision before has already
+computed (measured in docs/log.md). Here such a block, a tail, stays findable after its request has
+finished, under the hash of its tokens in vLLM's own block cache, where it is evicted, reset and
+reused like any other. A request that continues the prefix gets a copy by vLLM's own copy-on-write
+of partly filled blocks, and begins with one token to compute. Requests that want no values are not
+looked at.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from vllm.utils.hashing import get_hash_fn_by_name
+from vllm.v1.core.kv_cache_manager import KVCacheBlocks
+from vllm.v1.core.kv_cache_utils import (
+    BlockHash,
+    KVCacheBlock,
+    generate_block_hash_extra_keys,
+    hash_block_tokens,
+    make_block_hash_with_group_id,
+)
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.interface import SchedulerInterface
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.kv_cache_interface import (
+    FullAttentionSpec,
+    KVCacheSpec,
+    UniformTypeKVCacheSpecs,
+)
+from vllm.v1.request import Request, RequestStatus
+
+from cdserve.worker.request import REQUEST_KEY
+
+_GROUP = 0
+
+
+class TailScheduler(Scheduler):  # type: ignore[misc]
+    """vLLM's scheduler with tails; they are kept for models of full attention only."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        groups = self.kv_cache_config.kv_cache_groups
+        self._hash = get_hash_fn_by_name(self.cache_config.prefix_caching_hash_algo)
+        self._active = (
+            self.cache_config.enable_prefix_caching
+            and self.connector is None
+            and self.vllm_config.speculative_config is None
+            and self.dcp_world_size == self.pcp_world_size == 1
+            and len(groups) == 1
+            and _is_full_attention(groups[_GROUP].kv_cache_spec)
+        )
+
+    def _get_local_prefix_cache_hit(self, request: Request) -> tuple[KVCacheBlocks, int, int, bool]:
+        """As vLLM's, with the tail behind the whole blocks, up to the last token but one."""
+        blocks, hit, boundary, diverged = super()._get_local_prefix_cache_hit(request)
+        start = (request.num_tokens - 1) // self.block_size * self.block_size
+        if self._concerns(request) and start == hit < request.num_tokens - 1:
+            tail = next(filter(None, map(self._cached, self._hashes(request, start))), None)
+            if tail is not None and not self._is_awaited(tail, start):
+                blocks = KVCacheBlocks(([*blocks.blocks[_GROUP], tail],))
+                hit = request.num_tokens - 1
+        return blocks, hit, boundary, diverged
+
+    def _free_request_blocks(self, request: Request) -> None:
+        """As vLLM's; before it, the request's last block is made findable if partly filled."""
+        computed = request.num_tokens - 1
+        start = computed // self.block_size * self.block_size
+        aborted = request.status == RequestStatus.FINISHED_ABORTED
+        if self._concerns(request) and computed > start and not aborted:
+            manager = self.kv_cache_manager
+            block = manager.get_blocks(request.request_id).blocks[_GROUP][start // self.block_size]
+            if block.block_hash is None:
+                key = make_block_hash_with_group_id(self._tail(request, start, computed), _GROUP)
+                manager.block_pool._insert_block_hash(key, block, num_tokens=computed)
+        super()._free_request_blocks(request)
+
+    def _concerns(self, request: Request) -> bool:
+        params = request.sampling_params
+        return (
+            self._active
+            and params is not None
+            and _continues((params.extra_args or {}).get(REQUEST_KEY))
+            and not request.mm_features
+            and self.kv_cache_manager.prefix_cache_lookup_enabled(request)
+        )
+
+    def _hashes(self, request: Request, start: int) -> Iterator[BlockHash]:
+        """Of blocks that hold the tail of a continued prefix, or of one scored once more."""
+        for end in (request.num_tokens, request.num_tokens - 1):
+            if end - start == self.block_size:
+                yield request.block_hashes[start // self.block_size]
+            else:
+                yield self._tail(request, start, end)
+
+    def _tail(self, request: Request, start: int, end: int) -> BlockHash:
+        index = start // self.block_size
+        extra_keys, _ = generate_block_hash_extra_keys(request, start, end, 0)
+        return hash_block_tokens(
+            self._hash,
+            request.block_hashes[index - 1] if index else None,
+            request.all_token_ids[start:end],
+            extra_keys,
+        )
+
+    def _is_awaited(self, block: KVCacheBlock, start: int) -> bool:
+        """Whether the block's KV is computed in this very step.
+
+        vLLM makes a full block findable when it schedules the step that fills it. Who reads it in
+        the same step reads it after it was written, but a copy is made before.
+        """
+        index, manager = start // self.block_size, self.kv_cache_manager
+        for request in self.running:
+            blocks = manager.get_blocks(request.request_id).blocks[_GROUP]
+            if index < len(blocks) and blocks[index] is block:
+                return bool(request.num_computed_tokens < start + self.block_size)
+        return False
+
+    def _cached(self, block_hash: BlockHash) -> KVCacheBlock | None:
+        found = self.kv_cache_manager.block_pool.get_cached_block(block_hash, [_GROUP])
+        return found[_GROUP] if found else None
+
+
+def _continues(wanted: Any) -> bool:
+    """Whether a request goes on from others, and needs no logits before its last token."""
+    return isinstance(wanted, dict) and (wanted.get("likelihood") or {}).get("since") is None
+
+
+def _is_full_attention(spec: KVCacheSpec) -> bool:
+    if isinstance(spec, UniformTypeKVCacheSpecs):  # members of other sizes
+        return all(map(_is_full_attention, spec.kv_cache_specs.values()))
+    return type(spec) is FullAttentionSpec
+
+
+class AsyncTailScheduler(TailScheduler, AsyncScheduler):  # type: ignore[misc]
+    """vLLM's asynchronous scheduler with tails."""
+
+
+def scheduler(**arguments: Any) -> SchedulerInterface:
+    """The one that fits the engine's settings; vLLM calls this as its ``scheduler_cls``."""
+    asynchronous = arguments["vllm_config"].scheduler_config.async_scheduling
+    return (AsyncTailScheduler if asynchronous else TailScheduler)(**arguments)

@@ -1,0 +1,306 @@
+"""Steering inside the worker: a step's logits in, those of the steered rows changed in place."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+from vllm.utils.torch_utils import set_default_torch_dtype
+
+from cdserve.worker.inputs import MemberLogits, sent
+from cdserve.worker.readback import READ_BACK, ReadBack
+from cdserve.worker.rows import BOUNDED, MEASURED, MIXED, TILTED, TOP_K, Steered
+from cdserve.worker.tables import Tables
+from cdserve.worker.warm_up import heaviest, usual
+from value_heads import QHead
+from value_heads.kernels import Mixture, PathKL, Tilt, operations
+
+_MOST_BYTES = 1 << 28
+"""Of one float32 copy of the rows that are steered at once."""
+_LEAST_ROWS = 64
+_KIND = MIXED | TILTED | TOP_K | BOUNDED
+_RANK = np.zeros(_KIND + 1, np.int64)
+"""Places of kinds of rows in the order in which they are launched: by launch, mixed rows first."""
+for _rank, _kind in enumerate(
+    bounded | limit | steered
+    for bounded in (0, BOUNDED)
+    for limit, kinds in ((0, (MIXED, MIXED | TILTED, TILTED)), (TOP_K, (MIXED | TILTED, TILTED)))
+    for steered in kinds
+):
+    _RANK[_kind] = _rank
+_LAUNCHES = (3, 5, 8, 10)
+"""Where the ranks of each launch end."""
+
+
+class Steerer:
+    """Members mixed and Q-heads' values added, in the rows that ask.
+
+    Row by row the logits become sum_i w_i z_i + sum_g (w_g / beta) Q_g(s, .): before temperature,
+    penalties, bias and grammar masks, which vLLM applies to the result as to any model's logits.
+    Controlled Decoding (arXiv 2310.17022, equation 2); MOD (arXiv 2406.18853).
+
+    Args:
+        paths: the Q-heads' folders, in the order of the policy's columns.
+        device: where the model runs.
+        vocabulary: tokens that the model has logits of.
+        slots: requests that can be in the batch at once.
+        reports: whether this worker writes the KL; one of them does.
+        fused: whether by Triton kernels.
+        members: the members' names.
+        back: takes the KL to the host.
+
+    Raises:
+        ValueError: a head has values of more tokens than that.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        device: torch.device,
+        vocabulary: int,
+        slots: int,
+        reports: bool,
+        fused: bool = False,
+        members: Sequence[str] = (),
+        back: ReadBack = READ_BACK,
+    ) -> None:
+        with set_default_torch_dtype(torch.float32):  # vLLM builds models in the served dtype
+            self._heads = [QHead.from_pretrained(path).to(device) for path in paths]
+        for path, head in zip(paths, self._heads, strict=True):
+            if (head.config.vocab_size or 0) > vocabulary:
+                raise ValueError(
+                    f"Q-head {path} has values of {head.config.vocab_size} tokens; the model has "
+                    f"{vocabulary}"
+                )
+        self._reports = reports
+        self._members = tuple(members)
+        self._tables = Tables(columns=2)
+        self._back = back
+        self._fused = fused
+        self._kernels = operations(fused)
+        self._paths = PathKL.zeros(slots, device)
+        self._most = max(_LEAST_ROWS, _MOST_BYTES // (4 * vocabulary))
+
+    @property
+    def columns(self) -> int:
+        """Outputs of all Q-heads."""
+        return sum(len(head.config.rewards) for head in self._heads)
+
+    @torch.inference_mode()
+    def steer(
+        self,
+        logits: Tensor,
+        hidden: Tensor,
+        rows: Steered,
+        members: MemberLogits,
+        lm_head: Tensor | None,
+    ) -> Tensor:
+        """The step's logits with those of ``rows`` steered, in float32.
+
+        Args:
+            logits: ``[batch, |V|]``; rows that are not named stay as they are.
+            hidden: the base's hidden states behind them, ``[batch, d]``.
+            members: gives members' logits of rows of the batch, by name.
+            lm_head: the model's output embedding, which tied heads read.
+        """
+        steered = logits.float()
+        for part in self._launches(rows):
+            measured = part.some & (MEASURED if self._reports else BOUNDED)
+            self._launch(steered, logits, hidden, part, members, lm_head, bool(measured))
+        return steered
+
+    @torch.inference_mode()
+    def warm_up(
+        self, logits: Tensor, hidden: Tensor, members: MemberLogits, lm_head: Tensor | None
+    ) -> int:
+        """Has Triton compile what steering will launch, and vLLM see the memory that it takes.
+
+        Args:
+            logits, hidden, members, lm_head: as ``steer``'s, of the largest batch. The logits stay
+                as they are.
+
+        Returns:
+            How many kinds of rows there are; 0 without kernels.
+        """
+        if logits.device.type == "cpu" and not self._fused:
+            return 0
+        wide, count, made = logits.float(), len(self._members), 0
+        kept = wide.clone() if wide is logits else None
+        # Once for each number of rows, whatever this worker measures: others may compute parts.
+        known: dict[int, Mapping[str, Tensor]] = {}
+
+        def once(rows: Tensor) -> Mapping[str, Tensor]:
+            if len(rows) not in known:
+                known[len(rows)] = members(rows)
+            return known[len(rows)]
+
+        # Another worker reports the KL: then this one knows it only where there is a budget.
+        for measured in ((True,) if self._reports else (True, False)) if self._fused else ():
+            for rows in usual(self._heads, count, len(wide), measured):
+                self._launch(wide, logits, hidden, rows, once, lm_head, measured)
+                made += 1
+        known.clear()
+        largest = heaviest(self._heads, count, len(wide))
+        if largest is not None:
+            self.steer(wide, hidden, largest, once, lm_head)
+        if kept is not None:
+            logits.copy_(kept)
+        return made
+
+    def _launches(self, rows: Steered) -> Iterator[Steered]:
+        """The rows as they are launched together, those that mix first.
+
+        Rows with a top k or a budget take passes of their own. Where copies of the rows' logits are
+        made, as many are launched as bound their memory.
+        """
+        ranks = _RANK.take(rows.flags & _KIND)
+        if not rows.alike:
+            order = ranks.argsort(kind="stable")
+            rows, ranks = rows.of(order), ranks[order]
+        start = 0
+        for stop in [len(ranks)] if rows.alike else np.searchsorted(ranks, _LAUNCHES).tolist():
+            if start < stop:
+                yield from self._tiles(
+                    rows if stop - start == len(ranks) else rows.of(slice(start, stop))
+                )
+            start = stop
+
+    def _tiles(self, rows: Steered) -> Iterator[Steered]:
+        """Rows of one launch; several where copies of all their logits would take much memory."""
+        copied = not self._fused or rows.some & (MIXED | TOP_K | BOUNDED)
+        if len(rows.index) <= self._most or not copied:
+            yield rows
+            return
+        for start in range(0, len(rows.index), self._most):
+            yield rows.of(slice(start, start + self._most))
+
+    def _launch(
+        self,
+        logits: Tensor,
+        own: Tensor,
+        hidden: Tensor,
+        rows: Steered,
+        members: MemberLogits,
+        lm_head: Tensor | None,
+        measured: bool,
+    ) -> None:
+        """Steers rows in place, one launch for all, and adds the KL to their paths if measured.
+
+        The KL is known when the logits are steered already. So rows with a budget are copied
+        before, and put back where it is spent.
+
+        Args:
+            logits: float32 ``[batch, |V|]``.
+            own: the same as the model gave them, in its dtype.
+        """
+        index, slots, tokens, kinds, top_k = sent(
+            [rows.index, rows.slots, rows.tokens, rows.flags & (MIXED | TILTED), rows.top_k],
+            np.int64,
+            logits.device,
+        )
+        coefficients, weights, temperatures, budgets = sent(
+            [rows.coefficients, rows.weights, rows.temperatures, rows.budgets],
+            np.float32,
+            logits.device,
+        )
+        kept = logits[index] if rows.some & BOUNDED else None
+        mixture = tilt = None
+        if rows.some & MIXED:
+            mixing = np.count_nonzero(rows.flags & MIXED)
+            mixture = self._mixture(members(index[:mixing]), weights, own[:mixing])
+        if rows.some & TILTED:
+            limits = (top_k, int(rows.top_k.max())) if rows.some & TOP_K else None
+            tilt = self._tilt(hidden[index], rows, coefficients, limits, lm_head)
+        found = self._kernels.steer(
+            logits,
+            index,
+            mixture=mixture,
+            tilt=tilt,
+            temperature=temperatures,
+            measured=measured,
+            kinds=kinds,
+        )
+        if found is None:
+            return
+        self._begin(rows)
+        paths, over = self._kernels.charge(self._paths, slots, tokens, found.kl, budgets)
+        if self._reports:
+            self._back.put(paths, partial(self._tables.write, rows.places, rows.tokens + 1))
+        if kept is not None:
+            logits[index] = torch.where(over[:, None], kept, logits[index])
+
+    def _begin(self, rows: Steered) -> None:
+        """Has the paths of rows that draw for the first time begin where they were left."""
+        if len(rows.before):
+            begins = rows.begins.nonzero()[0]
+            paths, device = self._paths, self._paths.at.device
+            (slots,) = sent([rows.slots[begins]], np.int64, device)
+            (before,) = sent([rows.before[begins]], np.float64, device)
+            paths.spent[slots], paths.unsteered[slots] = before[:, 0], before[:, 1].int()
+            paths.step.index_fill_(0, slots, 0.0)
+            paths.step_unsteered.index_fill_(0, slots, 0)
+            paths.at.index_fill_(0, slots, -1)
+
+    def _mixture(self, behind: Mapping[str, Tensor], weights: Tensor, base: Tensor) -> Mixture:
+        """All members, so that a launch depends on few things: Triton compiles a kernel for each.
+
+        Those that did not run have weight 0, and are not read; the base's logits stand for them.
+        """
+        absent = next(iter(behind.values()), base)
+        return Mixture(
+            members=tuple(behind.get(name, absent) for name in self._members),
+            weights=weights,
+            vocabulary=min(z.shape[1] for z in (base, *behind.values())),
+        )
+
+    def _tilt(
+        self,
+        hidden: Tensor,
+        rows: Steered,
+        coefficients: Tensor,
+        limits: tuple[Tensor, int] | None,
+        lm_head: Tensor | None,
+    ) -> Tilt | None:
+        """What is added to the rows' logits, in factors; None if their weights are all 0."""
+        factors, tokens, start = [], [], 0
+        for head in self._heads:
+            columns = slice(start, start + len(head.config.rewards))
+            start = columns.stop
+            asked = np.count_nonzero(part := rows.coefficients[:, columns])
+            if not asked:
+                continue
+            weights = (coefficients[:, columns] * head.scale)[:, :, None]
+            u = head.factors(hidden) * weights
+            if asked < part.size:  # NaN of a head's u stays out of rows that do not ask for it
+                u = torch.where(weights == 0, 0.0, u)
+            if head.config.architecture == "tied":  # all its rewards have one B, which stays as is
+                u = u.sum(1, keepdim=True)
+            factors.append(u)
+            tokens.append(_tokens(head, lm_head))
+        if not tokens:
+            return None
+        if limits is None:
+            return Tilt(factors=tuple(factors), tokens=tuple(tokens))
+        known = max(b.shape[1] for b in tokens)
+        top_k, most = limits
+        return Tilt(
+            factors=tuple(factors),
+            tokens=tuple(tokens),
+            top_k=top_k.clamp(max=known),
+            most=min(most, known),
+        )
+
+
+def _tokens(head: QHead, lm_head: Tensor | None) -> Tensor:
+    """B, ``[G, |V|, r]``; of a tied head the LM head's rows, in their own dtype, once for all G.
+
+    Raises:
+        ValueError: as ``QHead.matrix`` does.
+    """
+    if head.config.architecture == "lowrank":
+        return head.tokens
+    size = head.config.vocab_size or 0
+    if lm_head is None or len(lm_head) < size or lm_head.shape[1] != head.config.hidden_size:
+        return head.matrix(lm_head)
+    return lm_head[None, :size]

@@ -1,0 +1,89 @@
+"""Made-up rows that ask what requests usually ask: for the kernels to be compiled, and the memory
+of a full batch to be measured, before there are any.
+
+Triton compiles a kernel for the types and sizes that it is launched with, which takes seconds, so
+the launches of ``steerer`` depend on as little as possible.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import product
+
+import numpy as np
+
+from cdserve.worker.rows import BOUNDED, MEASURED, MIXED, TILTED, TOP_K, Steered
+from cdserve.worker.tickets import Places
+from value_heads import QHead
+from value_heads.kernels import ROW_TILES
+
+_TOP_K = 2
+"""Any: the kernels know no k."""
+
+
+def usual(heads: Sequence[QHead], members: int, most: int, measured: bool) -> Iterator[Steered]:
+    """Rows of each kind: mixed or not, tilted by each head, by all or by none, with a top k or not.
+
+    Args:
+        heads: in the order of the policy's columns.
+        members: how many.
+        most: rows of the largest batch.
+        measured: whether they want their KL.
+    """
+    sizes = _sizes(most)
+    flag = MEASURED if measured else 0
+    width = sum(len(head.config.rewards) for head in heads)
+    tilts: list[tuple[int, Sequence[int]]] = [(0, ())]
+    tilts += product((TILTED, TILTED | TOP_K), _columns(heads))
+    for mixed, (tilted, columns) in product((0, MIXED) if members else (0,), tilts):
+        if not (mixed or tilted):
+            continue
+        # Only a tilt of all tokens has its rows in tiles.
+        for count in sizes if tilted == TILTED else sizes[:1]:
+            yield _rows(count, mixed | tilted | flag, columns, width, members)
+
+
+def heaviest(heads: Sequence[QHead], members: int, most: int) -> Steered | None:
+    """A full batch of rows that take the most memory; None where there is nothing to steer by."""
+    width = sum(len(head.config.rewards) for head in heads)
+    flags = (MIXED if members else 0) | (TILTED | TOP_K if width else 0)
+    return _rows(most, flags | BOUNDED | MEASURED, range(width), width, members) if flags else None
+
+
+def _rows(count: int, flags: int, columns: Sequence[int], width: int, members: int) -> Steered:
+    each, one = np.arange(count), np.ones(count, np.int64)
+    coefficients = np.zeros((count, width), np.float32)
+    coefficients[:, list(columns)] = 1.0
+    return Steered(
+        index=each,
+        slots=each,
+        tokens=one,
+        flags=flags * one,
+        top_k=_TOP_K * one if flags & TOP_K else 0 * one,
+        coefficients=coefficients,
+        weights=np.ones((count, 1 + members), np.float32),
+        temperatures=np.ones(count, np.float32),
+        budgets=np.full(count, np.inf, np.float32),
+        begins=one > 0,
+        before=np.zeros((count, 2)),
+        places=Places(-one, one, one, one),
+        some=flags,
+        alike=True,
+    )
+
+
+def _columns(heads: Sequence[QHead]) -> list[Sequence[int]]:
+    """The columns of each head alone, and of all together."""
+    made: list[Sequence[int]] = []
+    start = 0
+    for head in heads:
+        made.append(range(start, start + len(head.config.rewards)))
+        start = made[-1][-1] + 1
+    return made + [range(start)] * (len(made) > 1)
+
+
+def _sizes(most: int) -> list[int]:
+    """A number of rows for each tile that a batch of at most so many has."""
+    return [
+        min(rows, most)
+        for rows, below in zip(ROW_TILES, (0, *ROW_TILES), strict=False)
+        if most > below
+    ]

@@ -1,0 +1,63 @@
+"""vLLM's worker, which hands a step's results over before its output.
+
+``cdserve.worker.worker.Worker`` is the platform's own class with two methods extended. The server
+reads values once an output has arrived: so they are in the table before it is sent, and no step
+waits for them. With vLLM's asynchronous scheduling, outputs are read while the next step runs.
+"""
+
+from typing import Any
+
+from vllm.platforms import current_platform
+from vllm.utils.import_utils import resolve_obj_by_qualname
+from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
+
+from cdserve.worker.readback import READ_BACK
+
+_BASES = {
+    "cpu": "vllm.v1.worker.cpu_worker.CPUWorker",
+    "xpu": "vllm.v1.worker.xpu_worker.XPUWorker",
+}
+_BASE = "vllm.v1.worker.gpu_worker.Worker"
+
+
+class _HandsOver:
+    """Mixed in before the platform's own class."""
+
+    def execute_model(self, scheduler_output: Any) -> Any:
+        """As vLLM's; None where the step goes on in ``sample_tokens``."""
+        return with_results(super().execute_model(scheduler_output))  # type: ignore[misc]
+
+    def sample_tokens(self, grammar_output: Any) -> Any:
+        """As vLLM's."""
+        return with_results(super().sample_tokens(grammar_output))  # type: ignore[misc]
+
+
+class _Output(AsyncModelRunnerOutput):  # type: ignore[misc]
+    """An output that is still on its way, and the results that it has to come after."""
+
+    def __init__(self, inner: AsyncModelRunnerOutput) -> None:
+        self._inner = inner
+        self._results = READ_BACK.count
+
+    def get_output(self) -> ModelRunnerOutput:
+        """Waits for both."""
+        output = self._inner.get_output()
+        READ_BACK.hand_over(self._results)
+        return output
+
+
+def with_results(output: Any) -> Any:
+    """A step's output, of which results are handed over before it is read."""
+    if isinstance(output, AsyncModelRunnerOutput):
+        return _Output(output)
+    if output is not None:
+        READ_BACK.hand_over(READ_BACK.count)
+    return output
+
+
+def __getattr__(name: str) -> type:
+    if name != "Worker":
+        raise AttributeError(name)
+    base = resolve_obj_by_qualname(_BASES.get(current_platform.device_type, _BASE))
+    globals()[name] = made = type(name, (_HandsOver, base), {"__module__": __name__})
+    return made

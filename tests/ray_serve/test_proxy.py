@@ -1,0 +1,223 @@
+"""The middleware of Ray's proxies, around proxies whose replicas die at a chosen point."""
+
+import asyncio
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from cdserve.ray_serve.deployment import SilentOnceDead
+from cdserve.ray_serve.proxy import ATTEMPTS, RetryOnDeath, middlewares
+from tests.waiting import turns
+
+BODY = [
+    {"type": "http.request", "body": b"one ", "more_body": True},
+    {"type": "http.request", "body": b"two", "more_body": False},
+]
+START = {"type": "http.response.start", "status": 200, "headers": []}
+
+
+def chunk(text: str, more: bool = True) -> Message:
+    return {"type": "http.response.body", "body": text.encode(), "more_body": more}
+
+
+class Proxy:
+    """Stands for Ray's proxy: sends what each of its replicas does, and returns where one dies."""
+
+    def __init__(self, *replicas: list[Message]) -> None:
+        self.replicas = list(replicas)
+        self.read: list[bytes] = []
+        """The body, as each replica has received it."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        assert scope["path"] == "/v1/completions"
+        scope["path"] = "/changed"
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body, more = body + message["body"], message["more_body"]
+        self.read.append(body)
+        for message in self.replicas.pop(0):
+            await send(message)
+
+
+async def answered(proxy: ASGIApp, path: str = "/v1/completions") -> list[Message]:
+    """What the client receives."""
+    sent: list[Message] = []
+    coming = iter(BODY)
+
+    async def receive() -> Message:
+        return next(coming)
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    await RetryOnDeath(proxy)({"type": "http", "path": path}, receive, send)
+    return sent
+
+
+@pytest.mark.parametrize("last", [[], [START]], ids=["nothing", "a status without a body"])
+async def test_a_request_without_an_answer_is_sent_again(last: list[Message]) -> None:
+    proxy = Proxy([], last, [START, chunk("answer", more=False)])
+    assert await answered(proxy) == [START, chunk("answer", more=False)]
+    assert proxy.read == [b"one two"] * 3
+
+
+async def test_a_response_that_has_begun_is_not_sent_again() -> None:
+    proxy = Proxy([START, chunk("begun")], [START, chunk("other", more=False)])
+    assert await answered(proxy) == [START, chunk("begun")]
+    assert len(proxy.read) == 1
+
+
+@pytest.mark.parametrize("status", [400, 404, 413, 429, 500, 503])
+async def test_an_error_of_the_application_is_its_answer(status: int) -> None:
+    error = [{**START, "status": status}, chunk("error", more=False)]
+    proxy = Proxy(error, [START, chunk("other", more=False)])
+    assert await answered(proxy) == error
+
+
+@pytest.mark.parametrize(
+    ("path", "shape", "kind"),
+    [
+        ("/v1/completions", None, "ServiceUnavailableError"),
+        ("/prefix/v1/completions", None, "ServiceUnavailableError"),
+        ("/v1/messages", "error", "overloaded_error"),
+        ("/prefix/v1/messages", "error", "overloaded_error"),
+        ("/v1/messages/count_tokens", "error", "overloaded_error"),
+        ("/prefix/v1/messages/count_tokens", "error", "overloaded_error"),
+    ],
+)
+async def test_after_the_last_attempt_the_answer_is_a_503(
+    path: str, shape: str | None, kind: str
+) -> None:
+    attempts = 0
+
+    async def dies(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal attempts
+        attempts += 1
+
+    start, body = await answered(dies, path)
+    assert attempts == ATTEMPTS
+    assert start["status"] == 503
+    assert (b"retry-after", b"1") in start["headers"]
+    said = json.loads(body["body"])
+    assert said["error"]["type"] == kind
+    assert said["error"]["code"] == 503
+    assert "3 replicas died" in said["error"]["message"]
+    assert said.get("type") == shape
+
+
+async def test_a_client_that_leaves_during_a_retry_ends_it() -> None:
+    left = asyncio.Event()
+    attempts: list[list[str]] = []
+
+    async def proxy(scope: Scope, receive: Receive, send: Send) -> None:
+        """Its first replica dies; the second reads until the client leaves."""
+        attempts.append(found := [])
+        for _ in BODY:
+            found.append((await receive())["type"])
+        if len(attempts) == 2:
+            left.set()
+            found.append((await receive())["type"])
+
+    sent = await _leave_at(left, proxy)
+    assert sent == []
+    assert attempts == [["http.request"] * 2, ["http.request"] * 2 + ["http.disconnect"]]
+
+
+async def test_a_client_that_has_left_is_not_retried_for() -> None:
+    left = asyncio.Event()
+    left.set()
+    attempts = 0
+
+    async def proxy(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal attempts
+        attempts += 1
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    assert await _leave_at(left, proxy) == []
+    assert attempts == 1
+
+
+async def test_a_cancelled_call_is_not_retried() -> None:
+    """Ray's proxy does not raise when it is cancelled: it returns without an answer."""
+    attempts = 0
+    waiting = asyncio.Event()
+
+    async def proxy(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal attempts
+        attempts += 1
+        waiting.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return
+
+    call = asyncio.create_task(answered(proxy))
+    await waiting.wait()
+    call.cancel()
+    assert await call == []
+    assert attempts == 1
+
+
+async def test_other_protocols_pass() -> None:
+    seen: list[Any] = []
+
+    async def proxy(*call: Any) -> None:
+        seen.append(call)
+
+    call = ({"type": "websocket"}, None, None)
+    await RetryOnDeath(proxy)(*call)  # type: ignore[arg-type]
+    assert seen == [call]
+
+
+@pytest.mark.parametrize("begun", [False, True])
+async def test_a_replica_begins_no_response_once_its_engine_has_died(begun: bool) -> None:
+    """It waits for the end of its process; a stream that has begun tells the error."""
+    engine: Any = SimpleNamespace(errored=False)
+    messages = [START, chunk("block"), chunk("error", more=False)]
+    sent: list[Message] = []
+
+    async def answers(scope: Scope, receive: Receive, send: Send) -> None:
+        for i, message in enumerate(messages):
+            engine.errored = i == 2 or not begun
+            await send(message)
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    receive: Any = None
+    call = asyncio.create_task(SilentOnceDead(answers, engine)({"type": "http"}, receive, send))
+    await turns()
+    assert sent == (messages if begun else [])
+    assert call.done() == begun
+    call.cancel()
+
+
+def test_ray_accepts_the_callback() -> None:
+    from ray.serve._private.http_util import validate_http_proxy_callback_return
+
+    made = validate_http_proxy_callback_return(middlewares())
+    assert [type(one) for one in made] == [Middleware]
+
+
+async def _leave_at(left: asyncio.Event, proxy: ASGIApp) -> list[Message]:
+    """What a client receives that leaves at an event."""
+    sent: list[Message] = []
+    coming = iter(BODY)
+
+    async def receive() -> Message:
+        for message in coming:
+            return message
+        await left.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    await RetryOnDeath(proxy)({"type": "http", "path": "/v1/completions"}, receive, send)
+    return sent

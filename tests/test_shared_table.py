@@ -1,0 +1,258 @@
+"""The shared table: a value reads back as what was written for it, or as missing."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cdserve.shared_table import TableView, Ticket, ValueTable
+from tests.waiting import HANG_SECONDS
+
+SLOTS, LENGTH, COLUMNS = 3, 4, 2
+
+
+@pytest.fixture
+def table() -> Iterator[ValueTable]:
+    table = ValueTable(slots=SLOTS, length=LENGTH, columns=COLUMNS)
+    yield table
+    table.close()
+
+
+@pytest.fixture
+def worker(table: ValueTable) -> TableView:
+    """The view of the other side."""
+    return TableView.open(table.path, COLUMNS)
+
+
+def write(view: TableView, ticket: Ticket, length: int, *values: float) -> None:
+    view.write(
+        np.array([ticket.offset + length % ticket.length]),
+        np.array([ticket.number]),
+        np.array([length]),
+        np.array([values], dtype=np.float32),
+    )
+
+
+def read(table: ValueTable, ticket: Ticket, length: int) -> list[float] | None:
+    values = table.read(ticket, length)
+    return None if values is None else values.tolist()
+
+
+class TestTickets:
+    def test_they_share_no_rows(self, table: ValueTable) -> None:
+        tickets = [table.acquire() for _ in range(SLOTS)]
+        rows = [row for t in tickets for row in range(t.offset, t.offset + t.length)]
+        assert sorted(rows) == list(range(SLOTS * LENGTH))
+
+    def test_numbers_are_never_used_again(self, table: ValueTable) -> None:
+        numbers = []
+        for _ in range(4 * SLOTS):
+            ticket = table.acquire()
+            numbers.append(ticket.number)
+            table.release(ticket)
+        assert len(set(numbers)) == 4 * SLOTS
+
+    def test_they_run_out(self, table: ValueTable) -> None:
+        tickets = [table.acquire() for _ in range(SLOTS)]
+        with pytest.raises(RuntimeError, match="full"):
+            table.acquire()
+        table.release(tickets[1])
+        assert table.acquire().offset == tickets[1].offset
+
+    def test_a_slot_rests_as_long_as_possible(self, table: ValueTable) -> None:
+        first = table.acquire()
+        table.release(first)
+        later = [table.acquire().offset for _ in range(SLOTS)]
+        assert later[-1] == first.offset
+
+    def test_the_wire(self, table: ValueTable) -> None:
+        ticket = table.acquire()
+        assert all(isinstance(part, str | int) for part in ticket.to_wire())
+        assert Ticket.from_wire(ticket.to_wire()) == ticket
+
+
+class TestValues:
+    def test_nothing_is_there_at_first(self, table: ValueTable) -> None:
+        ticket = table.acquire()
+        assert [table.read(ticket, length) for length in range(10)] == [None] * 10
+
+    def test_what_was_written_is_read(self, table: ValueTable, worker: TableView) -> None:
+        ticket = table.acquire()
+        write(worker, ticket, 7, 0.5, -1.25)
+        assert read(table, ticket, 7) == [0.5, -1.25]
+
+    @pytest.mark.parametrize("length", [3, 6, 8, 11, 7 + 8 * LENGTH])
+    def test_other_lengths_stay_missing(
+        self, table: ValueTable, worker: TableView, length: int
+    ) -> None:
+        ticket = table.acquire()
+        write(worker, ticket, 7, 0.5, -1.25)
+        assert table.read(ticket, length) is None
+
+    def test_the_ring_keeps_the_latest(self, table: ValueTable, worker: TableView) -> None:
+        ticket = table.acquire()
+        for length in range(5, 15):
+            write(worker, ticket, length, length, -length)
+        assert [table.read(ticket, length) for length in range(5, 11)] == [None] * 6
+        kept = {length: read(table, ticket, length) for length in range(11, 15)}
+        assert kept == {length: [length, -length] for length in range(11, 15)}
+
+    @pytest.mark.parametrize(("length", "found"), [(5, 11), (11, 11), (12, 12), (14, 14)])
+    def test_the_shortest_prefix_from_a_length_on_is_read(
+        self, table: ValueTable, worker: TableView, length: int, found: int
+    ) -> None:
+        """The worker is up to nine tokens ahead of a reader of 5, the ring keeps four."""
+        ticket, other = table.acquire(), table.acquire()
+        for written in range(5, 15):
+            write(worker, ticket, written, written, 1)
+            write(worker, other, written + 1, written, 2)
+        values = table.read_from(ticket, length)
+        assert values is not None
+        assert values.tolist() == [found, 1]
+        assert table.read_from(ticket, 15) is None
+
+    def test_a_stale_ticket_reads_nothing_that_is_not_its_own(
+        self, table: ValueTable, worker: TableView
+    ) -> None:
+        stale = table.acquire()
+        write(worker, stale, 3, 1, 1)
+        table.release(stale)
+        others = [table.acquire() for _ in range(SLOTS)]
+        fresh = next(other for other in others if other.offset == stale.offset)
+        assert table.read(fresh, 3) is None
+        write(worker, fresh, 3, 2, 2)
+        assert table.read(stale, 3) is None
+        assert read(table, fresh, 3) == [2, 2]
+
+    def test_a_late_write_of_a_stale_ticket_is_not_read(
+        self, table: ValueTable, worker: TableView
+    ) -> None:
+        stale = table.acquire()
+        table.release(stale)
+        fresh = [table.acquire() for _ in range(SLOTS)][-1]
+        assert fresh.offset == stale.offset
+        write(worker, stale, 3, 1, 1)
+        assert table.read(fresh, 3) is None
+
+    def test_many_rows_at_once(self, table: ValueTable, worker: TableView) -> None:
+        tickets = [table.acquire() for _ in range(SLOTS)]
+        lengths = np.array([2, 9, 4])
+        worker.write(
+            np.array([t.offset for t in tickets]) + lengths % LENGTH,
+            np.array([t.number for t in tickets]),
+            lengths,
+            np.arange(6, dtype=np.float32).reshape(3, 2),
+        )
+        found = [read(table, t, n) for t, n in zip(tickets, lengths.tolist(), strict=True)]
+        assert found == [[0, 1], [2, 3], [4, 5]]
+
+    def test_what_was_read_does_not_change_afterwards(
+        self, table: ValueTable, worker: TableView
+    ) -> None:
+        ticket = table.acquire()
+        write(worker, ticket, 3, 1, 2)
+        before = table.read(ticket, 3)
+        write(worker, ticket, 3, 8, 9)
+        assert before is not None
+        assert before.tolist() == [1, 2]
+        assert before.dtype == np.float32
+
+    @settings(derandomize=True, deadline=None, max_examples=100)
+    @given(st.lists(st.tuples(st.integers(0, SLOTS - 1), st.integers(0, 12)), max_size=30))
+    def test_the_latest_write_of_a_row_is_read(self, writes: list[tuple[int, int]]) -> None:
+        table = ValueTable(slots=SLOTS, length=LENGTH, columns=COLUMNS)
+        worker = TableView.open(table.path, COLUMNS)
+        tickets = [table.acquire() for _ in range(SLOTS)]
+        expected: dict[tuple[int, int], list[float]] = {}
+        for i, (slot, length) in enumerate(writes):
+            write(worker, tickets[slot], length, i, -i)
+            for other in range(length % LENGTH, 13, LENGTH):
+                expected.pop((slot, other), None)
+            expected[slot, length] = [i, -i]
+        found = {
+            (slot, length): values
+            for slot in range(SLOTS)
+            for length in range(13)
+            if (values := read(table, tickets[slot], length)) is not None
+        }
+        table.close()
+        assert found == expected
+
+
+WORKER = """
+import sys
+import numpy as np
+from cdserve.shared_table import TableView, Ticket
+
+path, number, offset, length = sys.argv[1:]
+ticket = Ticket.from_wire([path, int(number), int(offset), int(length)])
+view = TableView.open(ticket.path, 2)
+for n in (6, 7):
+    view.write(
+        np.array([ticket.offset + n % ticket.length]),
+        np.array([ticket.number]),
+        np.array([n]),
+        np.array([[n, n + 0.5]], dtype=np.float32),
+    )
+"""
+
+
+class TestSharing:
+    def test_another_process_writes(self, table: ValueTable) -> None:
+        ticket = table.acquire()
+        wire = [str(part) for part in ticket.to_wire()]
+        subprocess.run([sys.executable, "-c", WORKER, *wire], check=True, timeout=HANG_SECONDS)
+        assert [read(table, ticket, n) for n in (5, 6, 7, 8)] == [None, [6, 6.5], [7, 7.5], None]
+
+    def test_tables_are_apart(self, table: ValueTable, worker: TableView) -> None:
+        other = ValueTable(slots=SLOTS, length=LENGTH, columns=COLUMNS)
+        theirs, ours = other.acquire(), table.acquire()
+        write(worker, ours, 3, 1, 2)
+        found = other.read(theirs, 3)
+        other.close()
+        assert found is None
+
+    def test_a_table_of_other_columns_is_refused(self, table: ValueTable) -> None:
+        with pytest.raises(ValueError, match="rows of 3 values"):
+            TableView.open(table.path, 3)
+
+    def test_closing_removes_it(self, table: ValueTable, worker: TableView) -> None:
+        ticket = table.acquire()
+        write(worker, ticket, 3, 1, 2)
+        table.close()
+        table.close()
+        assert not Path(table.path).exists()
+        assert read(table, ticket, 3) == [1, 2]
+
+
+class TestAbandoned:
+    """A killed server cannot remove its table; the next one does."""
+
+    SCRIPT = """
+from cdserve.shared_table import ValueTable
+print(ValueTable(slots=1, columns=1).path, flush=True)
+input()
+"""
+
+    def test_the_next_server_removes_it(self) -> None:
+        command = [sys.executable, "-c", self.SCRIPT]
+        pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        with (
+            subprocess.Popen(command, **pipes) as killed,
+            subprocess.Popen(command, **pipes) as alive,
+        ):
+            abandoned, held = (Path(one.stdout.readline().strip()) for one in (killed, alive))
+            killed.kill()
+            killed.wait()
+            assert abandoned.exists()
+            ValueTable(slots=1, columns=1).close()
+            assert not abandoned.exists()
+            assert held.exists()
+            alive.kill()
+        held.unlink()

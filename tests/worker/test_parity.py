@@ -1,0 +1,318 @@
+"""V inside the engine is V of a plain Transformers forward pass, however vLLM ran the prefix."""
+
+import asyncio
+import json
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import torch
+from openai import OpenAI
+
+from cdserve.demo import HEAD_DIR, MODEL_DIR
+from cdserve.demo.build.folders import load_model, load_tokenizer
+from tests.server.served import Served, demo_settings
+from tests.server.tilted import TOKENWISE, Tilted, check_tilted
+from tests.server.wire import blocks, complete
+from tests.waiting import HANG_SECONDS
+from value_heads import ValueHead
+
+from . import adapter
+
+TOLERANCE = 1e-4
+LENGTHS = [1, 5, 31, 32, 33, 64, 100, 300]
+RESPONSE = " I love it. The handle has a firm grip."
+BEST_OF_N = {"method": "best_of_n", "n": 4}
+BLOCKWISE = {"method": "blockwise_cd", "k": 4, "m": 32}
+
+
+class Reference:
+    """The demo model, with an adapter if there is one, and its head in Transformers, float32."""
+
+    def __init__(self, lora: Path | None = None) -> None:
+        self._model = load_model(MODEL_DIR)
+        if lora is not None:
+            adapter.merge(self._model, lora)
+        self._head = ValueHead.from_pretrained(HEAD_DIR)
+        self.tokenizer = load_tokenizer(MODEL_DIR)
+
+    @torch.inference_mode()
+    def values(self, token_ids: Sequence[int]) -> list[float]:
+        """V after each token."""
+        hidden = self._model.model(input_ids=torch.tensor([token_ids])).last_hidden_state
+        values: list[float] = self._head(hidden)[0, :, 0].tolist()
+        return values
+
+    @torch.inference_mode()
+    def logprobs(self, token_ids: Sequence[int]) -> list[float]:
+        """log p of each token but the first, given those before it."""
+        ids = torch.tensor([token_ids])
+        log_p = self._model(input_ids=ids).logits[0, :-1].log_softmax(-1)
+        taken: list[float] = log_p.gather(-1, ids[0, 1:, None])[:, 0].tolist()
+        return taken
+
+    def ended(self, text: str) -> list[int]:
+        """A finished response's token ids."""
+        ids = self.tokenizer.encode(text, add_special_tokens=False)
+        return [*ids, self.tokenizer.eos_token_id]
+
+    def check(self, prompt: Sequence[int], token_ids: Sequence[int], report: Any, m: int) -> None:
+        """Asserts the value of every decision that a trace reports of a response."""
+        values = self.values([*prompt, *token_ids])
+        ends = [len(prompt) + m * i for i in range(1, len(blocks(token_ids, m)))]
+        expected = [values[end - 1] for end in [*ends, len(values)]]
+        chosen = [c["score"] for d in report["trace"] for c in d["candidates"] if c["chosen"]]
+        assert chosen == pytest.approx(expected, abs=TOLERANCE)
+
+
+@pytest.fixture(scope="module")
+def reference() -> Reference:
+    return Reference()
+
+
+def tokens(length: int, seed: int = 0) -> list[int]:
+    """Token ids that no other test's prompt begins with."""
+    rng = random.Random(f"{length}/{seed}")
+    return [rng.randrange(6, 1500) for _ in range(length)]
+
+
+def score(
+    http: httpx2.Client, prompt: list[int], response: str = RESPONSE, per_token: bool = False
+) -> dict[str, Any]:
+    """One response's scores."""
+    body = {"model": "demo", "prompt": prompt, "responses": [response], "per_token": per_token}
+    answer = http.post("/v1/alignment/score", json=body).raise_for_status()
+    scored: dict[str, Any] = answer.json()["scores"][0]
+    return scored
+
+
+class TestScore:
+    @pytest.mark.parametrize("length", LENGTHS)
+    def test_every_token(self, http: httpx2.Client, reference: Reference, length: int) -> None:
+        prompt = tokens(length)
+        expected = reference.values([*prompt, *reference.ended(RESPONSE)])[length:]
+        values = score(http, prompt, per_token=True)["per_token"]["sentiment"]
+        assert values == pytest.approx(expected, abs=TOLERANCE)
+
+    @pytest.mark.parametrize("length", LENGTHS)
+    def test_the_end_of_a_sequence_of_any_length(
+        self, http: httpx2.Client, reference: Reference, length: int
+    ) -> None:
+        prompt = tokens(length, seed=1)
+        expected = reference.values([*prompt, *reference.ended("")])[-1]
+        assert score(http, prompt, "")["score"] == pytest.approx(expected, abs=TOLERANCE)
+
+    def test_a_prefix_cache_hit(
+        self, server: Served, http: httpx2.Client, reference: Reference
+    ) -> None:
+        prompt = tokens(130, seed=2)
+        expected = reference.values([*prompt, *reference.ended(RESPONSE)])
+        first = score(http, prompt)["score"]
+        hits = server.metric("prefix_cache_hits_total")
+        again = score(http, prompt)["score"]
+        assert server.metric("prefix_cache_hits_total") >= hits + 128
+        assert [first, again] == pytest.approx([expected[-1]] * 2, abs=TOLERANCE)
+        every = score(http, prompt, per_token=True)["per_token"]["sentiment"]
+        assert every == pytest.approx(expected[130:], abs=TOLERANCE)
+
+    @pytest.mark.parametrize("length", [31, 32, 64, 65, 96, 128])
+    def test_a_prefix_of_an_earlier_prompt(
+        self, http: httpx2.Client, reference: Reference, length: int
+    ) -> None:
+        whole = tokens(128, seed=3)
+        score(http, whole)
+        expected = reference.values([*whole[:length], *reference.ended(RESPONSE)])[-1]
+        assert score(http, whole[:length])["score"] == pytest.approx(expected, abs=TOLERANCE)
+
+    async def test_sixteen_at_once(self, server: Served, reference: Reference) -> None:
+        prompts = [tokens(length, seed=6) for length in range(3, 16 * 20, 20)]
+        async with server.async_client() as client:
+            answers = await asyncio.gather(
+                *(
+                    client.post(
+                        "/v1/alignment/score",
+                        json={"prompt": p, "responses": [RESPONSE], "per_token": i % 2 == 0},
+                    )
+                    for i, p in enumerate(prompts)
+                )
+            )
+        for prompt, answer in zip(prompts, answers, strict=True):
+            scored = answer.raise_for_status().json()["scores"][0]
+            expected = reference.values([*prompt, *reference.ended(RESPONSE)])
+            assert scored["score"] == pytest.approx(expected[-1], abs=TOLERANCE)
+            values = scored.get("per_token", {}).get("sentiment", expected[len(prompt) :])
+            assert values == pytest.approx(expected[len(prompt) :], abs=TOLERANCE)
+
+
+class TestGeneration:
+    async def test_prompts_of_whole_blocks_at_once(
+        self, server: Served, reference: Reference
+    ) -> None:
+        """Candidates that begin in one step do not copy what that step has yet to compute."""
+        prompts = [tokens(64, seed=100 + i) for i in range(16)]
+        policy = {**BEST_OF_N, "n": 8, "report": "trace"}
+        fields = {"model": "demo", "max_tokens": 8, "ignore_eos": True, "return_token_ids": True}
+        bodies = [{**fields, "prompt": prompt, "alignment": policy} for prompt in prompts]
+        async with server.async_client() as client:
+            answers = await asyncio.gather(
+                *(client.post("/v1/completions", json=body) for body in bodies)
+            )
+        for prompt, answer in zip(prompts, answers, strict=True):
+            made = answer.raise_for_status().json()
+            reference.check(prompt, made["choices"][0]["token_ids"], made["alignment"], 100)
+
+    @pytest.mark.parametrize(
+        ("policy", "m"), [(BEST_OF_N, 100), (BLOCKWISE, 32), ({**BLOCKWISE, "m": 7}, 7)]
+    )
+    @pytest.mark.parametrize("length", [1, 20, 31, 32, 300, 700])
+    def test_every_decision(
+        self, client: OpenAI, reference: Reference, policy: dict[str, Any], m: int, length: int
+    ) -> None:
+        prompt = tokens(length, seed=7)
+        traced = {**policy, "report": "trace"}
+        fields = {"max_tokens": 70, "ignore_eos": True, "seed": None}
+        answer = complete(client, traced, prompt=prompt, **fields)
+        reference.check(prompt, answer.choices[0].token_ids, answer.alignment, m)
+
+    @pytest.mark.parametrize("policy", [BEST_OF_N, BLOCKWISE], ids=lambda p: p["method"])
+    def test_a_response_that_ended(
+        self, client: OpenAI, reference: Reference, policy: dict[str, Any]
+    ) -> None:
+        """The last value is that of the prefix with its end token."""
+        answer = complete(client, {**policy, "report": "trace"}, max_tokens=400)
+        choice = answer.choices[0]
+        assert choice.token_ids[-1] == reference.tokenizer.eos_token_id
+        m = policy.get("m", 400)
+        reference.check(choice.prompt_token_ids, choice.token_ids, answer.alignment, m)
+
+    def test_a_response_that_a_stop_string_ended(
+        self, client: OpenAI, reference: Reference
+    ) -> None:
+        """The value is that of the tokens that were kept."""
+        answer = complete(client, {**BLOCKWISE, "report": "trace"}, stop=["."], max_tokens=200)
+        choice = answer.choices[0]
+        reference.check(choice.prompt_token_ids, choice.token_ids, answer.alignment, 32)
+
+    async def test_sixteen_at_once(self, server: Served, reference: Reference) -> None:
+        """Rows move in the batch as others come and go; plain requests are among them."""
+        bodies = [
+            {
+                **{"model": "demo", "prompt": tokens(5 + 13 * i, seed=8)},
+                **{"max_tokens": 40 + 5 * i, "ignore_eos": True, "return_token_ids": True},
+                "alignment": None if i % 4 == 3 else {**BLOCKWISE, "report": "trace"},
+            }
+            for i in range(16)
+        ]
+        async with server.async_client() as client:
+            answers = await asyncio.gather(
+                *(client.post("/v1/completions", json=body) for body in bodies)
+            )
+        for body, answer in zip(bodies, answers, strict=True):
+            made = answer.raise_for_status().json()
+            if body["alignment"] is not None:
+                choice = made["choices"][0]
+                reference.check(
+                    choice["prompt_token_ids"], choice["token_ids"], made["alignment"], 32
+                )
+
+    def test_blocks_are_continued_by_token_ids(self, client: OpenAI, reference: Reference) -> None:
+        """A hot text is not encoded to the tokens that wrote it; logprobs tell them apart."""
+        policy = {**BLOCKWISE, "m": 8, "report": "trace"}
+        fields = {"temperature": 2.0, "logprobs": 0, "max_tokens": 64, "ignore_eos": True}
+        for seed in range(10):
+            answer = complete(client, policy, seed=seed, **fields)
+            choice = answer.choices[0]
+            encoded = reference.tokenizer.encode(choice.text, add_special_tokens=False)
+            if encoded[:32] != choice.token_ids[:32]:
+                break
+        assert encoded != choice.token_ids
+        expected = reference.logprobs([*choice.prompt_token_ids, *choice.token_ids])
+        assert choice.logprobs.token_logprobs == pytest.approx(
+            expected[-len(choice.token_ids) :], abs=1e-3
+        )
+        reference.check(choice.prompt_token_ids, choice.token_ids, answer.alignment, 8)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server that takes 64 tokens a step, with a KV cache of 24 blocks of 32 tokens."""
+    config = json.loads((MODEL_DIR / "config.json").read_text())
+    a_token = 2 * 4 * config["num_hidden_layers"] * config["num_key_value_heads"]
+    cache = 24 * 32 * a_token * config["head_dim"]
+    flags = ["--max-model-len", "704", "--kv-cache-memory-bytes", str(cache)]
+    flags += ["--max-num-batched-tokens", "64", "--max-num-seqs", "16", "--enable-chunked-prefill"]
+    settings = demo_settings(members={}, presets={})  # members would take part of the cache
+    settings["rewards"]["fluent"] = {"kind": "loglik"}
+    with Served(settings, tmp_path_factory.mktemp("small"), flags) as served:
+        yield served
+
+
+class TestSmallServer:
+    @pytest.mark.parametrize("length", [63, 64, 65, 650])
+    @pytest.mark.parametrize("per_token", [False, True])
+    def test_a_prefill_in_chunks(
+        self, small: Served, reference: Reference, length: int, per_token: bool
+    ) -> None:
+        prompt = tokens(length, seed=4 + per_token)
+        expected = reference.values([*prompt, *reference.ended(RESPONSE)])
+        with small.client() as http:
+            scored = score(http, prompt, per_token=per_token)
+        assert scored["score"] == pytest.approx(expected[-1], abs=TOLERANCE)
+        if per_token:
+            values = scored["per_token"]["sentiment"]
+            assert values == pytest.approx(expected[length:], abs=TOLERANCE)
+
+    def test_preemption(self, small: Served, reference: Reference) -> None:
+        body = {
+            **{"model": "demo", "prompt": tokens(200, seed=9), "max_tokens": 160, "n": 2},
+            **{"ignore_eos": True, "return_token_ids": True},
+        }
+        for policy, m in [({"method": "best_of_n", "n": 6}, 160), ({**BLOCKWISE, "k": 6}, 32)]:
+            body["alignment"] = {**policy, "report": "trace"}
+            with small.client() as http:
+                answer = http.post("/v1/completions", json=body).raise_for_status().json()
+            reports = answer["alignment"]["choices"]
+            for choice, report in zip(answer["choices"], reports, strict=True):
+                prompt = choice["prompt_token_ids"]
+                reference.check(prompt, choice["token_ids"], report, m)
+        assert small.metric("num_preemptions_total") > 0
+
+    def test_log_likelihoods_of_preempted_rows(self, small: Served, reference: Reference) -> None:
+        """One that was preempted is read anew, in chunks, where the sum was lost."""
+        before = small.metric("num_preemptions_total")
+        policy = {"method": "best_of_n", "n": 6, "rewards": {"fluent": 1.0}, "report": "trace"}
+        body = {
+            **{"model": "demo", "prompt": tokens(200, seed=11), "max_tokens": 160, "n": 2},
+            **{"ignore_eos": True, "return_token_ids": True, "alignment": policy},
+        }
+        with small.client() as http:
+            answer = http.post("/v1/completions", json=body).raise_for_status().json()
+        assert small.metric("num_preemptions_total") > before
+        reports = answer["alignment"]["choices"]
+        for choice, report in zip(answer["choices"], reports, strict=True):
+            whole = [*choice["prompt_token_ids"], *choice["token_ids"]]
+            expected = sum(reference.logprobs(whole)[199:])
+            assert report["rewards"]["fluent"] == pytest.approx(expected, abs=2e-3)
+
+    def test_steered_rows_that_are_preempted(self, small: Served) -> None:
+        """Each prompt is computed in four chunks; KL goes on from where it was."""
+        before = small.metric("num_preemptions_total")
+        url = f"{small.base_url}/v1"
+        with OpenAI(base_url=url, api_key="none", timeout=HANG_SECONDS) as client:
+            answer = complete(
+                client,
+                TOKENWISE,
+                prompt=tokens(200, seed=10),
+                max_tokens=160,
+                n=6,
+                ignore_eos=True,
+                logprobs=0,
+                seed=None,  # vLLM on CPU dies of a seeded prompt that is computed in chunks
+            )
+        assert small.metric("num_preemptions_total") > before
+        reference = Tilted()
+        for choice, report in zip(answer.choices, answer.alignment["choices"], strict=True):
+            check_tilted(reference, choice, report)

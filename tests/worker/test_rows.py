@@ -1,0 +1,431 @@
+"""The row table follows the batch as vLLM's model runners change it."""
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from vllm import SamplingParams
+from vllm.v1.core.sched.output import NewRequestData
+from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
+from vllm.v1.worker.gpu.input_batch import InputBatch, InputBuffers
+from vllm.v1.worker.gpu.model_states.interface import ModelState
+
+from cdserve.shared_table import Ticket
+from cdserve.worker import runner_v1, runner_v2
+from cdserve.worker.request import REQUEST_KEY, WorkerRequest
+from cdserve.worker.rows import RowTable, Spans, Steered, Step
+from cdserve.worker.tickets import PATHS
+
+SWAP = MoveDirectionality.SWAP
+ONE_WAY = MoveDirectionality.UNIDIRECTIONAL
+
+SLOTS = 8
+NONE = Step(None, None, None)
+
+Asked = dict[str, Any]
+
+
+def asks(number: int, length: int | None = 1) -> Asked:
+    ticket = Ticket("/table", number, number * 8, 8)
+    return {REQUEST_KEY: {"values": ticket.to_wire(), "length": length}}
+
+
+def steered(**wanted: Any) -> Asked:
+    tilt = {"by": {"0": 2.0}, "top_k": None}
+    path = Ticket("/path", 1, 0, 16).to_wire()
+    return {REQUEST_KEY: {"tilt": tilt, "path": path} | wanted}
+
+
+@pytest.fixture(autouse=True)
+def table(monkeypatch: pytest.MonkeyPatch) -> RowTable:
+    table = RowTable(SLOTS, columns=2, members=("tuned", "ref"))
+    monkeypatch.setattr(runner_v1, "ROWS", table)
+    monkeypatch.setattr(runner_v2, "ROWS", table)
+    return table
+
+
+def numbers(table: RowTable) -> dict[int, int]:
+    """Ticket number of each row to score in the step that has begun."""
+    due = table.take().due
+    if due is None:
+        return {}
+    return dict(zip(due.index.tolist(), due.places.number.tolist(), strict=True))
+
+
+def steered_rows(table: RowTable) -> Steered:
+    """Those of the step that has begun; there must be some."""
+    found = table.take().steered
+    assert found is not None
+    return found
+
+
+def indices(rows: Spans | None) -> list[int]:
+    return [] if rows is None else rows.index.tolist()
+
+
+class Batch:
+    """Changes to a batch as model runner V1 tells of them, one a step."""
+
+    def __init__(self) -> None:
+        config: Any = SimpleNamespace(scheduler_config=SimpleNamespace(max_num_seqs=SLOTS))
+        self._tracker = runner_v1.RowTracker(config, torch.device("cpu"), False)
+
+    def step(
+        self,
+        *,
+        removed: Sequence[int] = (),
+        added: Sequence[tuple[int, Asked | None, list[int] | None, list[int]]] = (),
+        moved: Sequence[tuple[int, int, MoveDirectionality]] = (),
+        temperature: float = 1.0,
+    ) -> None:
+        requests = [
+            (index, SamplingParams(extra_args=asked, temperature=temperature), prompt, output)
+            for index, asked, prompt, output in added
+        ]
+        same = not (removed or requests or moved)
+        self._tracker.update_state(
+            None if same else BatchUpdate(8, list(removed), requests, list(moved))
+        )
+
+
+@pytest.fixture
+def batch() -> Batch:
+    return Batch()
+
+
+class TestV1:
+    def test_the_ticket_arrives(self, table: RowTable, batch: Batch) -> None:
+        batch.step(added=[(3, asks(5, 2), [1, 2], [])])
+        due = table.take().due
+        assert due is not None
+        assert [part.tolist() for part in due.places[1:]] == [[5], [40], [8]]
+        assert PATHS[int(due.places.table[0])] == "/table"
+
+    @pytest.mark.parametrize("extra", [None, {}, {"other": 1}])
+    def test_requests_that_do_not_ask_have_no_row(
+        self, table: RowTable, batch: Batch, extra: Asked | None
+    ) -> None:
+        batch.step(added=[(0, extra, [1, 2], [])])
+        assert numbers(table) == {}
+
+    def test_a_row_is_scored_at_the_length_it_asks_for(self, table: RowTable, batch: Batch) -> None:
+        output = [7]
+        batch.step(added=[(0, asks(1, 5), [1, 2, 3], output)])
+        assert numbers(table) == {}
+        output.append(8)
+        batch.step()
+        assert numbers(table) == {0: 1}
+        output.append(9)
+        batch.step()
+        assert numbers(table) == {}
+
+    def test_a_whole_prompt_is_scored_at_its_end_and_not_beyond(
+        self, table: RowTable, batch: Batch
+    ) -> None:
+        output: list[int] = []
+        batch.step(added=[(0, asks(1, None), [1, 2, 3], output)])
+        assert numbers(table) == {0: 1}
+        output.append(7)
+        batch.step()
+        assert numbers(table) == {}
+
+    def test_a_request_without_prompt_ids(self, table: RowTable, batch: Batch) -> None:
+        batch.step(added=[(0, asks(1, 1), None, [7])])
+        assert numbers(table) == {0: 1}
+
+    def test_a_plain_request_takes_the_place_of_one_that_asked(
+        self, table: RowTable, batch: Batch
+    ) -> None:
+        batch.step(added=[(0, asks(1), [1], [])])
+        batch.step(added=[(0, None, [1], [])])
+        assert numbers(table) == {}
+
+    def test_removing_what_is_not_there(self, table: RowTable, batch: Batch) -> None:
+        batch.step(added=[(0, asks(1), [1], [])])
+        batch.step(removed=[4, 5])
+        assert numbers(table) == {0: 1}
+
+    def test_a_move_leaves_its_place_and_takes_the_other(
+        self, table: RowTable, batch: Batch
+    ) -> None:
+        batch.step(added=[(0, asks(1), [1], []), (1, asks(2), [1], [])])
+        batch.step(moved=[(1, 0, ONE_WAY)])
+        assert numbers(table) == {0: 2}
+
+    def test_a_plain_row_that_moves_clears_its_target(self, table: RowTable, batch: Batch) -> None:
+        batch.step(added=[(0, asks(1), [1], [])])
+        batch.step(moved=[(3, 0, ONE_WAY)])
+        assert numbers(table) == {}
+
+    def test_a_swap_with_a_plain_row(self, table: RowTable, batch: Batch) -> None:
+        batch.step(added=[(0, asks(1), [1], [])])
+        batch.step(moved=[(0, 2, SWAP)])
+        assert numbers(table) == {2: 1}
+        batch.step(moved=[(0, 2, SWAP)])
+        assert numbers(table) == {0: 1}
+
+    def test_a_steered_row_is_steered_in_every_step(self, table: RowTable, batch: Batch) -> None:
+        output: list[int] = []
+        tilt = {"by": {"1": 2.0}, "top_k": 3}
+        added = [(0, steered(tilt=tilt), [1, 2], output), (1, asks(1, 2), [1, 2], output)]
+        batch.step(added=added, temperature=0.5)
+        for _ in range(3):
+            due, rows, _ = table.take()
+            assert rows is not None
+            assert (due is None) == bool(output)
+            assert rows.coefficients.tolist() == [[0.0, 2.0]]
+            assert (rows.index.tolist(), rows.top_k.tolist()) == ([0], [3])
+            assert (rows.temperatures.tolist(), rows.tokens.tolist()) == ([0.5], [2 + len(output)])
+            assert rows.begins.tolist() == [not output]
+            output.append(9)
+            batch.step()
+
+    def test_a_row_may_be_both(self, table: RowTable, batch: Batch) -> None:
+        both = steered(**asks(1, 1)[REQUEST_KEY])
+        batch.step(added=[(0, both, [1], [])])
+        due, rows, _ = table.take()
+        assert due is not None
+        assert rows is not None
+        assert due.index.tolist() == rows.index.tolist() == [0]
+
+    def test_a_slot_is_used_again_without_what_its_last_request_asked(
+        self, table: RowTable, batch: Batch
+    ) -> None:
+        mix, tilt = {"base": 0.5, "ref": 0.25}, {"by": {"0": 4.0}, "top_k": 7}
+        for number in range(3 * SLOTS):
+            wanted = {"mix": mix} if number % 2 else {"tilt": tilt}
+            row = {REQUEST_KEY: {**wanted, **asks(number)[REQUEST_KEY]}}
+            batch.step(removed=[5], added=[(5, row, [1], [])], temperature=number / 20)
+            found = steered_rows(table)
+            assert found.weights.tolist() == [[0.5, 0.0, 0.25] if number % 2 else [0.0] * 3]
+            assert found.coefficients.tolist() == [[0.0, 0.0] if number % 2 else [4.0, 0.0]]
+            assert found.top_k.tolist() == [0 if number % 2 else 7]
+            assert found.budgets.tolist() == [np.inf]
+
+
+class _State(ModelState):
+    """vLLM's interface with nothing behind it."""
+
+    def __init__(self) -> None:
+        pass
+
+    def prepare_inputs_embeds(self, *args: Any) -> None:
+        return None
+
+    def prepare_inputs(self, *args: Any) -> dict[str, Any]:
+        return {}
+
+    prepare_dummy_inputs = prepare_attn = prepare_inputs
+
+
+class Slots:
+    """Requests in slots and batches of them, as model runner V2 tells of them."""
+
+    def __init__(self) -> None:
+        self._state: Any = runner_v2.tracked(_State)()
+        self._buffers = InputBuffers(8, 64, torch.device("cpu"))
+        self._prefill: dict[int, int] = {}
+
+    def add(self, slot: int, asked: Asked | None, prompt: int, output: int = 0) -> None:
+        """A request of so many tokens; one with output comes back from preemption."""
+        new = NewRequestData(
+            req_id=str(slot),
+            prompt_token_ids=[1] * prompt,
+            mm_features=[],
+            sampling_params=SamplingParams(extra_args=asked, temperature=0.5),
+            pooling_params=None,
+            block_ids=([],),
+            num_computed_tokens=0,
+            lora_request=None,
+            prefill_token_ids=[1] * (prompt + output),
+        )
+        self._state.add_request(slot, new)
+        self._prefill[slot] = prompt + output
+
+    def step(self, *rows: tuple[int, int, int]) -> None:
+        """A batch of rows: slot, tokens computed before, tokens computed now."""
+        slots, before, now = (np.array(column) for column in zip(*rows, strict=True))
+        batch = InputBatch.make_dummy(len(rows), int(now.sum()), self._buffers)
+        batch.idx_mapping_np = slots
+        batch.query_start_loc_np = np.concatenate([[0], now.cumsum()])
+        batch.num_computed_tokens_np, batch.num_scheduled_tokens = before, now
+        batch.prefill_len_np = np.array([self._prefill[int(slot)] for slot in slots])
+        self._state.preprocess_state(batch, (), None, torch.tensor(before))
+
+
+@pytest.fixture
+def slots() -> Slots:
+    return Slots()
+
+
+class TestV2:
+    def test_rows_are_found_wherever_the_batch_has_them(
+        self, table: RowTable, slots: Slots
+    ) -> None:
+        slots.add(5, asks(1, 4), 3)
+        slots.add(2, None, 3)
+        slots.add(7, asks(3, 4), 3)
+        slots.step((5, 3, 1), (2, 3, 1), (7, 3, 1))
+        assert numbers(table) == {0: 1, 2: 3}
+        slots.step((7, 3, 1), (2, 4, 1))
+        assert numbers(table) == {0: 3}
+
+    def test_a_row_is_scored_at_the_length_it_asks_for(self, table: RowTable, slots: Slots) -> None:
+        slots.add(0, asks(1, 5), 3)
+        found = []
+        for step in ((0, 0, 3), (0, 3, 1), (0, 4, 1), (0, 5, 1)):
+            slots.step(step)
+            found.append(numbers(table))
+        assert found == [{}, {}, {0: 1}, {}]
+
+    def test_a_slot_forgets_who_had_it(self, table: RowTable, slots: Slots) -> None:
+        slots.add(0, steered(), 3)
+        slots.add(0, None, 3)
+        slots.step((0, 0, 3))
+        assert table.take() == NONE
+
+    def test_only_the_last_chunk_of_a_prompt_draws(self, table: RowTable, slots: Slots) -> None:
+        slots.add(0, steered(mix={"base": 0.5, "tuned": 0.5}), 6)
+        found = []
+        for step in ((0, 0, 4), (0, 4, 2), (0, 6, 1)):
+            slots.step(step)
+            assert table.members() == {"tuned"}
+            rows = table.take().steered
+            found.append(rows and [rows.tokens.tolist(), rows.temperatures.tolist()])
+        assert found == [None, [[6], [0.5]], [[7], [0.5]]]
+
+    def test_a_request_that_comes_back_draws_after_its_output(
+        self, table: RowTable, slots: Slots
+    ) -> None:
+        slots.add(0, steered(), 3, output=4)
+        found = []
+        for step in ((0, 0, 3), (0, 3, 3), (0, 6, 1)):
+            slots.step(step)
+            rows = table.take().steered
+            found.append(rows and (rows.tokens.tolist(), rows.begins.tolist()))
+        assert found == [None, None, ([7], [True])]
+
+    def test_every_position_of_a_prompt_in_chunks(self, table: RowTable, slots: Slots) -> None:
+        slots.add(0, asks(1, None), 5)
+        slots.step((0, 0, 4))
+        assert (indices(table.every_position()), numbers(table)) == ([0], {0: 1})
+        slots.step((0, 4, 1))
+        assert (indices(table.every_position()), numbers(table)) == ([0], {0: 1})
+
+    def test_the_step_says_where_each_row_s_tokens_begin(
+        self, table: RowTable, slots: Slots
+    ) -> None:
+        slots.add(4, asks(1, None), 5)
+        slots.add(1, None, 3)
+        slots.step((4, 0, 2), (1, 0, 3))
+        assert table.starts is not None
+        assert table.starts.tolist() == [0, 2, 5]
+
+    def test_the_state_stays_what_the_model_has(self) -> None:
+        state = runner_v2.tracked(_State)
+        assert issubclass(state, _State)
+        assert state.__name__ == "_State"
+
+
+class TestSize:
+    def test_as_many_members_run_as_a_row_has_flags_for(self) -> None:
+        names = [f"m{i}" for i in range(48)]
+        table = RowTable(1, 0, names[:47])
+        table.put(0, WorkerRequest(prompt_length=1, models=frozenset({"base", "m0", "m46"})))
+        table.begin(np.array([0]), np.array([0]), np.array([1]))
+        assert table.members() == {"m0", "m46"}
+        with pytest.raises(ValueError, match="48 members; at most 47"):
+            table.resize(1, 0, names)
+
+
+class TestSteps:
+    def test_rows_are_taken_once_a_step(self, table: RowTable, batch: Batch) -> None:
+        batch.step(added=[(0, asks(1), [1], [])])
+        assert numbers(table) == {0: 1}
+        assert numbers(table) == {}
+        batch.step()
+        assert numbers(table) == {0: 1}
+
+    def test_without_a_step_there_are_none(self, table: RowTable) -> None:
+        assert table.take() == NONE
+
+    def test_two_steps_without_logits_are_one(self, table: RowTable, batch: Batch) -> None:
+        batch.step(added=[(0, asks(1), [1], [])])
+        batch.step()
+        assert numbers(table) == {0: 1}
+        assert numbers(table) == {}
+
+    def test_in_a_pass_that_is_no_step_nobody_asks_and_all_members_run(
+        self, table: RowTable, batch: Batch
+    ) -> None:
+        """Such as a capture, or a dummy batch after a step: its rows are nobody's."""
+        assert table.members() is None
+        likelihood = {"ticket": Ticket("/likelihood", 1, 0, 16).to_wire()}
+        wanted = {"models": ["base", "tuned"], "likelihood": likelihood}
+        batch.step(added=[(0, asks(1, None), [1], []), (1, steered(**wanted), [1], [])])
+        assert (indices(table.every_position()), table.likely) == ([0], True)
+        assert table.members() == {"tuned"}
+        table.take()
+        assert (table.every_position(), table.likely, table.members()) == (None, False, None)
+
+    def test_every_position_may_be_asked_for_at_any_time_in_a_step(
+        self, table: RowTable, batch: Batch
+    ) -> None:
+        batch.step(added=[(0, asks(1), [1], []), (1, asks(2, None), [1], []), (2, None, [1], [])])
+        assert indices(table.every_position()) == indices(table.every_position()) == [1]
+
+
+SIZE = 6
+INDICES = st.integers(0, SIZE - 1)
+
+
+class Changes(RuleBasedStateMachine):
+    """A batch of ``SIZE`` places: each empty or plain (None), or a request that asks."""
+
+    @initialize()
+    def start(self) -> None:
+        self.batch = Batch()
+        self.places: list[int | None] = [None] * SIZE
+        self.issued = 0
+
+    @rule(index=INDICES, wanted=st.booleans())
+    def add(self, index: int, wanted: bool) -> None:
+        self.issued += 1
+        self.batch.step(added=[(index, asks(self.issued) if wanted else None, [1], [])])
+        self.places[index] = self.issued if wanted else None
+
+    @rule(indices=st.lists(INDICES, min_size=1, max_size=3))
+    def remove(self, indices: list[int]) -> None:
+        self.batch.step(removed=indices)
+        for index in indices:
+            self.places[index] = None
+
+    @rule(a=INDICES, b=INDICES)
+    def swap(self, a: int, b: int) -> None:
+        self.batch.step(moved=[(a, b, SWAP)])
+        self.places[a], self.places[b] = self.places[b], self.places[a]
+
+    @rule(a=INDICES, b=INDICES)
+    def move(self, a: int, b: int) -> None:
+        self.batch.step(moved=[(a, b, ONE_WAY)])
+        moved, self.places[a] = self.places[a], None
+        self.places[b] = moved
+
+    @invariant()
+    def rows_are_those_that_ask(self) -> None:
+        self.batch.step()
+        assert numbers(runner_v1.ROWS) == {
+            i: number for i, number in enumerate(self.places) if number is not None
+        }
+
+
+TestChanges = Changes.TestCase
+TestChanges.settings = settings(
+    derandomize=True, deadline=None, max_examples=40, stateful_step_count=25
+)

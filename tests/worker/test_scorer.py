@@ -1,0 +1,80 @@
+"""The worker's scorer over heads of all kinds: the values that reach the table."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cdserve.shared_table import ValueTable
+from cdserve.worker.readback import ReadBack
+from cdserve.worker.request import WorkerRequest
+from cdserve.worker.rows import RowTable
+from cdserve.worker.scorer import ValueScorer
+from tests.value_heads.kernels.cases import DEVICE, RUN
+from value_heads import HeadConfig, ValueHead
+
+WIDTH = 37
+KINDS: list[dict[str, Any]] = [
+    {"architecture": "linear", "rewards": ("a", "b"), "output": "sigmoid"},
+    {"architecture": "mahalanobis", "rewards": ("c",)},
+    {"architecture": "mlp", "rewards": ("d",), "mlp_width": 9},
+]
+
+
+@pytest.fixture
+def heads(tmp_path: Path) -> list[ValueHead]:
+    """Heads of every architecture, saved."""
+    torch.manual_seed(0)
+    made = []
+    for i, kind in enumerate(KINDS):
+        none = kind["architecture"] == "mahalanobis"
+        count = len(kind["rewards"])
+        config = HeadConfig(
+            **kind,
+            hidden_size=WIDTH,
+            shift=(0.0 if none else 0.5,) * count,
+            scale=(1.0 if none else 2.0,) * count,
+            base_model="any",
+        )
+        made.append(ValueHead(config))
+        made[-1].save_pretrained(tmp_path / str(i))
+    return made
+
+
+@pytest.mark.parametrize("fused", [False, True] if RUN else [False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_values_reach_the_table(
+    tmp_path: Path, heads: list[ValueHead], dtype: torch.dtype, fused: bool
+) -> None:
+    """Of the rows that ask alone, in a step and over a whole prompt."""
+    back = ReadBack()
+    scorer = ValueScorer([str(tmp_path / str(i)) for i in range(len(heads))], DEVICE, fused, back)
+    hidden = torch.randn(6, WIDTH).to(dtype)
+    with torch.no_grad():
+        expected = torch.cat([head(hidden) for head in heads], dim=-1)
+    hidden = hidden.to(DEVICE)
+    table = ValueTable(slots=3, columns=expected.shape[1], length=8)
+    try:
+        last, second, every = (table.acquire() for _ in range(3))
+        rows = RowTable(slots=4)
+        rows.put(2, WorkerRequest(prompt_length=4, values=last, length=7))
+        rows.put(0, WorkerRequest(prompt_length=4, values=second, length=5))
+        rows.begin(np.array([5, 1]), np.array([2, 0]), np.array([7, 5]))
+        due = rows.take().due
+        assert due is not None
+        scorer.score_last(hidden, due)
+        rows.put(3, WorkerRequest(prompt_length=4, values=every))
+        rows.begin(np.array([1]), np.array([3]), np.array([4]))
+        spans = rows.every_position()
+        assert spans is not None
+        scorer.score_every(hidden, spans, np.array([0, 2, 6]))
+        back.hand_over(back.count)
+        found = [table.read(last, 7), table.read(second, 5)]
+        found += [table.read(every, length) for length in (1, 2, 3, 4)]
+    finally:
+        table.close()
+    for values, place in zip(found, [5, 1, 2, 3, 4, 5], strict=True):
+        assert values is not None
+        torch.testing.assert_close(torch.from_numpy(values), expected[place], rtol=1e-5, atol=1e-5)

@@ -1,0 +1,68 @@
+"""The worker's side of tables that the server makes and removes."""
+
+import numpy as np
+
+from cdserve.shared_table import Ticket, ValueTable
+from cdserve.worker.tables import Tables, read
+from cdserve.worker.tickets import PATHS, Paths, Places, Tickets
+
+ONE = np.ones((1, 1), np.float32)
+
+
+def places(*tickets: Ticket | None) -> Places:
+    of_slots = Tickets(len(tickets))
+    for slot, ticket in enumerate(tickets):
+        of_slots.put(slot, ticket)
+    return of_slots.of(np.arange(len(tickets)))
+
+
+def test_values_for_a_table_that_was_removed_are_dropped() -> None:
+    tables = Tables(columns=1)
+    kept, removed = (ValueTable(slots=1, columns=1) for _ in range(2))
+    tickets = [removed.acquire(), kept.acquire()]
+    removed.close()
+    tables.write(places(None, *tickets), np.array([3, 3, 3]), np.array([[0], [1], [2]], np.float32))
+    found = kept.read(tickets[1], 3)
+    assert found is not None
+    assert found.tolist() == [2.0]
+    assert read(tickets[0], 1, 3) is None
+    kept.close()
+
+
+def test_a_table_that_is_removed_after_its_first_values_takes_more() -> None:
+    tables, table = Tables(columns=1), ValueTable(slots=1, columns=1)
+    ticket = table.acquire()
+    place = places(ticket)
+    tables.write(place, np.array([3]), ONE)
+    table.close()
+    tables.write(place, np.array([4]), 2 * ONE)
+    found = table.read(ticket, 4)
+    assert found is not None
+    assert found.tolist() == [2.0]
+
+
+def test_results_on_their_way_find_the_table_of_a_slot_that_others_took() -> None:
+    """Every text has a table of its own; a step's results come after the next requests."""
+    tables, table = Tables(columns=1), ValueTable(slots=1, columns=1)
+    slots, ticket = Tickets(1), table.acquire()
+    slots.put(0, ticket)
+    place = slots.of(np.array([0]))
+    for other in range(2000):
+        slots.put(0, Ticket(f"/other/{other}", other, 0, 1))
+    tables.write(place, np.array([3]), ONE)
+    assert table.read(ticket, 3) is not None
+    table.close()
+
+
+def test_paths_that_nobody_holds_are_forgotten_in_the_end() -> None:
+    paths = Paths()
+    kept = paths.hold("/kept")
+    numbers = []
+    for i in range(200_000):
+        numbers.append(paths.hold(f"/{i}"))
+        paths.release(numbers[-1])
+    assert paths[kept] == "/kept"
+    assert paths[numbers[-1]] == "/199999"
+    assert len(set(numbers)) == len(numbers)
+    assert len(paths) < 100_000
+    assert PATHS is not paths
