@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,28 +28,28 @@ import torch
 from torch import Tensor
 from triton.runtime.jit import JITFunction
 
-from cdserve.shared_table import ValueTable
+from cdserve.shared_table import SharedTable
 from cdserve.worker import runner_v2
 from cdserve.worker.likelihoods import Likelihoods
 from cdserve.worker.readback import ReadBack
-from cdserve.worker.request import REQUEST_KEY
+from cdserve.worker.request import RowTilt, WorkerRequest
 from cdserve.worker.rows import ROWS
 from cdserve.worker.scorer import ValueScorer
 from cdserve.worker.steerer import Steerer
 from value_heads import HeadConfig, QHead, ValueHead
 
-TILT = {"by": {"0": 5.0}, "top_k": None}
+TILT = RowTilt({0: 5.0}, None)
 MIX = {"base": 1.0, "tuned": 0.5, "ref": -0.5}
 KINDS: dict[str, list[dict[str, Any]]] = {
     "nothing": [{}],
-    "values, none due": [{"length": 1 << 40}],
+    "values, none due": [{"value_length": 1 << 40}],
     "values, all due": [{}],
     "tilt": [{"tilt": TILT}],
     "mix": [{"mix": MIX}],
     "mix and tilt": [{"mix": MIX, "tilt": TILT}],
     "all of these": [{"tilt": TILT}, {"mix": MIX}, {"mix": MIX, "tilt": TILT}],
-    "tilt, top k": [{"tilt": {**TILT, "top_k": 2}}],
-    "tilt, budget": [{"tilt": TILT, "budget": 1e9}],
+    "tilt, top k": [{"tilt": RowTilt({0: 5.0}, 2)}],
+    "tilt, budget": [{"tilt": TILT, "kl_budget": 1e9}],
     "log-likelihood": [{}],
 }
 """What the rows of a batch ask, row by row in turn."""
@@ -85,7 +86,7 @@ class Batch:
         self._hidden = torch.zeros(rows, WIDTH)
         self._logits = torch.zeros(rows, VOCABULARY)
         self._last = torch.zeros(rows, dtype=torch.long)
-        self._tables = [ValueTable(slots=rows, columns=n, length=16) for n in (1, 2, len(MODELS))]
+        self._tables = [SharedTable(slots=rows, columns=n, length=16) for n in (1, 2, len(MODELS))]
         self._state: Any = _State()
         self._batch = SimpleNamespace(
             idx_mapping_np=np.arange(rows),
@@ -111,18 +112,18 @@ class Batch:
         """Seconds on the step's own path, and handing its results over."""
         begun = time.perf_counter()
         self._state.preprocess_state(self._batch)
-        ROWS.every_position()
+        ROWS.prompt_value_rows()
         ROWS.members()
-        due, steered, likely = ROWS.take()
-        if due is not None:
-            self._scorer.score_last(self._hidden, due)
-        if likely is not None:
+        valued, steered, logprobs = ROWS.take_step()
+        if valued is not None:
+            self._scorer.score_last(self._hidden, valued)
+        if logprobs is not None:
             logits = {name: self._logits for name in MODELS}
-            self._likelihoods.step(likely, self._last, logits)
+            self._likelihoods.step(logprobs, self._last, logits)
         if steered is not None:
             self._steerer.steer(self._logits, self._hidden, steered, self._members, None)
         launched = time.perf_counter()
-        self._back.hand_over(self._back.count)
+        self._back.flush(self._back.count)
         return launched - begun, time.perf_counter() - launched
 
     def _members(self, rows: Tensor) -> dict[str, Tensor]:
@@ -130,15 +131,16 @@ class Batch:
 
     def _request(self, kind: str, row: int) -> Any:
         asked = KINDS[kind][row % len(KINDS[kind])]
-        values, paths, sums = self._tables
-        wire = dict(asked)
+        values, path_kl, loglik = self._tables
+        request = WorkerRequest(**asked)
         if kind.startswith("values"):
-            wire = {"length": AT, **wire, "values": values.acquire().to_wire()}
-        if "tilt" in wire or "mix" in wire:
-            wire["path"] = paths.acquire().to_wire()
+            length = request.value_length or AT
+            request = replace(request, value_length=length, values=values.acquire())
+        if request.steered:
+            request = replace(request, path_kl=path_kl.acquire())
         if kind == "log-likelihood":
-            wire |= {"likelihood": {"ticket": sums.acquire().to_wire()}, "models": MODELS}
-        extra = {REQUEST_KEY: wire} if wire else None
+            request = replace(request, loglik=loglik.acquire(), loglik_models=MODELS)
+        extra = None if request == WorkerRequest() else request.added_to(None)
         params = SimpleNamespace(extra_args=extra, temperature=0.7)
         ids = [1] * PROMPT
         return SimpleNamespace(sampling_params=params, prompt_len=PROMPT, prefill_token_ids=ids)
@@ -174,7 +176,7 @@ def costs(sizes: list[int], rounds: int, steps: int) -> list[dict[str, Any]]:
 
 def _median(seconds: list[tuple[float, float]]) -> dict[str, float]:
     step, handed_over = np.median(seconds, axis=0) * 1e6
-    return {"step": round(float(step), 1), "hand_over": round(float(handed_over), 1)}
+    return {"step": round(float(step), 1), "flush": round(float(handed_over), 1)}
 
 
 def main() -> None:
@@ -193,7 +195,7 @@ def main() -> None:
     print("| all rows | " + " | ".join(f"{n} rows" for n in asked.sizes) + " |")
     print("|---|" + "---|" * len(asked.sizes))
     for row in rows:
-        cells = [f"{row[str(n)]['step']:.0f} ({row[str(n)]['hand_over']:.0f})" for n in asked.sizes]
+        cells = [f"{row[str(n)]['step']:.0f} ({row[str(n)]['flush']:.0f})" for n in asked.sizes]
         print(f"| {row['kind']} | " + " | ".join(cells) + " |")
 
 

@@ -20,7 +20,7 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from cdserve.demo import MODEL_DIR
-from cdserve.shared_table import TableView, ValueTable
+from cdserve.shared_table import SharedTable, TableView
 
 SEQUENCES, TOKENS, ROUNDS, CALLS = 64, 128, 7, 40
 
@@ -60,7 +60,7 @@ async def timed_under_load(engine: AsyncLLM, call: Callable[[], Awaitable[object
 
 
 def shared_memory() -> Callable[[], Awaitable[object]]:
-    table = ValueTable(slots=65536, length=4, columns=1)
+    table = SharedTable(slots=65536, length=4, columns=1)
     ticket = table.acquire()
     row = np.array([ticket.offset + 33 % 4])
     number, length = np.array([ticket.number]), np.array([33])

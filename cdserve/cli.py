@@ -56,5 +56,6 @@ def parser() -> argparse.ArgumentParser:
 
 def _serve(known: argparse.Namespace) -> None:
     from cdserve.launch.application import Application
+    from cdserve.launch.serve import serve
 
-    Application.build(known.config, known.set, known.flags).serve()
+    serve(Application.build(known.config, known.set, known.flags))

@@ -87,7 +87,7 @@ class TableView:
         return values if written else None
 
 
-class ValueTable:
+class SharedTable:
     """The server's side: makes the table, hands out tickets, reads values.
 
     It holds a lock on its file while its process lives; tables that nobody holds are of servers

@@ -11,21 +11,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cdserve.shared_table import TableView, Ticket, ValueTable
+from cdserve.shared_table import SharedTable, TableView, Ticket
 from tests.waiting import HANG_SECONDS
 
 SLOTS, LENGTH, COLUMNS = 3, 4, 2
 
 
 @pytest.fixture
-def table() -> Iterator[ValueTable]:
-    table = ValueTable(slots=SLOTS, length=LENGTH, columns=COLUMNS)
+def table() -> Iterator[SharedTable]:
+    table = SharedTable(slots=SLOTS, length=LENGTH, columns=COLUMNS)
     yield table
     table.close()
 
 
 @pytest.fixture
-def worker(table: ValueTable) -> TableView:
+def worker(table: SharedTable) -> TableView:
     """The view of the other side."""
     return TableView.open(table.path, COLUMNS)
 
@@ -39,18 +39,18 @@ def write(view: TableView, ticket: Ticket, length: int, *values: float) -> None:
     )
 
 
-def read(table: ValueTable, ticket: Ticket, length: int) -> list[float] | None:
+def read(table: SharedTable, ticket: Ticket, length: int) -> list[float] | None:
     values = table.read(ticket, length)
     return None if values is None else values.tolist()
 
 
 class TestTickets:
-    def test_they_share_no_rows(self, table: ValueTable) -> None:
+    def test_they_share_no_rows(self, table: SharedTable) -> None:
         tickets = [table.acquire() for _ in range(SLOTS)]
         rows = [row for t in tickets for row in range(t.offset, t.offset + t.length)]
         assert sorted(rows) == list(range(SLOTS * LENGTH))
 
-    def test_numbers_are_never_used_again(self, table: ValueTable) -> None:
+    def test_numbers_are_never_used_again(self, table: SharedTable) -> None:
         numbers = []
         for _ in range(4 * SLOTS):
             ticket = table.acquire()
@@ -58,44 +58,44 @@ class TestTickets:
             table.release(ticket)
         assert len(set(numbers)) == 4 * SLOTS
 
-    def test_they_run_out(self, table: ValueTable) -> None:
+    def test_they_run_out(self, table: SharedTable) -> None:
         tickets = [table.acquire() for _ in range(SLOTS)]
         with pytest.raises(RuntimeError, match="full"):
             table.acquire()
         table.release(tickets[1])
         assert table.acquire().offset == tickets[1].offset
 
-    def test_a_slot_rests_as_long_as_possible(self, table: ValueTable) -> None:
+    def test_a_slot_rests_as_long_as_possible(self, table: SharedTable) -> None:
         first = table.acquire()
         table.release(first)
         later = [table.acquire().offset for _ in range(SLOTS)]
         assert later[-1] == first.offset
 
-    def test_the_wire(self, table: ValueTable) -> None:
+    def test_the_wire(self, table: SharedTable) -> None:
         ticket = table.acquire()
         assert all(isinstance(part, str | int) for part in ticket.to_wire())
         assert Ticket.from_wire(ticket.to_wire()) == ticket
 
 
 class TestValues:
-    def test_nothing_is_there_at_first(self, table: ValueTable) -> None:
+    def test_nothing_is_there_at_first(self, table: SharedTable) -> None:
         ticket = table.acquire()
         assert [table.read(ticket, length) for length in range(10)] == [None] * 10
 
-    def test_what_was_written_is_read(self, table: ValueTable, worker: TableView) -> None:
+    def test_what_was_written_is_read(self, table: SharedTable, worker: TableView) -> None:
         ticket = table.acquire()
         write(worker, ticket, 7, 0.5, -1.25)
         assert read(table, ticket, 7) == [0.5, -1.25]
 
     @pytest.mark.parametrize("length", [3, 6, 8, 11, 7 + 8 * LENGTH])
     def test_other_lengths_stay_missing(
-        self, table: ValueTable, worker: TableView, length: int
+        self, table: SharedTable, worker: TableView, length: int
     ) -> None:
         ticket = table.acquire()
         write(worker, ticket, 7, 0.5, -1.25)
         assert table.read(ticket, length) is None
 
-    def test_the_ring_keeps_the_latest(self, table: ValueTable, worker: TableView) -> None:
+    def test_the_ring_keeps_the_latest(self, table: SharedTable, worker: TableView) -> None:
         ticket = table.acquire()
         for length in range(5, 15):
             write(worker, ticket, length, length, -length)
@@ -105,7 +105,7 @@ class TestValues:
 
     @pytest.mark.parametrize(("length", "found"), [(5, 11), (11, 11), (12, 12), (14, 14)])
     def test_the_shortest_prefix_from_a_length_on_is_read(
-        self, table: ValueTable, worker: TableView, length: int, found: int
+        self, table: SharedTable, worker: TableView, length: int, found: int
     ) -> None:
         """The worker is up to nine tokens ahead of a reader of 5, the ring keeps four."""
         ticket, other = table.acquire(), table.acquire()
@@ -118,7 +118,7 @@ class TestValues:
         assert table.read_from(ticket, 15) is None
 
     def test_a_stale_ticket_reads_nothing_that_is_not_its_own(
-        self, table: ValueTable, worker: TableView
+        self, table: SharedTable, worker: TableView
     ) -> None:
         stale = table.acquire()
         write(worker, stale, 3, 1, 1)
@@ -131,7 +131,7 @@ class TestValues:
         assert read(table, fresh, 3) == [2, 2]
 
     def test_a_late_write_of_a_stale_ticket_is_not_read(
-        self, table: ValueTable, worker: TableView
+        self, table: SharedTable, worker: TableView
     ) -> None:
         stale = table.acquire()
         table.release(stale)
@@ -140,7 +140,7 @@ class TestValues:
         write(worker, stale, 3, 1, 1)
         assert table.read(fresh, 3) is None
 
-    def test_many_rows_at_once(self, table: ValueTable, worker: TableView) -> None:
+    def test_many_rows_at_once(self, table: SharedTable, worker: TableView) -> None:
         tickets = [table.acquire() for _ in range(SLOTS)]
         lengths = np.array([2, 9, 4])
         worker.write(
@@ -153,7 +153,7 @@ class TestValues:
         assert found == [[0, 1], [2, 3], [4, 5]]
 
     def test_what_was_read_does_not_change_afterwards(
-        self, table: ValueTable, worker: TableView
+        self, table: SharedTable, worker: TableView
     ) -> None:
         ticket = table.acquire()
         write(worker, ticket, 3, 1, 2)
@@ -166,7 +166,7 @@ class TestValues:
     @settings(derandomize=True, deadline=None, max_examples=100)
     @given(st.lists(st.tuples(st.integers(0, SLOTS - 1), st.integers(0, 12)), max_size=30))
     def test_the_latest_write_of_a_row_is_read(self, writes: list[tuple[int, int]]) -> None:
-        table = ValueTable(slots=SLOTS, length=LENGTH, columns=COLUMNS)
+        table = SharedTable(slots=SLOTS, length=LENGTH, columns=COLUMNS)
         worker = TableView.open(table.path, COLUMNS)
         tickets = [table.acquire() for _ in range(SLOTS)]
         expected: dict[tuple[int, int], list[float]] = {}
@@ -204,25 +204,25 @@ for n in (6, 7):
 
 
 class TestSharing:
-    def test_another_process_writes(self, table: ValueTable) -> None:
+    def test_another_process_writes(self, table: SharedTable) -> None:
         ticket = table.acquire()
         wire = [str(part) for part in ticket.to_wire()]
         subprocess.run([sys.executable, "-c", WORKER, *wire], check=True, timeout=HANG_SECONDS)
         assert [read(table, ticket, n) for n in (5, 6, 7, 8)] == [None, [6, 6.5], [7, 7.5], None]
 
-    def test_tables_are_apart(self, table: ValueTable, worker: TableView) -> None:
-        other = ValueTable(slots=SLOTS, length=LENGTH, columns=COLUMNS)
+    def test_tables_are_apart(self, table: SharedTable, worker: TableView) -> None:
+        other = SharedTable(slots=SLOTS, length=LENGTH, columns=COLUMNS)
         theirs, ours = other.acquire(), table.acquire()
         write(worker, ours, 3, 1, 2)
         found = other.read(theirs, 3)
         other.close()
         assert found is None
 
-    def test_a_table_of_other_columns_is_refused(self, table: ValueTable) -> None:
+    def test_a_table_of_other_columns_is_refused(self, table: SharedTable) -> None:
         with pytest.raises(ValueError, match="rows of 3 values"):
             TableView.open(table.path, 3)
 
-    def test_closing_removes_it(self, table: ValueTable, worker: TableView) -> None:
+    def test_closing_removes_it(self, table: SharedTable, worker: TableView) -> None:
         ticket = table.acquire()
         write(worker, ticket, 3, 1, 2)
         table.close()
@@ -235,8 +235,8 @@ class TestAbandoned:
     """A killed server cannot remove its table; the next one does."""
 
     SCRIPT = """
-from cdserve.shared_table import ValueTable
-print(ValueTable(slots=1, columns=1).path, flush=True)
+from cdserve.shared_table import SharedTable
+print(SharedTable(slots=1, columns=1).path, flush=True)
 input()
 """
 
@@ -251,7 +251,7 @@ input()
             killed.kill()
             killed.wait()
             assert abandoned.exists()
-            ValueTable(slots=1, columns=1).close()
+            SharedTable(slots=1, columns=1).close()
             assert not abandoned.exists()
             assert held.exists()
             alive.kill()

@@ -15,7 +15,7 @@ from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 from vllm.sampling_params import SamplingParams
 
 from cdserve.api.server import AlignmentServer
-from cdserve.engine.run import AlignmentRun
+from cdserve.engine.context import CONTEXT_KEY, AlignmentContext
 from cdserve.errors import PolicyError, shown
 from cdserve.policy import FIELD
 from cdserve.worker.request import REQUEST_KEY
@@ -33,10 +33,10 @@ class Aligned(BaseModel):
         model: str | None
 
     alignment: Any = Field(default=None, description=_DESCRIPTION)
-    _run: AlignmentRun | None = PrivateAttr(None)
+    _context: AlignmentContext | None = PrivateAttr(None)
     _server: AlignmentServer = PrivateAttr()
 
-    def resolve(self, server: AlignmentServer) -> AlignmentRun | None:
+    def resolve(self, server: AlignmentServer) -> AlignmentContext | None:
         """Reads the policy off ``alignment`` or the model id, and checks it against the request.
 
         A preset's model id becomes the base model's.
@@ -54,10 +54,10 @@ class Aligned(BaseModel):
                 )
             self.alignment, self.model = preset, server.settings.model_name
         self._server = server
-        self._run = server.run(self.alignment)
-        if self._run is not None:
-            _check_combination(self, self._run)
-        return self._run
+        self._context = server.resolve(self.alignment)
+        if self._context is not None:
+            _check_combination(self, self._context)
+        return self._context
 
     @property
     def server(self) -> AlignmentServer:
@@ -97,12 +97,12 @@ class Aligned(BaseModel):
     def to_sampling_params(self, *args: Any, **kwargs: Any) -> SamplingParams:
         """As vLLM's; the policy rides in ``extra_args``."""
         params = super().to_sampling_params(*args, **kwargs)  # type: ignore[misc]
-        if self._run is not None:
+        if self._context is not None:
             limit = self._server.settings.limits.max_candidate_tokens
-            _check_params(params, self._run, self.choices, self.length_field, limit)
+            _check_params(params, self._context, self.choices, self.length_field, limit)
             if params.structured_outputs is not None:  # vLLM's, of a tool call
-                _check_grammar(self._run, "tools")
-            params.extra_args = {**(params.extra_args or {}), REQUEST_KEY: self._run}
+                _check_grammar(self._context, "tools")
+            params.extra_args = {**(params.extra_args or {}), CONTEXT_KEY: self._context}
         return params
 
 
@@ -128,7 +128,7 @@ class AlignedChatCompletionRequest(Aligned, ChatCompletionRequest):  # type: ign
         """The chat request that vLLM made of another API's, under that one's policy."""
         fields = dict(made)  # validated already
         chat: AlignedChatCompletionRequest = cls.model_construct(made.model_fields_set, **fields)
-        chat._run, chat._server, chat._origin = request._run, request._server, request
+        chat._context, chat._server, chat._origin = request._context, request._server, request
         return chat
 
     @property
@@ -139,12 +139,12 @@ class AlignedChatCompletionRequest(Aligned, ChatCompletionRequest):  # type: ign
     def length_field(self) -> str:
         return super().length_field if self._origin is None else self._origin.length_field
 
-    def resolve(self, server: AlignmentServer) -> AlignmentRun | None:
+    def resolve(self, server: AlignmentServer) -> AlignmentContext | None:
         """As for completions; rewards may read the messages."""
-        run = super().resolve(server)
-        if run is not None:
-            run.conversations = [self.messages]
-        return run
+        context = super().resolve(server)
+        if context is not None:
+            context.conversations = [self.messages]
+        return context
 
 
 class AlignedBatchRequest(Aligned, BatchChatCompletionRequest):  # type: ignore[misc]
@@ -159,12 +159,12 @@ class AlignedBatchRequest(Aligned, BatchChatCompletionRequest):  # type: ignore[
         made: AlignedChatCompletionRequest = self.to_chat_completion_request(self.messages[0])
         return made.grammar
 
-    def resolve(self, server: AlignmentServer) -> AlignmentRun | None:
+    def resolve(self, server: AlignmentServer) -> AlignmentContext | None:
         """As for completions; rewards may read the messages."""
-        run = super().resolve(server)
-        if run is not None:
-            run.conversations = self.messages
-        return run
+        context = super().resolve(server)
+        if context is not None:
+            context.conversations = self.messages
+        return context
 
     def to_chat_completion_request(self, messages: Any) -> "AlignedChatCompletionRequest":
         """As vLLM's, under the policy."""
@@ -183,15 +183,15 @@ class AlignedResponsesRequest(Aligned, ResponsesRequest):  # type: ignore[misc]
         found = super().grammar
         return found if found is None or self.structured_outputs is not None else "text.format"
 
-    def resolve(self, server: AlignmentServer) -> AlignmentRun | None:
+    def resolve(self, server: AlignmentServer) -> AlignmentContext | None:
         """As for completions."""
-        run = super().resolve(server)
-        if run is not None and self.background:
+        context = super().resolve(server)
+        if context is not None and self.background:
             raise PolicyError(
                 f"background is true, which {FIELD} cannot be combined with; leave it out",
                 "background",
             )
-        return run
+        return context
 
 
 class AlignedMessagesRequest(Aligned, AnthropicMessagesRequest):  # type: ignore[misc]
@@ -210,21 +210,21 @@ class AlignedMessagesRequest(Aligned, AnthropicMessagesRequest):  # type: ignore
     def chat(self, made: ChatCompletionRequest) -> AlignedChatCompletionRequest:
         """The chat request that vLLM made of it, under the policy."""
         chat = AlignedChatCompletionRequest.of(made, self)
-        if self._run is not None:
-            self._run.conversations = [chat.messages]
+        if self._context is not None:
+            self._context.conversations = [chat.messages]
         return chat
 
 
-def _check_combination(request: Aligned, run: AlignmentRun) -> None:
+def _check_combination(request: Aligned, context: AlignmentContext) -> None:
     """Raises PolicyError for fields that no method, or not this one, can honour."""
-    method = run.policy.method
+    method = context.policy.method
     if getattr(request, "use_beam_search", False):
         raise PolicyError(
             f"use_beam_search cannot be combined with method {method!r}, which samples its "
             "candidates",
             "use_beam_search",
         )
-    if not run.policy.scores_prefixes:
+    if not context.policy.scores_prefixes:
         return
     # Across blocks the accepted tokens are the candidates' prompt, which these do not look at.
     for field, value in request.output_only.items():
@@ -235,15 +235,15 @@ def _check_combination(request: Aligned, run: AlignmentRun) -> None:
             field,
         )
     if request.grammar is not None:
-        _check_grammar(run, request.grammar)
+        _check_grammar(context, request.grammar)
 
 
-def _check_grammar(run: AlignmentRun, field: str) -> None:
+def _check_grammar(context: AlignmentContext, field: str) -> None:
     """Raises PolicyError where blocks would lose the state of the grammar that ``field`` makes."""
-    if run.policy.scores_prefixes:
+    if context.policy.scores_prefixes:
         raise PolicyError(
-            f"grammar-constrained output cannot be combined with method {run.policy.method!r}: the "
-            "grammar's state is lost between blocks; use 'best_of_n'",
+            f"grammar-constrained output cannot be combined with method {context.policy.method!r}: "
+            "the grammar's state is lost between blocks; use 'best_of_n'",
             field,
         )
 
@@ -258,16 +258,16 @@ _OUTPUT_ONLY: dict[str, Any] = {
 
 
 def _check_params(
-    params: SamplingParams, run: AlignmentRun, answers: int, length_field: str, limit: int
+    params: SamplingParams, context: AlignmentContext, answers: int, length_field: str, limit: int
 ) -> None:
-    if REQUEST_KEY in (params.extra_args or {}):
-        field = f"vllm_xargs.{REQUEST_KEY}"
+    for key in {REQUEST_KEY, CONTEXT_KEY} & (params.extra_args or {}).keys():
+        field = f"vllm_xargs.{key}"
         raise PolicyError(f"{field} is reserved; use the field {FIELD!r}", field)
-    width = run.policy.width
+    width = context.policy.width
     if width > 1 and params.temperature == 0:
         raise PolicyError(
             f"temperature is 0; all {width} candidates would be the same, so method "
-            f"{run.policy.method!r} needs a temperature above 0",
+            f"{context.policy.method!r} needs a temperature above 0",
             "temperature",
         )
     tokens = width * params.max_tokens * answers

@@ -30,7 +30,7 @@ from cdserve.api.scoring import ScoreRequest, score
 from cdserve.api.serving import aligned, check_draining, server_of
 from cdserve.api.streams import CHAT, COMPLETION, Ends, Handler, ending
 from cdserve.api.wire import Choices, Messages, Responses
-from cdserve.engine.run import AlignmentRun
+from cdserve.engine.context import AlignmentContext
 
 router = APIRouter()
 _json = [Depends(check_draining), Depends(validate_json_request)]
@@ -66,25 +66,25 @@ async def create_batch(request: AlignedBatchRequest, raw_request: Request) -> Re
 async def create_response(request: AlignedResponsesRequest, raw_request: Request) -> Response:
     """OpenAI's Responses API, decoded under a policy where one is asked for."""
     model = request.model
-    if (run := await _run(request, raw_request)) is None:
+    if (context := await _context(request, raw_request)) is None:
         plain: Response = await responses_router.create_responses(request, raw_request)
         return plain
     serving = raw_request.app.state.openai_serving_responses
-    if run.objective.reads_text:
-        run.conversations = _conversations(request, serving)
+    if context.objective.reads_text:
+        context.conversations = _conversations(request, serving)
     handler = serving.create_responses
-    return await aligned(request, raw_request, run, handler, Responses(run, model))
+    return await aligned(request, raw_request, context, handler, Responses(context, model))
 
 
 @router.post("/v1/messages", dependencies=_json, responses=answers.MESSAGE)
 async def create_message(request: AlignedMessagesRequest, raw_request: Request) -> Response:
     """Anthropic's Messages API, decoded under a policy where one is asked for."""
     model = request.model
-    if (run := await _run(request, raw_request)) is None:
+    if (context := await _context(request, raw_request)) is None:
         plain: Response = await messages_router.create_messages(request, raw_request)
         return plain
     serving = raw_request.app.state.anthropic_serving_messages
-    chat = ending(serving.create_chat_completion, run)
+    chat = ending(serving.create_chat_completion, context)
 
     async def create_chat_completion(made: ChatCompletionRequest, raw_request: Request) -> Any:
         return await chat(request.chat(made), raw_request)
@@ -92,7 +92,9 @@ async def create_message(request: AlignedMessagesRequest, raw_request: Request) 
     # vLLM makes a chat request of it, which has to follow the policy: only this request's.
     serving = copy.copy(serving)
     serving.create_chat_completion = create_chat_completion
-    return await aligned(request, raw_request, run, serving.create_messages, Messages(run, model))
+    return await aligned(
+        request, raw_request, context, serving.create_messages, Messages(context, model)
+    )
 
 
 @router.post("/v1/messages/count_tokens", dependencies=_json, responses=answers.COUNT)
@@ -135,7 +137,7 @@ async def list_models(raw_request: Request) -> JSONResponse:
     return JSONResponse(models)
 
 
-async def _run(request: Aligned, raw_request: Request) -> AlignmentRun | None:
+async def _context(request: Aligned, raw_request: Request) -> AlignmentContext | None:
     """The policy that a request asks for; None for plain decoding."""
     server = server_of(raw_request)
     await check_preset(request, server, raw_request.app.state)
@@ -151,11 +153,11 @@ async def _choices(
         kind: what the chunks of a stream are.
     """
     model = request.model
-    if (run := await _run(request, raw_request)) is None:
+    if (context := await _context(request, raw_request)) is None:
         answer: Response = await plain(request, raw_request)
         return answer
-    wire = Choices(run, model, Ends(run, request, raw_request, kind))
-    return await aligned(request, raw_request, run, handler, wire)
+    wire = Choices(context, model, Ends(context, request, raw_request, kind))
+    return await aligned(request, raw_request, context, handler, wire)
 
 
 def _conversations(request: AlignedResponsesRequest, serving: Any) -> list[Any]:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -15,10 +16,11 @@ from cdserve.api.models import check_preset
 from cdserve.api.server import AlignmentServer
 from cdserve.decoders import Score
 from cdserve.engine.aligned import AlignedEngine, salted
-from cdserve.engine.likelihoods import Text
+from cdserve.engine.prefill import TokenSequence
 from cdserve.errors import ModelError, PolicyError, shown
 from cdserve.policy import FIELD, Policy, parse_object
 from cdserve.scoring import Objective, Response
+from cdserve.worker.request import WorkerRequest
 
 _MAX_TOKEN_ID = 2**31 - 1
 
@@ -152,9 +154,9 @@ class _Scorer:
         ]
 
     async def _read(self, whole: Sequence[int]) -> tuple[list[Any], list[Any]]:
-        """What the engine says of a text, token by token: V and log p by model.
+        """V by reward and log p by model, of each prefix of a text.
 
-        V of the last token alone where no other is asked for, nothing where no reward reads it.
+        V of the whole text only, unless per-token rewards are asked for.
         """
         objective, start = self._objective, len(self._prompt)
         values: list[Any] = []
@@ -165,15 +167,16 @@ class _Scorer:
                 f"prompt and response have {len(whole)} tokens; this server scores up to {limit}",
                 "responses",
             )
-        request_id = f"score-{random_uuid()}"
+        request_id, resources = f"score-{random_uuid()}", self._engine.resources
+        text = TokenSequence(token_ids=whole, start=start)
         if objective.reads_values and self._per_token:
-            values = await self._engine.values.every(whole, start, request_id)
+            values = await resources.values.every(text, request_id)
         elif objective.reads_values:
-            values = [await self._engine.values.last(whole, request_id)]
+            values = [await resources.values.last(text, request_id)]
         if objective.models:
-            salt = salted(None, objective.reading)
-            text = Text(token_ids=whole, start=start, cache_salt=salt, steering=objective.reading)
-            logliks = await self._engine.likelihoods.every(text, f"{request_id}.text")
+            base = WorkerRequest(loglik_models=tuple(objective.models))
+            text = replace(text, base=base, cache_salt=salted(None, base))
+            logliks = await resources.loglik.every(text, f"{request_id}.text")
         return values, logliks
 
 

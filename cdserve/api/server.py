@@ -5,15 +5,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cdserve import decoders, scoring
+from cdserve.api.steering import steering
 from cdserve.config import Settings
 from cdserve.decoders import Decoder
-from cdserve.engine.run import AlignmentRun
-from cdserve.engine.steering import steering
+from cdserve.engine.context import AlignmentContext
 from cdserve.errors import ConfigError, PolicyError, shown
 from cdserve.failures import hidden
-from cdserve.launch.heads import Heads
 from cdserve.policy import FIELD, BudgetedPolicy, Policy, SearchPolicy, parse, parse_object
-from cdserve.scoring import ModelOutput, Objective, Reward
+from cdserve.scoring import HeadOutput, ModelOutput, Objective, Reward
+from cdserve.worker.request import WorkerRequest
 
 _OPERATORS = {"path", "q_head", "callable", "force", "url", "api_key_env", "engine"}
 """What is not told to clients of a reward's settings."""
@@ -40,20 +40,22 @@ class AlignmentServer:
     def build(
         cls,
         settings: Settings,
-        heads: Heads,
+        outputs: Mapping[str, HeadOutput],
+        q_columns: Mapping[str, int],
         models: Mapping[str, ModelOutput] | None = None,
     ) -> "AlignmentServer":
         """Resolves the settings.
 
         Args:
-            heads: what is attached to the engine.
-            models: where reward models' scores come from.
+            outputs: value head output of each reward that has one.
+            q_columns: Q-head output of each reward that has one.
+            models: where the scores of reward models come from.
 
         Raises:
             ConfigError: a reward, a preset or a decoder is wrong.
         """
         loaded = decoders.load(settings.decoders)
-        rewards = scoring.build(settings.rewards, heads.outputs, models)
+        rewards = scoring.build(settings.rewards, outputs, models)
         if settings.default_reward is not None and settings.default_reward not in rewards:
             raise ConfigError(
                 f"default_reward is {settings.default_reward!r}; "
@@ -63,14 +65,14 @@ class AlignmentServer:
             settings=settings,
             decoders=loaded,
             rewards=rewards,
-            q_columns=heads.q.columns,
+            q_columns=q_columns,
             presets={},
             methods={name: decoder.policy for name, decoder in loaded.items()},
         )
         presets = {n: server._preset(n, sent) for n, sent in settings.presets.items()}
         return replace(server, presets=presets)
 
-    def run(self, sent: object) -> AlignmentRun | None:
+    def resolve(self, sent: object) -> AlignmentContext | None:
         """What a request's ``alignment`` field asks for; None for plain decoding.
 
         Raises:
@@ -78,7 +80,9 @@ class AlignmentServer:
         """
         with hidden(FIELD, self.settings.error_details):  # a policy class may be of a plug-in's
             policy = parse(self._bounded(sent), self.methods, self.presets)
-            return None if policy is None else self._run(policy, operator=isinstance(sent, str))
+            return (
+                None if policy is None else self._resolved(policy, operator=isinstance(sent, str))
+            )
 
     def objective(self, policy: Policy) -> Objective:
         """What a policy asks to maximise.
@@ -156,19 +160,19 @@ class AlignmentServer:
             )
         return sent
 
-    def _run(self, policy: Policy, *, operator: bool) -> AlignmentRun:
+    def _resolved(self, policy: Policy, *, operator: bool) -> AlignmentContext:
         policy.check_limits(self.settings.limits)
         objective = self.objective(policy)
-        return AlignmentRun(
+        return AlignmentContext(
             policy=policy,
             decoder=self.decoders[policy.method],
             objective=objective,
-            steering=self._steering(policy, operator) | objective.reading,
+            base=replace(self._steering(policy, operator), loglik_models=tuple(objective.models)),
         )
 
-    def _steering(self, policy: Policy, operator: bool) -> dict[str, Any]:
+    def _steering(self, policy: Policy, operator: bool) -> WorkerRequest:
         if policy.proposal_policy is None:
-            return {}
+            return WorkerRequest()
         return steering(
             policy.proposal_policy,
             self.q_columns,
@@ -183,7 +187,7 @@ class AlignmentServer:
             policy = parse_object(sent, self.methods, key)
             if policy is None:
                 raise ConfigError(f"{key}: method 'none' is the base model; it needs no preset")
-            self._run(policy, operator=True)
+            self._resolved(policy, operator=True)
         except PolicyError as error:
             raise ConfigError(str(error).replace(f"{FIELD}.", f"{key}.")) from error
         return policy

@@ -19,7 +19,7 @@ from cdserve.api.requests import Aligned
 from cdserve.api.server import AlignmentServer
 from cdserve.api.wire import Wire
 from cdserve.engine.admission import Admission
-from cdserve.engine.run import AlignmentRun
+from cdserve.engine.context import AlignmentContext
 from cdserve.errors import PolicyError
 from cdserve.policy import FIELD
 
@@ -40,7 +40,7 @@ async def check_draining(raw_request: Request) -> None:
 
 
 async def aligned(
-    request: Aligned, raw_request: Request, run: AlignmentRun, handler: Any, wire: Wire
+    request: Aligned, raw_request: Request, context: AlignmentContext, handler: Any, wire: Wire
 ) -> Response:
     """What ``handler``, vLLM's for the request's class, answers; with the report.
 
@@ -48,24 +48,24 @@ async def aligned(
         PolicyError: it asks for more candidates than there is ever room for.
         OverloadError: there is no room for them now.
     """
-    answer: Response = await _aligned(request, raw_request, run, handler, wire)
+    answer: Response = await _aligned(request, raw_request, context, handler, wire)
     return answer
 
 
 @with_cancellation  # type: ignore[untyped-decorator]
 @load_aware_call  # type: ignore[untyped-decorator]
 async def _aligned(
-    request: Aligned, raw_request: Request, run: AlignmentRun, handler: Any, wire: Wire
+    request: Aligned, raw_request: Request, context: AlignmentContext, handler: Any, wire: Wire
 ) -> Response:
     with ExitStack() as held:
         admission = raw_request.app.state.engine_client.admission
-        held.enter_context(_room(admission, request, run))
+        held.enter_context(_room(admission, request, context))
         try:
             answer = await handler(request, raw_request)
         except (GenerationError, GracefulHTTPError) as error:
             answer = create_error_response(error)
         if isinstance(answer, ErrorResponse):
-            return of_vllm(answer, begun=bool(run.prompts))
+            return of_vllm(answer, begun=bool(context.prompts))
         if not isinstance(answer, AsyncGenerator):
             return JSONResponse(wire.whole(answer))
         interval = raw_request.app.state.args.sse_keep_alive_interval
@@ -76,10 +76,10 @@ async def _aligned(
 
 
 def _room(
-    admission: Admission, request: Aligned, run: AlignmentRun
+    admission: Admission, request: Aligned, context: AlignmentContext
 ) -> AbstractContextManager[None]:
     """Room for a request's candidates, until it ends."""
-    candidates = run.policy.width * request.choices
+    candidates = context.policy.width * request.choices
     if candidates > admission.capacity:
         field = next((name for name, count in request.counts.items() if count > 1), FIELD)
         raise PolicyError(

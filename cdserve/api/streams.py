@@ -10,7 +10,7 @@ from fastapi import Request
 from vllm.entrypoints.serve.utils.api_utils import should_include_usage
 
 from cdserve.api.requests import Aligned
-from cdserve.engine.run import AlignmentRun
+from cdserve.engine.context import AlignmentContext
 from cdserve.errors import CdserveError
 
 Handler = Callable[[Any, Request], Awaitable[Any]]
@@ -29,21 +29,21 @@ class Ends:
     anything was drawn, and its end is made here.
 
     Args:
-        run: the request's policy.
+        context: the request's policy.
         request: its ``choices`` is how many ends there are.
         raw_request: vLLM's handler leaves the answer's id in its state.
         kind: ``CHAT`` or ``COMPLETION``, what the chunks are.
     """
 
     def __init__(
-        self, run: AlignmentRun, request: Aligned, raw_request: Request, kind: str
+        self, context: AlignmentContext, request: Aligned, raw_request: Request, kind: str
     ) -> None:
-        self._bounded = run.policy.deadline_ms is not None
+        self._bounded = context.policy.deadline_ms is not None
         self._request = request
         self._raw_request = raw_request
         self._kind = kind
         self._going = set(range(request.choices))
-        self._prompts = run.prompts
+        self._prompts = context.prompts
         self._created = int(time.time())
 
     def missing(self, chunk: Mapping[str, Any] | None) -> list[dict[str, Any]]:
@@ -108,13 +108,13 @@ def chunk_of(event: str) -> Any:
     return json.loads(data) if data.startswith("{") else None
 
 
-def ending(handler: Handler, run: AlignmentRun) -> Handler:
+def ending(handler: Handler, context: AlignmentContext) -> Handler:
     """A chat handler whose streams have the ends that are missing."""
 
     async def ended(request: Aligned, raw_request: Request) -> Any:
         answer = await handler(request, raw_request)
         if isinstance(answer, AsyncGenerator):
-            return _ended(answer, Ends(run, request, raw_request, CHAT))
+            return _ended(answer, Ends(context, request, raw_request, CHAT))
         return answer
 
     return ended

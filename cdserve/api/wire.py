@@ -12,7 +12,7 @@ from vllm.entrypoints.serve.exception_handling.error_response import create_erro
 from vllm.exceptions import VLLMError
 
 from cdserve.api.streams import Ends, chunk_of
-from cdserve.engine.run import AlignmentRun
+from cdserve.engine.context import AlignmentContext
 from cdserve.errors import CdserveError, InternalError
 from cdserve.failures import told
 
@@ -23,12 +23,12 @@ class Wire(ABC):
     """The answers of one request.
 
     Args:
-        run: the request's policy, with its reports.
+        context: the request's policy, with its reports.
         model: the id the client asked for, which may be a preset's.
     """
 
-    def __init__(self, run: AlignmentRun, model: str | None) -> None:
-        self._run = run
+    def __init__(self, context: AlignmentContext, model: str | None) -> None:
+        self._context = context
         self._model = {} if model is None else {"model": model}
         self._told = 0
 
@@ -45,12 +45,12 @@ class Wire(ABC):
 
     def _report(self) -> dict[str, Any]:
         """The field with the report; none where none was asked for."""
-        report = self._run.report()
+        report = self._context.report()
         return {} if report is None else {"alignment": report}
 
     def _decisions(self) -> dict[str, Any]:
         """The field with the traced decisions made since the last time, if there are any."""
-        made = self._run.traced(since=self._told)
+        made = self._context.traced(start=self._told)
         self._told += len(made)
         return {"alignment_decisions": made} if made else {}
 
@@ -58,8 +58,8 @@ class Wire(ABC):
 class Choices(Wire):
     """Completions and chat: the report is on the last chunk that has choices."""
 
-    def __init__(self, run: AlignmentRun, model: str | None, ends: Ends) -> None:
-        super().__init__(run, model)
+    def __init__(self, context: AlignmentContext, model: str | None, ends: Ends) -> None:
+        super().__init__(context, model)
         self._ends = ends
 
     def whole(self, answer: Any) -> dict[str, Any]:
@@ -131,7 +131,7 @@ class Responses(Wire):
         if isinstance(error, CdserveError | VLLMError):
             _LOGGER.error("a stream of a response failed", exc_info=error)
             return error
-        details = self._run.objective.details
+        details = self._context.objective.details
         return InternalError(told("the request", error, details, self._id))
 
     async def _marked(self, stream: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:

@@ -85,7 +85,7 @@ class Proposal(Protocol):
     """Where candidates come from: what continues one prompt."""
 
     @property
-    def over(self) -> bool:
+    def deadline_passed(self) -> bool:
         """Whether the deadline has passed: what is sampled from then on has no tokens."""
         ...
 

@@ -47,9 +47,9 @@ async def search(
         now = _Round(before=[prefix for prefix in kept if _ended(prefix)])
         chosen: Sequence[int] | None = None
         while chosen is None:
-            count = 1 if proposal.over else now.asks(next(counts), budget)
+            count = 1 if proposal.deadline_passed else now.asks(next(counts), budget)
             drawn = await proposal.sample(going, count, m, now.left)
-            over = proposal.over
+            over = proposal.deadline_passed
             drawn = [_last(one) for one in drawn] if over else drawn
             await now.add([(*going[i // count], one) for i, one in enumerate(drawn)], proposal)
             now.rank(select)

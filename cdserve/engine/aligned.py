@@ -2,25 +2,21 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from typing import Any
 
-from cdserve.config import Settings
-from cdserve.engine.admission import Admission, none_held
-from cdserve.engine.choices import AlignedRequest, Choice, SearchedChoice, SteeredChoice
-from cdserve.engine.likelihoods import Likelihoods
-from cdserve.engine.proposal import EngineProposal
+from cdserve.engine.admission import Admission
+from cdserve.engine.choices import Choice, SearchedChoice, SteeredChoice
+from cdserve.engine.context import CONTEXT_KEY, AlignmentContext
+from cdserve.engine.prefill import TokenSequence, prefill
 from cdserve.engine.proxy import EngineProxy
 from cdserve.engine.ranks import Ranks
-from cdserve.engine.run import AlignmentRun
-from cdserve.engine.slots import Slots
-from cdserve.engine.steering import Paths
-from cdserve.engine.values import Values, one_token, refuse_reserved, wanting
+from cdserve.engine.request import AlignedRequest
+from cdserve.engine.resources import EngineResources
 from cdserve.engine.vllm import (
     CompletionOutput,
-    EngineClient,
     EngineDeadError,
     RequestOutput,
     RequestOutputKind,
@@ -32,60 +28,43 @@ from cdserve.engine.vllm import (
     random_uuid,
 )
 from cdserve.errors import CdserveError, OverloadError
-from cdserve.failures import hidden
-from cdserve.launch.api_servers import ApiServer
-from cdserve.launch.reward_models import RewardModels
+from cdserve.failures import Details, hidden
 from cdserve.observability import metrics
 from cdserve.observability.tracing import ResponseSpans
-from cdserve.worker.request import REQUEST_KEY
+from cdserve.worker.request import REQUEST_KEY, WorkerRequest
 
 _POLL = 0.05
-"""Seconds between two looks at what still runs, while the server drains."""
+"""Seconds between two looks at what still runs while the server drains."""
 PASSED_ON = ("lora_request", "trace_headers", "priority", "data_parallel_rank", "session_id")
 
 
 class AlignedEngine(EngineProxy):
-    """Runs requests with a policy through its decoder; hands all others to vLLM untouched.
+    """Runs requests with a policy through its decoder; passes all others to vLLM untouched.
 
     Args:
-        inner: vLLM's engine.
-        values: reads V out of it.
-        paths: reads the KL of steered requests out of it.
-        likelihoods: reads log-likelihoods of responses out of it.
-        models: the reward models that score beside it.
-        settings: the operator's.
-        server: what this API server has in common with others, where there are several.
+        resources: vLLM's engine with the readers and slots of this API server.
+        admission: bounds the candidates of all requests.
+        check_scorers: raises if an engine is dead that rewards need.
+        details: whether clients see the text of unexpected exceptions.
     """
 
     def __init__(
         self,
-        inner: EngineClient,
-        values: Values,
-        paths: Paths,
-        likelihoods: Likelihoods,
-        models: RewardModels,
-        settings: Settings,
-        server: ApiServer | None = None,
+        resources: EngineResources,
+        admission: Admission,
+        check_scorers: Callable[[], Awaitable[None]],
+        details: Details,
     ) -> None:
-        super().__init__(inner)
-        sequences: int = inner.vllm_config.scheduler_config.max_num_seqs
-        running = settings.admission.max_running or max(1, sequences * 3 // 4)
-        self._slots = Slots(running, server.demand if server else None)
-        self.admission = Admission(
-            running + settings.admission.max_waiting,
-            keys=list(settings.keys),
-            held=server.held if server else none_held(len(settings.keys)),
-        )
-        self._ranks = Ranks.of(inner.vllm_config.parallel_config)
-        self.values = values
-        self.likelihoods = likelihoods
-        self._paths = paths
-        self._models = models
-        self._details = settings.error_details
+        super().__init__(resources.engine)
+        self.resources = resources
+        self.admission = admission
+        self._check_scorers = check_scorers
+        self._details = details
+        self._ranks = Ranks.of(self.inner.vllm_config.parallel_config)
         self.draining = False
         """Whether the server is shutting down."""
         # vLLM 0.32 would compute them beside other rows, with LoRA layers made for fewer, and die.
-        lora = inner.vllm_config.lora_config is not None
+        lora = self.inner.vllm_config.lora_config is not None
         self._without_prompt_logprobs = lora and current_platform.is_cpu()
         self._loop = asyncio.get_running_loop()
         self._scoring = 0
@@ -96,7 +75,7 @@ class AlignedEngine(EngineProxy):
     def generate(
         self, prompt: Any, sampling_params: SamplingParams, request_id: str, **options: Any
     ) -> AsyncGenerator[RequestOutput, None]:
-        """As vLLM's. A policy rides as an AlignmentRun in ``extra_args``.
+        """As vLLM's. A request with a policy has an ``AlignmentContext`` in its ``extra_args``.
 
         Raises:
             VLLMValidationError: the request cannot be decoded under its policy.
@@ -107,16 +86,18 @@ class AlignedEngine(EngineProxy):
                 "be computed on CPU with --enable-lora",
                 parameter="prompt_logprobs",
             )
-        run = (sampling_params.extra_args or {}).get(REQUEST_KEY)
-        if not isinstance(run, AlignmentRun):
-            refuse_reserved(sampling_params)
+        extra_args = sampling_params.extra_args or {}
+        context = extra_args.get(CONTEXT_KEY)
+        if not isinstance(context, AlignmentContext):
+            _check_reserved(extra_args)
             stream: AsyncGenerator[RequestOutput, None] = self.inner.generate(
                 prompt, sampling_params, request_id, **options
             )
             several = sampling_params.n > 1 and sampling_params.prompt_logprobs is not None
             return _with_prompt_logprobs(stream) if several else stream
         params = sampling_params.clone()
-        params.extra_args = {k: v for k, v in params.extra_args.items() if k != REQUEST_KEY} or None
+        params.extra_args = {k: v for k, v in extra_args.items() if k != CONTEXT_KEY} or None
+        _check_reserved(params.extra_args or {})
         token_ids = _token_ids(prompt)
         # V of the last token takes one position more than the text.
         params.max_tokens = min(
@@ -130,11 +111,11 @@ class AlignedEngine(EngineProxy):
             )
         return self._aligned(
             AlignedRequest(
-                run=run,
-                index=run.begin(token_ids),
-                inputs=_salted(prompt, run.steering),
+                context=context,
+                index=context.add_prompt(token_ids),
+                inputs=_salted(prompt, context.base),
                 prompt=token_ids,
-                prompt_text=self._prompt_text(prompt) if run.objective.reads_text else "",
+                prompt_text=self._prompt_text(prompt) if context.objective.reads_text else "",
                 params=params,
                 request_id=request_id,
                 engine_id=f"{request_id}-{random_uuid():.8}",
@@ -143,7 +124,7 @@ class AlignedEngine(EngineProxy):
         )
 
     def check_admission(self, n: int = 1, request_id: str | None = None) -> None:
-        """As vLLM's, before any work of a request; and there is none once the server drains.
+        """As vLLM's, before any work of a request; refuses all requests while the server drains.
 
         Raises:
             OverloadError: the server is shutting down.
@@ -152,7 +133,7 @@ class AlignedEngine(EngineProxy):
         self.inner.check_admission(n, request_id)
 
     def check_draining(self) -> None:
-        """Refuses a request that comes while the server drains.
+        """Refuses a request that arrives while the server drains.
 
         Raises:
             OverloadError: the server is shutting down.
@@ -162,7 +143,7 @@ class AlignedEngine(EngineProxy):
 
     @contextmanager
     def scoring(self) -> Iterator[None]:
-        """Has shutdown wait for what is scored meanwhile."""
+        """Makes shutdown wait for the score request in this context."""
         self._scoring += 1
         try:
             yield
@@ -171,7 +152,7 @@ class AlignedEngine(EngineProxy):
 
     @property
     def dead_error(self) -> BaseException:
-        """What a request gets that finds the engine dead. Shutdown stops the engine on purpose."""
+        """The error of requests on a dead engine; shutdown stops the engine on purpose."""
         if self.draining:
             return _shutting_down()
         error: BaseException = self.inner.dead_error
@@ -199,14 +180,12 @@ class AlignedEngine(EngineProxy):
 
     def close(self) -> None:
         """Removes what is shared with the worker."""
-        self.values.close()
-        self._paths.close()
-        self.likelihoods.close()
+        self.resources.close()
 
     async def check_health(self) -> None:
-        """As vLLM's; a reward model that requests fail without has to be alive too."""
+        """As vLLM's; the reward models that requests need have to be alive too."""
         await self.inner.check_health()
-        await self._models.check_health()
+        await self._check_scorers()
 
     async def abort(self, request_id: str | Iterable[str]) -> None:
         """As vLLM's: ends all requests of these ids. Their candidates are aborted with them."""
@@ -216,7 +195,7 @@ class AlignedEngine(EngineProxy):
         await self.inner.abort([*ids, *alive])
 
     async def _aligned(self, request: AlignedRequest) -> AsyncGenerator[RequestOutput, None]:
-        method, count = request.run.policy.method, request.params.n
+        method, count = request.context.policy.method, request.params.n
         final_only = request.params.output_kind == RequestOutputKind.FINAL_ONLY
         finished: dict[int, CompletionOutput] = {}
         failing = hidden(
@@ -240,8 +219,8 @@ class AlignedEngine(EngineProxy):
 
     @contextmanager
     def _placed(self, request: AlignedRequest) -> Iterator[AlignedRequest]:
-        """The request on one rank. Shutdown waits for it; an abort finds its candidates."""
-        candidates = request.run.policy.width * request.params.n
+        """Places the request on one rank. Shutdown waits for it; an abort finds its candidates."""
+        candidates = request.context.policy.width * request.params.n
         with self._ranks.held(request.options, candidates) as options:
             placed = replace(request, options=options)
             self._live[placed] = []
@@ -252,7 +231,7 @@ class AlignedEngine(EngineProxy):
 
     @contextmanager
     def _ending(self) -> Iterator[None]:
-        """Tells of shutdown where the engine's end is what shutdown did.
+        """Turns the error of an engine that shutdown has stopped into one about the shutdown.
 
         Raises:
             OverloadError: the engine was stopped before the response had ended.
@@ -265,23 +244,28 @@ class AlignedEngine(EngineProxy):
             raise
 
     async def _prompt_logprobs(self, request: AlignedRequest) -> RequestOutput | None:
-        """The prompt's log-probabilities, where the client asks for them.
+        """The prompt's log-probabilities, if the client asks for them.
 
-        One engine request reads them for all responses, before these begin. No deadline ends it:
-        they are the client's even where no time is left to draw a token.
+        One engine request computes them for all responses, before these begin. No deadline ends it:
+        the client gets them even if no time is left to draw a token.
 
         Raises:
             CdserveError: the engine ended the request from outside.
         """
         if request.params.prompt_logprobs is None:
             return None
-        read = await one_token(
+        base = request.context.base
+        prompt = TokenSequence(
+            token_ids=request.prompt,
+            cache_salt=request.cache_salt,
+            base=base,
+            options=request.options,
+        )
+        read = await prefill(
             self.inner,
-            request.prompt,
-            wanting(None, **request.run.steering),
+            prompt,
+            base,
             f"{request.engine_id}.prompt",
-            request.inputs.get("cache_salt"),
-            request.options,
             cached=False,
             prompt_logprobs=request.params.prompt_logprobs,
         )
@@ -290,50 +274,22 @@ class AlignedEngine(EngineProxy):
         return read
 
     def _choice(self, request: AlignedRequest, index: int) -> Choice:
-        search = request.run.decoder.run
+        search = request.context.decoder.run
         spans = ResponseSpans(
-            request.run.policy.method,
+            request.context.policy.method,
             request.request_id,
             index,
             request.options.get("trace_headers"),
         )
         if search is None:
-            return SteeredChoice(
-                request,
-                index,
-                spans,
-                self.inner,
-                self.values,
-                self._paths,
-                self.likelihoods,
-                self._slots,
-            )
-        proposal = EngineProposal(
-            engine=self.inner,
-            values=self.values,
-            paths=self._paths,
-            likelihoods=self.likelihoods,
-            slots=self._slots,
-            run=request.run,
-            tokenizer=self._tokenizer(),
-            prompt=request.prompt,
-            prompt_text=request.prompt_text,
-            messages=request.run.messages(request.index),
-            cache_salt=request.inputs.get("cache_salt"),
-            params=request.params,
-            engine_id=request.engine_id,
-            choice=index,
-            options=request.options,
-            spans=spans,
-        )
-        return SearchedChoice(request, search, proposal, index, spans, self._tokenizer())
+            return SteeredChoice(self.resources, request, index, spans)
+        return SearchedChoice(self.resources, request, index, spans, search)
 
     def _prompt_text(self, prompt: Any) -> str:
-        text: str = prompt.get("prompt") or self._tokenizer().decode(prompt["prompt_token_ids"])
+        text: str = prompt.get("prompt") or self.resources.tokenizer.decode(
+            prompt["prompt_token_ids"]
+        )
         return text
-
-    def _tokenizer(self) -> Any:
-        return self.renderer.get_tokenizer()
 
 
 def _shutting_down() -> OverloadError:
@@ -356,20 +312,30 @@ async def _with_prompt_logprobs(
             yield output
 
 
-def salted(cache_salt: str | None, steering: Mapping[str, Any]) -> str | None:
-    """The salt, with a prefix cache apart where members write KV beside the base's.
+def salted(cache_salt: str | None, base: WorkerRequest) -> str | None:
+    """The cache salt of requests with these members.
 
-    What requests without members leave in the cache has none of theirs.
+    Members write KV beside the base's, so their requests do not share the prefix cache of requests
+    without them.
     """
-    members = sorted({*steering.get("mix", ()), *steering.get("models", ())} - {"base"})
-    return f"members {' '.join(members)}/{cache_salt or ''}" if members else cache_salt
+    members = " ".join(sorted(base.members))
+    return f"members {members}/{cache_salt or ''}" if members else cache_salt
 
 
-def _salted(prompt: Any, steering: Mapping[str, Any]) -> Any:
+def _salted(prompt: Any, base: WorkerRequest) -> Any:
     if not isinstance(prompt, dict):
         return prompt
-    salt = salted(prompt.get("cache_salt"), steering)
+    salt = salted(prompt.get("cache_salt"), base)
     return prompt if salt is None else {**prompt, "cache_salt": salt}
+
+
+def _check_reserved(extra_args: Mapping[str, Any]) -> None:
+    """Raises if a client wrote one of cdserve's keys into ``vllm_xargs``."""
+    for key in {REQUEST_KEY, CONTEXT_KEY} & extra_args.keys():
+        raise VLLMValidationError(
+            f"vllm_xargs.{key} is reserved; use the field 'alignment'",
+            parameter=f"vllm_xargs.{key}",
+        )
 
 
 def _token_ids(prompt: Any) -> list[int]:

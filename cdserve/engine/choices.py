@@ -2,113 +2,95 @@
 
 import random
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, Protocol
 
 from cdserve.decoders import Candidate, Decision
 from cdserve.decoders.registry import Run
 from cdserve.engine.deadline import ended_at_deadline
-from cdserve.engine.likelihoods import Likelihoods, Text
+from cdserve.engine.prefill import TokenSequence
 from cdserve.engine.proposal import EngineProposal, Stopped, nothing, without_prompt_logprobs
+from cdserve.engine.request import AlignedRequest
+from cdserve.engine.resources import EngineResources
 from cdserve.engine.response import ResponseWriter
-from cdserve.engine.run import AlignmentRun
-from cdserve.engine.slots import Slots
-from cdserve.engine.steering import Paths
-from cdserve.engine.values import Values, wanting
 from cdserve.engine.vllm import (
     CompletionOutput,
-    EngineClient,
     RequestOutput,
     RequestOutputKind,
     SamplingParams,
-    TokenizerLike,
 )
 from cdserve.observability.metrics import SELECT_SECONDS
 from cdserve.observability.tracing import ResponseSpans
 from cdserve.scoring import Response
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class AlignedRequest:
-    """One prompt on its way through the aligned engine."""
-
-    run: AlignmentRun
-    index: int
-    inputs: Any
-    """The prompt as vLLM's serving code handed it over."""
-    prompt: list[int]
-    prompt_text: str
-    params: SamplingParams
-    request_id: str
-    """vLLM's. Clients choose it, so several requests under way may share it."""
-    engine_id: str
-    """What the ids of its engine requests begin with. It is this request's alone."""
-    options: Mapping[str, Any]
-
-    def decided(self, decision: Decision, choice: int) -> None:
-        """Tells the run of a decision; its choice's index is among those of all prompts."""
-        self.run.decisions.append((self.index * self.params.n + choice, decision))
+from cdserve.shared_table import Ticket
 
 
 class Choice(Protocol):
     """One of a request's ``n`` responses."""
 
     alive: set[str]
-    """Ids of the engine requests that run for it now."""
+    """Ids of its engine requests that run now."""
     spans: ResponseSpans
-    """Its trace, ended by who reads its outputs."""
+    """Spans of its trace; whoever reads the outputs ends them."""
 
     @property
     def first(self) -> RequestOutput | None:
-        """Its first output of the engine's, which says how much of the prompt was cached."""
+        """First output of the engine; it tells how much of the prompt was cached."""
         ...
 
     def outputs(self) -> AsyncGenerator[CompletionOutput, None]:
-        """The response as it is made; its report is there before its last output is."""
+        """The response as it is decoded; its report is added before its last output."""
         ...
 
 
 class SearchedChoice:
-    """A response that a decoder's search makes, a decision at a time."""
+    """A response decoded by a search, one output per decision.
+
+    Args:
+        resources: the engine with its readers and slots.
+        request: the prompt and its policy.
+        choice: index of the response among the request's ``n``.
+        spans: spans of the response's trace.
+        search: runs the decoder.
+    """
 
     def __init__(
         self,
+        resources: EngineResources,
         request: AlignedRequest,
-        search: Run,
-        proposal: EngineProposal,
         choice: int,
         spans: ResponseSpans,
-        tokenizer: TokenizerLike,
+        search: Run,
     ) -> None:
         self._request = request
-        self._search = search
-        self._proposal = proposal
         self._choice = choice
+        self._search = search
+        self._proposal = EngineProposal(resources, request, choice, spans)
+        self._writer = ResponseWriter(choice, request.prompt, request.params, resources.tokenizer)
         self.spans = spans
-        self._writer = ResponseWriter(choice, request.prompt, request.params, tokenizer)
-        self.alive = proposal.alive
+        self.alive = self._proposal.alive
 
     @property
     def first(self) -> RequestOutput | None:
         return self._proposal.first
 
     async def outputs(self) -> AsyncGenerator[CompletionOutput, None]:
-        run = self._request.run
+        context = self._request.context
         seed = self._request.params.seed
         seeded = None if seed is None else random.Random(f"{seed}/{self._choice}").getrandbits(63)
         decisions: list[Decision] = []
         try:
-            async with aclosing(self._search(run.policy, self._proposal, seeded)) as made:
-                async for decision in made:
-                    SELECT_SECONDS.observe(time.perf_counter() - self._proposal.scored)
+            async with aclosing(self._search(context.policy, self._proposal, seeded)) as search:
+                async for decision in search:
+                    SELECT_SECONDS.observe(time.perf_counter() - self._proposal.scored_at)
                     self.spans.decided(decision)
-                    self._request.decided(decision, self._choice)
+                    self._request.record(decision, self._choice)
                     decisions.append(decision)
                     output = self._writer.append(decision.candidate)
                     if output.finished():
-                        report = run.report_on(decisions, self._request.index, self._choice)
+                        report = context.add_report(decisions, self._request.index, self._choice)
                         self.spans.reported(report)
                     yield output
                     if output.finished():
@@ -118,39 +100,38 @@ class SearchedChoice:
 
 
 class SteeredChoice:
-    """A response that the engine samples by itself, its rows steered; handed on as it comes."""
+    """A response that the engine samples token by token from steered rows.
+
+    Args:
+        resources: the engine with its readers and slots.
+        request: the prompt and its policy.
+        choice: index of the response among the request's ``n``.
+        spans: spans of the response's trace.
+    """
 
     def __init__(
         self,
+        resources: EngineResources,
         request: AlignedRequest,
         choice: int,
         spans: ResponseSpans,
-        engine: EngineClient,
-        values: Values,
-        paths: Paths,
-        likelihoods: Likelihoods,
-        slots: Slots,
     ) -> None:
+        self._resources = resources
         self._request = request
+        self._context = request.context
         self._choice = choice
         self.spans = spans
-        self._engine = engine
-        self._slots = slots
-        self._values = values
-        self._paths = paths
-        self._likelihoods = likelihoods
         self._id = f"{request.engine_id}-{choice}"
-        self._reports = request.run.policy.report != "none"
+        self._reports = request.context.policy.report != "none"
         self.alive: set[str] = set()
         self.first: RequestOutput | None = None
-        """Its first output of the engine's."""
+        """First output of the engine."""
 
     async def outputs(self) -> AsyncGenerator[CompletionOutput, None]:
-        request = self._request
         token_ids: list[int] = []
         text = ""
-        with self._paths.ticket() as path:
-            params = self._params(path.to_wire() if self._reports else None)
+        with self._resources.path_kl.ticket() as path_kl:
+            params = self._params(path_kl if self._reports else None)
             async with aclosing(self._drawn(params)) as drawn:
                 async for output in drawn:
                     output.index = self._choice
@@ -159,98 +140,70 @@ class SteeredChoice:
                         text += output.text
                     else:
                         token_ids, text = list(output.token_ids), output.text
-                    late = output.finish_reason == "abort" and request.run.over
+                    late = output.finish_reason == "abort" and self._context.deadline_passed
                     if late:
                         output.finish_reason = "length"  # as OpenAI's clients know it
                     ended = output.finish_reason in ("stop", "length", "repetition")
                     if ended and self._reports:
-                        end = len(request.prompt) + len(token_ids)
-                        spent = (0.0, 0)
-                        if request.run.steered and token_ids:
-                            spent = self._paths.read(path, end)
                         reason = "deadline" if late else output.finish_reason
-                        await self._report(token_ids, text, reason, *spent)
+                        await self._report(token_ids, text, reason, path_kl)
                     yield output
 
     async def _drawn(self, params: SamplingParams) -> AsyncGenerator[CompletionOutput, None]:
-        """What the engine draws, once there is a slot; the deadline aborts it."""
-        request, run = self._request, self._request.run
-        async with self._slots.slot(run, run.left) as granted:
-            if not granted or run.over:
+        """What the engine draws once there is a slot; the deadline aborts it."""
+        context, engine = self._context, self._resources.engine
+        async with self._resources.slots.slot(context, context.seconds_left) as granted:
+            if not granted or context.deadline_passed:
                 yield nothing(params)
                 return
             self.alive.add(self._id)
             try:
-                stream = self._engine.generate(request.inputs, params, self._id, **self._given)
-                with ended_at_deadline(self._engine, run, self.alive):
-                    async for made in stream:
-                        self.first = self.first or made
-                        (output,) = made.outputs
+                inputs = self._request.inputs
+                stream = engine.generate(inputs, params, self._id, **self._options)
+                with ended_at_deadline(engine, context, self.alive):
+                    async for step in stream:
+                        self.first = self.first or step
+                        (output,) = step.outputs
                         yield output
             finally:
                 self.alive.discard(self._id)
 
     @property
-    def _given(self) -> dict[str, Any]:
-        """What the engine is given with the request, beside prompt and parameters."""
+    def _options(self) -> dict[str, Any]:
+        """Further arguments of ``EngineClient.generate``."""
         return {**self._request.options, **self.spans.options}
 
-    def _params(self, path: list[str | int] | None) -> SamplingParams:
-        """As vLLM derives those of each of ``n`` responses."""
+    def _params(self, path_kl: Ticket | None) -> SamplingParams:
+        """The client's parameters, derived as vLLM derives those of each of ``n`` responses."""
         params: SamplingParams = self._request.params.clone()
         params.n = 1
         without_prompt_logprobs(params)
         if params.seed is not None:
             params.seed += self._choice
-        run = self._request.run
-        budget = run.policy.budget
-        params.extra_args = wanting(params.extra_args, **run.steering, path=path, budget=budget)
+        budget = self._context.policy.budget
+        asked = replace(self._context.base, path_kl=path_kl, kl_budget=budget)
+        params.extra_args = asked.added_to(params.extra_args)
         return params
 
     async def _report(
-        self,
-        token_ids: list[int],
-        text: str,
-        finish_reason: str,
-        spent: float,
-        unsteered: int,
+        self, token_ids: list[int], text: str, finish_reason: str, path_kl: Ticket
     ) -> None:
-        run, request = self._request.run, self._request
-        values: Mapping[str, float] = {}
-        loglik: Mapping[str, float] = {}
-        whole = [*request.prompt, *token_ids]
-        salt = request.inputs.get("cache_salt")
-        if run.objective.models:
-            read = Text(
-                token_ids=whole,
-                start=len(request.prompt),
-                cache_salt=salt,
-                steering=run.steering,
-                options=self._given,
-            )
-            loglik = (await self._likelihoods.every(read, f"{self._id}.text"))[-1]
-        if run.objective.reads_values:
-            values = await self._values.last(
-                whole, f"{self._id}.end", salt, run.steering, self._given
-            )
-        response = Response(
-            prompt=request.prompt_text,
-            text=text,
-            tokens=len(token_ids),
-            finished=True,
-            values=values,
-            loglik=loglik,
-            messages=run.messages(request.index),
-        )
+        """Scores the response and adds its report: one decision with one candidate."""
+        context, request = self._context, self._request
+        kl, unsteered = 0.0, 0
+        if context.base.steered and token_ids:
+            length = len(request.prompt) + len(token_ids)
+            kl, unsteered = self._resources.path_kl.read(path_kl, length)
+        response = await self._response(token_ids, text)
         candidate = Candidate(
             token_ids=tuple(token_ids),
             finish_reason=finish_reason,
             text=text,
-            kl=spent,
+            kl=kl,
             unsteered=unsteered,
         )
         with self.spans.during("score", candidates=1):
-            scores = await run.objective.score([response], request.engine_id)
+            scores = await context.objective.score([response], request.engine_id)
         decision = Decision(
             candidates=[candidate],
             scores=scores,
@@ -261,5 +214,31 @@ class SteeredChoice:
             kl_estimator="exact_path",
         )
         self.spans.decided(decision)
-        request.decided(decision, self._choice)
-        self.spans.reported(run.report_on([decision], request.index, self._choice))
+        request.record(decision, self._choice)
+        self.spans.reported(context.add_report([decision], request.index, self._choice))
+
+    async def _response(self, token_ids: Sequence[int], text: str) -> Response:
+        """The finished response with the values and log-likelihoods that its rewards read."""
+        request, objective = self._request, self._context.objective
+        sequence = TokenSequence(
+            token_ids=[*request.prompt, *token_ids],
+            start=len(request.prompt),
+            cache_salt=request.cache_salt,
+            base=self._context.base,
+            options=self._options,
+        )
+        values: Mapping[str, float] = {}
+        loglik: Mapping[str, float] = {}
+        if objective.models:
+            loglik = (await self._resources.loglik.every(sequence, f"{self._id}.text"))[-1]
+        if objective.reads_values:
+            values = await self._resources.values.last(sequence, f"{self._id}.end")
+        return Response(
+            prompt=request.prompt_text,
+            text=text,
+            tokens=len(token_ids),
+            finished=True,
+            values=values,
+            loglik=loglik,
+            messages=request.messages,
+        )

@@ -1,36 +1,38 @@
-"""The deadline: once it has passed, the engine is told to end what still runs."""
+"""Aborts what still runs in the engine once the deadline has passed."""
 
 import asyncio
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
 
-from cdserve.engine.run import AlignmentRun
+from cdserve.engine.context import AlignmentContext
 from cdserve.engine.slots import EARLY
 from cdserve.engine.vllm import EngineClient
 
 _AGAIN = 0.02
-"""Seconds after which it is told again: a request that is being added is not known to it yet."""
+"""Seconds between aborts: a request that is just being added is not known to the engine yet."""
 
 
 @contextmanager
-def ended_at_deadline(engine: EngineClient, run: AlignmentRun, alive: Set[str]) -> Iterator[None]:
-    """Ends the engine's requests that are alive when the deadline passes; they keep their tokens.
+def ended_at_deadline(
+    engine: EngineClient, context: AlignmentContext, alive: Set[str]
+) -> Iterator[None]:
+    """Aborts the engine requests that are alive when the deadline passes; they keep their tokens.
 
     Args:
-        alive: their ids; each leaves the set once it has ended.
+        alive: ids of the requests; each leaves the set once it has ended.
     """
-    if run.left is None:
+    if context.seconds_left is None:
         yield
         return
-    ending = asyncio.create_task(_end(engine, run, alive))
+    ending = asyncio.create_task(_end(engine, context, alive))
     try:
         yield
     finally:
         ending.cancel()
 
 
-async def _end(engine: EngineClient, run: AlignmentRun, alive: Set[str]) -> None:
-    await asyncio.sleep((run.left or 0.0) + EARLY)
+async def _end(engine: EngineClient, context: AlignmentContext, alive: Set[str]) -> None:
+    await asyncio.sleep((context.seconds_left or 0.0) + EARLY)
     while True:
         await engine.abort(list(alive))
         await asyncio.sleep(_AGAIN)

@@ -1,4 +1,4 @@
-"""Candidates from the engine: K requests that continue each prefix by token ids."""
+"""Candidates drawn from the engine: K requests that continue each prefix by token ids."""
 
 import asyncio
 import copy
@@ -6,24 +6,21 @@ import hashlib
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
 from cdserve.decoders import Candidate, Prefix, Score
 from cdserve.engine.deadline import ended_at_deadline
-from cdserve.engine.likelihoods import Likelihoods, Text
+from cdserve.engine.prefill import TokenSequence, final_output
+from cdserve.engine.request import AlignedRequest
+from cdserve.engine.resources import EngineResources
 from cdserve.engine.response import cumulative_logprob
-from cdserve.engine.run import AlignmentRun
-from cdserve.engine.slots import Slots
-from cdserve.engine.steering import Paths
-from cdserve.engine.values import Values, final, wanting
 from cdserve.engine.vllm import (
     CompletionOutput,
-    EngineClient,
     RequestOutput,
     RequestOutputKind,
     SamplingParams,
-    TokenizerLike,
     detokenizer,
     tokens_input,
 )
@@ -31,6 +28,7 @@ from cdserve.observability.metrics import GENERATE_SECONDS, SCORE_SECONDS
 from cdserve.observability.tracing import ResponseSpans
 from cdserve.scoring import Response
 from cdserve.shared_table import Ticket
+from cdserve.worker.request import WorkerRequest
 
 
 class Stopped(Exception):
@@ -58,81 +56,51 @@ class _Start:
 
 
 class EngineProposal:
-    """One response being decoded: the prompt, and where its continuations come from.
+    """Draws and scores the candidates of one response.
 
     Args:
-        engine: vLLM's engine.
-        values: reads V out of it.
-        run: the request's policy, with its rewards.
-        prompt: prompt token ids.
-        prompt_text: the prompt, for rewards that read text.
-        messages: those of a chat request's, for rewards that read them.
-        params: the client's sampling parameters; ``max_tokens`` bounds the whole response.
-        engine_id: what candidates' ids begin with; no other request has it.
+        resources: the engine with its readers and slots.
+        request: the prompt and its policy.
         choice: index of the response among the request's ``n``.
-        options: what else goes to the engine with every candidate (LoRA, priority, tracing).
-        paths: reads the KL of steered candidates out of the engine.
-        likelihoods: reads log-likelihoods of candidates out of it.
-        slots: what candidates wait for before they run.
-        spans: of the response's trace.
+        spans: spans of the response's trace.
     """
 
     def __init__(
         self,
-        *,
-        engine: EngineClient,
-        values: Values,
-        run: AlignmentRun,
-        tokenizer: TokenizerLike,
-        prompt: Sequence[int],
-        prompt_text: str,
-        messages: Sequence[Mapping[str, Any]] | None,
-        cache_salt: str | None,
-        params: SamplingParams,
-        engine_id: str,
+        resources: EngineResources,
+        request: AlignedRequest,
         choice: int,
-        options: Mapping[str, Any],
-        paths: Paths,
-        likelihoods: Likelihoods,
-        slots: Slots,
         spans: ResponseSpans,
     ) -> None:
-        self._engine = engine
-        self._slots = slots
-        self._spans = spans
-        self._values = values
-        self._paths = paths
-        self._likelihoods = likelihoods
-        self._alignment = run
-        self._objective = run.objective
-        self._tokenizer = tokenizer
-        self._prompt_text = prompt_text
-        self._messages = messages
-        self._cache_salt = cache_salt
-        self._params = params
-        self._engine_id = engine_id
+        self._resources = resources
+        self._request = request
+        self._context = request.context
+        self._objective = request.context.objective
+        self._params = request.params
         self._choice = choice
-        trace = run.policy.report == "trace"
-        self._reads_text = trace or run.objective.reads_text or bool(params.stop)
-        self._options = options
-        self._prompt = list(prompt)
+        self._spans = spans
+        self._reads_text = (
+            self._context.policy.report == "trace"
+            or self._objective.reads_text
+            or bool(request.params.stop)
+        )
         self._draws = 0
         self.alive: set[str] = set()
-        """Ids of the engine requests that run for it now."""
-        self.scored = time.perf_counter()
+        """Ids of its engine requests that run now."""
+        self.scored_at = time.perf_counter()
         """When prefixes were scored last, by ``time.perf_counter``."""
         self.first: RequestOutput | None = None
-        """The very first candidate's output, which says how much of the prompt was cached."""
+        """Output of the very first candidate; it tells how much of the prompt was cached."""
 
     @property
-    def _given(self) -> dict[str, Any]:
-        """What the engine is given with every request, beside prompt and parameters."""
-        return {**self._options, **self._spans.options}
+    def _options(self) -> dict[str, Any]:
+        """Further arguments of ``EngineClient.generate``."""
+        return {**self._request.options, **self._spans.options}
 
     @property
-    def over(self) -> bool:
+    def deadline_passed(self) -> bool:
         """Whether the deadline has passed."""
-        return self._alignment.over
+        return self._context.deadline_passed
 
     async def sample(
         self,
@@ -141,15 +109,19 @@ class EngineProposal:
         max_tokens: int | None,
         budget: float | None = None,
     ) -> Sequence[Candidate]:
-        """``count`` i.i.d. continuations of each, of at most ``max_tokens`` tokens, with values.
+        """Draws ``count`` i.i.d. continuations of each prefix.
 
-        If one fails or this is cancelled, the engine drops them all. The deadline cuts them.
+        If one fails or this is cancelled, all are aborted. The deadline cuts them.
+
+        Args:
+            max_tokens: length of a continuation at most; None for the rest of the response.
+            budget: nats that steering a continuation may cost; None for no bound.
         """
-        begun = [self._start(prefix, max_tokens, budget) for prefix in prefixes]
-        starts = [start for start in begun for _ in range(count)]
+        blocks = [self._start(prefix, max_tokens, budget) for prefix in prefixes]
+        starts = [start for start in blocks for _ in range(count)]
         draw, self._draws = self._draws, self._draws + 1
         try:
-            ended = ended_at_deadline(self._engine, self._alignment, self.alive)
+            ended = ended_at_deadline(self._resources.engine, self._context, self.alive)
             traced = self._spans.during("generate", candidates=len(starts))
             with GENERATE_SECONDS.time(), traced, ended:
                 async with asyncio.TaskGroup() as group:
@@ -162,16 +134,16 @@ class EngineProposal:
         return [task.result() for task in tasks]
 
     async def score(self, prefixes: Sequence[Prefix]) -> Sequence[Score]:
-        """The objective of each prefix."""
+        """Scores each prefix by the objective."""
         with SCORE_SECONDS.time(), self._spans.during("score", candidates=len(prefixes)):
             responses = [await self._response(prefix) for prefix in prefixes]
-            scores = await self._objective.score(responses, self._engine_id)
-        self.scored = time.perf_counter()
+            scores = await self._objective.score(responses, self._request.engine_id)
+        self.scored_at = time.perf_counter()
         return scores
 
     async def _response(self, prefix: Prefix) -> Response:
         return Response(
-            prompt=self._prompt_text,
+            prompt=self._request.prompt_text,
             text="".join(candidate.text for candidate in prefix),
             tokens=sum(len(candidate.token_ids) for candidate in prefix),
             finished=bool(prefix) and prefix[-1].finish_reason is not None,
@@ -180,26 +152,30 @@ class EngineProposal:
                 model: math.fsum(candidate.loglik[model] for candidate in prefix)
                 for model in self._objective.models
             },
-            messages=self._messages,
+            messages=self._request.messages,
         )
 
     async def _prompt_values(self) -> Mapping[str, float]:
         if not self._objective.reads_values:
             return {}
-        request_id = f"{self._engine_id}-{self._choice}.prompt"
-        return await self._last(self._prompt, request_id)
+        request_id = f"{self._request.engine_id}-{self._choice}.prompt"
+        prompt = self._sequence(self._request.prompt)
+        return await self._resources.values.last(prompt, request_id)
 
-    async def _last(self, token_ids: Sequence[int], request_id: str) -> Mapping[str, float]:
-        """V of a text, read as the candidates' requests read it."""
-        return await self._values.last(
-            token_ids, request_id, self._cache_salt, self._alignment.steering, self._given
+    def _sequence(self, token_ids: Sequence[int], start: int = 0) -> TokenSequence:
+        return TokenSequence(
+            token_ids=token_ids,
+            start=start,
+            cache_salt=self._request.cache_salt,
+            base=self._context.base,
+            options=self._options,
         )
 
     def _start(self, prefix: Prefix, max_tokens: int | None, budget: float | None) -> _Start:
         written = [token for candidate in prefix for token in candidate.token_ids]
         left = self._params.max_tokens - len(written)
         return _Start(
-            token_ids=[*self._prompt, *written],
+            token_ids=[*self._request.prompt, *written],
             text="".join(candidate.text for candidate in prefix),
             left=left,
             length=left if max_tokens is None else min(max_tokens, left),
@@ -207,97 +183,92 @@ class EngineProposal:
         )
 
     async def _candidate(self, start: _Start, draw: int, index: int) -> Candidate:
-        request_id = f"{self._engine_id}-{self._choice}.{draw}.{index}"
-        params = self._block_params(start, self._seed(draw, index))
-        first = draw == index == 0
-        if self._alignment.steering:
-            params.extra_args = wanting(params.extra_args, **self._alignment.steering)
-        if not self._alignment.steered:
-            return await self._valued(start, params, request_id, first)
-        with self._paths.ticket() as path:
-            wanted = {"path": path.to_wire(), "budget": start.budget}
-            params.extra_args = wanting(params.extra_args, **wanted)
-            candidate = await self._valued(start, params, request_id, first)
-            if not candidate.token_ids:
-                return replace(candidate, kl=0.0)
-            end = len(start.token_ids) + len(candidate.token_ids)
-            spent, unsteered = self._paths.read(path, end)
-            return replace(candidate, kl=spent, unsteered=unsteered)
+        request_id = f"{self._request.engine_id}-{self._choice}.{draw}.{index}"
+        with ExitStack() as tickets:
+            asked = self._asked(start, tickets)
+            output = await self._run(start, asked, draw, index, request_id)
+            candidate = self._read(output, start)
+            return await self._with_results(candidate, start, asked, request_id)
 
-    async def _valued(
-        self, start: _Start, params: SamplingParams, request_id: str, first: bool
+    def _asked(self, start: _Start, tickets: ExitStack) -> WorkerRequest:
+        """What a candidate asks of the worker, with tickets that live as long as the stack."""
+        resources, asked = self._resources, self._context.base
+        if asked.steered:
+            ticket = tickets.enter_context(resources.path_kl.ticket())
+            asked = replace(asked, path_kl=ticket, kl_budget=start.budget)
+        if self._objective.reads_values:
+            ticket = tickets.enter_context(resources.values.ticket())
+            length = len(start.token_ids) + start.length
+            asked = replace(asked, values=ticket, value_length=length)
+        if self._objective.models:
+            asked = replace(asked, loglik=tickets.enter_context(resources.loglik.ticket()))
+        return asked
+
+    async def _with_results(
+        self, candidate: Candidate, start: _Start, asked: WorkerRequest, request_id: str
     ) -> Candidate:
-        """Draws a candidate, with its values and log-likelihoods where rewards read them."""
-        objective, steering = self._objective, self._alignment.steering
-        if not (objective.reads_values or objective.models):
-            return self._read(await self._run(start, params, request_id, first), start)
-        with self._values.ticket() as values, self._likelihoods.ticket() as likelihood:
-            # One token more: the row that samples it is the one that knows both of the last.
-            params.max_tokens = start.length + 1
-            if objective.reads_values:
-                length = len(start.token_ids) + start.length
-                params.extra_args = wanting(
-                    params.extra_args, values=values.to_wire(), length=length
-                )
-            if objective.models:
-                wanted = {"ticket": likelihood.to_wire()}
-                params.extra_args = wanting(params.extra_args, likelihood=wanted)
-            candidate = self._read(await self._run(start, params, request_id, first), start)
-            text = Text(
-                token_ids=[*start.token_ids, *candidate.token_ids],
-                start=len(start.token_ids),
-                cache_salt=self._cache_salt,
-                steering=steering,
-                options=self._given,
-            )
-            if objective.reads_values:
-                found = await self._value(text.token_ids, values, request_id)
-                candidate = replace(candidate, values=found)
-            if objective.models:
-                found = await self._likelihoods.drawn(likelihood, text, f"{request_id}.text")
-                candidate = replace(candidate, loglik=found)
-            return candidate
+        """The candidate with its path KL, values and log-likelihoods, where they are asked for."""
+        resources = self._resources
+        whole = [*start.token_ids, *candidate.token_ids]
+        sequence = self._sequence(whole, len(start.token_ids))
+        if asked.values is not None:
+            values = await self._values(sequence, asked.values, request_id)
+            candidate = replace(candidate, values=values)
+        if asked.loglik is not None:
+            text_id = f"{request_id}.text"
+            loglik = await resources.loglik.drawn(asked.loglik, sequence, text_id)
+            candidate = replace(candidate, loglik=loglik)
+        if asked.path_kl is not None:
+            drawn = bool(candidate.token_ids)
+            kl, unsteered = resources.path_kl.read(asked.path_kl, len(whole)) if drawn else (0.0, 0)
+            candidate = replace(candidate, kl=kl, unsteered=unsteered)
+        return candidate
 
-    async def _value(
-        self, token_ids: Sequence[int], ticket: Ticket, request_id: str
+    async def _values(
+        self, sequence: TokenSequence, ticket: Ticket, request_id: str
     ) -> Mapping[str, float]:
-        values = self._values.read(ticket, len(token_ids))
+        values = self._resources.values.read(ticket, len(sequence.token_ids))
         if values is not None:
             return values
-        # It ended: no later row has V of its last token.
-        return await self._last(token_ids, f"{request_id}.end")
+        # The response ended: no later row has V of its last token.
+        return await self._resources.values.last(sequence, f"{request_id}.end")
 
     async def _run(
-        self, start: _Start, params: SamplingParams, request_id: str, first: bool
+        self, start: _Start, asked: WorkerRequest, draw: int, index: int, request_id: str
     ) -> CompletionOutput:
-        run = self._alignment
-        async with self._slots.slot(run, run.left) as granted:
-            if not granted or run.over:
+        """Runs one engine request once there is a slot."""
+        context = self._context
+        params = self._block_params(start, asked, self._seed(draw, index))
+        async with self._resources.slots.slot(context, context.seconds_left) as granted:
+            if not granted or context.deadline_passed:
                 return nothing(params)
-            prompt = tokens_input(start.token_ids.copy(), cache_salt=self._cache_salt)
+            prompt = tokens_input(start.token_ids.copy(), cache_salt=self._request.cache_salt)
             self.alive.add(request_id)
             try:
-                drawn = await final(
-                    self._engine.generate(prompt, params, request_id, **self._given)
+                drawn = await final_output(
+                    self._resources.engine.generate(prompt, params, request_id, **self._options)
                 )
             finally:
                 self.alive.discard(request_id)
-        if first:
+        if draw == index == 0:
             self.first = drawn
         (output,) = drawn.outputs
-        if output.finish_reason == "error" or (output.finish_reason == "abort" and not run.over):
+        aborted = output.finish_reason == "abort" and not context.deadline_passed
+        if aborted or output.finish_reason == "error":
             raise Stopped(output.finish_reason)
         return output
 
     def _read(self, output: CompletionOutput, start: _Start) -> Candidate:
-        """The engine's output cut to the block, with stop strings that begin before it."""
+        """The engine's output cut to the block, with stop strings that begin before the block."""
         token_ids = list(output.token_ids)[: start.length]
         ended = output.finish_reason if len(output.token_ids) <= start.length else None
         # A stop string is looked for below, where the text before the block is known too.
         by_token = ended == "stop" and not isinstance(output.stop_reason, str)
         text, stop = "", None
         if self._reads_text:
-            reader = detokenizer(self._tokenizer, start.token_ids, self._min_tokens_left(start))
+            reader = detokenizer(
+                self._resources.tokenizer, start.token_ids, self._min_tokens_left(start)
+            )
             reader.output_text = start.text
             stop = reader.update(token_ids, by_token)
             token_ids = list(reader.output_token_ids)
@@ -322,11 +293,18 @@ class EngineProposal:
             else None,
         )
 
-    def _block_params(self, start: _Start, seed: int | None) -> SamplingParams:
+    def _block_params(
+        self, start: _Start, asked: WorkerRequest, seed: int | None
+    ) -> SamplingParams:
         params = self._min_tokens_left(start)
         params.n = 1
         params.seed = seed
         params.max_tokens = start.length
+        if asked.values is not None or asked.loglik is not None:
+            # The row that samples one token more knows V and log p of the last.
+            params.max_tokens += 1
+        if asked != WorkerRequest():
+            params.extra_args = asked.added_to(params.extra_args)
         # vLLM refuses a minimum above the maximum.
         params.min_tokens = min(params.min_tokens, start.length)
         params.output_kind = RequestOutputKind.FINAL_ONLY
@@ -336,14 +314,14 @@ class EngineProposal:
         return params
 
     def _min_tokens_left(self, start: _Start) -> SamplingParams:
-        """The client's, with what the response so far leaves of the minimum."""
+        """The client's parameters, with ``min_tokens`` reduced by the tokens already written."""
         params = copy.copy(self._params)
         written = self._params.max_tokens - start.left
         params.min_tokens = max(0, self._params.min_tokens - written)
         return params
 
     def _seed(self, draw: int, index: int) -> int | None:
-        """A seed of its own for every candidate; the very first has the request's."""
+        """A distinct seed for every candidate; the very first has the request's."""
         seed: int | None = self._params.seed
         if seed is None or self._choice == draw == index == 0:
             return seed
@@ -352,9 +330,9 @@ class EngineProposal:
 
 
 def without_prompt_logprobs(params: SamplingParams) -> None:
-    """Leaves out the prompt's log-probabilities, and with them what keeps off the prefix cache.
+    """Turns off log-probabilities of the prompt, which would bypass the prefix cache.
 
-    The prompt has a request of its own for them (``AlignedEngine``).
+    ``AlignedEngine`` reads them in a separate engine request.
     """
     if params.prompt_logprobs is not None:
         params.prompt_logprobs = None
@@ -362,7 +340,7 @@ def without_prompt_logprobs(params: SamplingParams) -> None:
 
 
 def nothing(params: SamplingParams) -> CompletionOutput:
-    """The output of a candidate for which no time was left."""
+    """The output of a candidate that the deadline left no time for."""
     return CompletionOutput(
         index=0,
         text="",
@@ -374,7 +352,7 @@ def nothing(params: SamplingParams) -> CompletionOutput:
 
 
 def _samples_raw(params: SamplingParams) -> bool:
-    """Whether tokens are drawn from the raw distribution, which is what vLLM's logprobs are of."""
+    """Whether tokens are drawn from the raw distribution that vLLM's logprobs describe."""
     return (
         (params.temperature, params.top_p, params.min_p) == (1.0, 1.0, 0.0)
         and params.top_k in (0, -1)

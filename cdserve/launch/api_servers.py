@@ -21,55 +21,55 @@ from vllm.v1.executor import Executor
 from vllm.v1.metrics.prometheus import setup_multiprocess_prometheus
 from vllm.v1.utils import APIServerProcessManager, wait_for_completion_or_failure
 
-from cdserve.engine.admission import Held
+from cdserve.engine.admission import CandidateCounters
 from cdserve.engine.demand import Demand, shared_servers
 from cdserve.engine.vllm import AsyncEngineArgs
 from cdserve.errors import ConfigError, EngineError
 
 _GRACE = 5.0
-"""Seconds that API servers have to end by themselves, once the engine is dead."""
+"""Seconds for API servers to end by themselves once the engine is dead."""
 _LINGER = 1000
-"""Milliseconds to get a message to them; one of them may be what died."""
+"""Milliseconds to deliver a message to API servers; one of them may have died."""
 _LOADS = "api_server_loads"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiServer:
-    """One of several API server processes: what it has in common with the others.
+    """What one of several API server processes shares with the others.
 
     Attributes:
         address, sock: where all of them listen.
-        client: how it reaches the engine, as vLLM has it.
-        loads: open connections of each, and which is its own: the least loaded accepts the next.
-        held: the candidates that their requests hold.
-        demand: its part of the slots that they share.
+        client: vLLM's configuration of a client of the engine.
+        loads: open connections of each server, and this one's index: the least loaded accepts next.
+        counters: candidates held by the requests of all servers.
+        demand: this server's share of the slots.
     """
 
     address: str
     sock: socket
     client: Mapping[str, Any]
     loads: tuple[MutableSequence[int], int]
-    held: Held
+    counters: CandidateCounters
     demand: Demand
 
 
 def serve(
     args: Namespace,
-    held: Held,
+    counters: CandidateCounters,
     target: Callable[[ApiServer, Any], None],
     source: Any,
 ) -> None:
     """Runs the engine and ``args.api_server_count`` API servers until told to stop.
 
     Args:
-        args: from ``launch.parse``.
-        held: counters of candidates that the servers share.
-        target: runs an API server in a process of its own, until it is told to stop.
-        source: what it is told beside; both are pickled.
+        args: vLLM's arguments.
+        counters: candidates of all servers.
+        target: runs an API server in its own process until told to stop.
+        source: second argument of ``target``; both are pickled.
 
     Raises:
-        ConfigError: vLLM is set to what it cannot do with several.
+        ConfigError: a vLLM setting does not work with several API servers.
         EngineError: the engine or an API server died.
     """
     count: int = args.api_server_count
@@ -99,7 +99,7 @@ def serve(
             args=Namespace(
                 target=target,
                 source=source,
-                held=held,
+                counters=counters,
                 shared=shared_servers(count),
                 max_num_queued_reqs=args.max_num_queued_reqs,
             ),
@@ -129,7 +129,7 @@ def serve(
 
 
 def _api_server(address: str, sock: socket, args: Namespace, client: Mapping[str, Any]) -> None:
-    """What each API server's process runs."""
+    """Main function of an API server process."""
     set_process_title("APIServer", str(client["client_index"]))
     decorate_logs()
     server = ApiServer(
@@ -137,14 +137,14 @@ def _api_server(address: str, sock: socket, args: Namespace, client: Mapping[str
         sock=sock,
         client={name: one for name, one in client.items() if name != _LOADS},
         loads=(client[_LOADS], client["client_index"]),
-        held=args.held,
+        counters=args.counters,
         demand=Demand(args.shared, client["client_index"]),
     )
     args.target(server, args.source)
 
 
 def _tell(addresses: Sequence[str], message: bytes) -> None:
-    """Tells API servers something in the engine's place."""
+    """Sends API servers a message in place of the engine."""
     with zmq.Context() as context:
         for address in addresses:
             with context.socket(zmq.PUSH) as channel:
@@ -160,7 +160,7 @@ def _wait(processes: Sequence[BaseProcess], seconds: float) -> None:
 
 
 def _interrupt(number: int, _: object) -> None:
-    """Once: what follows the first signal is not to be cut short by another."""
+    """Exits. Later signals are ignored, so that they do not interrupt the shutdown."""
     for one in _SIGNALS:
         signal.signal(one, signal.SIG_IGN)
     sys.exit(128 + number)

@@ -1,4 +1,4 @@
-"""What vLLM is told so that its workers carry the plugin: heads, members, the row table."""
+"""vLLM's arguments and environment that put cdserve into its workers."""
 
 import os
 from argparse import Namespace
@@ -23,11 +23,16 @@ _UNFIT = {
 }
 
 
+def needed(settings: Settings, heads: Heads) -> bool:
+    """Whether the worker has heads, members or log-likelihoods to compute."""
+    return bool(heads.values.paths or settings.members or settings.likelihoods)
+
+
 def configure(args: Namespace, settings: Settings, heads: Heads) -> None:
-    """Adds to vLLM's arguments what the plugin needs.
+    """Adds to vLLM's arguments what cdserve's worker needs.
 
     Raises:
-        ConfigError: the arguments ask for what heads or members cannot work with.
+        ConfigError: heads or members cannot work with the arguments.
     """
     _check(args, settings, heads)
     if not runner_v2():  # V2 finds its adapter on the model
@@ -49,7 +54,7 @@ def configure(args: Namespace, settings: Settings, heads: Heads) -> None:
 
 
 def set_environment(args: Namespace) -> None:
-    """Tells vLLM's processes, which are spawned, what they are to know at import."""
+    """Sets what vLLM's processes, which are spawned, read at import."""
     config = get_config(args.model, args.trust_remote_code, revision=args.revision)
     os.environ[ARCHITECTURE] = config.architectures[0]
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = str(int(runner_v2()))

@@ -130,6 +130,7 @@ def replica(arguments: Arguments) -> Starlette:
         ConfigError: the settings are wrong.
     """
     from cdserve.launch.application import Application
+    from cdserve.launch.serve import running_app
 
     application = Application.build(arguments.config, arguments.set, arguments.flags)
     for name, default in _RAYS_OWN.items():
@@ -139,7 +140,7 @@ def replica(arguments: Arguments) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(outer: Starlette) -> AsyncIterator[None]:
-        async with application.running() as (engine, inner):
+        async with running_app(application) as (engine, inner):
             outer.state.engine = engine
             outer.mount("/", SilentOnceDead(CancelledAsDisconnect(inner), engine))
             stopping = threading.Event()

@@ -41,11 +41,6 @@ class Objective:
         """Whose log-likelihoods of responses the engine has to compute."""
         return sorted(set[str]().union(*(reward.models for reward in self.rewards.values())))
 
-    @property
-    def reading(self) -> dict[str, list[str]]:
-        """What the worker is told of them."""
-        return {"models": self.models} if self.models else {}
-
     async def score(self, responses: Sequence[Response], request_id: str = "") -> list[Score]:
         """The weighted sum and its parts, for each candidate of one decision.
 

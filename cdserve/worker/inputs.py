@@ -13,7 +13,7 @@ MemberLogits = Callable[[Tensor], Mapping[str, Tensor]]
 _ALIGNMENT = 16
 
 
-def sent(arrays: Sequence[npt.NDArray[Any]], dtype: Any, device: torch.device) -> list[Tensor]:
+def to_device(arrays: Sequence[npt.NDArray[Any]], dtype: Any, device: torch.device) -> list[Tensor]:
     """Copies arrays to the device as tensors of one dtype, in one asynchronous copy.
 
     Each tensor begins at a multiple of 16 bytes, so that kernels can load it wide.

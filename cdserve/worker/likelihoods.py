@@ -8,11 +8,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cdserve.worker.inputs import sent
+from cdserve.worker.inputs import to_device
 from cdserve.worker.readback import READ_BACK, ReadBack
-from cdserve.worker.rows import Likely, Masks
+from cdserve.worker.rows import LogprobRows, Masks
 from cdserve.worker.tables import Tables
-from cdserve.worker.tickets import Ints, Places
+from cdserve.worker.tickets import Destinations, Ints
 
 Logits = Mapping[str, Tensor]
 """``[n, |V|]`` by model: ``base``, and the members that ran."""
@@ -76,7 +76,7 @@ class Likelihoods:
         self._keep(logits, every, every)
 
     @torch.inference_mode()
-    def step(self, rows: Likely, last: Tensor, logits: Logits) -> None:
+    def step(self, rows: LogprobRows, last: Tensor, logits: Logits) -> None:
         """Takes each row one token further.
 
         Args:
@@ -87,23 +87,23 @@ class Likelihoods:
         self._prepare(logits["base"])
         goes_on = self._goes_on(rows.slots, rows.requests, rows.tokens - 1) & ~rows.first
         ran = self._ran[rows.slots] & goes_on[:, None]
-        index, slots = sent([rows.index, rows.slots], np.int64, last.device)
-        before, added = sent([goes_on[:, None], ran], np.bool_, last.device)
-        sums = torch.where(before, self._sums[slots], 0.0)
+        index, slots = to_device([rows.index, rows.slots], np.int64, last.device)
+        known, added = to_device([goes_on[:, None], ran], np.bool_, last.device)
+        sums = torch.where(known, self._sums[slots], 0.0)
         sums += torch.where(added, self._log_p(slots, last[index]), 0.0)
         self._sums[slots] = sums
-        self._write(sums, rows.places, rows.tokens, goes_on | rows.first)
+        self._write(sums, rows.destinations, rows.tokens, goes_on | rows.first)
         self._keep(logits, index, slots)
-        self._note(rows.slots, rows.requests, rows.tokens, goes_on | rows.first, logits)
+        self._store(rows.slots, rows.requests, rows.tokens, goes_on | rows.first, logits)
 
     @torch.inference_mode()
     def text(
         self,
         slot: int,
         request: int,
-        places: Places,
+        destinations: Destinations,
         since: int,
-        before: int,
+        computed: int,
         tokens: Tensor,
         logits: Callable[[slice], Logits],
     ) -> None:
@@ -114,19 +114,19 @@ class Likelihoods:
         Args:
             slot: of its request.
             request: its number, which no other has.
-            places: where the sums go, ``[1]``.
+            destinations: where the sums go, ``[1]``.
             since: tokens of the prompt before the first that is summed.
-            before: tokens of the row in earlier steps, or cached.
+            computed: tokens of the row in earlier steps, or cached.
             tokens: of this step, int ``[n]``.
             logits: gives those that follow some of the tokens.
         """
-        begin = max(0, since - 1 - before)
-        first = before + begin == since - 1
+        begin = max(0, since - 1 - computed)
+        first = computed + begin == since - 1
         slots, requests = np.array([slot]), np.array([request])
-        known = np.array([first]) | self._goes_on(slots, requests, np.array([before]))
+        known = np.array([first]) | self._goes_on(slots, requests, np.array([computed]))
         for start in range(begin, len(tokens), SLICE):
             part = tokens[start : start + SLICE]
-            end = before + start + len(part)
+            end = computed + start + len(part)
             made = logits(slice(start, start + len(part)))
             self._prepare(made["base"])
             sums = self._sums_of(slot, part, made, fresh=first and start == begin)
@@ -134,9 +134,9 @@ class Likelihoods:
             self._sums[slot] = sums[-1] if len(sums) else 0.0
             if len(sums):
                 lengths = np.arange(end - len(sums), end) + 1
-                self._write(sums, places.of(of_row), lengths, known[of_row])
+                self._write(sums, destinations.of(of_row), lengths, known[of_row])
             self._keep_last(slot, made)
-            self._note(slots, requests, np.array([end]), known, made)
+            self._store(slots, requests, np.array([end]), known, made)
 
     def _goes_on(self, slots: Ints, requests: Ints, tokens: Ints) -> Masks:
         """Whether the sums of these slots are known for prefixes of so many tokens.
@@ -147,7 +147,7 @@ class Likelihoods:
         found: Masks = same & self._known[slots]
         return found
 
-    def _note(
+    def _store(
         self, slots: Ints, requests: Ints, tokens: Ints, known: Masks, logits: Logits
     ) -> None:
         """Notes for which prefixes logits were kept, and of which models."""
@@ -186,14 +186,14 @@ class Likelihoods:
         """
         tokens = tokens.long()
         at = torch.full((1,), slot, device=tokens.device)
-        places = torch.arange(len(tokens) - 1, device=tokens.device)
+        positions = torch.arange(len(tokens) - 1, device=tokens.device)
         added = self._sums.new_zeros(len(tokens), len(self._models))
         if not fresh:
-            (ran,) = sent([self._ran[slot]], np.bool_, tokens.device)
+            (ran,) = to_device([self._ran[slot]], np.bool_, tokens.device)
             log_p = torch.where(ran, self._log_p(at, tokens[:1])[0], 0.0)
             added[0] = self._sums[slot] + log_p
         for name, of_model in self._named(logits):
-            follow = of_model[places, tokens[1:]].double()
+            follow = of_model[positions, tokens[1:]].double()
             added[1:, name] = follow - of_model[:-1].float().logsumexp(-1)
         return added.cumsum(0)[int(fresh) :]
 
@@ -202,10 +202,10 @@ class Likelihoods:
         return [(i, logits[name]) for i, name in enumerate(self._models) if name in logits]
 
     def _write(
-        self, sums: Tensor, places: Places, lengths: Ints, known: npt.NDArray[np.bool_]
+        self, sums: Tensor, destinations: Destinations, lengths: Ints, known: npt.NDArray[np.bool_]
     ) -> None:
         """Writes the sums of these prefixes where they are known."""
         if self._reports:
-            table = np.where(known, places.table, _NEVER)
-            taken = partial(self._tables.write, places._replace(table=table), lengths)
-            self._back.put(sums.float(), taken)
+            table = np.where(known, destinations.table, _NEVER)
+            taken = partial(self._tables.write, destinations._replace(table=table), lengths)
+            self._back.submit(sums.float(), taken)

@@ -18,11 +18,11 @@ from vllm.config import VllmConfig
 from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.forward_context import get_forward_context
 
-from cdserve.worker.inputs import MemberLogits, sent
+from cdserve.worker.inputs import MemberLogits, to_device
 from cdserve.worker.likelihoods import SLICE, Likelihoods, Logits
 from cdserve.worker.lm_head import lm_head
 from cdserve.worker.members import Members, architecture
-from cdserve.worker.rows import ROWS, Spans
+from cdserve.worker.rows import ROWS, PromptRows
 from cdserve.worker.scorer import ValueScorer
 from cdserve.worker.steerer import Steerer
 from cdserve.worker.tickets import Ints
@@ -85,31 +85,31 @@ class _Aligned:
             return hidden
         # V1 begins a step also where nothing is scheduled; the pass after it has no metadata.
         step = bool(get_forward_context().attn_metadata)
-        if step and self._values[0] is not None and (every := ROWS.every_position()):
+        if step and self._values[0] is not None and (every := ROWS.prompt_value_rows()):
             starts = _row_starts()
             self._values[0].score_every(hidden, _located(every, starts, positions), starts)
         wanted = ROWS.members() if step else None
         states: torch.Tensor = self.members(hidden, wanted, input_ids, positions)
-        if step and input_ids is not None and self._likelihoods is not None and ROWS.likely:
+        if step and input_ids is not None and self._likelihoods is not None and ROWS.reads_tokens:
             self._read_tokens(self._likelihoods, states, input_ids, positions)
         return states
 
     def compute_logits(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """The model's own logits, steered where asked for; V is taken from the same states."""
         own, behind = hidden_states[:, : self._width], hidden_states[:, self._width :]
-        due, steered, likely = ROWS.take()
-        if due is not None and self._values[0] is not None:
-            self._values[0].score_last(own, due)
+        valued, steered, logprobs = ROWS.take_step()
+        if valued is not None and self._values[0] is not None:
+            self._values[0].score_last(own, valued)
         logits = super().compute_logits(own, *args, **kwargs)  # type: ignore[misc]
         if self._cold:  # in vLLM's run that measures memory, after loading and before it serves
             self._cold = False
             self._warm_up(logits, own, behind)
-        if logits is None or (steered is None and likely is None):
+        if logits is None or (steered is None and logprobs is None):
             return logits
         known: Logits | None = None
-        if likely is not None and self._likelihoods is not None:
+        if logprobs is not None and self._likelihoods is not None:
             known = self.members.logits(behind)
-            self._likelihoods.step(likely, self._last, {"base": logits, **known})
+            self._likelihoods.step(logprobs, self._last, {"base": logits, **known})
         if steered is None:
             return logits
         members = self._members_of(known, behind)
@@ -153,9 +153,9 @@ class _Aligned:
     ) -> None:
         """Keeps the step's last tokens for its logits; reads texts whose log p is wanted whole."""
         starts = _row_starts()
-        (ends,) = sent([starts[1:] - 1], np.int64, input_ids.device)
+        (ends,) = to_device([starts[1:] - 1], np.int64, input_ids.device)
         self._last = input_ids[ends]
-        texts = ROWS.texts()
+        texts = ROWS.text_logprob_rows()
         if texts is None:
             return
         texts = _located(texts, starts, positions)
@@ -164,8 +164,8 @@ class _Aligned:
             likelihoods.text(
                 int(texts.slots[i]),
                 int(texts.requests[i]),
-                texts.places.of(slice(i, i + 1)),
-                int(texts.since[i]),
+                texts.destinations.of(slice(i, i + 1)),
+                int(texts.loglik_start[i]),
                 int(tokens) - (span.stop - span.start),
                 input_ids[span],
                 partial(self._every_logits, states[span]),
@@ -188,7 +188,7 @@ def _row_starts() -> Ints:
     return starts
 
 
-def _located(rows: Spans, starts: Ints, positions: torch.Tensor) -> Spans:
+def _located(rows: PromptRows, starts: Ints, positions: torch.Tensor) -> PromptRows:
     """The rows with the tokens of their prefixes; runner V1 does not say how far it computes."""
     if ROWS.starts is not None:
         return rows

@@ -38,7 +38,7 @@ class ReadBack:
         with self._lock:
             return self._handed_over + len(self._results)
 
-    def put(self, result: Tensor, taken: Taken) -> None:
+    def submit(self, result: Tensor, taken: Taken) -> None:
         """Has ``taken`` called with the result, a float32 tensor, when it is handed over."""
         copy, copied = result.to("cpu", non_blocking=True), None
         if result.is_cuda:
@@ -47,7 +47,7 @@ class ReadBack:
         with self._lock:
             self._results.append(_Result(copy, copied, taken))
 
-    def hand_over(self, count: int) -> None:
+    def flush(self, count: int) -> None:
         """Hands over the first ``count`` results ever put, as far as they are not yet."""
         with self._lock:
             while self._handed_over < count:

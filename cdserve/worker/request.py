@@ -1,6 +1,5 @@
-"""What one engine request asks of the worker."""
+"""The contract between server and worker: what one engine request asks for, besides its tokens."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -8,16 +7,16 @@ from typing import Any, Self
 from cdserve.shared_table import Ticket
 
 REQUEST_KEY = "cdserve"
-"""Key in ``SamplingParams.extra_args`` under which a request for the worker rides."""
+"""Key in ``SamplingParams.extra_args`` that holds the wire form of a ``WorkerRequest``."""
 
 
 @dataclass(frozen=True, slots=True)
-class Tilt:
-    """How a request's next-token distribution is tilted by Q.
+class RowTilt:
+    """How Q-heads tilt the next-token distribution of a request.
 
     Attributes:
-        coefficients: weight / beta of each Q column.
-        top_k: the tilt counts for the k most likely tokens; None for all.
+        coefficients: weight / beta, by Q column.
+        top_k: tilt only the k most likely tokens; None for all.
     """
 
     coefficients: Mapping[int, float]
@@ -26,59 +25,91 @@ class Tilt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerRequest:
-    """What the worker computes for one engine request, besides its tokens.
+    """What the server asks of the worker for one engine request.
 
     Attributes:
-        prompt_length: in tokens.
-        temperature: that its tokens are drawn at.
-        values: where V of its prefixes goes; None if nobody reads it.
-        length: tokens of the prefix whose V is wanted; None for every prefix of the prompt.
-        tilt: by Q; None for no tilt.
-        mix: weight of each model's logits, ``base`` among them; None for the base's own.
-        path: where the KL along its path goes, in nats.
-        budget: the KL that its path never exceeds, in nats. A step that would is not steered.
-        likelihood: where log p of its tokens goes, summed from the prompt on, or from ``since``.
-        models: those whose log p is wanted. They run even for a request that wants no log p, since
-            others may read the KV cache that it leaves behind.
-        since: tokens of the prompt before the first that is summed; None to sum those drawn.
+        values: where V of prefixes is written; None to compute no values.
+        value_length: length in tokens of the prefix whose V is computed; None for every prefix of
+            the prompt.
+        tilt: tilt by Q; None for no tilt.
+        mix: logit weight by model, ``base`` included; None for the base model's own logits.
+        path_kl: where the KL along the request's path is written, in nats; None to write none.
+        kl_budget: upper bound on the KL along the path, in nats. A step that would exceed it is not
+            steered. None for no bound.
+        loglik: where summed log p of tokens is written, in nats; None to sum none.
+        loglik_start: tokens before the first whose log p is summed; None to sum drawn tokens.
+        loglik_models: models whose log p is summed. They run even where ``loglik`` is None: later
+            requests may continue from the KV cache that this one fills.
     """
 
-    prompt_length: int
-    temperature: float = 1.0
     values: Ticket | None = None
-    length: int | None = None
-    tilt: Tilt | None = None
+    value_length: int | None = None
+    tilt: RowTilt | None = None
     mix: Mapping[str, float] | None = None
-    path: Ticket | None = None
-    budget: float = math.inf
-    likelihood: Ticket | None = None
-    models: frozenset[str] = frozenset()
-    since: int | None = None
+    path_kl: Ticket | None = None
+    kl_budget: float | None = None
+    loglik: Ticket | None = None
+    loglik_start: int | None = None
+    loglik_models: tuple[str, ...] = ()
+
+    @property
+    def steered(self) -> bool:
+        """Whether tokens are drawn from a distribution other than the base model's."""
+        return self.tilt is not None or self.mix is not None
+
+    @property
+    def members(self) -> frozenset[str]:
+        """Members that run for this request."""
+        return frozenset({*(self.mix or ()), *self.loglik_models} - {"base"})
+
+    def to_wire(self) -> dict[str, Any]:
+        """The request in JSON types, without fields that have their defaults."""
+        tickets = {"values": self.values, "path_kl": self.path_kl, "loglik": self.loglik}
+        wire: dict[str, Any] = {k: t.to_wire() for k, t in tickets.items() if t is not None}
+        if self.tilt is not None:
+            by = {str(column): weight for column, weight in self.tilt.coefficients.items()}
+            wire["tilt"] = {"coefficients": by, "top_k": self.tilt.top_k}
+        if self.mix is not None:
+            wire["mix"] = dict(self.mix)
+        if self.loglik_models:
+            wire["loglik_models"] = list(self.loglik_models)
+        numbers = {
+            "value_length": self.value_length,
+            "kl_budget": self.kl_budget,
+            "loglik_start": self.loglik_start,
+        }
+        return wire | {name: number for name, number in numbers.items() if number is not None}
 
     @classmethod
-    def from_wire(
-        cls, extra_args: Mapping[str, Any] | None, prompt_length: int, temperature: float
-    ) -> Self | None:
-        """The request in these ``SamplingParams.extra_args``; None if there is none."""
-        wire = (extra_args or {}).get(REQUEST_KEY)
-        if not isinstance(wire, dict):
-            return None
-        tilt, budget = wire.get("tilt"), wire.get("budget")
-        likelihood = wire.get("likelihood") or {}
+    def from_wire(cls, wire: Mapping[str, Any]) -> Self:
+        """The request that ``to_wire`` wrote."""
+        tilt = wire.get("tilt")
         return cls(
-            prompt_length=prompt_length,
-            temperature=temperature,
             values=_ticket(wire.get("values")),
-            length=wire.get("length"),
-            tilt=tilt and Tilt({int(k): float(v) for k, v in tilt["by"].items()}, tilt["top_k"]),
+            value_length=wire.get("value_length"),
+            tilt=tilt and _tilt(**tilt),
             mix=wire.get("mix"),
-            path=_ticket(wire.get("path")),
-            budget=math.inf if budget is None else budget,
-            likelihood=_ticket(likelihood.get("ticket")),
-            models=frozenset(wire.get("models", ())),
-            since=likelihood.get("since"),
+            path_kl=_ticket(wire.get("path_kl")),
+            kl_budget=wire.get("kl_budget"),
+            loglik=_ticket(wire.get("loglik")),
+            loglik_start=wire.get("loglik_start"),
+            loglik_models=tuple(wire.get("loglik_models", ())),
         )
+
+    @classmethod
+    def of(cls, extra_args: Mapping[str, Any] | None) -> Self | None:
+        """The request in an engine request's ``extra_args``; None if there is none."""
+        wire = (extra_args or {}).get(REQUEST_KEY)
+        return cls.from_wire(wire) if isinstance(wire, dict) else None
+
+    def added_to(self, extra_args: Mapping[str, Any] | None) -> dict[str, Any]:
+        """An engine request's ``extra_args`` with this request in them."""
+        return {**(extra_args or {}), REQUEST_KEY: self.to_wire()}
 
 
 def _ticket(wire: list[str | int] | None) -> Ticket | None:
-    return Ticket.from_wire(wire) if wire else None
+    return None if wire is None else Ticket.from_wire(wire)
+
+
+def _tilt(coefficients: Mapping[str, float], top_k: int | None) -> RowTilt:
+    return RowTilt({int(column): float(by) for column, by in coefficients.items()}, top_k)

@@ -1,18 +1,19 @@
-"""Requests that come back from preemption, and the KL of their paths before it."""
+"""The KL of requests that resume after a preemption."""
 
 from cdserve.worker.readback import READ_BACK
 from cdserve.worker.request import WorkerRequest
 from cdserve.worker.tables import read
 
 
-def path_before(request: WorkerRequest | None, tokens: int) -> tuple[float, int]:
-    """KL of the request's path so far, in nats, and its steps that a budget left unsteered.
+def path_kl_so_far(request: WorkerRequest, prompt_length: int, tokens: int) -> tuple[float, int]:
+    """KL of the request's path so far in nats, and steps that the budget left unsteered.
 
     Args:
-        tokens: those it has, which are more than its prompt's if it is back from preemption.
+        prompt_length: in tokens.
+        tokens: prompt and drawn tokens so far; more than the prompt after a preemption.
     """
-    if request is None or request.path is None or tokens <= request.prompt_length:
+    if request.path_kl is None or tokens <= prompt_length:
         return 0.0, 0
-    READ_BACK.hand_over(READ_BACK.count)  # the last steps' may be on their way
-    found = read(request.path, 2, tokens)
+    READ_BACK.flush(READ_BACK.count)  # the last steps' may be on their way
+    found = read(request.path_kl, 2, tokens)
     return (0.0, 0) if found is None else (float(found[0]), int(found[1]))

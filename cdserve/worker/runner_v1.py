@@ -13,7 +13,7 @@ from vllm.v1.sample.logits_processor import (
 )
 
 from cdserve.worker.request import WorkerRequest
-from cdserve.worker.resumed import path_before
+from cdserve.worker.resumed import path_kl_so_far
 from cdserve.worker.rows import ROWS
 
 
@@ -44,7 +44,7 @@ class RowTracker(LogitsProcessor):  # type: ignore[misc]
             self._follow(batch_update)
             self._lay_out()
         outputs = np.fromiter(map(len, self._drawn), np.int64, len(self._drawn))
-        ROWS.begin(self._index, self._of_rows, self._lengths + outputs)
+        ROWS.begin_step(self._index, self._of_rows, self._lengths + outputs)
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
         """The logits as they are."""
@@ -56,12 +56,19 @@ class RowTracker(LogitsProcessor):  # type: ignore[misc]
         for index, params, prompt, output in update.added:
             self._leave(index)
             length = len(prompt or ())
-            request = WorkerRequest.from_wire(params.extra_args, length, params.temperature)
+            request = WorkerRequest.of(params.extra_args)
             if request is not None:
                 tokens = length + len(output)
                 slot = self._slots[index] = self._free.popleft()
                 self._prompts[slot], self._outputs[slot] = length, output
-                ROWS.put(slot, request, tokens, path_before(request, tokens))
+                ROWS.assign(
+                    slot,
+                    request,
+                    prompt_length=length,
+                    temperature=params.temperature,
+                    tokens=tokens,
+                    carried=path_kl_so_far(request, length, tokens),
+                )
         for source, target, direction in update.moved:
             moved = self._slots.pop(source, None)
             if direction == MoveDirectionality.SWAP and target in self._slots:
@@ -74,7 +81,7 @@ class RowTracker(LogitsProcessor):  # type: ignore[misc]
         slot = self._slots.pop(index, None)
         if slot is not None:
             del self._prompts[slot], self._outputs[slot]
-            ROWS.put(slot, None)
+            ROWS.clear(slot)
             self._free.append(slot)
 
     def _lay_out(self) -> None:

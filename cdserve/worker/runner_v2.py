@@ -13,7 +13,7 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.model_states.interface import ModelState
 
 from cdserve.worker.request import WorkerRequest
-from cdserve.worker.resumed import path_before
+from cdserve.worker.resumed import path_kl_so_far
 from cdserve.worker.rows import ROWS
 
 
@@ -23,16 +23,26 @@ class _Tracking:
     def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
         """A request, new or back from preemption, takes a slot."""
         super().add_request(req_index, new_req_data)  # type: ignore[misc]
-        params, prompt = new_req_data.sampling_params, new_req_data.prompt_len
-        request = params and WorkerRequest.from_wire(params.extra_args, prompt, params.temperature)
+        params, length = new_req_data.sampling_params, new_req_data.prompt_len
+        request = params and WorkerRequest.of(params.extra_args)
+        if request is None:
+            ROWS.clear(req_index)
+            return
         tokens = len(new_req_data.prefill_token_ids or ())
-        ROWS.put(req_index, request, tokens, path_before(request, tokens))
+        ROWS.assign(
+            req_index,
+            request,
+            prompt_length=length,
+            temperature=params.temperature,
+            tokens=tokens,
+            carried=path_kl_so_far(request, length, tokens),
+        )
 
     def preprocess_state(self, input_batch: InputBatch, *args: Any, **kwargs: Any) -> None:
         """A step begins; not called for dummy runs and captures."""
         super().preprocess_state(input_batch, *args, **kwargs)  # type: ignore[misc]
         tokens = input_batch.num_computed_tokens_np + input_batch.num_scheduled_tokens
-        ROWS.begin(
+        ROWS.begin_step(
             np.arange(len(tokens)),
             input_batch.idx_mapping_np,
             tokens,

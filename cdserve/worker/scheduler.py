@@ -31,7 +31,7 @@ from vllm.v1.kv_cache_interface import (
 )
 from vllm.v1.request import Request, RequestStatus
 
-from cdserve.worker.request import REQUEST_KEY
+from cdserve.worker.request import WorkerRequest
 
 _GROUP = 0
 
@@ -81,7 +81,7 @@ class TailScheduler(Scheduler):  # type: ignore[misc]
         return (
             self._active
             and params is not None
-            and _continues((params.extra_args or {}).get(REQUEST_KEY))
+            and _continues(WorkerRequest.of(params.extra_args))
             and not request.mm_features
             and self.kv_cache_manager.prefix_cache_lookup_enabled(request)
         )
@@ -122,9 +122,9 @@ class TailScheduler(Scheduler):  # type: ignore[misc]
         return found[_GROUP] if found else None
 
 
-def _continues(wanted: Any) -> bool:
-    """Whether a request goes on from others, and needs no logits before its last token."""
-    return isinstance(wanted, dict) and (wanted.get("likelihood") or {}).get("since") is None
+def _continues(request: WorkerRequest | None) -> bool:
+    """Whether a request continues others and needs no logits before its last token."""
+    return request is not None and request.loglik_start is None
 
 
 def _is_full_attention(spec: KVCacheSpec) -> bool:

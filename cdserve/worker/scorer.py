@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from vllm.utils.torch_utils import set_default_torch_dtype
 
-from cdserve.worker.inputs import sent
+from cdserve.worker.inputs import to_device
 from cdserve.worker.readback import READ_BACK, ReadBack
-from cdserve.worker.rows import Due, Spans
+from cdserve.worker.rows import PromptRows, ValueRows
 from cdserve.worker.tables import Tables
-from cdserve.worker.tickets import Ints, Places
+from cdserve.worker.tickets import Destinations, Ints
 from value_heads import ValueHead
 from value_heads.kernels import PackedHeads, operations
 
@@ -41,16 +41,16 @@ class ValueScorer:
         packable = [head for head in self._heads if PackedHeads.packs(head)]
         self._packed = PackedHeads.of(packable) if self._kernels and packable else None
 
-    def score_last(self, hidden: torch.Tensor, due: Due) -> None:
+    def score_last(self, hidden: torch.Tensor, valued: ValueRows) -> None:
         """Scores the prefixes behind this step's logits.
 
         Args:
             hidden: what the logits are computed from, ``[rows, d]``, in batch order.
-            due: the rows whose wanted prefix this is.
+            valued: the rows to score.
         """
-        self._score(hidden, due.index, due.places, due.tokens)
+        self._score(hidden, valued.index, valued.destinations, valued.tokens)
 
-    def score_every(self, hidden: torch.Tensor, rows: Spans, starts: Ints) -> None:
+    def score_every(self, hidden: torch.Tensor, rows: PromptRows, starts: Ints) -> None:
         """Scores every prefix of the prompts that ask for it, as far as the step computes them.
 
         Args:
@@ -62,13 +62,17 @@ class ValueScorer:
         of_row = np.repeat(np.arange(len(counts)), counts)
         behind = np.arange(len(of_row)) - np.repeat(counts.cumsum(), counts)  # from -counts to -1
         ends = starts[rows.index + 1]
-        places, lengths = rows.places.of(of_row), rows.tokens[of_row] + behind + 1
-        self._score(hidden, ends[of_row] + behind, places, lengths)
+        destinations, lengths = rows.destinations.of(of_row), rows.tokens[of_row] + behind + 1
+        self._score(hidden, ends[of_row] + behind, destinations, lengths)
 
-    def _score(self, hidden: torch.Tensor, index: Ints, places: Places, lengths: Ints) -> None:
-        """Scores these rows of hidden states; the values go to ``places``, for their lengths."""
-        (rows,) = sent([index], np.int64, hidden.device)
-        self._back.put(self._values(hidden, rows), partial(self._tables.write, places, lengths))
+    def _score(
+        self, hidden: torch.Tensor, index: Ints, destinations: Destinations, lengths: Ints
+    ) -> None:
+        """Scores rows of hidden states, and writes V of prefixes of ``lengths`` tokens."""
+        (rows,) = to_device([index], np.int64, hidden.device)
+        self._back.submit(
+            self._values(hidden, rows), partial(self._tables.write, destinations, lengths)
+        )
 
     def warm_up(self, hidden: torch.Tensor) -> int:
         """Has Triton compile what scoring will launch; how many kinds of hidden states there are.

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from vllm.utils.torch_utils import set_default_torch_dtype
 
-from cdserve.worker.inputs import MemberLogits, sent
+from cdserve.worker.inputs import MemberLogits, to_device
 from cdserve.worker.readback import READ_BACK, ReadBack
-from cdserve.worker.rows import BOUNDED, MEASURED, MIXED, TILTED, TOP_K, Steered
+from cdserve.worker.rows import BOUNDED, MEASURED, MIXED, TILTED, TOP_K, SteeredRows
 from cdserve.worker.tables import Tables
 from cdserve.worker.warm_up import heaviest, usual
 from value_heads import QHead
@@ -21,7 +21,7 @@ _MOST_BYTES = 1 << 28
 _LEAST_ROWS = 64
 _KIND = MIXED | TILTED | TOP_K | BOUNDED
 _RANK = np.zeros(_KIND + 1, np.int64)
-"""Places of kinds of rows in the order in which they are launched: by launch, mixed rows first."""
+"""Rank of each kind of row in the order of launches; within a launch, mixed rows come first."""
 for _rank, _kind in enumerate(
     bounded | limit | steered
     for bounded in (0, BOUNDED)
@@ -92,7 +92,7 @@ class Steerer:
         self,
         logits: Tensor,
         hidden: Tensor,
-        rows: Steered,
+        rows: SteeredRows,
         members: MemberLogits,
         lm_head: Tensor | None,
     ) -> Tensor:
@@ -106,7 +106,7 @@ class Steerer:
         """
         steered = logits.float()
         for part in self._launches(rows):
-            measured = part.some & (MEASURED if self._reports else BOUNDED)
+            measured = part.any_flags & (MEASURED if self._reports else BOUNDED)
             self._launch(steered, logits, hidden, part, members, lm_head, bool(measured))
         return steered
 
@@ -148,27 +148,27 @@ class Steerer:
             logits.copy_(kept)
         return made
 
-    def _launches(self, rows: Steered) -> Iterator[Steered]:
+    def _launches(self, rows: SteeredRows) -> Iterator[SteeredRows]:
         """The rows as they are launched together, those that mix first.
 
         Rows with a top k or a budget take passes of their own. Where copies of the rows' logits are
         made, as many are launched as bound their memory.
         """
         ranks = _RANK.take(rows.flags & _KIND)
-        if not rows.alike:
+        if not rows.uniform:
             order = ranks.argsort(kind="stable")
             rows, ranks = rows.of(order), ranks[order]
         start = 0
-        for stop in [len(ranks)] if rows.alike else np.searchsorted(ranks, _LAUNCHES).tolist():
+        for stop in [len(ranks)] if rows.uniform else np.searchsorted(ranks, _LAUNCHES).tolist():
             if start < stop:
                 yield from self._tiles(
                     rows if stop - start == len(ranks) else rows.of(slice(start, stop))
                 )
             start = stop
 
-    def _tiles(self, rows: Steered) -> Iterator[Steered]:
+    def _tiles(self, rows: SteeredRows) -> Iterator[SteeredRows]:
         """Rows of one launch; several where copies of all their logits would take much memory."""
-        copied = not self._fused or rows.some & (MIXED | TOP_K | BOUNDED)
+        copied = not self._fused or rows.any_flags & (MIXED | TOP_K | BOUNDED)
         if len(rows.index) <= self._most or not copied:
             yield rows
             return
@@ -180,7 +180,7 @@ class Steerer:
         logits: Tensor,
         own: Tensor,
         hidden: Tensor,
-        rows: Steered,
+        rows: SteeredRows,
         members: MemberLogits,
         lm_head: Tensor | None,
         measured: bool,
@@ -194,23 +194,23 @@ class Steerer:
             logits: float32 ``[batch, |V|]``.
             own: the same as the model gave them, in its dtype.
         """
-        index, slots, tokens, kinds, top_k = sent(
+        index, slots, tokens, kinds, top_k = to_device(
             [rows.index, rows.slots, rows.tokens, rows.flags & (MIXED | TILTED), rows.top_k],
             np.int64,
             logits.device,
         )
-        coefficients, weights, temperatures, budgets = sent(
+        coefficients, weights, temperatures, budgets = to_device(
             [rows.coefficients, rows.weights, rows.temperatures, rows.budgets],
             np.float32,
             logits.device,
         )
-        kept = logits[index] if rows.some & BOUNDED else None
+        kept = logits[index] if rows.any_flags & BOUNDED else None
         mixture = tilt = None
-        if rows.some & MIXED:
+        if rows.any_flags & MIXED:
             mixing = np.count_nonzero(rows.flags & MIXED)
             mixture = self._mixture(members(index[:mixing]), weights, own[:mixing])
-        if rows.some & TILTED:
-            limits = (top_k, int(rows.top_k.max())) if rows.some & TOP_K else None
+        if rows.any_flags & TILTED:
+            limits = (top_k, int(rows.top_k.max())) if rows.any_flags & TOP_K else None
             tilt = self._tilt(hidden[index], rows, coefficients, limits, lm_head)
         found = self._kernels.steer(
             logits,
@@ -224,20 +224,24 @@ class Steerer:
         if found is None:
             return
         self._begin(rows)
-        paths, over = self._kernels.charge(self._paths, slots, tokens, found.kl, budgets)
+        path_kl, exceeds_budget = self._kernels.charge(
+            self._paths, slots, tokens, found.kl, budgets
+        )
         if self._reports:
-            self._back.put(paths, partial(self._tables.write, rows.places, rows.tokens + 1))
+            self._back.submit(
+                path_kl, partial(self._tables.write, rows.destinations, rows.tokens + 1)
+            )
         if kept is not None:
-            logits[index] = torch.where(over[:, None], kept, logits[index])
+            logits[index] = torch.where(exceeds_budget[:, None], kept, logits[index])
 
-    def _begin(self, rows: Steered) -> None:
+    def _begin(self, rows: SteeredRows) -> None:
         """Has the paths of rows that draw for the first time begin where they were left."""
-        if len(rows.before):
+        if len(rows.carried):
             begins = rows.begins.nonzero()[0]
             paths, device = self._paths, self._paths.at.device
-            (slots,) = sent([rows.slots[begins]], np.int64, device)
-            (before,) = sent([rows.before[begins]], np.float64, device)
-            paths.spent[slots], paths.unsteered[slots] = before[:, 0], before[:, 1].int()
+            (slots,) = to_device([rows.slots[begins]], np.int64, device)
+            (carried,) = to_device([rows.carried[begins]], np.float64, device)
+            paths.spent[slots], paths.unsteered[slots] = carried[:, 0], carried[:, 1].int()
             paths.step.index_fill_(0, slots, 0.0)
             paths.step_unsteered.index_fill_(0, slots, 0)
             paths.at.index_fill_(0, slots, -1)
@@ -257,7 +261,7 @@ class Steerer:
     def _tilt(
         self,
         hidden: Tensor,
-        rows: Steered,
+        rows: SteeredRows,
         coefficients: Tensor,
         limits: tuple[Tensor, int] | None,
         lm_head: Tensor | None,

@@ -1,4 +1,4 @@
-"""The worker's side of the value tables: the open ones, and writing into them."""
+"""Writes results into the shared tables that tickets name."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,43 +7,45 @@ import numpy as np
 import numpy.typing as npt
 
 from cdserve.shared_table import TableView, Ticket
-from cdserve.worker.tickets import PATHS, Ints, Paths, Places
+from cdserve.worker.tickets import TABLE_IDS, Destinations, Ints, TableIds
 
 _MAX_OPEN = 16
 
 
 class Tables:
-    """Tables by path, opened when first written to.
+    """Shared tables of one width, opened when first written to.
 
     Args:
-        columns: values a row, the same in all of them.
-        paths: what the tables of places stand for.
+        columns: values per row.
+        ids: table ids that destinations refer to.
     """
 
-    def __init__(self, columns: int, paths: Paths = PATHS) -> None:
+    def __init__(self, columns: int, ids: TableIds = TABLE_IDS) -> None:
         self._columns = columns
-        self._paths = paths
+        self._ids = ids
         self._open: dict[int, TableView] = {}
 
-    def write(self, places: Places, lengths: Ints, values: npt.NDArray[np.float32]) -> None:
-        """Writes values ``[n, G]`` of prefixes of ``lengths`` tokens ``[n]``, each to its place.
+    def write(
+        self, destinations: Destinations, lengths: Ints, values: npt.NDArray[np.float32]
+    ) -> None:
+        """Writes values ``[n, G]`` of prefixes of ``lengths`` tokens ``[n]``.
 
         Values for a table that has been removed are dropped.
         """
-        rows = places.offset + lengths % places.length
-        for table, some in _by_table(places.table):
+        rows = destinations.offset + lengths % destinations.length
+        for table, some in _by_table(destinations.table):
             if (view := self._view(table)) is not None:
-                view.write(rows[some], places.number[some], lengths[some], values[some])
+                view.write(rows[some], destinations.number[some], lengths[some], values[some])
 
     def _view(self, table: int) -> TableView | None:
-        """A table; None if the server has removed it, and so reads it no more.
+        """The table with this id; None if the server has removed it.
 
-        It removes a text's table as soon as the client leaves, which can be within a step.
+        The server removes a text's table as soon as its client disconnects, even within a step.
         """
         view = self._open.get(table)
         if view is None:
             try:
-                view = TableView.open(self._paths[table], self._columns)
+                view = TableView.open(self._ids[table], self._columns)
             except FileNotFoundError:
                 return None
             if len(self._open) >= _MAX_OPEN:
@@ -61,7 +63,7 @@ def read(ticket: Ticket, columns: int, length: int) -> npt.NDArray[np.float32] |
 
 
 def _by_table(tables: Ints) -> Iterator[tuple[int, Any]]:
-    """Each table that results go to, with the places that are its own."""
+    """Each table id, with the indices of its destinations."""
     first = int(tables[0]) if len(tables) else -1
     if (tables == first).all():  # nearly always
         if first >= 0:

@@ -1,4 +1,4 @@
-"""Tickets as arrays: one a request slot, so that a step finds those of its rows at once."""
+"""Tickets as arrays, one entry per request slot."""
 
 from collections import Counter
 from typing import NamedTuple
@@ -9,85 +9,87 @@ import numpy.typing as npt
 from cdserve.shared_table import Ticket
 
 Ints = npt.NDArray[np.int64]
-_RESTING = 1 << 16
-"""Paths kept after their last ticket is gone, since results of a step may still be written."""
+_MOST_RELEASED = 1 << 16
+"""Ids kept after their last ticket is gone: results of a step may still be on their way."""
 
 
-class Places(NamedTuple):
-    """Where results go, one entry each; int64 ``[n]``."""
+class Destinations(NamedTuple):
+    """Rows of shared tables that results are written to; int64 ``[n]`` each."""
 
     table: Ints
-    """Of ``PATHS``; -1 where a result goes nowhere."""
+    """Id of the table in ``TABLE_IDS``; -1 where nothing is written."""
     number: Ints
     offset: Ints
     length: Ints
 
-    def of(self, rows: Ints | slice) -> "Places":
-        """Some of them, or some of them several times."""
-        return Places(self.table[rows], self.number[rows], self.offset[rows], self.length[rows])
+    def of(self, rows: Ints | slice) -> "Destinations":
+        """The destinations at these indices, which may repeat."""
+        return Destinations(
+            self.table[rows], self.number[rows], self.offset[rows], self.length[rows]
+        )
 
 
-class Paths:
-    """Numbers that stand for the paths of value tables."""
+class TableIds:
+    """Integer ids of shared tables, by file path."""
 
     def __init__(self) -> None:
-        self._numbers: dict[str, int] = {}
+        self._ids: dict[str, int] = {}
         self._paths: dict[int, str] = {}
         self._held: Counter[int] = Counter()
-        self._resting: dict[int, None] = {}
+        self._released: dict[int, None] = {}
         self._issued = 0
 
     def hold(self, path: str) -> int:
-        """The path's number, which is known at least until it is released."""
-        number = self._numbers.get(path)
-        if number is None:
-            number, self._issued = self._issued, self._issued + 1
-            self._numbers[path], self._paths[number] = number, path
-        self._resting.pop(number, None)
-        self._held[number] += 1
-        return number
+        """The id of a table, valid until ``release`` is called as often as ``hold``."""
+        table = self._ids.get(path)
+        if table is None:
+            table, self._issued = self._issued, self._issued + 1
+            self._ids[path], self._paths[table] = table, path
+        self._released.pop(table, None)
+        self._held[table] += 1
+        return table
 
-    def release(self, number: int) -> None:
-        """Takes back one ``hold``."""
-        self._held[number] -= 1
-        if self._held[number]:
+    def release(self, table: int) -> None:
+        """Undoes one ``hold``."""
+        self._held[table] -= 1
+        if self._held[table]:
             return
-        del self._held[number]
-        self._resting[number] = None
-        if len(self._resting) > _RESTING:
-            oldest = next(iter(self._resting))
-            del self._resting[oldest], self._numbers[self._paths.pop(oldest)]
+        del self._held[table]
+        self._released[table] = None
+        if len(self._released) > _MOST_RELEASED:
+            oldest = next(iter(self._released))
+            del self._released[oldest], self._ids[self._paths.pop(oldest)]
 
     def __len__(self) -> int:
-        """How many paths are known."""
+        """Number of tables that have an id."""
         return len(self._paths)
 
-    def __getitem__(self, number: int) -> str:
-        """The path of a number."""
-        return self._paths[number]
+    def __getitem__(self, table: int) -> str:
+        """The path of the table with this id."""
+        return self._paths[table]
 
 
-PATHS = Paths()
-"""Of the worker's process."""
+TABLE_IDS = TableIds()
+"""Ids of the tables that this process writes to."""
 
 
 class Tickets:
     """The ticket of each request slot; none at first."""
 
-    def __init__(self, slots: int, paths: Paths = PATHS) -> None:
-        self._rows = np.full((slots, len(Places._fields)), -1, np.int64)
-        self._paths = paths
+    def __init__(self, slots: int, ids: TableIds = TABLE_IDS) -> None:
+        self._rows = np.full((slots, len(Destinations._fields)), -1, np.int64)
+        self._ids = ids
 
-    def put(self, slot: int, ticket: Ticket | None) -> None:
-        """A slot's ticket from now on."""
-        table, before = -1, int(self._rows[slot, 0])
+    def assign(self, slot: int, ticket: Ticket | None) -> None:
+        """Sets the ticket of a slot."""
+        table, previous = -1, int(self._rows[slot, 0])
         if ticket is not None:
-            table = self._paths.hold(ticket.path)
+            table = self._ids.hold(ticket.path)
             self._rows[slot, 1:] = ticket.number, ticket.offset, ticket.length
         self._rows[slot, 0] = table
-        if before >= 0:
-            self._paths.release(before)
+        if previous >= 0:
+            self._ids.release(previous)
 
-    def of(self, slots: Ints) -> Places:
+    def of(self, slots: Ints) -> Destinations:
         """The tickets of these slots."""
-        return Places(*self._rows.take(slots, axis=0).T)
+        return Destinations(*self._rows.take(slots, axis=0).T)

@@ -10,8 +10,8 @@ from itertools import product
 
 import numpy as np
 
-from cdserve.worker.rows import BOUNDED, MEASURED, MIXED, TILTED, TOP_K, Steered
-from cdserve.worker.tickets import Places
+from cdserve.worker.rows import BOUNDED, MEASURED, MIXED, TILTED, TOP_K, SteeredRows
+from cdserve.worker.tickets import Destinations
 from value_heads import QHead
 from value_heads.kernels import ROW_TILES
 
@@ -19,7 +19,7 @@ _TOP_K = 2
 """Any: the kernels know no k."""
 
 
-def usual(heads: Sequence[QHead], members: int, most: int, measured: bool) -> Iterator[Steered]:
+def usual(heads: Sequence[QHead], members: int, most: int, measured: bool) -> Iterator[SteeredRows]:
     """Rows of each kind: mixed or not, tilted by each head, by all or by none, with a top k or not.
 
     Args:
@@ -41,18 +41,18 @@ def usual(heads: Sequence[QHead], members: int, most: int, measured: bool) -> It
             yield _rows(count, mixed | tilted | flag, columns, width, members)
 
 
-def heaviest(heads: Sequence[QHead], members: int, most: int) -> Steered | None:
+def heaviest(heads: Sequence[QHead], members: int, most: int) -> SteeredRows | None:
     """A full batch of rows that take the most memory; None where there is nothing to steer by."""
     width = sum(len(head.config.rewards) for head in heads)
     flags = (MIXED if members else 0) | (TILTED | TOP_K if width else 0)
     return _rows(most, flags | BOUNDED | MEASURED, range(width), width, members) if flags else None
 
 
-def _rows(count: int, flags: int, columns: Sequence[int], width: int, members: int) -> Steered:
+def _rows(count: int, flags: int, columns: Sequence[int], width: int, members: int) -> SteeredRows:
     each, one = np.arange(count), np.ones(count, np.int64)
     coefficients = np.zeros((count, width), np.float32)
     coefficients[:, list(columns)] = 1.0
-    return Steered(
+    return SteeredRows(
         index=each,
         slots=each,
         tokens=one,
@@ -63,10 +63,10 @@ def _rows(count: int, flags: int, columns: Sequence[int], width: int, members: i
         temperatures=np.ones(count, np.float32),
         budgets=np.full(count, np.inf, np.float32),
         begins=one > 0,
-        before=np.zeros((count, 2)),
-        places=Places(-one, one, one, one),
-        some=flags,
-        alike=True,
+        carried=np.zeros((count, 2)),
+        destinations=Destinations(-one, one, one, one),
+        any_flags=flags,
+        uniform=True,
     )
 
 

@@ -42,7 +42,7 @@ class _Output(AsyncModelRunnerOutput):  # type: ignore[misc]
     def get_output(self) -> ModelRunnerOutput:
         """Waits for both."""
         output = self._inner.get_output()
-        READ_BACK.hand_over(self._results)
+        READ_BACK.flush(self._results)
         return output
 
 
@@ -51,7 +51,7 @@ def with_results(output: Any) -> Any:
     if isinstance(output, AsyncModelRunnerOutput):
         return _Output(output)
     if output is not None:
-        READ_BACK.hand_over(READ_BACK.count)
+        READ_BACK.flush(READ_BACK.count)
     return output
 
 

@@ -100,7 +100,7 @@ class Toy:
     def __init__(self, draw: Draw, start: Tokens = ()) -> None:
         self._draw = draw
         self._start = start
-        self.over = False
+        self.deadline_passed = False
 
     async def sample(
         self,

@@ -9,7 +9,7 @@ from cdserve.demo import HEAD_DIR, MODEL_DIR, Q_HEAD_DIR, TUNED_DIR
 from cdserve.errors import ConfigError
 from cdserve.launch import worker_args
 from cdserve.launch.heads import attach
-from cdserve.launch.serve import parse
+from cdserve.launch.vllm_args import parse
 
 REWARD = ValueHeadReward(kind="value_head", path=str(HEAD_DIR), q_head=str(Q_HEAD_DIR))
 HEADS = Settings(model=str(MODEL_DIR), rewards={"sentiment": REWARD})

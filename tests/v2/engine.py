@@ -15,16 +15,16 @@ from cdserve.config import LogLikReward, LogRatioReward, Settings, ValueHeadRewa
 from cdserve.demo import HEAD_DIR, MODEL_DIR, Q_HEAD_DIR, REF_DIR, TUNED_DIR
 from cdserve.launch import worker_args
 from cdserve.launch.heads import attach
-from cdserve.launch.serve import parse
-from cdserve.shared_table import Ticket, ValueTable
+from cdserve.launch.vllm_args import parse
+from cdserve.shared_table import SharedTable, Ticket
 from cdserve.worker.register import register
-from cdserve.worker.request import REQUEST_KEY
+from cdserve.worker.request import WorkerRequest
 
 from .kinds import Kind
 
 LENGTH = 256
 """Tokens of the longest sequence of a batch, and slots of a ticket's."""
-_COLUMNS = {"values": 1, "path": 2, "likelihood": 3}
+_COLUMNS = {"values": 1, "path_kl": 2, "loglik": 3}
 _ENGINE = {
     "dtype": "float32",
     "enforce_eager": True,
@@ -66,7 +66,7 @@ class Engine:
         register()  # vLLM has asked its plugins before, to parse the flags
         self._llm = LLM.from_engine_args(EngineArgs.from_cli_args(args))
         self._tables = {
-            name: ValueTable(slots=16, columns=columns, length=2 * LENGTH)
+            name: SharedTable(slots=16, columns=columns, length=2 * LENGTH)
             for name, columns in _COLUMNS.items()
         }
 
@@ -154,7 +154,7 @@ class Engine:
         }
 
 
-def _found(table: ValueTable, ticket: Ticket) -> dict[str, list[float]]:
+def _found(table: SharedTable, ticket: Ticket) -> dict[str, list[float]]:
     rows = {n: table.read(ticket, n) for n in range(1, LENGTH)}
     return {str(n): row.tolist() for n, row in rows.items() if row is not None}
 
@@ -167,19 +167,14 @@ def _drawn(output: Any) -> dict[str, Any]:
 
 
 def _params(kind: Kind, tickets: Mapping[str, Ticket], seed: int | None) -> SamplingParams:
-    wants: dict[str, Any] = {k: v for k, v in kind.wants.items() if k != "since"}
-    for name, ticket in tickets.items():
-        wants[name] = ticket.to_wire()
-    if "likelihood" in wants:
-        since = {"since": kind.wants["since"]} if "since" in kind.wants else {}
-        wants["likelihood"] = {"ticket": wants["likelihood"], **since}
+    wants = {**kind.wants, **tickets}
     return SamplingParams(
         temperature=kind.temperature,
         seed=seed if kind.temperature else None,
         max_tokens=kind.steps,
         ignore_eos=True,
         logprobs=4,
-        extra_args={REQUEST_KEY: wants} if wants else None,
+        extra_args=WorkerRequest(**wants).added_to(None) if wants else None,
         skip_reading_prefix_cache=not kind.cached,
     )
 

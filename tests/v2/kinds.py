@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-TILT = {"by": {"0": 5.0}, "top_k": None}
-TOP_K = {"by": {"0": 5.0}, "top_k": 20}
+from cdserve.worker.request import RowTilt
+
+TILT = RowTilt({0: 5.0}, None)
+TOP_K = RowTilt({0: 5.0}, 20)
 MIX = {"base": 1.0, "tuned": 0.7, "ref": -0.4}
 
 SIZES = [1, 2, 4, 8, 16, 32, 64, 128, 256]
@@ -19,8 +21,8 @@ class Kind:
     Attributes:
         length: tokens of its prompt.
         steps: tokens that it draws.
-        wants: what the worker reads of it, tickets aside; an empty mapping is a plain request.
-        tables: what it has tickets of: ``values``, ``path``, ``likelihood``.
+        wants: fields of its ``WorkerRequest``, without tickets; empty for a plain request.
+        tables: the fields that are tickets: ``values``, ``path_kl``, ``loglik``.
         temperature: 0 for the most likely token.
     """
 
@@ -33,28 +35,30 @@ class Kind:
     @property
     def cached(self) -> bool:
         """Whether its prompt may come from the prefix cache: not where all of it is read."""
-        return "since" not in self.wants and self.wants.get("length", 0) is not None
+        return "loglik_start" not in self.wants and self.wants.get("value_length", 0) is not None
 
 
 def _steered(length: int, **wants: Any) -> Kind:
     temperature = wants.pop("temperature", 0.0)
-    return Kind(length=length, wants=wants, tables=("path",), temperature=temperature)
+    return Kind(length=length, wants=wants, tables=("path_kl",), temperature=temperature)
 
 
 HEADS = {
     "plain": Kind(length=12),
-    "value at the prompt's end": Kind(length=17, steps=1, wants={"length": 17}, tables=("values",)),
-    "value while it draws": Kind(length=14, wants={"length": 20}, tables=("values",)),
+    "value at the prompt's end": Kind(
+        length=17, steps=1, wants={"value_length": 17}, tables=("values",)
+    ),
+    "value while it draws": Kind(length=14, wants={"value_length": 20}, tables=("values",)),
     "values of a whole prompt": Kind(
-        length=40, steps=1, wants={"length": None}, tables=("values",)
+        length=40, steps=1, wants={"value_length": None}, tables=("values",)
     ),
     "values of a prompt in chunks": Kind(
-        length=200, steps=1, wants={"length": None}, tables=("values",)
+        length=200, steps=1, wants={"value_length": None}, tables=("values",)
     ),
     "tilt": _steered(13, tilt=TILT),
     "tilt at a temperature": _steered(33, tilt=TILT, temperature=0.8),
     "tilt of the top k": _steered(15, tilt=TOP_K),
-    "tilt with a budget": _steered(16, tilt=TILT, budget=0.5),
+    "tilt with a budget": _steered(16, tilt=TILT, kl_budget=0.5),
     "plain, of a whole KV block": Kind(length=32),
 }
 """What a server with value heads and Q-heads alone has."""
@@ -65,13 +69,13 @@ MEMBERS = {
     "mixture under a tilt of the top k": _steered(21, mix=MIX, tilt=TOP_K),
     "mixture without one member": _steered(34, mix={"base": 1.0, "tuned": 1.0}),
     "log p of what it draws": Kind(
-        length=22, wants={"models": ["base", "ref", "tuned"]}, tables=("likelihood",)
+        length=22, wants={"loglik_models": ("base", "ref", "tuned")}, tables=("loglik",)
     ),
     "log p of a text": Kind(
         length=60,
         steps=1,
-        wants={"models": ["base", "ref", "tuned"], "since": 30},
-        tables=("likelihood",),
+        wants={"loglik_models": ("base", "ref", "tuned"), "loglik_start": 30},
+        tables=("loglik",),
     ),
 }
 """What members and rewards of log-likelihoods add."""

@@ -34,8 +34,8 @@ def test_a_row_is_the_same_on_both_runners(v1: Running, v2: Running, kind: str, 
 @pytest.mark.parametrize("kind", DRAWN)
 def test_the_first_step_of_a_drawn_row_has_the_same_kl(v1: Running, v2: Running, kind: str) -> None:
     first = str(KINDS[kind].length + 1)
-    ours, theirs = (one.made["first"][kind]["path"][first] for one in (v2, v1))
-    assert ours == pytest.approx(theirs, abs=TOLERANCES["path"])
+    ours, theirs = (one.made["first"][kind]["path_kl"][first] for one in (v2, v1))
+    assert ours == pytest.approx(theirs, abs=TOLERANCES["path_kl"])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -46,7 +46,7 @@ def test_a_row_behind_a_cached_prompt_is_the_same(v2: Running, kind: str) -> Non
 def test_a_dummy_batch_after_a_step_with_rows_writes_nothing(v2: Running) -> None:
     before, after = v2.made["dummy batch"]
     assert before["values of a whole prompt"]["values"].keys() == {str(n) for n in range(1, 41)}
-    assert before["log p of a text"]["likelihood"]
+    assert before["log p of a text"]["loglik"]
     assert before == after
 
 

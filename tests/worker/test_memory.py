@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from cdserve.shared_table import Ticket
 from cdserve.worker.likelihoods import Likelihoods
 from cdserve.worker.readback import ReadBack
-from cdserve.worker.request import Tilt, WorkerRequest
+from cdserve.worker.request import RowTilt, WorkerRequest
 from cdserve.worker.steerer import Steerer
 from value_heads import HeadConfig, QHead
 
@@ -78,7 +78,7 @@ def steering(asked: Mapping[str, Any], rows: int, vocabulary: int, folder: Path)
     made = steerer(folder, rows, vocabulary)
     ticket = Ticket("/path", 1, 0, 16)
     asking = Asking(1, MEMBERS, rows).steered(
-        dict.fromkeys(range(rows), WorkerRequest(prompt_length=1, path=ticket, **asked))
+        dict.fromkeys(range(rows), WorkerRequest(path_kl=ticket, **asked))
     )
     logits = torch.empty(rows, vocabulary, dtype=torch.bfloat16, device=META)
     hidden = torch.empty(rows, WIDTH, dtype=torch.bfloat16, device=META)
@@ -91,14 +91,14 @@ def steering(asked: Mapping[str, Any], rows: int, vocabulary: int, folder: Path)
     return peak.bytes
 
 
-TILT = Tilt({0: 1.0}, None)
+TILT = RowTilt({0: 1.0}, None)
 MIX = {"base": 1.0, "tuned": 0.5, "ref": 0.5}
 ASKED: dict[str, tuple[dict[str, Any], int]] = {
     "tilt": ({"tilt": TILT}, 0),
     "mix": ({"mix": MIX}, 1),
     "mix and tilt": ({"mix": MIX, "tilt": TILT}, 1),
-    "budget": ({"tilt": TILT, "budget": 1.0}, 3),
-    "all": ({"mix": MIX, "tilt": Tilt({0: 1.0}, 50), "budget": 1.0}, 4),
+    "budget": ({"tilt": TILT, "kl_budget": 1.0}, 3),
+    "all": ({"mix": MIX, "tilt": RowTilt({0: 1.0}, 50), "kl_budget": 1.0}, 4),
 }
 """With the float32 copies of a launch's rows that are alive at once, members' two of half its size
 counted as one."""
@@ -124,9 +124,7 @@ def test_log_likelihoods_stay_within_their_bound(
 ) -> None:
     """The logits kept for the next step, and float32 copies of 256 rows."""
     made, asking = Likelihoods(models, rows, False), Asking(1, MEMBERS, rows)
-    request = WorkerRequest(
-        prompt_length=1, likelihood=Ticket("/sums", 1, 0, 16), models=frozenset(models)
-    )
+    request = WorkerRequest(loglik=Ticket("/sums", 1, 0, 16), loglik_models=models)
     logits = {
         name: torch.empty(rows, vocabulary, dtype=torch.bfloat16, device=META) for name in models
     }
@@ -135,9 +133,9 @@ def test_log_likelihoods_stay_within_their_bound(
         made.warm_up(logits)
         measured = peak.bytes
         for tokens in (1, 2):
-            likely = asking.step(dict.fromkeys(range(rows), request), tokens).likely
-            assert likely is not None
-            made.step(likely, last, logits)
+            drawing = asking.step(dict.fromkeys(range(rows), request), tokens).logprobs
+            assert drawing is not None
+            made.step(drawing, last, logits)
     kept = 2 * rows * len(models) * vocabulary
     assert kept <= peak.bytes <= 1.01 * (kept + 2.5 * 4 * 256 * vocabulary)
     assert peak.bytes <= 1.01 * measured, "vLLM measures less than a step takes"

@@ -11,17 +11,17 @@ import pytest
 import torch
 from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 
-from cdserve.shared_table import Ticket, ValueTable
+from cdserve.shared_table import SharedTable, Ticket
 from cdserve.worker import worker
 from cdserve.worker.readback import ReadBack
-from cdserve.worker.request import REQUEST_KEY, WorkerRequest
+from cdserve.worker.request import RowTilt, WorkerRequest
 from cdserve.worker.steerer import Steerer
 
 from .asking import Asking
 from .test_steerer import HIDDEN, P, none, q_head
 
 CPU = torch.device("cpu")
-TILT = {"by": {"0": 1.0}, "top_k": None}
+TILT = RowTilt({0: 1.0}, None)
 
 
 @pytest.fixture
@@ -33,8 +33,8 @@ def back(monkeypatch: pytest.MonkeyPatch) -> ReadBack:
 
 
 @pytest.fixture
-def table() -> Iterator[ValueTable]:
-    table = ValueTable(slots=4, columns=2, length=16)
+def table() -> Iterator[SharedTable]:
+    table = SharedTable(slots=4, columns=2, length=16)
     yield table
     table.close()
 
@@ -52,7 +52,7 @@ class Later(AsyncModelRunnerOutput):  # type: ignore[misc]
 
 def put(back: ReadBack, seen: list[Any], *numbers: float) -> None:
     for number in numbers:
-        back.put(torch.tensor([number]), lambda made: seen.append(float(made[0])))
+        back.submit(torch.tensor([number]), lambda made: seen.append(float(made[0])))
 
 
 def test_results_come_with_their_own_step_s_output(back: ReadBack) -> None:
@@ -84,9 +84,9 @@ async def test_threads_keep_the_order(back: ReadBack) -> None:
     seen: list[Any] = []
     for step in range(200):
         put(back, seen, step)
-        reading = asyncio.to_thread(back.hand_over, back.count)
+        reading = asyncio.to_thread(back.flush, back.count)
         if step % 3 == 0:
-            back.hand_over(back.count)
+            back.flush(back.count)
         await reading
     assert seen == list(range(200))
 
@@ -101,17 +101,20 @@ def test_the_platform_s_worker_is_extended() -> None:
 
 @pytest.mark.parametrize("behind", [False, True])
 def test_paths_do_not_depend_on_when_they_are_read(
-    tmp_path: Path, table: ValueTable, behind: bool
+    tmp_path: Path, table: SharedTable, behind: bool
 ) -> None:
     """A row without a budget, in some steps beside one that has one."""
     folder = q_head(tmp_path, lambda tokens: 2.0 * tokens[-1], "lowrank")
     generator = torch.Generator().manual_seed(0)
     back = ReadBack()
-    steerer, asking = Steerer([str(folder)], CPU, len(P), 2, reports=True, back=back), Asking()
+    steerer, asking = (
+        Steerer([str(folder)], CPU, len(P), 2, reports=True, back=back),
+        Asking(prompt_length=2),
+    )
     free, bounded = table.acquire(), table.acquire()
     rows = [
-        row_of(tilt=TILT, path=free.to_wire()),
-        row_of(tilt=TILT, path=bounded.to_wire(), budget=0.5),
+        WorkerRequest(tilt=TILT, path_kl=free),
+        WorkerRequest(tilt=TILT, path_kl=bounded, kl_budget=0.5),
     ]
     spent = [0.0]
     for tokens in range(2, 8):
@@ -121,22 +124,16 @@ def test_paths_do_not_depend_on_when_they_are_read(
         log_p, log_q = made[0].log_softmax(-1), before[0].log_softmax(-1)
         spent.append(spent[-1] + float((log_p.exp() * (log_p - log_q)).sum()))
         if not behind:
-            back.hand_over(back.count)
+            back.flush(back.count)
             assert path_of(table, free, tokens + 1) == pytest.approx(spent[-1], abs=1e-5)
-    back.hand_over(back.count)
+    back.flush(back.count)
     for tokens in range(2, 8):
         found = path_of(table, free, tokens + 1)
         assert found == pytest.approx(spent[tokens - 1], abs=1e-5)
     assert path_of(table, bounded, 7) <= 0.5
 
 
-def row_of(**wanted: Any) -> WorkerRequest:
-    row = WorkerRequest.from_wire({REQUEST_KEY: wanted}, 2, 1.0)
-    assert row is not None
-    return row
-
-
-def path_of(table: ValueTable, ticket: Ticket, tokens: int) -> float:
+def path_of(table: SharedTable, ticket: Ticket, tokens: int) -> float:
     """KL along the path to the prefix of so many tokens."""
     found = table.read(ticket, tokens)
     assert found is not None

@@ -1,6 +1,7 @@
 """The row table follows the batch as vLLM's model runners change it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,9 +19,9 @@ from vllm.v1.worker.gpu.model_states.interface import ModelState
 
 from cdserve.shared_table import Ticket
 from cdserve.worker import runner_v1, runner_v2
-from cdserve.worker.request import REQUEST_KEY, WorkerRequest
-from cdserve.worker.rows import RowTable, Spans, Steered, Step
-from cdserve.worker.tickets import PATHS
+from cdserve.worker.request import RowTilt, WorkerRequest
+from cdserve.worker.rows import PromptRows, RowTable, SteeredRows, Step
+from cdserve.worker.tickets import TABLE_IDS
 
 SWAP = MoveDirectionality.SWAP
 ONE_WAY = MoveDirectionality.UNIDIRECTIONAL
@@ -31,15 +32,17 @@ NONE = Step(None, None, None)
 Asked = dict[str, Any]
 
 
+def ticket(number: int) -> Ticket:
+    return Ticket("/table", number, number * 8, 8)
+
+
 def asks(number: int, length: int | None = 1) -> Asked:
-    ticket = Ticket("/table", number, number * 8, 8)
-    return {REQUEST_KEY: {"values": ticket.to_wire(), "length": length}}
+    return WorkerRequest(values=ticket(number), value_length=length).added_to(None)
 
 
 def steered(**wanted: Any) -> Asked:
-    tilt = {"by": {"0": 2.0}, "top_k": None}
-    path = Ticket("/path", 1, 0, 16).to_wire()
-    return {REQUEST_KEY: {"tilt": tilt, "path": path} | wanted}
+    request = WorkerRequest(tilt=RowTilt({0: 2.0}, None), path_kl=Ticket("/path", 1, 0, 16))
+    return replace(request, **wanted).added_to(None)
 
 
 @pytest.fixture(autouse=True)
@@ -52,20 +55,20 @@ def table(monkeypatch: pytest.MonkeyPatch) -> RowTable:
 
 def numbers(table: RowTable) -> dict[int, int]:
     """Ticket number of each row to score in the step that has begun."""
-    due = table.take().due
+    due = table.take_step().values
     if due is None:
         return {}
-    return dict(zip(due.index.tolist(), due.places.number.tolist(), strict=True))
+    return dict(zip(due.index.tolist(), due.destinations.number.tolist(), strict=True))
 
 
-def steered_rows(table: RowTable) -> Steered:
+def steered_rows(table: RowTable) -> SteeredRows:
     """Those of the step that has begun; there must be some."""
-    found = table.take().steered
+    found = table.take_step().steered
     assert found is not None
     return found
 
 
-def indices(rows: Spans | None) -> list[int]:
+def indices(rows: PromptRows | None) -> list[int]:
     return [] if rows is None else rows.index.tolist()
 
 
@@ -102,10 +105,10 @@ def batch() -> Batch:
 class TestV1:
     def test_the_ticket_arrives(self, table: RowTable, batch: Batch) -> None:
         batch.step(added=[(3, asks(5, 2), [1, 2], [])])
-        due = table.take().due
+        due = table.take_step().values
         assert due is not None
-        assert [part.tolist() for part in due.places[1:]] == [[5], [40], [8]]
-        assert PATHS[int(due.places.table[0])] == "/table"
+        assert [part.tolist() for part in due.destinations[1:]] == [[5], [40], [8]]
+        assert TABLE_IDS[int(due.destinations.table[0])] == "/table"
 
     @pytest.mark.parametrize("extra", [None, {}, {"other": 1}])
     def test_requests_that_do_not_ask_have_no_row(
@@ -172,11 +175,11 @@ class TestV1:
 
     def test_a_steered_row_is_steered_in_every_step(self, table: RowTable, batch: Batch) -> None:
         output: list[int] = []
-        tilt = {"by": {"1": 2.0}, "top_k": 3}
+        tilt = RowTilt({1: 2.0}, 3)
         added = [(0, steered(tilt=tilt), [1, 2], output), (1, asks(1, 2), [1, 2], output)]
         batch.step(added=added, temperature=0.5)
         for _ in range(3):
-            due, rows, _ = table.take()
+            due, rows, _ = table.take_step()
             assert rows is not None
             assert (due is None) == bool(output)
             assert rows.coefficients.tolist() == [[0.0, 2.0]]
@@ -187,9 +190,9 @@ class TestV1:
             batch.step()
 
     def test_a_row_may_be_both(self, table: RowTable, batch: Batch) -> None:
-        both = steered(**asks(1, 1)[REQUEST_KEY])
+        both = steered(values=ticket(1), value_length=1)
         batch.step(added=[(0, both, [1], [])])
-        due, rows, _ = table.take()
+        due, rows, _ = table.take_step()
         assert due is not None
         assert rows is not None
         assert due.index.tolist() == rows.index.tolist() == [0]
@@ -197,10 +200,13 @@ class TestV1:
     def test_a_slot_is_used_again_without_what_its_last_request_asked(
         self, table: RowTable, batch: Batch
     ) -> None:
-        mix, tilt = {"base": 0.5, "ref": 0.25}, {"by": {"0": 4.0}, "top_k": 7}
+        asked = (
+            WorkerRequest(mix={"base": 0.5, "ref": 0.25}),
+            WorkerRequest(tilt=RowTilt({0: 4.0}, 7)),
+        )
         for number in range(3 * SLOTS):
-            wanted = {"mix": mix} if number % 2 else {"tilt": tilt}
-            row = {REQUEST_KEY: {**wanted, **asks(number)[REQUEST_KEY]}}
+            request = replace(asked[1 - number % 2], values=ticket(number), value_length=1)
+            row = request.added_to(None)
             batch.step(removed=[5], added=[(5, row, [1], [])], temperature=number / 20)
             found = steered_rows(table)
             assert found.weights.tolist() == [[0.5, 0.0, 0.25] if number % 2 else [0.0] * 3]
@@ -288,7 +294,7 @@ class TestV2:
         slots.add(0, steered(), 3)
         slots.add(0, None, 3)
         slots.step((0, 0, 3))
-        assert table.take() == NONE
+        assert table.take_step() == NONE
 
     def test_only_the_last_chunk_of_a_prompt_draws(self, table: RowTable, slots: Slots) -> None:
         slots.add(0, steered(mix={"base": 0.5, "tuned": 0.5}), 6)
@@ -296,7 +302,7 @@ class TestV2:
         for step in ((0, 0, 4), (0, 4, 2), (0, 6, 1)):
             slots.step(step)
             assert table.members() == {"tuned"}
-            rows = table.take().steered
+            rows = table.take_step().steered
             found.append(rows and [rows.tokens.tolist(), rows.temperatures.tolist()])
         assert found == [None, [[6], [0.5]], [[7], [0.5]]]
 
@@ -307,16 +313,16 @@ class TestV2:
         found = []
         for step in ((0, 0, 3), (0, 3, 3), (0, 6, 1)):
             slots.step(step)
-            rows = table.take().steered
+            rows = table.take_step().steered
             found.append(rows and (rows.tokens.tolist(), rows.begins.tolist()))
         assert found == [None, None, ([7], [True])]
 
     def test_every_position_of_a_prompt_in_chunks(self, table: RowTable, slots: Slots) -> None:
         slots.add(0, asks(1, None), 5)
         slots.step((0, 0, 4))
-        assert (indices(table.every_position()), numbers(table)) == ([0], {0: 1})
+        assert (indices(table.prompt_value_rows()), numbers(table)) == ([0], {0: 1})
         slots.step((0, 4, 1))
-        assert (indices(table.every_position()), numbers(table)) == ([0], {0: 1})
+        assert (indices(table.prompt_value_rows()), numbers(table)) == ([0], {0: 1})
 
     def test_the_step_says_where_each_row_s_tokens_begin(
         self, table: RowTable, slots: Slots
@@ -337,8 +343,8 @@ class TestSize:
     def test_as_many_members_run_as_a_row_has_flags_for(self) -> None:
         names = [f"m{i}" for i in range(48)]
         table = RowTable(1, 0, names[:47])
-        table.put(0, WorkerRequest(prompt_length=1, models=frozenset({"base", "m0", "m46"})))
-        table.begin(np.array([0]), np.array([0]), np.array([1]))
+        table.assign(0, WorkerRequest(loglik_models=("base", "m0", "m46")), prompt_length=1)
+        table.begin_step(np.array([0]), np.array([0]), np.array([1]))
         assert table.members() == {"m0", "m46"}
         with pytest.raises(ValueError, match="48 members; at most 47"):
             table.resize(1, 0, names)
@@ -353,7 +359,7 @@ class TestSteps:
         assert numbers(table) == {0: 1}
 
     def test_without_a_step_there_are_none(self, table: RowTable) -> None:
-        assert table.take() == NONE
+        assert table.take_step() == NONE
 
     def test_two_steps_without_logits_are_one(self, table: RowTable, batch: Batch) -> None:
         batch.step(added=[(0, asks(1), [1], [])])
@@ -366,19 +372,25 @@ class TestSteps:
     ) -> None:
         """Such as a capture, or a dummy batch after a step: its rows are nobody's."""
         assert table.members() is None
-        likelihood = {"ticket": Ticket("/likelihood", 1, 0, 16).to_wire()}
-        wanted = {"models": ["base", "tuned"], "likelihood": likelihood}
+        wanted = {
+            "loglik_models": ("base", "tuned"),
+            "loglik": Ticket("/likelihood", 1, 0, 16),
+        }
         batch.step(added=[(0, asks(1, None), [1], []), (1, steered(**wanted), [1], [])])
-        assert (indices(table.every_position()), table.likely) == ([0], True)
+        assert (indices(table.prompt_value_rows()), table.reads_tokens) == ([0], True)
         assert table.members() == {"tuned"}
-        table.take()
-        assert (table.every_position(), table.likely, table.members()) == (None, False, None)
+        table.take_step()
+        assert (table.prompt_value_rows(), table.reads_tokens, table.members()) == (
+            None,
+            False,
+            None,
+        )
 
     def test_every_position_may_be_asked_for_at_any_time_in_a_step(
         self, table: RowTable, batch: Batch
     ) -> None:
         batch.step(added=[(0, asks(1), [1], []), (1, asks(2, None), [1], []), (2, None, [1], [])])
-        assert indices(table.every_position()) == indices(table.every_position()) == [1]
+        assert indices(table.prompt_value_rows()) == indices(table.prompt_value_rows()) == [1]
 
 
 SIZE = 6
@@ -386,42 +398,42 @@ INDICES = st.integers(0, SIZE - 1)
 
 
 class Changes(RuleBasedStateMachine):
-    """A batch of ``SIZE`` places: each empty or plain (None), or a request that asks."""
+    """A batch of ``SIZE`` destinations: each empty or plain (None), or a request that asks."""
 
     @initialize()
     def start(self) -> None:
         self.batch = Batch()
-        self.places: list[int | None] = [None] * SIZE
+        self.destinations: list[int | None] = [None] * SIZE
         self.issued = 0
 
     @rule(index=INDICES, wanted=st.booleans())
     def add(self, index: int, wanted: bool) -> None:
         self.issued += 1
         self.batch.step(added=[(index, asks(self.issued) if wanted else None, [1], [])])
-        self.places[index] = self.issued if wanted else None
+        self.destinations[index] = self.issued if wanted else None
 
     @rule(indices=st.lists(INDICES, min_size=1, max_size=3))
     def remove(self, indices: list[int]) -> None:
         self.batch.step(removed=indices)
         for index in indices:
-            self.places[index] = None
+            self.destinations[index] = None
 
     @rule(a=INDICES, b=INDICES)
     def swap(self, a: int, b: int) -> None:
         self.batch.step(moved=[(a, b, SWAP)])
-        self.places[a], self.places[b] = self.places[b], self.places[a]
+        self.destinations[a], self.destinations[b] = self.destinations[b], self.destinations[a]
 
     @rule(a=INDICES, b=INDICES)
     def move(self, a: int, b: int) -> None:
         self.batch.step(moved=[(a, b, ONE_WAY)])
-        moved, self.places[a] = self.places[a], None
-        self.places[b] = moved
+        moved, self.destinations[a] = self.destinations[a], None
+        self.destinations[b] = moved
 
     @invariant()
     def rows_are_those_that_ask(self) -> None:
         self.batch.step()
         assert numbers(runner_v1.ROWS) == {
-            i: number for i, number in enumerate(self.places) if number is not None
+            i: number for i, number in enumerate(self.destinations) if number is not None
         }
 
 

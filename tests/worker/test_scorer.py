@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from cdserve.shared_table import ValueTable
+from cdserve.shared_table import SharedTable
 from cdserve.worker.readback import ReadBack
 from cdserve.worker.request import WorkerRequest
 from cdserve.worker.rows import RowTable
@@ -55,22 +55,22 @@ def test_values_reach_the_table(
     with torch.no_grad():
         expected = torch.cat([head(hidden) for head in heads], dim=-1)
     hidden = hidden.to(DEVICE)
-    table = ValueTable(slots=3, columns=expected.shape[1], length=8)
+    table = SharedTable(slots=3, columns=expected.shape[1], length=8)
     try:
         last, second, every = (table.acquire() for _ in range(3))
         rows = RowTable(slots=4)
-        rows.put(2, WorkerRequest(prompt_length=4, values=last, length=7))
-        rows.put(0, WorkerRequest(prompt_length=4, values=second, length=5))
-        rows.begin(np.array([5, 1]), np.array([2, 0]), np.array([7, 5]))
-        due = rows.take().due
+        rows.assign(2, WorkerRequest(values=last, value_length=7), prompt_length=4)
+        rows.assign(0, WorkerRequest(values=second, value_length=5), prompt_length=4)
+        rows.begin_step(np.array([5, 1]), np.array([2, 0]), np.array([7, 5]))
+        due = rows.take_step().values
         assert due is not None
         scorer.score_last(hidden, due)
-        rows.put(3, WorkerRequest(prompt_length=4, values=every))
-        rows.begin(np.array([1]), np.array([3]), np.array([4]))
-        spans = rows.every_position()
+        rows.assign(3, WorkerRequest(values=every), prompt_length=4)
+        rows.begin_step(np.array([1]), np.array([3]), np.array([4]))
+        spans = rows.prompt_value_rows()
         assert spans is not None
         scorer.score_every(hidden, spans, np.array([0, 2, 6]))
-        back.hand_over(back.count)
+        back.flush(back.count)
         found = [table.read(last, 7), table.read(second, 5)]
         found += [table.read(every, length) for length in (1, 2, 3, 4)]
     finally:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from cdserve.demo import Q_HEAD_DIR
-from cdserve.shared_table import Ticket, ValueTable
+from cdserve.shared_table import SharedTable, Ticket
 from cdserve.worker.readback import ReadBack
-from cdserve.worker.request import Tilt, WorkerRequest
+from cdserve.worker.request import RowTilt, WorkerRequest
 from cdserve.worker.steerer import Steerer
 from tests.decoders.toy import LENGTH, A, B, E, P, Tokens, probability, reward, soft_value, value
 from tests.value_heads.kernels.cases import DEVICE, RUN
@@ -67,7 +67,7 @@ def tilted(
     folder: Path, coefficient: float, top_k: int | None = None, fused: bool = False
 ) -> Tensor:
     """Logits of every prefix, all in one batch, tilted by the worker's own code."""
-    row = WorkerRequest(prompt_length=1, tilt=Tilt({0: coefficient}, top_k))
+    row = WorkerRequest(tilt=RowTilt({0: coefficient}, top_k))
     steerer = Steerer([str(folder)], DEVICE, len(P), len(PREFIXES), reports=True, fused=fused)
     rows = Asking().steered(dict.fromkeys(range(len(PREFIXES)), row))
     return steerer.steer(base().to(DEVICE), HIDDEN, rows, lambda _: {}, LM_HEAD).cpu()
@@ -156,15 +156,14 @@ def test_a_budget_is_kept_on_every_path(tmp_path: Path, budget: float | None, fu
     steerer = Steerer([str(folder)], DEVICE, 3, 1, True, fused, back=back)
     whole = tilted(tmp_path, coefficient, fused=fused)
     asking = Asking()
-    table = ValueTable(slots=1, columns=2, length=16)
+    table = SharedTable(slots=1, columns=2, length=16)
     try:
         for path in product((A, B), repeat=LENGTH - 1):
             with table.ticket() as ticket:
                 row = WorkerRequest(
-                    prompt_length=1,
-                    tilt=Tilt({0: coefficient}, None),
-                    path=ticket,
-                    budget=math.inf if budget is None else budget,
+                    tilt=RowTilt({0: coefficient}, None),
+                    path_kl=ticket,
+                    kl_budget=budget,
                 )
                 spent, left = 0.0, 0
                 for prefix in (path[:i] for i in range(LENGTH)):
@@ -177,7 +176,7 @@ def test_a_budget_is_kept_on_every_path(tmp_path: Path, budget: float | None, fu
                     torch.testing.assert_close(made, whole[at : at + 1] if steered else before)
                     spent += kl(before, made, torch.ones(1)).item()
                     left += not steered
-                    back.hand_over(back.count)
+                    back.flush(back.count)
                     found = table.read(ticket, tokens + 1)
                     assert found is not None
                     assert found.tolist() == pytest.approx([spent, left], abs=1e-6)
@@ -192,7 +191,7 @@ def test_a_mix_of_the_base_alone_beside_other_rows_scales_its_own(fused: bool) -
     """No member runs for it; on a server with members, in a batch of several rows."""
     logits = torch.randn(5, 7).to(DEVICE)
     steerer = Steerer([], DEVICE, 7, 5, True, fused, ("tuned",), ReadBack())
-    request = WorkerRequest(prompt_length=1, mix={"base": 2.0})
+    request = WorkerRequest(mix={"base": 2.0})
     rows = Asking(0, ("tuned",)).steered({3: request})
     made = steerer.steer(logits.clone(), torch.zeros(5, 3, device=DEVICE), rows, none, None)
     expected = logits.clone()
@@ -202,10 +201,10 @@ def test_a_mix_of_the_base_alone_beside_other_rows_scales_its_own(fused: bool) -
 
 TILTS = {
     "none": None,
-    "one": Tilt({0: 2.0}, None),
-    "both": Tilt({0: -1.0, 1: 0.5, 2: 1.5}, None),
-    "top 3": Tilt({1: 2.0}, 3),
-    "top all": Tilt({2: 1.0}, 99),
+    "one": RowTilt({0: 2.0}, None),
+    "both": RowTilt({0: -1.0, 1: 0.5, 2: 1.5}, None),
+    "top 3": RowTilt({1: 2.0}, 3),
+    "top all": RowTilt({2: 1.0}, 99),
 }
 MIXES = {
     "none": None,
@@ -238,18 +237,14 @@ def random_heads(folder: Path, width: int, vocabulary: int) -> list[str]:
     return paths
 
 
-def crowd(
-    tickets: list[Ticket], budget: float | None, temperature: float
-) -> dict[int, WorkerRequest]:
-    """A row of every kind, at every other place of a batch, every second at T = 0."""
+def crowd(tickets: list[Ticket], budget: float | None) -> dict[int, WorkerRequest]:
+    """A row of every kind, at every other place of a batch."""
     return {
         2 * i + 1: WorkerRequest(
-            prompt_length=1,
-            temperature=temperature * (i % 2),
             tilt=TILTS[tilt],
             mix=MIXES[mix],
-            path=ticket,
-            budget=budget if budget is not None and i % 3 else math.inf,
+            path_kl=ticket,
+            kl_budget=budget if i % 3 else None,
         )
         for i, ((tilt, mix), ticket) in enumerate(zip(KINDS, tickets, strict=True))
     }
@@ -276,23 +271,24 @@ def test_a_crowd_is_steered_by_kernels_as_by_the_reference(
         "tuned": torch.randn(size, vocabulary, device=DEVICE).to(dtype),
         "ref": torch.randn(size, vocabulary + vocabulary % 2, device=DEVICE).to(dtype),
     }
-    table = ValueTable(slots=2 * len(KINDS), columns=2, length=4)
+    table = SharedTable(slots=2 * len(KINDS), columns=2, length=4)
     found, paid = [], []
     try:
         for fused in (False, True):
             tickets = [table.acquire() for _ in KINDS]
-            rows = crowd(tickets, budget, temperature)
+            rows = crowd(tickets, budget)
+            temperatures = {row: temperature * (row // 2 % 2) for row in rows}
             back = ReadBack()
             steerer = Steerer(paths, DEVICE, vocabulary, size, True, fused, tuple(behind), back)
             made = steerer.steer(
                 logits.clone(),
                 hidden,
-                Asking(steerer.columns, tuple(behind)).steered(rows),
-                lambda places: {name: z[places] for name, z in behind.items()},
+                Asking(steerer.columns, tuple(behind)).steered(rows, temperatures=temperatures),
+                lambda index: {name: z[index] for name, z in behind.items()},
                 lm_head,
             )
             assert made.dtype == torch.float32
-            back.hand_over(back.count)
+            back.flush(back.count)
             found.append(made)
             paid.append(torch.from_numpy(np.stack([table.read(t, 2) for t in tickets])))
     finally:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cdserve.shared_table import ValueTable
+from cdserve.shared_table import SharedTable
 from cdserve.worker.likelihoods import Likelihoods
 from cdserve.worker.readback import ReadBack
 from cdserve.worker.request import WorkerRequest
@@ -30,16 +30,17 @@ class Worker:
         self, tokens: Sequence[int], since: int, chunks: Sequence[int], cached: int = 0
     ) -> list[float]:
         """The sums in the text's own table, of prefixes from ``since`` + 1 tokens on."""
-        table = ValueTable(slots=1, columns=1, length=len(tokens) - since)
+        table = SharedTable(slots=1, columns=1, length=len(tokens) - since)
         try:
             ticket = table.acquire()
-            request = WorkerRequest(prompt_length=len(tokens), likelihood=ticket, since=since)
-            self._rows.put(0, request, len(tokens))
+            request = WorkerRequest(loglik=ticket, loglik_start=since)
+            length = len(tokens)
+            self._rows.assign(0, request, prompt_length=length, tokens=length)
             before = cached
             for count in chunks:
                 self._chunk(tokens, before, count)
                 before += count
-            self._back.hand_over(self._back.count)
+            self._back.flush(self._back.count)
             found = [table.read(ticket, n) for n in range(since + 1, len(tokens) + 1)]
             return [float(values[0]) for values in found if values is not None]
         finally:
@@ -47,16 +48,16 @@ class Worker:
 
     def _chunk(self, tokens: Sequence[int], before: int, count: int) -> None:
         one = np.array([0])
-        self._rows.begin(one, one, np.array([before + count]), starts=np.array([0, count]))
-        texts = self._rows.texts()
+        self._rows.begin_step(one, one, np.array([before + count]), starts=np.array([0, count]))
+        texts = self._rows.text_logprob_rows()
         assert texts is not None
 
         def logits(part: slice) -> dict[str, Tensor]:
             return {"base": LOGITS[before : before + count][part]}
 
-        since, request = int(texts.since[0]), int(texts.requests[0])
+        since, request = int(texts.loglik_start[0]), int(texts.requests[0])
         part = torch.tensor(tokens[before : before + count])
-        self._sums.text(0, request, texts.places, since, before, part, logits)
+        self._sums.text(0, request, texts.destinations, since, before, part, logits)
 
 
 def text(length: int, seed: int) -> list[int]:

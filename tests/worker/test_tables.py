@@ -2,26 +2,28 @@
 
 import numpy as np
 
-from cdserve.shared_table import Ticket, ValueTable
+from cdserve.shared_table import SharedTable, Ticket
 from cdserve.worker.tables import Tables, read
-from cdserve.worker.tickets import PATHS, Paths, Places, Tickets
+from cdserve.worker.tickets import TABLE_IDS, Destinations, TableIds, Tickets
 
 ONE = np.ones((1, 1), np.float32)
 
 
-def places(*tickets: Ticket | None) -> Places:
+def destinations(*tickets: Ticket | None) -> Destinations:
     of_slots = Tickets(len(tickets))
     for slot, ticket in enumerate(tickets):
-        of_slots.put(slot, ticket)
+        of_slots.assign(slot, ticket)
     return of_slots.of(np.arange(len(tickets)))
 
 
 def test_values_for_a_table_that_was_removed_are_dropped() -> None:
     tables = Tables(columns=1)
-    kept, removed = (ValueTable(slots=1, columns=1) for _ in range(2))
+    kept, removed = (SharedTable(slots=1, columns=1) for _ in range(2))
     tickets = [removed.acquire(), kept.acquire()]
     removed.close()
-    tables.write(places(None, *tickets), np.array([3, 3, 3]), np.array([[0], [1], [2]], np.float32))
+    tables.write(
+        destinations(None, *tickets), np.array([3, 3, 3]), np.array([[0], [1], [2]], np.float32)
+    )
     found = kept.read(tickets[1], 3)
     assert found is not None
     assert found.tolist() == [2.0]
@@ -30,9 +32,9 @@ def test_values_for_a_table_that_was_removed_are_dropped() -> None:
 
 
 def test_a_table_that_is_removed_after_its_first_values_takes_more() -> None:
-    tables, table = Tables(columns=1), ValueTable(slots=1, columns=1)
+    tables, table = Tables(columns=1), SharedTable(slots=1, columns=1)
     ticket = table.acquire()
-    place = places(ticket)
+    place = destinations(ticket)
     tables.write(place, np.array([3]), ONE)
     table.close()
     tables.write(place, np.array([4]), 2 * ONE)
@@ -43,26 +45,26 @@ def test_a_table_that_is_removed_after_its_first_values_takes_more() -> None:
 
 def test_results_on_their_way_find_the_table_of_a_slot_that_others_took() -> None:
     """Every text has a table of its own; a step's results come after the next requests."""
-    tables, table = Tables(columns=1), ValueTable(slots=1, columns=1)
+    tables, table = Tables(columns=1), SharedTable(slots=1, columns=1)
     slots, ticket = Tickets(1), table.acquire()
-    slots.put(0, ticket)
+    slots.assign(0, ticket)
     place = slots.of(np.array([0]))
     for other in range(2000):
-        slots.put(0, Ticket(f"/other/{other}", other, 0, 1))
+        slots.assign(0, Ticket(f"/other/{other}", other, 0, 1))
     tables.write(place, np.array([3]), ONE)
     assert table.read(ticket, 3) is not None
     table.close()
 
 
-def test_paths_that_nobody_holds_are_forgotten_in_the_end() -> None:
-    paths = Paths()
-    kept = paths.hold("/kept")
+def test_table_ids_without_holders_are_dropped_in_the_end() -> None:
+    ids = TableIds()
+    kept = ids.hold("/kept")
     numbers = []
     for i in range(200_000):
-        numbers.append(paths.hold(f"/{i}"))
-        paths.release(numbers[-1])
-    assert paths[kept] == "/kept"
-    assert paths[numbers[-1]] == "/199999"
+        numbers.append(ids.hold(f"/{i}"))
+        ids.release(numbers[-1])
+    assert ids[kept] == "/kept"
+    assert ids[numbers[-1]] == "/199999"
     assert len(set(numbers)) == len(numbers)
-    assert len(paths) < 100_000
-    assert PATHS is not paths
+    assert len(ids) < 100_000
+    assert TABLE_IDS is not ids

@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cdserve.shared_table import ValueTable
+from cdserve.shared_table import SharedTable
 from cdserve.worker import model
 from cdserve.worker.readback import ReadBack
 from cdserve.worker.request import WorkerRequest
-from cdserve.worker.rows import ROWS, Spans
+from cdserve.worker.rows import ROWS, PromptRows
 from cdserve.worker.scorer import ValueScorer
 from cdserve.worker.steerer import Steerer
 from value_heads import HeadConfig, ValueHead
@@ -74,10 +74,13 @@ class Step:
         return {name: z[rows] for name, z in self._behind.items() if name in self.ran}
 
 
-def steered(steerer: Steerer, step: Step, rows: dict[int, WorkerRequest]) -> None:
-    """A step in which the members run that its rows ask for, as the model has it."""
+def steered(
+    steerer: Steerer, step: Step, rows: dict[int, WorkerRequest], temperature: float = 1.0
+) -> None:
+    """A step in which the members run that its rows ask for; every second row is greedy."""
     step.ran = {name for row in rows.values() for name in row.mix or ()} & set(MEMBERS)
-    asking = Asking(steerer.columns, MEMBERS).steered(rows)
+    temperatures = {row: temperature * (row % 2) for row in rows}
+    asking = Asking(steerer.columns, MEMBERS).steered(rows, temperatures=temperatures)
     steerer.steer(step.logits, step.hidden, asking, step.members, step.lm_head)
 
 
@@ -98,10 +101,10 @@ def test_every_kind_of_row_is_warm(
     assert made
     # Reporting or not: all workers of a model in parts compute these, once a number of rows.
     assert step.asked == 4
-    table = ValueTable(slots=2 * len(KINDS), columns=2, length=4)
+    table = SharedTable(slots=2 * len(KINDS), columns=2, length=4)
     try:
         for temperature, budget in ((1.0, 0.4), (0.7, None)):
-            every = crowd([table.acquire() for _ in KINDS], budget, temperature)
+            every = crowd([table.acquire() for _ in KINDS], budget)
             # A batch of one has no padding behind: its row may have any stride.
             batches = [{place % 3: row} for place, row in every.items()]
             batches += [every, dict(list(every.items())[::2]), dict(list(every.items())[1::3])]
@@ -112,7 +115,7 @@ def test_every_kind_of_row_is_warm(
             ]
             for rows in batches:
                 with launched() as met:
-                    steered(steerer, step, rows)
+                    steered(steerer, step, rows, temperature)
                 assert met
                 assert met <= warm
     finally:
@@ -169,19 +172,19 @@ def test_scoring_is_warm(head: Path, behind: int) -> None:
     states = torch.zeros(40, WIDTH + behind, dtype=torch.bfloat16)
     with launched() as warm:
         assert scorer.warm_up(states[:, :WIDTH]) == (2 if behind % 16 else 1)
-    table = ValueTable(slots=1, columns=2, length=64)
-    row = WorkerRequest(prompt_length=1, values=table.acquire())
+    table = SharedTable(slots=1, columns=2, length=64)
+    row = WorkerRequest(values=table.acquire())
     asking = Asking()
     try:
         for hidden in (states[:, :WIDTH], states[:, :WIDTH].contiguous(), states[:1, :WIDTH]):
             with launched() as met:
-                due = asking.step({0: row}, 1).due
+                due = asking.step({0: row}, 1).values
                 assert due is not None
                 scorer.score_last(hidden, due)
                 for starts in ([0, len(hidden)], [0, 1, len(hidden)]):
                     one, row_of = np.array([1]), np.array([len(starts) - 2])
-                    wanted = {"index": row_of, "slots": one, "tokens": one, "since": one}
-                    spans = Spans(**wanted, requests=one, places=due.places)
+                    wanted = {"index": row_of, "slots": one, "tokens": one, "loglik_start": one}
+                    spans = PromptRows(**wanted, requests=one, destinations=due.destinations)
                     scorer.score_every(hidden, spans, np.array(starts))
             assert met
             assert met <= warm

@@ -1,20 +1,20 @@
-"""The KL that the server reads back of a steered request."""
+"""Path KL read back from the table that the worker writes."""
 
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
-from cdserve.engine.steering import Paths
+from cdserve.engine.readers import PathKLReader
 from cdserve.errors import ScoringError
 from cdserve.shared_table import TableView, Ticket
 
 
 @pytest.fixture
-def paths() -> Iterator[Paths]:
-    paths = Paths()
-    yield paths
-    paths.close()
+def reader() -> Iterator[PathKLReader]:
+    reader = PathKLReader()
+    yield reader
+    reader.close()
 
 
 def draw(ticket: Ticket, lengths: range) -> None:
@@ -29,20 +29,20 @@ def draw(ticket: Ticket, lengths: range) -> None:
         )
 
 
-def test_the_kl_of_a_prefix_is_read_while_the_engine_draws_on(paths: Paths) -> None:
+def test_the_kl_of_a_prefix_is_read_while_the_engine_draws_on(reader: PathKLReader) -> None:
     """An output that arrives late, as on a busy machine, finds that of a longer prefix."""
-    with paths.ticket() as ticket:
+    with reader.ticket() as ticket:
         draw(ticket, range(3, 9))
-        assert paths.read(ticket, 5) == (2.5, 1)
+        assert reader.read(ticket, 5) == (2.5, 1)
         draw(ticket, range(9, 100))
-        kl, unsteered = paths.read(ticket, 5)
+        kl, unsteered = reader.read(ticket, 5)
         assert 2.5 <= kl <= 50
         assert unsteered == kl // 2
-        assert paths.read(ticket, 99) == (49.5, 24)
+        assert reader.read(ticket, 99) == (49.5, 24)
 
 
-def test_a_request_without_a_reported_kl_is_an_error(paths: Paths) -> None:
-    with paths.ticket() as ticket:
+def test_a_request_without_a_reported_kl_is_an_error(reader: PathKLReader) -> None:
+    with reader.ticket() as ticket:
         draw(ticket, range(3, 9))
         with pytest.raises(ScoringError, match="reported no KL"):
-            paths.read(ticket, 9)
+            reader.read(ticket, 9)

@@ -1,0 +1,83 @@
+"""The proposal of a policy, resolved to what the worker tilts and mixes."""
+
+from collections.abc import Mapping
+
+from cdserve.config import Settings
+from cdserve.errors import PolicyError, shown
+from cdserve.policy import Mix, Tilt
+from cdserve.worker.request import RowTilt, WorkerRequest
+
+
+def steering(
+    proposal: Tilt | Mix,
+    columns: Mapping[str, int],
+    settings: Settings,
+    field: str,
+    operator: bool,
+) -> WorkerRequest:
+    """The tilt and the mix of a proposal; neither if it is the base model itself.
+
+    Args:
+        columns: Q-head output of each reward that has one.
+        field: path of the proposal in the request, for error messages.
+        operator: whether it comes from a preset; the limits for clients do not apply then.
+
+    Raises:
+        PolicyError: a reward has no Q-head, or a member cannot be used as asked.
+    """
+    tilt: RowTilt | None = None
+    weights: Mapping[str, float] = {}
+    mix: Tilt | Mix | None = proposal
+    if isinstance(proposal, Tilt):
+        coefficients = _coefficients(proposal, columns, settings.default_reward, field)
+        if coefficients:
+            tilt = RowTilt(coefficients, proposal.top_k)
+        mix, field = proposal.proposal, f"{field}.proposal"
+    if isinstance(mix, Mix):
+        weights = _mix(mix, settings, field, operator)
+    changes = bool(weights) and weights != {"base": 1.0}
+    return WorkerRequest(tilt=tilt, mix=weights if changes else None)
+
+
+def _mix(mix: Mix, settings: Settings, field: str, operator: bool) -> dict[str, float]:
+    where = f"{field}.{'weights' if mix.recipe is None else 'recipe'}"
+    try:
+        weights = mix.resolved()
+    except ValueError as error:
+        raise PolicyError(f"{where}: {error}", where) from error
+    known = ["base", *settings.members]
+    for name, weight in weights.items():
+        if name not in known:
+            raise PolicyError(
+                f"{where} names {shown(name)}; this server has {', '.join(known)}", where
+            )
+        if weight < 0 and not (operator or settings.limits.allow_negative_weights):
+            raise PolicyError(
+                f"{where} gives {shown(name)} the weight {weight:g}; this server accepts weights "
+                "from 0 up (limits.allow_negative_weights is off)",
+                where,
+            )
+    return weights
+
+
+def _coefficients(
+    tilt: Tilt, columns: Mapping[str, int], default: str | None, field: str
+) -> dict[int, float]:
+    """weight / beta by Q column, without zeros."""
+    have = ", ".join(sorted(columns)) or "none"
+    weights = tilt.rewards or ({} if default is None else {default: 1.0})
+    if not weights:
+        raise PolicyError(
+            f"{field}.rewards is missing, and this server has no default reward; "
+            f"rewards with values of next tokens: {have}",
+            f"{field}.rewards",
+        )
+    for name in weights:
+        if name not in columns:
+            raise PolicyError(
+                f"{field}.rewards names {shown(name)}, which has no values of next tokens (no "
+                f"q_head); this server has them of {have}",
+                f"{field}.rewards",
+            )
+    by = {columns[name]: weight / tilt.beta for name, weight in weights.items()}
+    return {column: coefficient for column, coefficient in by.items() if coefficient != 0}

@@ -1,0 +1,95 @@
+"""The policy of one HTTP request, on its way through vLLM's serving code, and its reports."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from cdserve import report
+from cdserve.decoders import Decision, Decoder
+from cdserve.observability import metrics
+from cdserve.policy import Policy
+from cdserve.report import Report, TracedDecision
+from cdserve.scoring import Objective
+from cdserve.worker.request import WorkerRequest
+
+CONTEXT_KEY = "cdserve.context"
+"""Key in ``SamplingParams.extra_args`` that holds the context between the API and the engine."""
+
+
+@dataclass(slots=True, kw_only=True, repr=False, eq=False)
+class AlignmentContext:
+    """A validated policy with its decoder and objective; collects a report for each choice.
+
+    Attributes:
+        policy: the policy.
+        decoder: the decoder of its method.
+        objective: what it maximises.
+        base: what every engine request of it asks of the worker: tilt, mix, members.
+        conversations: messages of each prompt of a chat request, for rewards that read them.
+        prompts: token ids of the prompts so far; a completions request may hold several.
+        reports: by prompt and choice; there before the last output of a choice.
+        decisions: with the index of their choice; there before the output of a decision.
+        started_at: when the request arrived, by ``time.monotonic``.
+    """
+
+    policy: Policy
+    decoder: type[Decoder]
+    objective: Objective
+    base: WorkerRequest = field(default_factory=WorkerRequest)
+    conversations: Sequence[Sequence[Mapping[str, Any]]] = ()
+    prompts: list[Sequence[int]] = field(default_factory=list)
+    reports: dict[tuple[int, int], Report] = field(default_factory=dict)
+    decisions: list[tuple[int, Decision]] = field(default_factory=list)
+    started_at: float = field(default_factory=time.monotonic)
+
+    def __repr__(self) -> str:
+        """Short: vLLM may log the sampling parameters that hold it."""
+        return f"AlignmentContext({self.policy.method})"
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds until the deadline, 0 once it has passed; None without a deadline."""
+        deadline = self.policy.deadline_ms
+        if deadline is None:
+            return None
+        return max(0.0, self.started_at + deadline / 1000 - time.monotonic())
+
+    @property
+    def deadline_passed(self) -> bool:
+        """Whether the deadline has passed."""
+        return self.seconds_left == 0
+
+    def add_prompt(self, token_ids: Sequence[int]) -> int:
+        """Adds a prompt; returns its index."""
+        self.prompts.append(token_ids)
+        return len(self.prompts) - 1
+
+    def messages(self, prompt: int) -> Sequence[Mapping[str, Any]] | None:
+        """The messages of a chat request's prompt; None if there are none."""
+        return self.conversations[prompt] if prompt < len(self.conversations) else None
+
+    def traced(self, start: int) -> list[TracedDecision]:
+        """The decisions from index ``start`` on, if the policy asks for a trace."""
+        if self.policy.report != "trace":
+            return []
+        return [
+            {**report.traced(decision), "choice": choice}
+            for choice, decision in self.decisions[start:]
+        ]
+
+    def add_report(self, decisions: Sequence[Decision], prompt: int, choice: int) -> Report:
+        """Adds the report of a choice's decisions, and counts them in the metrics."""
+        policy = self.policy
+        added = report.report(
+            policy.method, decisions, policy.report == "trace", policy.budget, policy.deadline_ms
+        )
+        self.reports[prompt, choice] = added
+        metrics.count(added, decisions)
+        return added
+
+    def report(self) -> Report | None:
+        """The report of all choices once they are done; None if the policy asks for none."""
+        if self.policy.report == "none" or not self.reports:
+            return None
+        return report.merged([one for _, one in sorted(self.reports.items())])

@@ -1,0 +1,51 @@
+"""One prompt under a policy, on its way through the engine."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cdserve.decoders import Decision
+from cdserve.engine.context import AlignmentContext
+from cdserve.engine.vllm import SamplingParams
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class AlignedRequest:
+    """One prompt under a policy.
+
+    Attributes:
+        context: the policy and its objective, shared by the prompts of an HTTP request.
+        index: of the prompt among those of the HTTP request.
+        inputs: the prompt as vLLM's serving code passed it, with a cache salt for its members.
+        prompt: prompt token ids.
+        prompt_text: the prompt as text; empty where no reward reads text.
+        params: the client's sampling parameters; ``max_tokens`` bounds the whole response.
+        request_id: vLLM's id. Clients choose it, so concurrent requests may share it.
+        engine_id: prefix of the ids of this request's engine requests; unique.
+        options: further arguments of ``EngineClient.generate`` (LoRA, priority, tracing).
+    """
+
+    context: AlignmentContext
+    index: int
+    inputs: Any
+    prompt: list[int]
+    prompt_text: str
+    params: SamplingParams
+    request_id: str
+    engine_id: str
+    options: Mapping[str, Any]
+
+    @property
+    def cache_salt(self) -> str | None:
+        """Salt of the prefix cache, for all engine requests of this prompt."""
+        salt: str | None = self.inputs.get("cache_salt")
+        return salt
+
+    @property
+    def messages(self) -> Sequence[Mapping[str, Any]] | None:
+        """The messages of a chat request; None for a completion."""
+        return self.context.messages(self.index)
+
+    def record(self, decision: Decision, choice: int) -> None:
+        """Records a decision; the context counts choices over all prompts."""
+        self.context.decisions.append((self.index * self.params.n + choice, decision))

@@ -1,0 +1,36 @@
+"""What all requests of one engine share."""
+
+from dataclasses import dataclass
+
+from cdserve.engine.readers import LogLikelihoodReader, PathKLReader, ValueReader
+from cdserve.engine.slots import Slots
+from cdserve.engine.vllm import EngineClient, TokenizerLike
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineResources:
+    """An engine with the readers of its results and the slots of its batch.
+
+    Attributes:
+        engine: vLLM's engine.
+        values: reads V of prefixes.
+        loglik: reads log p of responses.
+        path_kl: reads the KL of steered requests.
+        slots: bounds the candidates that run at once.
+    """
+
+    engine: EngineClient
+    values: ValueReader
+    loglik: LogLikelihoodReader
+    path_kl: PathKLReader
+    slots: Slots
+
+    @property
+    def tokenizer(self) -> TokenizerLike:
+        """The model's tokenizer."""
+        return self.engine.renderer.get_tokenizer()
+
+    def close(self) -> None:
+        """Removes the tables shared with the worker."""
+        for reader in (self.values, self.loglik, self.path_kl):
+            reader.close()

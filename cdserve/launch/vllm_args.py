@@ -1,0 +1,67 @@
+"""vLLM's arguments: from the settings' ``engine`` section and the command line."""
+
+import os
+from argparse import Namespace
+from collections.abc import Sequence
+
+from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+from vllm.platforms import current_platform
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+from cdserve.config import Settings
+from cdserve.engine.vllm import as_flags, check_version, use_one_process
+from cdserve.errors import ConfigError
+from cdserve.launch import worker_args
+from cdserve.launch.heads import Heads
+from cdserve.launch.members import check_tokenizers
+
+_DRAIN_SECONDS = 30
+"""Time for requests to end after a SIGTERM, unless --shutdown-timeout is given."""
+
+
+def parse(settings: Settings, heads: Heads, flags: Sequence[str]) -> Namespace:
+    """Parses the settings' ``engine`` section, then the flags of the command line.
+
+    Raises:
+        ConfigError: a flag is one that cdserve sets itself or does not support.
+    """
+    check_version()
+    check_tokenizers(settings)
+    cli_env_setup()
+    parser = make_arg_parser(FlexibleArgumentParser(prog="cdserve serve", add_help=False))
+    parser.set_defaults(shutdown_timeout=_DRAIN_SECONDS)
+    given = [*as_flags(settings.engine), *flags]
+    args: Namespace = parser.parse_args([settings.model, *given])
+    args.model = args.model_tag
+    validate_parsed_serve_args(args)
+    if settings.served_model_name is not None and args.served_model_name is None:
+        args.served_model_name = [settings.served_model_name]
+    _check_servers(args, settings)
+    use_one_process(args)
+    if current_platform.is_cpu() and args.max_num_batched_tokens is None:
+        # On CPU, vLLM 0.32 dies of a prompt that has a seed and is computed in chunks.
+        args.enable_chunked_prefill = bool(args.enable_chunked_prefill)
+    if worker_args.needed(settings, heads):
+        worker_args.configure(args, settings, heads)
+    return args
+
+
+def _check_servers(args: Namespace, settings: Settings) -> None:
+    count = args.api_server_count
+    if count is None or count == 1:
+        return
+    if count < 1:
+        raise ConfigError(f"--api-server-count is {count}; cdserve serves with at least 1")
+    for name, reward in settings.rewards.items():
+        if reward.kind == "reward_model":
+            raise ConfigError(
+                f"--api-server-count is {count}; the engine of reward model {name!r} belongs to "
+                "one API server: serve with 1, or with replicas"
+            )
+
+
+def authenticate(args: Namespace, secrets: Sequence[str]) -> None:
+    """Makes vLLM require an API key: one of these or of its own."""
+    own = args.api_key or [os.environ.get("VLLM_API_KEY")]
+    args.api_key = [*filter(None, own), *secrets] or None

@@ -1,0 +1,61 @@
+"""The wire form of what the server asks of the worker."""
+
+import json
+from dataclasses import fields
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cdserve.shared_table import Ticket
+from cdserve.worker.request import REQUEST_KEY, RowTilt, WorkerRequest
+
+COUNTS = st.integers(0, 2**40)
+WEIGHTS = st.floats(-1e6, 1e6)
+NAMES = st.text(min_size=1, max_size=8)
+TICKETS = st.none() | st.builds(Ticket, NAMES, COUNTS, COUNTS, st.integers(1, 1024))
+TILTS = st.builds(
+    RowTilt, st.dictionaries(st.integers(0, 99), WEIGHTS), st.none() | st.integers(1, 10**6)
+)
+REQUESTS = st.builds(
+    WorkerRequest,
+    values=TICKETS,
+    value_length=st.none() | COUNTS,
+    tilt=st.none() | TILTS,
+    mix=st.none() | st.dictionaries(NAMES, WEIGHTS),
+    path_kl=TICKETS,
+    kl_budget=st.none() | st.floats(0, 1e6),
+    loglik=TICKETS,
+    loglik_start=st.none() | COUNTS,
+    loglik_models=st.lists(NAMES, unique=True).map(tuple),
+)
+
+
+@given(request=REQUESTS)
+def test_request_survives_its_wire_form(request: WorkerRequest) -> None:
+    wire = json.loads(json.dumps(request.to_wire()))
+    assert WorkerRequest.from_wire(wire) == request
+
+
+@given(request=REQUESTS)
+def test_wire_form_has_no_field_with_its_default(request: WorkerRequest) -> None:
+    defaults = WorkerRequest()
+    changed = {f.name for f in fields(request) if getattr(request, f.name) != f.default}
+    assert request.to_wire().keys() == changed
+    assert defaults.to_wire() == {}
+
+
+@given(request=REQUESTS)
+def test_extra_args_keep_what_the_client_gave(request: WorkerRequest) -> None:
+    extra_args = request.added_to({"mine": 1})
+    assert extra_args.keys() == {"mine", REQUEST_KEY}
+    assert WorkerRequest.of(extra_args) == request
+
+
+def test_extra_args_without_a_request_have_none() -> None:
+    assert WorkerRequest.of(None) is None
+    assert WorkerRequest.of({"mine": 1}) is None
+
+
+@given(request=REQUESTS)
+def test_members_are_the_models_of_mix_and_loglik_without_the_base(request: WorkerRequest) -> None:
+    assert request.members == {*(request.mix or {}), *request.loglik_models} - {"base"}
