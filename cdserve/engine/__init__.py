@@ -1,1 +1,1 @@
-"""The seam to vLLM: AlignedEngine, candidates, values, launch."""
+"""What happens per request: AlignedEngine, its candidates, and what the worker computes."""

@@ -1,4 +1,4 @@
-"""AlignedEngine: an EngineClient that decodes towards a reward where a request asks for it."""
+"""An EngineClient that decodes requests under their alignment policy."""
 
 import asyncio
 import time
@@ -34,7 +34,7 @@ from cdserve.observability.tracing import ResponseSpans
 from cdserve.worker.request import REQUEST_KEY, WorkerRequest
 
 _POLL = 0.05
-"""Seconds between two looks at what still runs while the server drains."""
+"""Seconds between checks for running requests while the server drains."""
 PASSED_ON = ("lora_request", "trace_headers", "priority", "data_parallel_rank", "session_id")
 
 
@@ -63,14 +63,14 @@ class AlignedEngine(EngineProxy):
         self._ranks = Ranks.of(self.inner.vllm_config.parallel_config)
         self.draining = False
         """Whether the server is shutting down."""
-        # vLLM 0.32 would compute them beside other rows, with LoRA layers made for fewer, and die.
+        # vLLM 0.32 computes them with LoRA layers sized for fewer rows, and crashes.
         lora = self.inner.vllm_config.lora_config is not None
         self._without_prompt_logprobs = lora and current_platform.is_cpu()
         self._loop = asyncio.get_running_loop()
         self._scoring = 0
         """Score requests under way."""
         self._live: dict[AlignedRequest, list[Choice]] = {}
-        """The requests under way, each with its responses once they have begun."""
+        """Requests under way, each with its responses once they have begun."""
 
     def generate(
         self, prompt: Any, sampling_params: SamplingParams, request_id: str, **options: Any
@@ -99,7 +99,7 @@ class AlignedEngine(EngineProxy):
         params.extra_args = {k: v for k, v in extra_args.items() if k != CONTEXT_KEY} or None
         _check_reserved(params.extra_args or {})
         token_ids = _token_ids(prompt)
-        # V of the last token takes one position more than the text.
+        # V of the last token takes one more position than the text.
         params.max_tokens = min(
             params.max_tokens, self.model_config.max_model_len - 1 - len(token_ids)
         )
@@ -159,18 +159,17 @@ class AlignedEngine(EngineProxy):
         return error
 
     def shutdown(self, timeout: float | None = None) -> None:
-        """As vLLM's, once what is under way has ended, for at most ``timeout`` seconds.
+        """As vLLM's, after waiting up to ``timeout`` seconds for the requests under way.
 
-        vLLM's own draining ends the engine's requests; a search would find no engine for its next.
-        What has not ended by then is answered with an error. Called in another thread than the
-        event loop's.
+        vLLM's own draining waits for engine requests only; a search between two blocks has none.
+        Requests that have not ended by then fail. Called outside the thread of the event loop.
         """
         self.draining = True
         ends = time.monotonic() + (timeout or 0.0)
         while self._busy and not self.inner.errored and time.monotonic() < ends:
             time.sleep(_POLL)
         self.inner.shutdown(timeout=max(0.0, ends - time.monotonic()))
-        # vLLM may stop its output handler before that has told the requests of the engine's end.
+        # vLLM may stop its output handler before the requests learn that the engine has ended.
         dead = EngineDeadError()
         self._loop.call_soon_threadsafe(self.inner.output_processor.propagate_error, dead)
 
@@ -183,12 +182,12 @@ class AlignedEngine(EngineProxy):
         self.resources.close()
 
     async def check_health(self) -> None:
-        """As vLLM's; the reward models that requests need have to be alive too."""
+        """As vLLM's; also checks the reward models that requests need."""
         await self.inner.check_health()
         await self._check_scorers()
 
     async def abort(self, request_id: str | Iterable[str]) -> None:
-        """As vLLM's: ends all requests of these ids. Their candidates are aborted with them."""
+        """As vLLM's, for the requests with these ids and their candidates."""
         ids = {request_id} if isinstance(request_id, str) else set(request_id)
         live = [choices for one, choices in self._live.items() if one.request_id in ids]
         alive = [i for choices in live for choice in choices for i in choice.alive]
@@ -219,7 +218,7 @@ class AlignedEngine(EngineProxy):
 
     @contextmanager
     def _placed(self, request: AlignedRequest) -> Iterator[AlignedRequest]:
-        """Places the request on one rank. Shutdown waits for it; an abort finds its candidates."""
+        """Places the request on a rank and registers it for shutdown and aborts."""
         candidates = request.context.policy.width * request.params.n
         with self._ranks.held(request.options, candidates) as options:
             placed = replace(request, options=options)
@@ -231,7 +230,7 @@ class AlignedEngine(EngineProxy):
 
     @contextmanager
     def _ending(self) -> Iterator[None]:
-        """Turns the error of an engine that shutdown has stopped into one about the shutdown.
+        """Turns the error of an engine that shutdown stopped into an error about the shutdown.
 
         Raises:
             OverloadError: the engine was stopped before the response had ended.
@@ -250,7 +249,7 @@ class AlignedEngine(EngineProxy):
         the client gets them even if no time is left to draw a token.
 
         Raises:
-            CdserveError: the engine ended the request from outside.
+            CdserveError: the engine stopped the request.
         """
         if request.params.prompt_logprobs is None:
             return None
@@ -299,10 +298,10 @@ def _shutting_down() -> OverloadError:
 async def _with_prompt_logprobs(
     stream: AsyncGenerator[RequestOutput, None],
 ) -> AsyncGenerator[RequestOutput, None]:
-    """vLLM's outputs of several choices, each with the prompt's log-probabilities.
+    """Repeats the prompt's log-probabilities in every output of a request with several choices.
 
-    vLLM sends them once a choice, and loses a choice's where its first output is merged into a
-    later one of another choice. Then an echoed prompt has none.
+    vLLM sends them once per choice, and loses those of a choice whose first output is merged into
+    a later output of another choice. An echoed prompt would then have none.
     """
     known: Any = None
     async with aclosing(stream):

@@ -142,7 +142,7 @@ class SteeredChoice:
                         token_ids, text = list(output.token_ids), output.text
                     late = output.finish_reason == "abort" and self._context.deadline_passed
                     if late:
-                        output.finish_reason = "length"  # as OpenAI's clients know it
+                        output.finish_reason = "length"  # the value that OpenAI's clients expect
                     ended = output.finish_reason in ("stop", "length", "repetition")
                     if ended and self._reports:
                         reason = "deadline" if late else output.finish_reason

@@ -9,7 +9,7 @@ from cdserve.engine.slots import EARLY
 from cdserve.engine.vllm import EngineClient
 
 _AGAIN = 0.02
-"""Seconds between aborts: a request that is just being added is not known to the engine yet."""
+"""Seconds between aborts: the engine does not know a request that is just being added."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What API server processes hold of the slots that they share, and who takes a free one."""
+"""Distributes free slots among API server processes."""
 
 from collections.abc import Sequence
 from multiprocessing import get_context
@@ -6,17 +6,17 @@ from multiprocessing.sharedctypes import SynchronizedArray
 from typing import NamedTuple, TypeAlias
 
 SharedServers: TypeAlias = "SynchronizedArray[int]"
-"""A ``Server`` of each API server, one after another. The processes share it."""
+"""The ``Server`` records of all API servers, in shared memory."""
 
 
 class Server(NamedTuple):
-    """What all servers know of one.
+    """Shared record of one API server.
 
     Attributes:
         running: slots that it holds.
-        waiting: candidates that wait for one.
-        requests: that both belong to.
-        turn: when it last took one; the larger, the later.
+        waiting: candidates that wait for a slot.
+        requests: requests with candidates that run or wait.
+        turn: order in which servers last took a slot; the larger, the later.
     """
 
     running: int
@@ -29,18 +29,18 @@ _WIDTH = len(Server._fields)
 
 
 def shared_servers(servers: int) -> SharedServers:
-    """Shared memory for so many servers, which processes that are spawned can be given."""
+    """Shared memory for this number of servers; spawned processes can receive it."""
     return get_context("spawn").Array("q", servers * _WIDTH)
 
 
 class Demand:
-    """One server's place among all: it takes slots that are free, and gives them back.
+    """Takes free slots for one API server and returns them.
 
-    All of them together never hold more than there are, since a slot is taken under a lock.
+    Slots are taken under a lock, so the servers never hold more than there are.
 
     Args:
-        shared: what the servers say of themselves.
-        index: this server's.
+        shared: records of all servers.
+        index: index of this server.
     """
 
     def __init__(self, shared: SharedServers, index: int) -> None:
@@ -48,15 +48,15 @@ class Demand:
         self._index = index
 
     def take(self, count: int, waiting: int, requests: int) -> int:
-        """Takes this server's part of the free slots, now.
+        """Takes this server's share of the free slots.
 
         Args:
-            count: slots of all servers.
-            waiting: candidates of this server that wait for one.
-            requests: that they and those with a slot belong to.
+            count: total number of slots.
+            waiting: candidates of this server that wait for a slot.
+            requests: requests with candidates that run or wait.
 
         Returns:
-            How many it took, at most ``waiting``.
+            Number of slots taken, at most ``waiting``.
         """
         with self._shared.get_lock():
             servers = self._servers()
@@ -69,7 +69,7 @@ class Demand:
         return part
 
     def give_back(self, slots: int) -> None:
-        """Gives slots back."""
+        """Returns slots."""
         with self._shared.get_lock():
             own = self._servers()[self._index]
             self._publish(own._replace(running=own.running - slots))
@@ -83,10 +83,10 @@ class Demand:
 
 
 def parts(free: int, servers: Sequence[Server]) -> list[int]:
-    """Parts of the free slots, by server: max-min fair, weighed by requests.
+    """Divides free slots among servers: max-min fair, weighted by requests.
 
-    Each slot goes to the server that holds the fewest for its requests. So one that holds none is
-    first. Of several it goes to the one that has not taken any for longest.
+    Each slot goes to the waiting server with the fewest slots per request; ties go to the server
+    that took a slot least recently.
     """
     taken = [0] * len(servers)
 

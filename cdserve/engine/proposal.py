@@ -32,7 +32,7 @@ from cdserve.worker.request import WorkerRequest
 
 
 class Stopped(Exception):
-    """The engine ended a candidate from outside: an abort, or an error of its own."""
+    """The engine stopped a candidate: by an abort, or by an internal error."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -41,18 +41,18 @@ class Stopped(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Start:
-    """Where a block begins."""
+    """The beginning of a block."""
 
     token_ids: list[int]
     """The prompt and the response so far."""
     text: str
-    """The response so far, where text is read."""
+    """The response so far; empty where no text is read."""
     left: int
-    """Tokens that the response may still have."""
+    """Tokens left for the response."""
     length: int
-    """Tokens that the block may have."""
+    """Length of the block in tokens, at most."""
     budget: float | None
-    """Nats that its steering may cost."""
+    """KL budget of the block's steering, in nats; None for no bound."""
 
 
 class EngineProposal:

@@ -1,12 +1,12 @@
-"""An EngineClient that hands everything on to another one."""
+"""An EngineClient that delegates to another one."""
 
 from typing import Any
 
 from cdserve.engine.vllm import EngineClient
 
 
-def _handed_on(name: str) -> Any:
-    """Property for an attribute or method of the interface, read off the inner client."""
+def _delegated(name: str) -> Any:
+    """A property that reads an attribute or method of the inner client."""
 
     def get(self: "EngineProxy") -> Any:
         return getattr(self.inner, name)
@@ -15,21 +15,21 @@ def _handed_on(name: str) -> Any:
 
 
 class _Interface(type(EngineClient)):  # type: ignore[misc]
-    """Fills a class with one property for each public name of the interface it does not define."""
+    """Adds a delegating property for each public name of the interface that a class lacks."""
 
     def __new__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> Any:
         public = [n for n in [*vars(EngineClient), *EngineClient.__annotations__] if n[0] != "_"]
-        handed_on = {n: _handed_on(n) for n in public if n not in namespace}
-        return super().__new__(cls, name, bases, {**handed_on, **namespace})
+        delegated = {n: _delegated(n) for n in public if n not in namespace}
+        return super().__new__(cls, name, bases, {**delegated, **namespace})
 
 
 class EngineProxy(EngineClient, metaclass=_Interface):  # type: ignore[misc]
-    """Hands on the whole interface, and what vLLM's server reads beyond it."""
+    """Delegates the whole interface, and any attribute beyond it that vLLM's server reads."""
 
     def __init__(self, inner: EngineClient) -> None:
         self.inner = inner
 
     def __getattr__(self, name: str) -> Any:
-        if name == "inner":  # not set yet: do not look for it in itself
+        if name == "inner":  # not set yet: avoid infinite recursion
             raise AttributeError(name)
         return getattr(self.inner, name)

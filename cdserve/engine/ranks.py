@@ -1,4 +1,4 @@
-"""Data-parallel ranks: engines that share requests, each with a KV cache of its own."""
+"""Placement of requests on data-parallel ranks, each of which has its own KV cache."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -8,31 +8,32 @@ _OPTION = "data_parallel_rank"
 
 
 class Ranks:
-    """Keeps a request's candidates on one rank, whose prefix cache has what they go on from.
+    """Keeps the candidates of a request on one rank, so that they share its prefix cache.
 
-    vLLM would spread them over all ranks, and each would read the prefix for itself.
+    vLLM would spread them over all ranks, and each rank would compute the prefix.
 
     Args:
-        count: ranks that requests may go to; with one there is nothing to choose.
+        count: number of ranks that this server uses.
     """
 
     def __init__(self, count: int) -> None:
         self._candidates = [0] * count
         self._ranks = list(range(count))
-        """Those that were chosen longest ago come first."""
+        """Ranks, least recently chosen first."""
 
     @classmethod
     def of(cls, parallel_config: Any) -> "Ranks":
-        """Those of vLLM's configuration that this server sends requests to."""
+        """The ranks that this server sends requests to."""
         local = parallel_config.local_engines_only
         config = parallel_config
         return cls(config.data_parallel_size_local if local else config.data_parallel_size)
 
     @contextmanager
     def held(self, options: Mapping[str, Any], candidates: int) -> Iterator[Mapping[str, Any]]:
-        """The options of the request's candidates, with a rank while it lasts.
+        """Places a request on the rank with the fewest candidates, unless the client chose one.
 
-        It is the one with the fewest candidates so far, unless the client named one itself.
+        Yields:
+            The options with the rank.
         """
         if len(self._ranks) == 1 or options.get(_OPTION) is not None:
             yield options

@@ -1,4 +1,4 @@
-"""A response being written: accepted tokens in, vLLM's output objects out."""
+"""Turns accepted blocks of tokens into vLLM's output objects."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,17 +14,17 @@ from cdserve.engine.vllm import (
 
 
 def cumulative_logprob(logprobs: Sequence[Any], token_ids: Sequence[int]) -> float:
-    """log p of the tokens in nats, out of vLLM's logprobs of them."""
+    """log p of the tokens in nats, from vLLM's logprobs."""
     total: float = sum(row[token].logprob for row, token in zip(logprobs, token_ids, strict=True))
     return total
 
 
 class ResponseWriter:
-    """Feeds accepted blocks through vLLM's own detokenizer, stop strings included.
+    """Detokenises accepted blocks with vLLM's own detokenizer, which also finds stop strings.
 
     Args:
-        index: the choice.
-        prompt: the prompt's token ids.
+        index: index of the choice.
+        prompt: prompt token ids.
         params: the client's sampling parameters.
     """
 
@@ -38,7 +38,7 @@ class ResponseWriter:
         self._cumulative_logprob = None if params.logprobs is None else 0.0
 
     def append(self, candidate: Candidate) -> CompletionOutput:
-        """The output after one more accepted block: the delta, or all so far."""
+        """Returns the output after one more accepted block: the delta, or all text so far."""
         ended = candidate.finish_reason == "stop"
         by_token = ended and not isinstance(candidate.stop_reason, str)
         written = self._detokenizer.num_output_tokens()
@@ -52,7 +52,7 @@ class ResponseWriter:
             self._cumulative_logprob += cumulative_logprob(logprobs, token_ids[written:])
         finish_reason = "stop" if stop is not None else candidate.finish_reason
         if finish_reason == "deadline":
-            finish_reason = "length"  # as OpenAI's clients know it
+            finish_reason = "length"  # the value that OpenAI's clients expect
         delta = self._kind == RequestOutputKind.DELTA
         return CompletionOutput(
             index=self._index,
@@ -65,7 +65,7 @@ class ResponseWriter:
         )
 
     def stop(self, reason: str) -> CompletionOutput:
-        """The output when the engine stopped the request from outside, at what is written."""
+        """Returns the output of a response that the engine stopped: the text so far."""
         delta = self._kind == RequestOutputKind.DELTA
         return CompletionOutput(
             index=self._index,

@@ -1,4 +1,4 @@
-"""Slots: how many candidates run in the engine at once, shared evenly between requests."""
+"""Slots bound the candidates that run in the engine at once, and are shared among requests."""
 
 import asyncio
 from collections import Counter, deque
@@ -9,19 +9,19 @@ from cdserve.engine.demand import Demand
 from cdserve.observability.metrics import RUNNING_CANDIDATES, WAITING_CANDIDATES
 
 EARLY = 0.002
-"""Seconds by which a timer of the event loop may ring too early."""
+"""Seconds by which a timer of the event loop may fire early."""
 _POLL = 0.005
-"""Seconds between two looks at what other servers have given back, while candidates wait."""
+"""Seconds between checks for slots returned by other servers, while candidates wait."""
 
 
 class Slots:
-    """Engine sequences that candidates may hold; max-min fair over those who ask for them.
+    """Grants slots to candidates, max-min fair over requests.
 
-    A free slot goes to the owner that holds the fewest, of several to the one that asked first.
+    A free slot goes to the request that holds the fewest; ties go to the one that asked first.
 
     Args:
-        count: candidates that run at once.
-        demand: this server's and the others', where several share the slots.
+        count: number of slots.
+        demand: coordinates several API servers that share the slots; None for one server.
     """
 
     def __init__(self, count: int, demand: Demand | None = None) -> None:
@@ -38,10 +38,10 @@ class Slots:
 
         Args:
             owner: the request.
-            wait: seconds that it waits, no fewer, if there is none; None for no limit.
+            wait: seconds to wait at most; None for no limit.
 
         Yields:
-            Whether there was one in time.
+            Whether a slot was granted in time.
         """
         granted = await self._acquire(owner, wait)
         try:
@@ -59,7 +59,7 @@ class Slots:
             async with asyncio.timeout(None if wait is None else wait + EARLY):
                 await turn
         except BaseException as error:
-            if turn.done() and not turn.cancelled():  # it was granted meanwhile
+            if turn.done() and not turn.cancelled():  # granted in the meantime
                 self._release(owner)
             else:
                 self._leave(owner, turn)
@@ -78,14 +78,14 @@ class Slots:
         self._grant()
 
     def _grant(self) -> None:
-        """Gives free slots to those who wait."""
+        """Grants free slots to waiting candidates."""
         free = self._take()
         while self._waiting and free:
-            # min takes the first of several, and a dict keeps the order in which they asked.
+            # min returns the first minimum, and a dict keeps the order of requests.
             following = min(self._waiting, key=lambda one: self._held[one])
             turn = self._waiting[following][0]
             self._leave(following, turn)
-            if not turn.cancelled():  # else its task is about to be told
+            if not turn.cancelled():  # a cancelled task leaves the queue by itself
                 free -= 1
                 self._running += 1
                 self._held[following] += 1
@@ -96,7 +96,7 @@ class Slots:
             self._look = asyncio.get_running_loop().call_later(_POLL, self._look_again)
 
     def _take(self) -> int:
-        """How many slots may be given now; of those shared with others, this server's part."""
+        """Number of slots that this server may grant now."""
         if self._demand is None:
             return self.count - self._running
         waiting = sum(map(len, self._waiting.values()))
@@ -104,7 +104,7 @@ class Slots:
         return self._demand.take(self.count, waiting, requests)
 
     def _give_back(self, slots: int) -> None:
-        """Lets other servers have slots that are not used here."""
+        """Returns unused slots to the other servers."""
         if self._demand is not None and slots:
             self._demand.give_back(slots)
 
@@ -113,7 +113,7 @@ class Slots:
         self._grant()
 
     def _leave(self, owner: Hashable, turn: "asyncio.Future[None]") -> None:
-        """Takes a turn out of the queue, if it is still there."""
+        """Removes a waiting candidate from the queue, if it is still there."""
         if turn in self._waiting.get(owner, ()):
             self._waiting[owner].remove(turn)
             WAITING_CANDIDATES.dec()

@@ -1,4 +1,4 @@
-"""What the engine's side uses of vLLM, in one place, and the version it is made for."""
+"""The names of vLLM that the engine side uses, and the version that they belong to."""
 
 import json
 from collections.abc import Mapping
@@ -53,17 +53,17 @@ __all__ = [
 
 
 def check_version() -> None:
-    """Raises ConfigError if another vLLM than VERSION is installed."""
+    """Raises ConfigError if the installed vLLM is not VERSION."""
     installed = vllm.__version__.partition("+")[0]
     if installed != VERSION:
         raise ConfigError(f"vLLM {installed} is installed; cdserve is made for {VERSION}")
 
 
 def use_one_process(args: Any) -> None:
-    """Has the engine's own process compute a model that is in one piece on a CPU.
+    """Selects the in-process executor for an unsharded model on a CPU.
 
-    vLLM's usual two wait for each other by spinning there, which takes a core. An executor that the
-    engine's arguments name stays.
+    vLLM's default there has two processes that wait for each other by spinning, which takes a
+    core. An executor named in the arguments is kept.
     """
     pieces = args.tensor_parallel_size * args.pipeline_parallel_size
     if current_platform.is_cpu() and pieces == 1 and args.distributed_executor_backend is None:
@@ -71,7 +71,7 @@ def use_one_process(args: Any) -> None:
 
 
 def as_flags(engine: Mapping[str, Any]) -> list[str]:
-    """The settings' ``engine`` section as vLLM's command line has it."""
+    """The settings' ``engine`` section as flags of vLLM's command line."""
     flags: list[str] = []
     for name, value in engine.items():
         flag = "--" + name.replace("_", "-")
@@ -87,7 +87,7 @@ def as_flags(engine: Mapping[str, Any]) -> list[str]:
 def detokenizer(
     tokenizer: TokenizerLike, prefix: list[int], params: SamplingParams
 ) -> IncrementalDetokenizer:
-    """vLLM's own detokenizer, for text that follows ``prefix``, with the params' stop strings."""
+    """vLLM's own detokenizer for text after ``prefix``, with the stop strings of ``params``."""
     request = EngineCoreRequest(
         request_id="",
         prompt_token_ids=prefix,

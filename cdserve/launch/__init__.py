@@ -1,1 +1,1 @@
-"""What happens once, at start: from settings to a running server."""
+"""The start of a server: settings in, running processes out."""

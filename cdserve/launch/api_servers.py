@@ -1,4 +1,4 @@
-"""Several API server processes on one engine, each a client of it that serves all routes."""
+"""Several API server processes on one engine; each serves all routes."""
 
 import signal
 import sys
@@ -118,9 +118,9 @@ def serve(
     except SystemExit:
         ends = time.monotonic() + config.shutdown_timeout
     except RuntimeError as error:
-        # A killed engine has told them nothing; without an API server it soon stands still itself.
-        _tell(listeners.addresses.outputs, EngineCoreProc.ENGINE_CORE_DEAD)
-        _wait(servers.processes, _GRACE)  # they answer what they have, and end
+        # A killed engine sends nothing. The engine stalls soon after an API server is killed.
+        _send(listeners.addresses.outputs, EngineCoreProc.ENGINE_CORE_DEAD)
+        _wait(servers.processes, _GRACE)  # they fail their requests and exit
         raise EngineError(str(error)) from error
     finally:
         for each in filter(None, (servers, engines.engine_manager, coordinator)):
@@ -143,7 +143,7 @@ def _api_server(address: str, sock: socket, args: Namespace, client: Mapping[str
     args.target(server, args.source)
 
 
-def _tell(addresses: Sequence[str], message: bytes) -> None:
+def _send(addresses: Sequence[str], message: bytes) -> None:
     """Sends API servers a message in place of the engine."""
     with zmq.Context() as context:
         for address in addresses:

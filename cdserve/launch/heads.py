@@ -1,4 +1,4 @@
-"""The operator's heads, checked before the engine starts."""
+"""Value heads and Q-heads, read and checked before the engine starts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,30 +11,37 @@ from value_heads import Head, HeadConfig, QHead, ValueHead, check_base
 
 
 @dataclass(slots=True)
-class Attached:
-    """Heads of one kind, each loaded once, and which of their outputs each reward reads."""
+class HeadSet:
+    """Heads of one kind, each loaded once, and the output that each reward reads."""
 
     kind: type[Head]
     configs: dict[str, HeadConfig] = field(default_factory=dict)
-    """By the head's folder."""
+    """Configuration by folder of the head."""
     columns: dict[str, int] = field(default_factory=dict)
-    """By the reward's name: the place of its output among those of all heads, in order."""
+    """By reward: index of its output among the outputs of all heads, in order."""
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """The heads' folders, in order."""
+        """Folders of the heads, in order."""
         return tuple(self.configs)
 
     @property
     def width(self) -> int:
-        """The outputs of all heads."""
+        """Number of outputs of all heads."""
         return sum(len(config.rewards) for config in self.configs.values())
 
     def add(self, name: str, key: str, path: str, reward: ValueHeadReward, model: str) -> None:
-        """Attaches the head at ``path``, which the setting ``key`` of a reward names.
+        """Adds the head at ``path`` for a reward.
+
+        Args:
+            name: the reward.
+            key: setting that names the path, for error messages.
+            path: folder of the head.
+            reward: settings of the reward.
+            model: folder or Hub id of the served model.
 
         Raises:
-            ConfigError: it cannot be read, does not fit the model, or has no such output.
+            ConfigError: the head cannot be read, does not fit the model, or lacks the output.
         """
         if path not in self.configs:
             self.configs[path] = _read(self.kind, key, path, reward, model)
@@ -44,20 +51,20 @@ class Attached:
 
 @dataclass(frozen=True, slots=True)
 class Heads:
-    """What is attached to the engine."""
+    """All heads of a server."""
 
-    values: Attached
-    q: Attached
+    values: HeadSet
+    q: HeadSet
 
     @property
     def outputs(self) -> Mapping[str, HeadOutput]:
-        """What its value head says of each reward."""
+        """Value head output of each reward that has one."""
         outputs = [
             HeadOutput(
                 kind=config.kind,
                 shift=shift,
                 scale=scale,
-                prefixes=config.architecture != "mahalanobis",  # it knows ends of responses alone
+                prefixes=config.architecture != "mahalanobis",  # scores whole responses only
             )
             for config in self.values.configs.values()
             for shift, scale in zip(config.shift, config.scale, strict=True)
@@ -66,12 +73,12 @@ class Heads:
 
 
 def attach(settings: Settings) -> Heads:
-    """The heads that the settings' rewards name.
+    """Reads the heads that the rewards name.
 
     Raises:
-        ConfigError: a head cannot be read, does not fit the model, or has no such output.
+        ConfigError: a head cannot be read, does not fit the model, or lacks an output.
     """
-    heads = Heads(Attached(ValueHead), Attached(QHead))
+    heads = Heads(HeadSet(ValueHead), HeadSet(QHead))
     for name, reward in settings.rewards.items():
         if not isinstance(reward, ValueHeadReward):
             continue

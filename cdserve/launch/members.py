@@ -1,4 +1,4 @@
-"""The operator's members, checked before the engine starts."""
+"""Members, checked before the engine starts."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ from cdserve.errors import ConfigError
 
 
 def check_tokenizers(settings: Settings) -> None:
-    """Refuses members whose token ids do not mean what the served model's mean.
+    """Checks that the members have the tokenizer of the served model.
 
     Raises:
-        ConfigError: naming the first id that differs, or what cannot be read.
+        ConfigError: a token id has another meaning, or a tokenizer cannot be read.
     """
     if not settings.members:
         return

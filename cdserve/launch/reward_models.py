@@ -1,4 +1,4 @@
-"""Reward models, each served by a vLLM pooling engine of its own beside the main one."""
+"""Reward models, each on its own vLLM pooling engine next to the main engine."""
 
 import asyncio
 import json
@@ -42,11 +42,11 @@ _OWN = ("model", "runner", "convert", "disable_log_stats")
 _CPU_DEFAULTS = {
     "enforce_eager": True,
     "kv_cache_memory_bytes": 512 << 20,
-    # vLLM's own blocks of 128 tokens would hold too few of a prefix to find it again.
+    # vLLM's default of 128 tokens per block would cache little of a short prefix.
     "block_size": 32,
 }
 _LOOK_AFTER = 1.0
-"""Seconds between two looks whether an engine lives: vLLM forgets what comes as it dies."""
+"""Seconds between health checks: vLLM drops requests that arrive while an engine dies."""
 _BINDING = "VLLM_CPU_OMP_THREADS_BIND"
 
 
@@ -54,9 +54,10 @@ class ModelEngine:
     """A vLLM engine that scores dialogues while it runs.
 
     Args:
-        reward: the reward that named it first, for the metrics.
-        args: the engine's.
-        marker: id of the token whose outputs are a step's; None for a model of whole dialogues.
+        reward: first reward that names the model; label of its metrics.
+        args: arguments of the engine.
+        marker: id of the token that ends a step, for a process reward model; None for a model that
+            scores whole dialogues.
     """
 
     def __init__(self, reward: str, args: AsyncEngineArgs, marker: int | None) -> None:
@@ -66,7 +67,7 @@ class ModelEngine:
         self._args = args
         self._marker = marker
         self._engine: EngineClient | None = None
-        # One thread: a tokenizer is not to be used from two at once.
+        # One thread: tokenizers are not thread-safe.
         self._thread = ThreadPoolExecutor(1, "reward-model-tokenizer")
 
     @asynccontextmanager
@@ -85,15 +86,15 @@ class ModelEngine:
             yield
 
     async def check_health(self) -> None:
-        """Raises what vLLM does if the engine has died."""
+        """Raises vLLM's error if the engine is dead."""
         assert self._engine is not None
         await self._engine.check_health()
 
     async def scores(self, dialogues: Sequence[Dialogue]) -> list[Outputs | BaseException]:
-        """All outputs of each dialogue, raw, or why it has none.
+        """Raw outputs of each dialogue, or the exception that it failed with.
 
         Raises:
-            EngineError: the engine has died and left a dialogue without an answer.
+            EngineError: the engine died before all dialogues were scored.
         """
         self._batch_size.observe(len(dialogues))
         scored = asyncio.gather(*map(self._outputs, dialogues), return_exceptions=True)
@@ -109,7 +110,7 @@ class ModelEngine:
         return scored.result()
 
     async def _outputs(self, dialogue: Dialogue) -> Outputs:
-        assert self._engine is not None  # nothing is scored before the server runs
+        assert self._engine is not None  # scoring begins after the start
         tokenizer = self._engine.renderer.get_tokenizer()
         loop = asyncio.get_running_loop()
         token_ids = await loop.run_in_executor(self._thread, tokens, tokenizer, dialogue)
@@ -135,7 +136,7 @@ class ModelEngine:
 
 
 def tokens(tokenizer: Any, dialogue: Dialogue) -> list[int]:
-    """What a reward model reads: the conversation by its chat template; without one, the text."""
+    """Token ids of a dialogue: by the chat template, or of the plain text if there is none."""
     if getattr(tokenizer, "chat_template", None) is None:
         plain: list[int] = tokenizer.encode(dialogue.text)
         return plain
@@ -147,12 +148,12 @@ def tokens(tokenizer: Any, dialogue: Dialogue) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class RewardModels:
-    """The engines to run, and of each ``reward_model`` where its scores come from."""
+    """The engines of the reward models, and the source of each reward's scores."""
 
     engines: Sequence[ModelEngine]
     outputs: Mapping[str, ModelOutput]
     required: Sequence[ModelEngine]
-    """Engines without which some request would fail."""
+    """Engines whose failure would fail requests."""
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -163,7 +164,7 @@ class RewardModels:
             yield
 
     async def check_health(self) -> None:
-        """Raises what vLLM does if an engine that some request would fail without has died."""
+        """Raises vLLM's error if a required engine is dead."""
         for engine in self.required:
             await engine.check_health()
 
@@ -171,7 +172,7 @@ class RewardModels:
 @dataclass(frozen=True, slots=True)
 class _Planned:
     first: str
-    """The reward that named it first."""
+    """First reward that names the model."""
     settings: RewardModelReward
     config: ModelConfig
     engine: ModelEngine
@@ -179,12 +180,11 @@ class _Planned:
 
 
 def plan(settings: Settings) -> RewardModels:
-    """Reads what reward models the settings name; rewards of one model share its engine.
+    """Plans the engines of the reward models; rewards of the same model share an engine.
 
     Raises:
-        ConfigError: a model cannot be read or is none for sequence classification, it has no such
-            output or marker, a flag is wrong, or rewards that share an engine ask for different
-            batches.
+        ConfigError: a model cannot be read, is not for sequence classification, or lacks the output
+            or marker; a flag is invalid; or rewards that share an engine set different batches.
     """
     planned: dict[str, _Planned] = {}
     outputs: dict[str, ModelOutput] = {}
@@ -221,16 +221,16 @@ def _planned(name: str, reward: RewardModelReward) -> _Planned:
         raise ConfigError(f"rewards.{name}.model is {shown(reward.model)}: {error}") from error
     if reward.steps is not None:
         args.pooler_config = PoolerConfig(task="token_classify")
-    elif config.score_type != "cross-encoder":  # vLLM's word for what has a classification head
+    elif config.score_type != "cross-encoder":  # vLLM's term for a classification head
         raise ConfigError(
             f"rewards.{name}.model is {shown(reward.model)}, a {config.architecture}; "
             "a model for sequence classification is needed"
         )
     own = getattr(config.hf_config, "dtype", None)
-    if args.dtype == "auto" and own is not None:  # vLLM would halve float32
+    if args.dtype == "auto" and own is not None:  # vLLM would convert float32 to float16
         args.dtype = own
     engine = ModelEngine(name, args, None if reward.steps is None else _marker(name, reward))
-    # Two batches: one is made ready while the other is computed.
+    # Two batches: one is tokenised while the other is computed.
     queue = Batcher(
         engine.scores,
         max_batch=reward.max_batch,
@@ -242,7 +242,7 @@ def _planned(name: str, reward: RewardModelReward) -> _Planned:
 
 
 def _marker(name: str, reward: RewardModelReward) -> int:
-    """The marker's token id."""
+    """Token id of the step marker."""
     assert reward.steps is not None
     try:
         tokenizer = AutoTokenizer.from_pretrained(reward.model)
@@ -276,12 +276,12 @@ def _engine_args(name: str, reward: RewardModelReward) -> AsyncEngineArgs:
     known.model = reward.model
     known.runner = "pooling"
     use_one_process(known)
-    known.disable_log_stats = True  # a process has one set of vLLM's metrics: the main engine's
+    known.disable_log_stats = True  # vLLM has one set of metrics per process: the main engine's
     return AsyncEngineArgs.from_cli_args(known)
 
 
 def _column(name: str, reward: RewardModelReward, labels: Mapping[int, str]) -> int:
-    """The index of the output that the reward is."""
+    """Index of the reward's output."""
     asked = reward.output
     known = ", ".join(f"{index}: {label}" for index, label in sorted(labels.items()))
     if asked is None and len(labels) > 1:
@@ -294,9 +294,9 @@ def _column(name: str, reward: RewardModelReward, labels: Mapping[int, str]) -> 
 
 @contextmanager
 def _unbound() -> Iterator[None]:
-    """Lets an engine that starts meanwhile use all cores, unless the operator binds them.
+    """Lets engines that start in this context use all cores, unless the operator binds threads.
 
-    On CPU, vLLM would bind every engine's threads to the same ones.
+    On CPU, vLLM would bind the threads of every engine to the same cores.
     """
     if _BINDING in os.environ or not current_platform.is_cpu():
         yield

@@ -88,7 +88,7 @@ async def _running(
     _set_environment(args)
     _set_metrics(application.settings)
     async with application.models.running():
-        if application.has_worker:  # only now: it is not for the reward models' processes
+        if application.has_worker:  # only now: the processes of reward models must not see it
             worker_args.set_environment(args)
         client = server and server.client
         async with build_async_engine_client(args, client_config=client) as inner:
@@ -102,7 +102,7 @@ async def _running(
 def _aligned(
     application: Application, inner: EngineClient, server: ApiServer | None
 ) -> AlignedEngine:
-    """The aligned engine on vLLM's."""
+    """Wraps vLLM's engine."""
     settings, heads = application.settings, application.heads
     sequences: int = inner.vllm_config.scheduler_config.max_num_seqs
     running = settings.admission.max_running or max(1, sequences * 3 // 4)
@@ -133,7 +133,7 @@ async def _app(engine: AlignedEngine, args: Namespace) -> FastAPI:
     tasks = await engine.get_supported_tasks()
     app: FastAPI = build_app(args, tasks, engine.model_config)
     await init_app_state(engine, app.state, args, tasks)
-    app.state.server = SimpleNamespace(should_exit=False)  # vLLM's handlers tell it to stop
+    app.state.server = SimpleNamespace(should_exit=False)  # vLLM's handlers set should_exit
     return app
 
 
@@ -181,7 +181,7 @@ def _set_environment(args: Namespace) -> None:
     # vLLM spawns its processes: they read these from the environment.
     os.environ[ENDS_WITH_PARENT] = "1"
     if current_platform.is_cpu() and args.enforce_eager:
-        # Else vLLM compiles some sampling code at the first request that needs it, for a minute.
+        # Otherwise vLLM compiles sampling code at the first request that needs it, for a minute.
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     if "VLLM_PLUGINS" not in os.environ:
         # Endpoint plugins load only by name; with names given, all other groups need theirs too.

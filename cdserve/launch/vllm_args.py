@@ -40,7 +40,7 @@ def parse(settings: Settings, heads: Heads, flags: Sequence[str]) -> Namespace:
     _check_servers(args, settings)
     use_one_process(args)
     if current_platform.is_cpu() and args.max_num_batched_tokens is None:
-        # On CPU, vLLM 0.32 dies of a prompt that has a seed and is computed in chunks.
+        # On CPU, vLLM 0.32 crashes on a seeded request whose prompt is computed in chunks.
         args.enable_chunked_prefill = bool(args.enable_chunked_prefill)
     if worker_args.needed(settings, heads):
         worker_args.configure(args, settings, heads)

@@ -17,9 +17,9 @@ _PROCESSOR = "cdserve.worker.runner_v1:RowTracker"
 _WORKER = "cdserve.worker.worker.Worker"
 _SCHEDULER = "cdserve.worker.scheduler.scheduler"
 _UNFIT = {
-    "speculative_config": "a drafted token's row is not a request's",
-    "enable_batch_sharded_sampling": "logits of a batch in shards are not computed by the model",
-    "enable_dbo": "a step's tokens are computed in two batches",
+    "speculative_config": "rows of drafted tokens belong to no request",
+    "enable_batch_sharded_sampling": "the model does not compute the logits of a sharded batch",
+    "enable_dbo": "it splits the tokens of a step into two batches",
 }
 
 
@@ -35,7 +35,7 @@ def configure(args: Namespace, settings: Settings, heads: Heads) -> None:
         ConfigError: heads or members cannot work with the arguments.
     """
     _check(args, settings, heads)
-    if not runner_v2():  # V2 finds its adapter on the model
+    if not runner_v2():  # V2 takes its adapter from the model
         args.logits_processors = [*(args.logits_processors or []), _PROCESSOR]
     args.additional_config = {
         **(args.additional_config or {}),
@@ -58,14 +58,14 @@ def set_environment(args: Namespace) -> None:
     config = get_config(args.model, args.trust_remote_code, revision=args.revision)
     os.environ[ARCHITECTURE] = config.architectures[0]
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = str(int(runner_v2()))
-    # A graph of the whole forward pass would hold what one step did, such as the choice of members.
+    # A graph of the whole forward pass would repeat one step's choice of members.
     os.environ["VLLM_USE_BREAKABLE_CUDAGRAPH"] = "0"
 
 
 def runner_v2() -> bool:
-    """Whether vLLM runs the model with its model runner V2: where Triton is, unless told."""
-    told: bool | None = envs.VLLM_USE_V2_MODEL_RUNNER
-    return bool(HAS_TRITON) if told is None else told
+    """Whether vLLM uses model runner V2: if Triton is installed, unless the environment decides."""
+    override: bool | None = envs.VLLM_USE_V2_MODEL_RUNNER
+    return bool(HAS_TRITON) if override is None else override
 
 
 def _check(args: Namespace, settings: Settings, heads: Heads) -> None:
@@ -117,7 +117,7 @@ def _check_graphs(mode: CUDAGraphMode | None, settings: Settings, heads: Heads) 
 def _reads_forward(settings: Settings) -> bool:
     """Whether the wrapper's ``forward`` has to run in every step.
 
-    It chooses the members that run, and reads the tokens whose log-likelihoods are summed. A full
-    CUDA graph replays the model without it.
+    ``forward`` chooses the members that run and reads the tokens whose log-likelihoods are summed.
+    A full CUDA graph replays the model without calling it.
     """
     return bool(settings.members or settings.likelihoods)

@@ -1,1 +1,1 @@
-"""What runs inside vLLM's worker: the model wrapper, the logits processor, the row table."""
+"""Code inside vLLM's worker process: model wrapper, row table, scoring, steering, scheduler."""

@@ -1,4 +1,4 @@
-"""What the rows of a step ask, on its way to the device."""
+"""Copies the inputs of a step to the device."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 MemberLogits = Callable[[Tensor], Mapping[str, Tensor]]
-"""Gives members' logits ``[n, |V|]`` of rows int64 ``[n]`` of the batch, by name."""
+"""Returns logits ``[n, |V|]`` of rows int64 ``[n]`` of the batch, by member."""
 _ALIGNMENT = 16
 
 
@@ -31,6 +31,6 @@ def to_device(arrays: Sequence[npt.NDArray[Any]], dtype: Any, device: torch.devi
 
 def _copied(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda":
-        # From memory that is not pinned, the copy would wait for all that the device has to do.
+        # A copy from unpinned memory would wait for all work queued on the device.
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""log p of tokens inside the worker, under the base and members: logits in, sums out."""
+"""Sums log p of tokens under the base and members, from the logits of each step."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -15,26 +15,26 @@ from cdserve.worker.tables import Tables
 from cdserve.worker.tickets import Destinations, Ints
 
 Logits = Mapping[str, Tensor]
-"""``[n, |V|]`` by model: ``base``, and the members that ran."""
+"""Logits ``[n, |V|]`` by model: ``base`` and the members that ran."""
 SLICE = 256
-"""Positions of a text, or rows, whose log-probabilities are in memory at once."""
+"""Positions or rows whose log-probabilities are in memory at once."""
 _NEVER = -1
 
 
 class Likelihoods:
-    """Sums log p of the tokens of rows that ask, in nats, and writes the sum of each prefix.
+    """Sums log p of tokens per row, in nats, and writes the sum of each prefix.
 
-    A step's logits are kept for the next one, where the token drawn from them is an input. So the
-    sum of a prefix is there one step after its last token was drawn, and no model runs for it
-    again. The sums stay on the device; no step waits for them.
+    The logits of a step are kept for the next step, whose input is the token drawn from them. The
+    sum of a prefix is thus known one step after its last token was drawn, without another forward
+    pass. The sums stay on the device; no step waits for them.
 
-    All workers of a model in parts sum, since a text's logits take all of them to compute.
+    With tensor parallelism all workers sum, since computing the logits of a text takes all of them.
 
     Args:
-        models: the table's columns: ``base`` and members.
-        slots: requests that can be in the batch at once.
-        reports: whether this worker writes the sums; one of them does.
-        back: takes the sums to the host.
+        models: columns of the table: ``base`` and members.
+        slots: maximum number of requests in the batch.
+        reports: whether this worker writes the sums; exactly one worker does.
+        back: copies the sums to the host.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Likelihoods:
         self._reports = reports
         self._tables = Tables(len(models))
         self._back = back
-        # By slot. What is known on the host: whose the slot is, and how far its sum has come.
+        # By slot, on the host: the request, and the prefix length of its sum.
         self._request = np.full(slots, _NEVER, np.int64)
         self._at = np.full(slots, _NEVER, np.int64)
         self._known = np.zeros(slots, np.bool_)
@@ -54,12 +54,10 @@ class Likelihoods:
         self._sums = torch.empty(0)
 
     def _prepare(self, logits: Tensor) -> None:
-        """Takes the memory for the logits kept from one step to the next.
-
-        slots x models x |V| numbers in the logits' dtype.
+        """Allocates the logits kept between steps: ``[slots, models, |V|]`` in the logits' dtype.
 
         Args:
-            logits: as a step has them, ``[n, |V|]``.
+            logits: logits of a step, ``[n, |V|]``.
         """
         if self._kept is not None:
             return
@@ -70,19 +68,19 @@ class Likelihoods:
 
     @torch.inference_mode()
     def warm_up(self, logits: Logits) -> None:
-        """Takes the memory that a step takes, of the largest batch."""
+        """Allocates what a step with the largest batch allocates."""
         self._prepare(logits["base"])
         every = torch.arange(min(len(logits["base"]), len(self._at)), device=logits["base"].device)
         self._keep(logits, every, every)
 
     @torch.inference_mode()
     def step(self, rows: LogprobRows, last: Tensor, logits: Logits) -> None:
-        """Takes each row one token further.
+        """Adds log p of the last token of each row.
 
         Args:
-            rows: those that ask.
-            last: the last token of each prefix, ``[batch]``.
-            logits: those of the tokens to come, of the whole batch.
+            rows: rows that sum log p of drawn tokens.
+            last: last token of each prefix, ``[batch]``.
+            logits: logits of the next tokens, of the whole batch.
         """
         self._prepare(logits["base"])
         goes_on = self._goes_on(rows.slots, rows.requests, rows.tokens - 1) & ~rows.first
@@ -102,26 +100,26 @@ class Likelihoods:
         slot: int,
         request: int,
         destinations: Destinations,
-        since: int,
+        loglik_start: int,
         computed: int,
         tokens: Tensor,
         logits: Callable[[slice], Logits],
     ) -> None:
-        """Goes on with a row whose tokens are given.
+        """Adds log p of the given tokens of a row that this step computes.
 
-        Nothing is written where the logits behind its first token were not computed.
+        Nothing is written if the logits of the first token were not computed.
 
         Args:
-            slot: of its request.
-            request: its number, which no other has.
-            destinations: where the sums go, ``[1]``.
-            since: tokens of the prompt before the first that is summed.
+            slot: slot of the request.
+            request: unique number of the request.
+            destinations: where the sums are written, ``[1]``.
+            loglik_start: tokens before the first whose log p is summed.
             computed: tokens of the row in earlier steps, or cached.
-            tokens: of this step, int ``[n]``.
-            logits: gives those that follow some of the tokens.
+            tokens: tokens of this step, int ``[n]``.
+            logits: returns the logits after a slice of the tokens.
         """
-        begin = max(0, since - 1 - computed)
-        first = computed + begin == since - 1
+        begin = max(0, loglik_start - 1 - computed)
+        first = computed + begin == loglik_start - 1
         slots, requests = np.array([slot]), np.array([request])
         known = np.array([first]) | self._goes_on(slots, requests, np.array([computed]))
         for start in range(begin, len(tokens), SLICE):
@@ -139,9 +137,9 @@ class Likelihoods:
             self._store(slots, requests, np.array([end]), known, made)
 
     def _goes_on(self, slots: Ints, requests: Ints, tokens: Ints) -> Masks:
-        """Whether the sums of these slots are known for prefixes of so many tokens.
+        """Whether the sums in these slots belong to these requests and prefix lengths.
 
-        Not where a request came back from preemption, or the slot was another's.
+        They do not after a preemption, or if the slot held another request.
         """
         same = (self._request[slots] == requests) & (self._at[slots] == tokens)
         found: Masks = same & self._known[slots]
@@ -150,12 +148,12 @@ class Likelihoods:
     def _store(
         self, slots: Ints, requests: Ints, tokens: Ints, known: Masks, logits: Logits
     ) -> None:
-        """Notes for which prefixes logits were kept, and of which models."""
+        """Stores which prefixes and models the kept logits belong to."""
         self._request[slots], self._at[slots], self._known[slots] = requests, tokens, known
         self._ran[slots] = [name in logits for name in self._models]
 
     def _log_p(self, slots: Tensor, tokens: Tensor) -> Tensor:
-        """log p of tokens ``[n]`` by the logits kept in their slots, float64 ``[n, models]``."""
+        """log p of tokens ``[n]`` under the logits kept in their slots, float64 ``[n, models]``."""
         assert self._kept is not None
         return self._kept[slots, :, tokens.long()].double() - self._log_sum_exp[slots]
 
@@ -171,18 +169,18 @@ class Likelihoods:
                 self._log_sum_exp[of_rows, name] = part.float().logsumexp(-1)
 
     def _keep_last(self, slot: int, logits: Logits) -> None:
-        """Keeps the logits of the last of some positions in a slot."""
+        """Keeps the logits of the last position in a slot."""
         base = logits["base"]
         last = torch.full((1,), len(base) - 1, device=base.device)
         self._keep(logits, last, torch.full_like(last, slot))
 
     def _sums_of(self, slot: int, tokens: Tensor, logits: Logits, fresh: bool) -> Tensor:
-        """Sums up to each of these tokens, float64 ``[n, models]``.
+        """Sums up to each token, float64 ``[n, models]``.
 
         Args:
-            slot: whose sum goes on.
-            logits: those that follow each token.
-            fresh: whether the sum begins behind the first token, which has none then.
+            slot: slot of the sum to continue.
+            logits: logits after each token.
+            fresh: whether the sum begins after the first token, which then has none.
         """
         tokens = tokens.long()
         at = torch.full((1,), slot, device=tokens.device)
@@ -198,13 +196,13 @@ class Likelihoods:
         return added.cumsum(0)[int(fresh) :]
 
     def _named(self, logits: Logits) -> list[tuple[int, Tensor]]:
-        """The logits of the models that ran, with their columns."""
+        """Columns and logits of the models that ran."""
         return [(i, logits[name]) for i, name in enumerate(self._models) if name in logits]
 
     def _write(
         self, sums: Tensor, destinations: Destinations, lengths: Ints, known: npt.NDArray[np.bool_]
     ) -> None:
-        """Writes the sums of these prefixes where they are known."""
+        """Writes the sums of prefixes that are known."""
         if self._reports:
             table = np.where(known, destinations.table, _NEVER)
             taken = partial(self._tables.write, destinations._replace(table=table), lengths)

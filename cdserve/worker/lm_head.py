@@ -1,4 +1,4 @@
-"""The output embedding of vLLM's models, which tied Q-heads read."""
+"""The output embedding of a vLLM model, for tied Q-heads."""
 
 from typing import Any
 
@@ -8,17 +8,16 @@ _READABLE = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def lm_head(model: Any) -> torch.Tensor | None:
-    """The weight ``[>= |V|, d]`` that a model's logits are computed with.
+    """The weight ``[>= |V|, d]`` of a model's LM head.
 
-    None where it cannot be read as it is: a quantised one, whose scales are kept apart, or one of
-    another stage of the pipeline.
+    None if it cannot be used directly: it is quantised, or belongs to another pipeline stage.
 
     Args:
-        model: of any architecture of vLLM's; its language model may be a part of it.
+        model: a vLLM model of any architecture; its language model may be a submodule.
     """
     inner = getattr(model, "get_language_model", None)
     language = model if inner is None else inner()
-    # Some tied architectures, such as Gemma 2, have no attribute but the input embedding.
+    # Some tied architectures, such as Gemma 2, have only the input embedding.
     tied = getattr(getattr(language, "model", None), "embed_tokens", None)
     weight = getattr(getattr(language, "lm_head", tied), "weight", None)
     readable = isinstance(weight, torch.Tensor) and weight.dtype in _READABLE

@@ -1,4 +1,4 @@
-"""Members: models that run beside the base, in the same forward pass, with their own KV cache."""
+"""Members: models that run in the base model's forward pass, each with its own KV cache."""
 
 import importlib
 from collections.abc import Callable, Iterable, Mapping
@@ -20,10 +20,10 @@ Weights = Iterable[tuple[str, Tensor]]
 
 
 def architecture(name: str) -> type:
-    """vLLM's own class of an architecture.
+    """vLLM's class of an architecture.
 
     Raises:
-        AttributeError: vLLM has none of that name.
+        AttributeError: vLLM has no such architecture.
     """
     if name not in _VLLM_MODELS:
         raise AttributeError(name)
@@ -34,11 +34,11 @@ def architecture(name: str) -> type:
 
 
 class Members(nn.Module):
-    """The members, by name. Hidden states of those that ran ride behind the base's own.
+    """The members, by name. Their hidden states are appended to the base model's.
 
     Args:
-        vllm_config: the served model's.
-        paths: local or Hub paths.
+        vllm_config: configuration of the served model.
+        paths: local folder or Hub id of each member.
     """
 
     def __init__(self, vllm_config: VllmConfig, paths: Mapping[str, str]) -> None:
@@ -50,21 +50,21 @@ class Members(nn.Module):
             config = get_config(path, vllm_config.model_config.trust_remote_code)
             cls = architecture(config.architectures[0])
             own = _config(vllm_config, name, config)
-            # What compiled models take for theirs, and keep their code by.
+            # Compiled models read the current configuration, and key their code by it.
             with set_current_vllm_config(own), set_model_tag(f"{PREFIX}{name}"):
                 self.add_module(name, cls(vllm_config=own, prefix=f"{PREFIX}{name}"))
             self._widths[name] = config.get_text_config().hidden_size
 
     @staticmethod
     def sources(paths: Mapping[str, str]) -> list[DefaultModelLoader.Source]:
-        """Where vLLM's loader finds the members' weights beside the base's."""
+        """Sources of the members' weights for vLLM's loader."""
         return [
             DefaultModelLoader.Source(path, revision=None, prefix=f"{PREFIX}{name}.")
             for name, path in paths.items()
         ]
 
     def load(self, weights: Weights, base: Callable[[Weights], set[str]]) -> set[str]:
-        """Loads what the loader reads, the base's with ``base``; gives the names loaded."""
+        """Loads weights, the base model's by ``base``; returns the names loaded."""
         loaded: set[str] = set()
         for owner, group in groupby(weights, key=lambda item: _owner(item[0])):
             if owner is None:
@@ -77,12 +77,12 @@ class Members(nn.Module):
         return loaded
 
     def forward(self, hidden: Tensor, wanted: set[str] | None, *inputs: Any) -> Tensor:
-        """The base's hidden states followed by those of the wanted members.
+        """Runs members; returns the base model's hidden states followed by theirs.
 
         Args:
-            hidden: ``[tokens, d]``.
-            wanted: who runs; None for all, as vLLM's runs that measure memory need.
-            inputs: token ids and positions, as the base's own forward pass has them.
+            hidden: hidden states of the base, ``[tokens, d]``.
+            wanted: members to run; None for all, as vLLM's memory profiling needs.
+            inputs: token ids and positions of the base's forward pass.
         """
         self._ran = tuple(n for n in self._names if wanted is None or n in wanted)
         if not self._ran:
@@ -90,7 +90,7 @@ class Members(nn.Module):
         columns = [hidden.shape[1], *(self._widths[name] for name in self._ran)]
         states = hidden.new_empty(len(hidden), sum(columns))
         parts = torch.split(states, columns, dim=-1)
-        # Each is kept before the next runs: outputs of CUDA graphs share memory.
+        # Copied before the next member runs: outputs of CUDA graphs share memory.
         parts[0].copy_(hidden)
         for name, part in zip(self._ran, parts[1:], strict=True):
             part.copy_(getattr(self, name)(*inputs))
@@ -100,7 +100,7 @@ class Members(nn.Module):
         """Logits of the members that ran, ``[N, |V|]``, in the model's dtype.
 
         Args:
-            behind: what ``forward`` put behind the base's hidden states, ``[N, sum of widths]``.
+            behind: hidden states that ``forward`` appended, ``[N, sum of widths]``.
         """
         widths = [self._widths[name] for name in self._ran]
         parts = zip(self._ran, torch.split(behind, widths, dim=-1), strict=True)
@@ -112,14 +112,14 @@ def _owner(name: str) -> str | None:
 
 
 def _config(vllm_config: VllmConfig, name: str, config: PreTrainedConfig) -> VllmConfig:
-    """What vLLM is told of a member.
+    """vLLM's configuration of a member.
 
-    Its name is part of it, and so of the key under which vLLM keeps what it compiled for it. The
-    code of one model names the layers of that model, whose KV cache it uses.
+    It includes the member's name, so that vLLM's compile cache has separate entries for members of
+    equal configuration: compiled code refers to the layers, and so the KV cache, of one model.
 
     Args:
-        vllm_config: the served model's.
-        config: the member's model.
+        vllm_config: configuration of the served model.
+        config: configuration of the member's model.
     """
     own: VllmConfig = vllm_config.with_hf_config(config, architectures=config.architectures)
     own.additional_config = {**own.additional_config, "member": name}

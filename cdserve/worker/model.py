@@ -1,8 +1,8 @@
-"""The served model with heads and members beside it: a subclass of its architecture.
+"""The served model with heads and members: a subclass of its architecture.
 
-``cdserve.worker.model:LlamaForCausalLM``, made on demand, is vLLM's own ``LlamaForCausalLM`` with a
-few methods extended. A subclass, so that all that vLLM reads off the class (LoRA, quantisation,
-pipeline parallelism, multi-modal interfaces) stays as it is.
+``cdserve.worker.model:LlamaForCausalLM``, created on demand, is vLLM's ``LlamaForCausalLM`` with a
+few methods extended. A subclass keeps all that vLLM reads from the class: LoRA, quantisation,
+pipeline parallelism, multi-modal interfaces.
 """
 
 import logging
@@ -32,7 +32,7 @@ _LOGGER = logging.getLogger("vllm.cdserve")
 
 
 class _Aligned:
-    """Mixed in before the architecture's own class."""
+    """Mixin in front of the architecture's class."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
@@ -41,7 +41,7 @@ class _Aligned:
         slots = vllm_config.scheduler_config.max_num_seqs
         first = get_tensor_model_parallel_rank() == 0
         scores = first and attached["values"]
-        # Wrapped, so that torch does not take the heads for weights of the checkpoint.
+        # In a tuple, so that torch does not register the heads as weights of the checkpoint.
         fused = attached["kernels"] and runs_on(device)
         self._values = (ValueScorer(attached["values"], device, fused) if scores else None,)
         vocabulary = vllm_config.model_config.get_vocab_size()
@@ -59,31 +59,31 @@ class _Aligned:
         self.secondary_weights = Members.sources(attached["members"])
 
     def get_model_state_cls(self) -> type:
-        """The model's state in model runner V2, through which the row table follows the batch."""
+        """The model's state class in model runner V2; it updates the row table."""
         from vllm.v1.worker.gpu.model_states import resolve_model_state_cls
 
         from cdserve.worker.runner_v2 import tracked
 
         own = getattr(super(), "get_model_state_cls", None)
-        # In a container, which is asked for no class of its own.
+        # In a container, since vLLM would ask the model for this method again.
         found = own() if own else resolve_model_state_cls(self._vllm_config, nn.ModuleList([self]))  # type: ignore[list-item]
         return tracked(found)
 
     def load_weights(self, weights: Any) -> set[str]:
-        """The base's own weights and the members'."""
+        """Loads the weights of the base and the members."""
         return self.members.load(weights, super().load_weights)  # type: ignore[misc]
 
     def forward(
         self, input_ids: torch.Tensor | None, positions: torch.Tensor, *args: Any, **kwargs: Any
     ) -> Any:
-        """The model's own forward pass and that of the members asked for.
+        """Runs the model and the members that rows need.
 
-        V of whole prompts is taken here too, where asked for.
+        Scores every prefix of prompts whose rows need it.
         """
         hidden = super().forward(input_ids, positions, *args, **kwargs)  # type: ignore[misc]
-        if not isinstance(hidden, torch.Tensor):  # a stage of the pipeline that hands on
+        if not isinstance(hidden, torch.Tensor):  # not the last pipeline stage
             return hidden
-        # V1 begins a step also where nothing is scheduled; the pass after it has no metadata.
+        # V1 begins a step even if nothing is scheduled; its pass has no metadata.
         step = bool(get_forward_context().attn_metadata)
         if step and self._values[0] is not None and (every := ROWS.prompt_value_rows()):
             starts = _row_starts()
@@ -95,13 +95,13 @@ class _Aligned:
         return states
 
     def compute_logits(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """The model's own logits, steered where asked for; V is taken from the same states."""
+        """Computes the logits, steered where rows ask for it, and V from the same hidden states."""
         own, behind = hidden_states[:, : self._width], hidden_states[:, self._width :]
         valued, steered, logprobs = ROWS.take_step()
         if valued is not None and self._values[0] is not None:
             self._values[0].score_last(own, valued)
         logits = super().compute_logits(own, *args, **kwargs)  # type: ignore[misc]
-        if self._cold:  # in vLLM's run that measures memory, after loading and before it serves
+        if self._cold:  # in vLLM's memory profiling, after loading and before serving
             self._cold = False
             self._warm_up(logits, own, behind)
         if logits is None or (steered is None and logprobs is None):
@@ -116,7 +116,7 @@ class _Aligned:
         return self._steerer[0].steer(logits, own, steered, members, lm_head(self))
 
     def _members_of(self, known: Logits | None, behind: torch.Tensor) -> MemberLogits:
-        """Gives members' logits of rows: of all rows if they are known, or computed for these."""
+        """Returns members' logits of rows, from those of all rows if known."""
 
         def of(rows: torch.Tensor) -> Logits:
             if known is None:
@@ -128,7 +128,7 @@ class _Aligned:
     def _warm_up(
         self, logits: torch.Tensor | None, own: torch.Tensor, behind: torch.Tensor
     ) -> None:
-        """Takes the memory that steps need, and has Triton compile what rows usually ask."""
+        """Allocates the memory that steps need, and compiles the usual kernels."""
         begun = time.perf_counter()
         kinds = 0 if self._values[0] is None else self._values[0].warm_up(own)
         if logits is not None:
@@ -151,7 +151,7 @@ class _Aligned:
         input_ids: torch.Tensor,
         positions: torch.Tensor,
     ) -> None:
-        """Keeps the step's last tokens for its logits; reads texts whose log p is wanted whole."""
+        """Keeps the last token of each row, and sums log p of rows with given tokens."""
         starts = _row_starts()
         (ends,) = to_device([starts[1:] - 1], np.int64, input_ids.device)
         self._last = input_ids[ends]
@@ -172,7 +172,7 @@ class _Aligned:
             )
 
     def _every_logits(self, states: torch.Tensor, part: slice) -> Logits:
-        """Logits of the base and of the members that ran, of a part of these states."""
+        """Logits of the base and the members that ran, for a slice of hidden states."""
         states = states[part]
         own, behind = states[:, : self._width], states[:, self._width :]
         base = super().compute_logits(own)  # type: ignore[misc]
@@ -180,7 +180,7 @@ class _Aligned:
 
 
 def _row_starts() -> Ints:
-    """Where each row's tokens begin in the step's, and where the last row's end."""
+    """Offsets of the rows' tokens in the step, and the end of the last row, ``[batch + 1]``."""
     if ROWS.starts is not None:
         return ROWS.starts
     metadata = get_forward_context().attn_metadata
@@ -189,7 +189,7 @@ def _row_starts() -> Ints:
 
 
 def _located(rows: PromptRows, starts: Ints, positions: torch.Tensor) -> PromptRows:
-    """The rows with the tokens of their prefixes; runner V1 does not say how far it computes."""
+    """The rows with prefix lengths read from positions, which runner V1 does not report."""
     if ROWS.starts is not None:
         return rows
     last = positions[torch.from_numpy(starts[rows.index + 1] - 1)]

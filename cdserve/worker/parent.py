@@ -1,7 +1,7 @@
-"""Ends a process of vLLM's that has lost its parent.
+"""Ends a vLLM process whose parent has died.
 
-vLLM's processes end when their parent tells them to, and a killed parent tells them nothing: the
-engine would keep its memory, and a worker that waits for another in a collective its core too.
+vLLM's processes end when their parent tells them to; a killed parent does not. The engine would
+keep its memory, and a worker that waits in a collective would also keep its core.
 """
 
 import multiprocessing
@@ -11,17 +11,17 @@ import threading
 import time
 
 ENDS_WITH_PARENT = "_CDSERVE_ENDS_WITH_PARENT"
-"""Environment variable: set where vLLM's processes belong to a process of cdserve's."""
+"""Environment variable that is set in vLLM processes started by cdserve."""
 _LOOK = 1.0
-"""Seconds between two looks at whether the parent is alive."""
+"""Seconds between checks of the parent."""
 _GRACE = 5.0
-"""Seconds to end in, after a SIGTERM; a worker in a collective cannot."""
+"""Seconds to end after a SIGTERM; a worker in a collective cannot."""
 
 
 def watch_parent() -> None:
-    """Ends this process soon after its parent has ended; only where it was told to in advance.
+    """Ends this process soon after its parent has ended, if ``ENDS_WITH_PARENT`` is set.
 
-    A process that multiprocessing has not started has nobody to follow.
+    Does nothing in a process that multiprocessing did not start.
     """
     parent = multiprocessing.parent_process()
     if ENDS_WITH_PARENT in os.environ and parent is not None:

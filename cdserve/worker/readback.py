@@ -1,4 +1,4 @@
-"""Results on their way from the device to the host, for which no step waits."""
+"""Asynchronous copies of results from the device to the host."""
 
 from collections import deque
 from collections.abc import Callable
@@ -10,53 +10,53 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-Taken = Callable[[npt.NDArray[np.float32]], object]
+Deliver = Callable[[npt.NDArray[np.float32]], object]
 
 
 class _Result(NamedTuple):
     copy: Tensor
     copied: torch.cuda.Event | None
-    taken: Taken
+    deliver: Deliver
 
 
 class ReadBack:
-    """Results of steps, handed over in the order in which they were put.
+    """A queue of results, delivered in the order of submission.
 
-    Their copies are queued behind the kernels that make them, so that a step goes on to its sampler
-    and vLLM to its next step; they are handed over with the step's output (`plugin.worker`), which
-    vLLM waits for in the same way.
+    Copies are queued on the device behind the kernels that compute them, so no step waits for them.
+    They are delivered together with the step's output (``worker.worker``), for which vLLM waits in
+    the same way.
     """
 
     def __init__(self) -> None:
         self._results = deque[_Result]()
-        self._handed_over = 0
+        self._delivered = 0
         self._lock = RLock()  # vLLM reads outputs in another thread
 
     @property
     def count(self) -> int:
-        """Results that were ever put."""
+        """Number of results ever submitted."""
         with self._lock:
-            return self._handed_over + len(self._results)
+            return self._delivered + len(self._results)
 
-    def submit(self, result: Tensor, taken: Taken) -> None:
-        """Has ``taken`` called with the result, a float32 tensor, when it is handed over."""
+    def submit(self, result: Tensor, deliver: Deliver) -> None:
+        """Queues the copy of a float32 tensor; ``deliver`` is called with it by ``flush``."""
         copy, copied = result.to("cpu", non_blocking=True), None
         if result.is_cuda:
             copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             copied.record()
         with self._lock:
-            self._results.append(_Result(copy, copied, taken))
+            self._results.append(_Result(copy, copied, deliver))
 
     def flush(self, count: int) -> None:
-        """Hands over the first ``count`` results ever put, as far as they are not yet."""
+        """Delivers results until ``count`` of those ever submitted are delivered."""
         with self._lock:
-            while self._handed_over < count:
-                copy, copied, taken = self._results.popleft()
-                self._handed_over += 1
+            while self._delivered < count:
+                copy, copied, deliver = self._results.popleft()
+                self._delivered += 1
                 if copied is not None:
                     copied.synchronize()
-                taken(copy.numpy())
+                deliver(copy.numpy())
 
 
 READ_BACK = ReadBack()
-"""Of the worker's process, whose steps come one after the other."""
+"""The results of this worker process."""

@@ -1,19 +1,18 @@
-"""Puts the wrapped model in the place of the served one; a ``vllm.general_plugins`` entry."""
+"""Registers the model wrapper in place of the served architecture; a vLLM general plugin."""
 
 import os
 
 from cdserve.worker.parent import watch_parent
 
 ARCHITECTURE = "_CDSERVE_ARCHITECTURE"
-"""Environment variable: the served model's architecture, as its config.json names it."""
+"""Environment variable with the served model's architecture, as its config.json names it."""
 
 
 def register() -> None:
-    """Registers the wrapper under the architecture's own name.
+    """Registers the wrapper under the architecture's name, and watches the parent process.
 
-    vLLM calls this in every process, once: so it is where each begins to watch its parent. Under
-    its own name the model keeps all that vLLM ties to the name (config overrides, tool parsers,
-    quantisation maps). Without the environment variables nothing changes.
+    vLLM calls this once in every process. The unchanged name keeps what vLLM ties to it: config
+    overrides, tool parsers, quantisation maps. Does nothing without the environment variables.
     """
     watch_parent()
     architecture = os.environ.get(ARCHITECTURE)

@@ -9,11 +9,11 @@ def path_kl_so_far(request: WorkerRequest, prompt_length: int, tokens: int) -> t
     """KL of the request's path so far in nats, and steps that the budget left unsteered.
 
     Args:
-        prompt_length: in tokens.
+        prompt_length: length of the prompt in tokens.
         tokens: prompt and drawn tokens so far; more than the prompt after a preemption.
     """
     if request.path_kl is None or tokens <= prompt_length:
         return 0.0, 0
-    READ_BACK.flush(READ_BACK.count)  # the last steps' may be on their way
+    READ_BACK.flush(READ_BACK.count)  # results of the last steps may still be in flight
     found = read(request.path_kl, 2, tokens)
     return (0.0, 0) if found is None else (float(found[0]), int(found[1]))

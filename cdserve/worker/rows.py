@@ -188,7 +188,7 @@ class RowTable:
         """Puts a request into a slot.
 
         Args:
-            prompt_length: in tokens.
+            prompt_length: length of the prompt in tokens.
             temperature: sampling temperature of the request.
             tokens: prompt and drawn tokens so far; more than the prompt after a preemption.
             carried: KL of the path so far in nats, and steps that the budget left unsteered.

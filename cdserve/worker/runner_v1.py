@@ -1,4 +1,4 @@
-"""Model runner V1: the row table follows the batch through a logits processor."""
+"""Adapter to model runner V1: a logits processor that keeps the row table up to date."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -18,9 +18,9 @@ from cdserve.worker.rows import ROWS
 
 
 class RowTracker(LogitsProcessor):  # type: ignore[misc]
-    """Keeps the row table in step with the batch; leaves the logits alone.
+    """Keeps the row table up to date; does not change the logits.
 
-    The rows of this runner's batch move. So each request that asks gets a slot of its own here.
+    Rows of this runner's batch move, so requests get stable slots here.
     """
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
@@ -31,14 +31,14 @@ class RowTracker(LogitsProcessor):  # type: ignore[misc]
         self._lay_out()
 
     def is_argmax_invariant(self) -> bool:
-        """True: it changes no logits."""
+        """True, since the logits do not change."""
         return True
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
-        """Called before every forward pass, with what changed in the batch.
+        """Applies the changes of the batch before a forward pass, and begins a step.
 
-        The runner does not say how much of a prompt a step computes. Every chunk is treated as the
-        last one, and the results of the last one replace those before.
+        The runner does not report how much of a prompt a step computes. Every chunk is treated as
+        the last; the results of the real last chunk replace those of earlier ones.
         """
         if batch_update is not None:
             self._follow(batch_update)
@@ -47,7 +47,7 @@ class RowTracker(LogitsProcessor):  # type: ignore[misc]
         ROWS.begin_step(self._index, self._of_rows, self._lengths + outputs)
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
-        """The logits as they are."""
+        """Returns the logits unchanged."""
         return logits
 
     def _follow(self, update: BatchUpdate) -> None:
@@ -85,7 +85,7 @@ class RowTracker(LogitsProcessor):  # type: ignore[misc]
             self._free.append(slot)
 
     def _lay_out(self) -> None:
-        """Notes the rows of the batch that ask, in its order."""
+        """Collects the rows with a ``WorkerRequest``, in the order of the batch."""
         rows = sorted(self._slots.items())
         self._index = np.array([index for index, _ in rows], np.int64)
         self._of_rows = np.array([slot for _, slot in rows], np.int64)

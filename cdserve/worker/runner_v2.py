@@ -1,8 +1,8 @@
-"""Model runner V2: the row table follows the batch through the model's own state.
+"""Adapter to model runner V2: a model state that keeps the row table up to date.
 
-There a row of the batch is not a request: the runner keeps each request in a slot, and lays out the
-batch anew every step. Sampled tokens may still be on the device when the next step begins, so a
-row's prefix is counted from what the scheduler has computed, as vLLM's own states do.
+This runner keeps each request in a slot and lays out the batch anew in every step. Sampled tokens
+may still be on the device when the next step begins, so prefix lengths come from the scheduler's
+count of computed tokens, as in vLLM's own states.
 """
 
 from typing import Any
@@ -18,10 +18,10 @@ from cdserve.worker.rows import ROWS
 
 
 class _Tracking:
-    """Mixed in before the state that vLLM has for the model."""
+    """Mixin in front of the model's state class."""
 
     def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
-        """A request, new or back from preemption, takes a slot."""
+        """Assigns a slot to a request that is new or resumes after a preemption."""
         super().add_request(req_index, new_req_data)  # type: ignore[misc]
         params, length = new_req_data.sampling_params, new_req_data.prompt_len
         request = params and WorkerRequest.of(params.extra_args)
@@ -39,7 +39,7 @@ class _Tracking:
         )
 
     def preprocess_state(self, input_batch: InputBatch, *args: Any, **kwargs: Any) -> None:
-        """A step begins; not called for dummy runs and captures."""
+        """Begins a step; vLLM does not call this for dummy runs and captures."""
         super().preprocess_state(input_batch, *args, **kwargs)  # type: ignore[misc]
         tokens = input_batch.num_computed_tokens_np + input_batch.num_scheduled_tokens
         ROWS.begin_step(
@@ -52,5 +52,5 @@ class _Tracking:
 
 
 def tracked(state: type[ModelState]) -> type[ModelState]:
-    """A model's state class that tells the row table of each step too."""
+    """Extends a model's state class to keep the row table up to date."""
     return type(state.__name__, (_Tracking, state), {})

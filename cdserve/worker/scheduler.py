@@ -1,12 +1,12 @@
-"""vLLM's scheduler, with the KV of a prefix's last, unfinished block reused.
+"""vLLM's scheduler, extended to reuse the KV of a prefix's last, partly filled block.
 
-vLLM's prefix cache holds whole KV blocks: after a decision each of the K next candidates would
-prefill up to a block's worth of tokens whose KV a candidate of the decision before has already
-computed (measured in docs/log.md). Here such a block, a tail, stays findable after its request has
-finished, under the hash of its tokens in vLLM's own block cache, where it is evicted, reset and
-reused like any other. A request that continues the prefix gets a copy by vLLM's own copy-on-write
-of partly filled blocks, and begins with one token to compute. Requests that want no values are not
-looked at.
+vLLM's prefix cache holds whole KV blocks. After a decision, each of the K next candidates would
+prefill up to one block of tokens whose KV a candidate of the previous decision has already
+computed (measured in docs/log.md). Here such a block, a tail, stays in vLLM's block cache after its
+request has finished, under the hash of its tokens; it is evicted, reset and reused like any other
+block. A request that continues the prefix gets a copy by vLLM's copy-on-write of partly filled
+blocks, and starts with one token to compute. Requests without a ``WorkerRequest`` are scheduled as
+before.
 """
 
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ _GROUP = 0
 
 
 class TailScheduler(Scheduler):  # type: ignore[misc]
-    """vLLM's scheduler with tails; they are kept for models of full attention only."""
+    """vLLM's scheduler with tails, for models with full attention only."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -53,7 +53,7 @@ class TailScheduler(Scheduler):  # type: ignore[misc]
         )
 
     def _get_local_prefix_cache_hit(self, request: Request) -> tuple[KVCacheBlocks, int, int, bool]:
-        """As vLLM's, with the tail behind the whole blocks, up to the last token but one."""
+        """As vLLM's, plus a tail after the whole blocks, up to the last token but one."""
         blocks, hit, boundary, diverged = super()._get_local_prefix_cache_hit(request)
         start = (request.num_tokens - 1) // self.block_size * self.block_size
         if self._concerns(request) and start == hit < request.num_tokens - 1:
@@ -64,7 +64,7 @@ class TailScheduler(Scheduler):  # type: ignore[misc]
         return blocks, hit, boundary, diverged
 
     def _free_request_blocks(self, request: Request) -> None:
-        """As vLLM's; before it, the request's last block is made findable if partly filled."""
+        """As vLLM's, after caching the request's last block if it is partly filled."""
         computed = request.num_tokens - 1
         start = computed // self.block_size * self.block_size
         aborted = request.status == RequestStatus.FINISHED_ABORTED
@@ -87,7 +87,7 @@ class TailScheduler(Scheduler):  # type: ignore[misc]
         )
 
     def _hashes(self, request: Request, start: int) -> Iterator[BlockHash]:
-        """Of blocks that hold the tail of a continued prefix, or of one scored once more."""
+        """Hashes of blocks that may hold the tail of a prefix that is continued or scored again."""
         for end in (request.num_tokens, request.num_tokens - 1):
             if end - start == self.block_size:
                 yield request.block_hashes[start // self.block_size]
@@ -107,8 +107,8 @@ class TailScheduler(Scheduler):  # type: ignore[misc]
     def _is_awaited(self, block: KVCacheBlock, start: int) -> bool:
         """Whether the block's KV is computed in this very step.
 
-        vLLM makes a full block findable when it schedules the step that fills it. Who reads it in
-        the same step reads it after it was written, but a copy is made before.
+        vLLM caches a full block when it schedules the step that fills it. Attention in that step
+        reads the block after it is written, but a copy would be made before.
         """
         index, manager = start // self.block_size, self.kv_cache_manager
         for request in self.running:
@@ -138,6 +138,6 @@ class AsyncTailScheduler(TailScheduler, AsyncScheduler):  # type: ignore[misc]
 
 
 def scheduler(**arguments: Any) -> SchedulerInterface:
-    """The one that fits the engine's settings; vLLM calls this as its ``scheduler_cls``."""
+    """Builds the scheduler for the engine's settings; vLLM calls this as its ``scheduler_cls``."""
     asynchronous = arguments["vllm_config"].scheduler_config.async_scheduling
     return (AsyncTailScheduler if asynchronous else TailScheduler)(**arguments)

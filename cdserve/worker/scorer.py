@@ -1,4 +1,4 @@
-"""The value heads inside the worker: hidden states in, values out, straight into the table."""
+"""Applies the value heads to hidden states and writes the values to shared tables."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -17,13 +17,13 @@ from value_heads.kernels import PackedHeads, operations
 
 
 class ValueScorer:
-    """All heads of the server, applied to the rows that ask.
+    """Scores rows with all value heads.
 
     Args:
-        paths: the heads' folders, in the order of the table's columns.
-        device: where the model runs.
-        fused: whether by Triton kernels.
-        back: takes values to the host.
+        paths: folders of the heads, in the order of the table's columns.
+        device: device of the model.
+        fused: whether to use Triton kernels.
+        back: copies values to the host.
     """
 
     def __init__(
@@ -42,21 +42,21 @@ class ValueScorer:
         self._packed = PackedHeads.of(packable) if self._kernels and packable else None
 
     def score_last(self, hidden: torch.Tensor, valued: ValueRows) -> None:
-        """Scores the prefixes behind this step's logits.
+        """Scores the prefixes that this step's logits are conditioned on.
 
         Args:
-            hidden: what the logits are computed from, ``[rows, d]``, in batch order.
-            valued: the rows to score.
+            hidden: hidden states of the logits, ``[rows, d]``, in the order of the batch.
+            valued: rows to score.
         """
         self._score(hidden, valued.index, valued.destinations, valued.tokens)
 
     def score_every(self, hidden: torch.Tensor, rows: PromptRows, starts: Ints) -> None:
-        """Scores every prefix of the prompts that ask for it, as far as the step computes them.
+        """Scores every prefix of prompts that this step computes.
 
         Args:
-            hidden: the step's hidden states, ``[tokens, d]``.
-            rows: those that ask.
-            starts: where each row of the batch begins in them, and where the last row ends.
+            hidden: hidden states of the step, ``[tokens, d]``.
+            rows: rows to score.
+            starts: offsets of the batch's rows in ``hidden``, and the end, ``[batch + 1]``.
         """
         counts = starts[rows.index + 1] - starts[rows.index]
         of_row = np.repeat(np.arange(len(counts)), counts)
@@ -75,16 +75,20 @@ class ValueScorer:
         )
 
     def warm_up(self, hidden: torch.Tensor) -> int:
-        """Has Triton compile what scoring will launch; how many kinds of hidden states there are.
+        """Compiles the kernels that scoring launches.
 
         Args:
-            hidden: as ``score_last`` has them, ``[rows, d]``, with members' behind each. Where no
-                member ran and over whole prompts they are in one piece.
+            hidden: as for ``score_last``, ``[rows, d]``: a view with members' states in between.
+                They are contiguous where no member ran, and for whole prompts.
+
+        Returns:
+            Number of variants compiled; one for each memory layout of the hidden states.
         """
         if self._packed is None:
             return 0
         strides = (hidden.shape[1], hidden.stride(0))
-        kinds = {stride % 16 == 0: stride for stride in strides}  # as Triton has them
+        # Triton specialises kernels on divisibility by 16.
+        kinds = {stride % 16 == 0: stride for stride in strides}
         for stride in kinds.values():
             first = torch.zeros(1, dtype=torch.long, device=hidden.device)
             self._values(hidden.new_zeros(1, stride)[:, : hidden.shape[1]], first)
@@ -94,7 +98,7 @@ class ValueScorer:
     def _values(self, hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """Values ``[N, G]``, float32, of rows ``[N]`` of hidden states ``[rows, d]``.
 
-        A slice of the states would begin at an address that may need another variant.
+        Rows are passed by index: a slice may start at an address that needs another variant.
         """
         if self._kernels is None or self._packed is None:
             chosen = hidden[rows]

@@ -1,4 +1,4 @@
-"""Steering inside the worker: a step's logits in, those of the steered rows changed in place."""
+"""Mixes and tilts the logits of steered rows."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -17,7 +17,7 @@ from value_heads import QHead
 from value_heads.kernels import Mixture, PathKL, Tilt, operations
 
 _MOST_BYTES = 1 << 28
-"""Of one float32 copy of the rows that are steered at once."""
+"""Size of one float32 copy of the rows that are steered in one launch, at most."""
 _LEAST_ROWS = 64
 _KIND = MIXED | TILTED | TOP_K | BOUNDED
 _RANK = np.zeros(_KIND + 1, np.int64)
@@ -30,28 +30,28 @@ for _rank, _kind in enumerate(
 ):
     _RANK[_kind] = _rank
 _LAUNCHES = (3, 5, 8, 10)
-"""Where the ranks of each launch end."""
+"""End of each launch's ranks."""
 
 
 class Steerer:
-    """Members mixed and Q-heads' values added, in the rows that ask.
+    """Mixes members and adds Q-heads' values in steered rows.
 
-    Row by row the logits become sum_i w_i z_i + sum_g (w_g / beta) Q_g(s, .): before temperature,
-    penalties, bias and grammar masks, which vLLM applies to the result as to any model's logits.
+    The logits of a row become sum_i w_i z_i + sum_g (w_g / beta) Q_g(s, .): before temperature,
+    penalties, bias and grammar masks, which vLLM applies to the result.
     Controlled Decoding (arXiv 2310.17022, equation 2); MOD (arXiv 2406.18853).
 
     Args:
-        paths: the Q-heads' folders, in the order of the policy's columns.
-        device: where the model runs.
-        vocabulary: tokens that the model has logits of.
-        slots: requests that can be in the batch at once.
-        reports: whether this worker writes the KL; one of them does.
-        fused: whether by Triton kernels.
-        members: the members' names.
-        back: takes the KL to the host.
+        paths: folders of the Q-heads, in the order of the policies' columns.
+        device: device of the model.
+        vocabulary: number of tokens that the model has logits for.
+        slots: maximum number of requests in the batch.
+        reports: whether this worker writes the KL; exactly one worker does.
+        fused: whether to use Triton kernels.
+        members: names of the members.
+        back: copies the KL to the host.
 
     Raises:
-        ValueError: a head has values of more tokens than that.
+        ValueError: a head has values for more tokens than the vocabulary.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Steerer:
 
     @property
     def columns(self) -> int:
-        """Outputs of all Q-heads."""
+        """Number of outputs of all Q-heads."""
         return sum(len(head.config.rewards) for head in self._heads)
 
     @torch.inference_mode()
@@ -96,13 +96,14 @@ class Steerer:
         members: MemberLogits,
         lm_head: Tensor | None,
     ) -> Tensor:
-        """The step's logits with those of ``rows`` steered, in float32.
+        """Steers rows; returns the logits in float32.
 
         Args:
-            logits: ``[batch, |V|]``; rows that are not named stay as they are.
-            hidden: the base's hidden states behind them, ``[batch, d]``.
-            members: gives members' logits of rows of the batch, by name.
-            lm_head: the model's output embedding, which tied heads read.
+            logits: logits of the batch, ``[batch, |V|]``; other rows stay unchanged.
+            hidden: hidden states of the base, ``[batch, d]``.
+            rows: rows to steer.
+            members: returns members' logits of rows of the batch, by name.
+            lm_head: the model's output embedding, for tied heads.
         """
         steered = logits.float()
         for part in self._launches(rows):
@@ -114,20 +115,21 @@ class Steerer:
     def warm_up(
         self, logits: Tensor, hidden: Tensor, members: MemberLogits, lm_head: Tensor | None
     ) -> int:
-        """Has Triton compile what steering will launch, and vLLM see the memory that it takes.
+        """Compiles the kernels that steering launches, and allocates the memory that it needs.
 
         Args:
-            logits, hidden, members, lm_head: as ``steer``'s, of the largest batch. The logits stay
-                as they are.
+            logits, hidden, members, lm_head: as for ``steer``, of the largest batch. The logits
+                stay unchanged.
 
         Returns:
-            How many kinds of rows there are; 0 without kernels.
+            Number of kinds of rows compiled; 0 without kernels.
         """
         if logits.device.type == "cpu" and not self._fused:
             return 0
         wide, count, made = logits.float(), len(self._members), 0
         kept = wide.clone() if wide is logits else None
-        # Once for each number of rows, whatever this worker measures: others may compute parts.
+        # Once per number of rows, whether or not this worker measures: with tensor parallelism all
+        # workers take part in computing the logits.
         known: dict[int, Mapping[str, Tensor]] = {}
 
         def once(rows: Tensor) -> Mapping[str, Tensor]:
@@ -135,7 +137,7 @@ class Steerer:
                 known[len(rows)] = members(rows)
             return known[len(rows)]
 
-        # Another worker reports the KL: then this one knows it only where there is a budget.
+        # If another worker reports the KL, this one computes it only for rows with a budget.
         for measured in ((True,) if self._reports else (True, False)) if self._fused else ():
             for rows in usual(self._heads, count, len(wide), measured):
                 self._launch(wide, logits, hidden, rows, once, lm_head, measured)
@@ -149,10 +151,10 @@ class Steerer:
         return made
 
     def _launches(self, rows: SteeredRows) -> Iterator[SteeredRows]:
-        """The rows as they are launched together, those that mix first.
+        """Groups rows into launches, rows that mix first.
 
-        Rows with a top k or a budget take passes of their own. Where copies of the rows' logits are
-        made, as many are launched as bound their memory.
+        Rows with a top k or a budget are launched separately. Launches that copy logits are split
+        to bound their memory.
         """
         ranks = _RANK.take(rows.flags & _KIND)
         if not rows.uniform:
@@ -167,7 +169,7 @@ class Steerer:
             start = stop
 
     def _tiles(self, rows: SteeredRows) -> Iterator[SteeredRows]:
-        """Rows of one launch; several where copies of all their logits would take much memory."""
+        """Splits a launch whose copies of logits would exceed ``_MOST_BYTES``."""
         copied = not self._fused or rows.any_flags & (MIXED | TOP_K | BOUNDED)
         if len(rows.index) <= self._most or not copied:
             yield rows
@@ -185,14 +187,14 @@ class Steerer:
         lm_head: Tensor | None,
         measured: bool,
     ) -> None:
-        """Steers rows in place, one launch for all, and adds the KL to their paths if measured.
+        """Steers rows in place in one launch; adds the KL to their paths if it is measured.
 
-        The KL is known when the logits are steered already. So rows with a budget are copied
-        before, and put back where it is spent.
+        The KL is known only after the logits are changed. Rows with a budget are therefore copied
+        first, and restored where the step would exceed the budget.
 
         Args:
-            logits: float32 ``[batch, |V|]``.
-            own: the same as the model gave them, in its dtype.
+            logits: logits of the batch, float32 ``[batch, |V|]``.
+            own: the same logits in the model's dtype.
         """
         index, slots, tokens, kinds, top_k = to_device(
             [rows.index, rows.slots, rows.tokens, rows.flags & (MIXED | TILTED), rows.top_k],
@@ -235,7 +237,7 @@ class Steerer:
             logits[index] = torch.where(exceeds_budget[:, None], kept, logits[index])
 
     def _begin(self, rows: SteeredRows) -> None:
-        """Has the paths of rows that draw for the first time begin where they were left."""
+        """Initialises the path KL of rows that draw their first token since taking their slot."""
         if len(rows.carried):
             begins = rows.begins.nonzero()[0]
             paths, device = self._paths, self._paths.at.device
@@ -247,9 +249,9 @@ class Steerer:
             paths.at.index_fill_(0, slots, -1)
 
     def _mixture(self, behind: Mapping[str, Tensor], weights: Tensor, base: Tensor) -> Mixture:
-        """All members, so that a launch depends on few things: Triton compiles a kernel for each.
+        """The mixture over all members; Triton compiles one kernel for each set of members.
 
-        Those that did not run have weight 0, and are not read; the base's logits stand for them.
+        Members that did not run have weight 0 and are not read; the base's logits stand in.
         """
         absent = next(iter(behind.values()), base)
         return Mixture(
@@ -266,7 +268,7 @@ class Steerer:
         limits: tuple[Tensor, int] | None,
         lm_head: Tensor | None,
     ) -> Tilt | None:
-        """What is added to the rows' logits, in factors; None if their weights are all 0."""
+        """Factors of the tilt of the rows; None if all coefficients are 0."""
         factors, tokens, start = [], [], 0
         for head in self._heads:
             columns = slice(start, start + len(head.config.rewards))
@@ -276,9 +278,9 @@ class Steerer:
                 continue
             weights = (coefficients[:, columns] * head.scale)[:, :, None]
             u = head.factors(hidden) * weights
-            if asked < part.size:  # NaN of a head's u stays out of rows that do not ask for it
+            if asked < part.size:  # keeps NaN of a head out of rows that do not use the head
                 u = torch.where(weights == 0, 0.0, u)
-            if head.config.architecture == "tied":  # all its rewards have one B, which stays as is
+            if head.config.architecture == "tied":  # all rewards of a tied head share one B
                 u = u.sum(1, keepdim=True)
             factors.append(u)
             tokens.append(_tokens(head, lm_head))
@@ -297,7 +299,7 @@ class Steerer:
 
 
 def _tokens(head: QHead, lm_head: Tensor | None) -> Tensor:
-    """B, ``[G, |V|, r]``; of a tied head the LM head's rows, in their own dtype, once for all G.
+    """B, ``[G, |V|, r]``; for a tied head the LM head ``[1, |V|, d]`` in its own dtype.
 
     Raises:
         ValueError: as ``QHead.matrix`` does.

@@ -1,8 +1,7 @@
-"""Made-up rows that ask what requests usually ask: for the kernels to be compiled, and the memory
-of a full batch to be measured, before there are any.
+"""Synthetic rows that compile the usual kernels and show vLLM the memory of a full batch.
 
-Triton compiles a kernel for the types and sizes that it is launched with, which takes seconds, so
-the launches of ``steerer`` depend on as little as possible.
+Triton compiles a kernel for each combination of argument types and sizes, which takes seconds. The
+launches of ``steerer`` therefore depend on as little as possible.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,17 +15,17 @@ from value_heads import QHead
 from value_heads.kernels import ROW_TILES
 
 _TOP_K = 2
-"""Any: the kernels know no k."""
+"""Any value: the kernels do not depend on k."""
 
 
 def usual(heads: Sequence[QHead], members: int, most: int, measured: bool) -> Iterator[SteeredRows]:
-    """Rows of each kind: mixed or not, tilted by each head, by all or by none, with a top k or not.
+    """Rows of each kind: mixed or not; tilted by one head, all or none; with a top k or not.
 
     Args:
-        heads: in the order of the policy's columns.
-        members: how many.
-        most: rows of the largest batch.
-        measured: whether they want their KL.
+        heads: Q-heads, in the order of the policies' columns.
+        members: number of members.
+        most: number of rows of the largest batch.
+        measured: whether the KL is computed.
     """
     sizes = _sizes(most)
     flag = MEASURED if measured else 0
@@ -36,13 +35,13 @@ def usual(heads: Sequence[QHead], members: int, most: int, measured: bool) -> It
     for mixed, (tilted, columns) in product((0, MIXED) if members else (0,), tilts):
         if not (mixed or tilted):
             continue
-        # Only a tilt of all tokens has its rows in tiles.
+        # Only a tilt of all tokens processes rows in tiles.
         for count in sizes if tilted == TILTED else sizes[:1]:
             yield _rows(count, mixed | tilted | flag, columns, width, members)
 
 
 def heaviest(heads: Sequence[QHead], members: int, most: int) -> SteeredRows | None:
-    """A full batch of rows that take the most memory; None where there is nothing to steer by."""
+    """A full batch of the rows that need the most memory; None without heads and members."""
     width = sum(len(head.config.rewards) for head in heads)
     flags = (MIXED if members else 0) | (TILTED | TOP_K if width else 0)
     return _rows(most, flags | BOUNDED | MEASURED, range(width), width, members) if flags else None
@@ -71,7 +70,7 @@ def _rows(count: int, flags: int, columns: Sequence[int], width: int, members: i
 
 
 def _columns(heads: Sequence[QHead]) -> list[Sequence[int]]:
-    """The columns of each head alone, and of all together."""
+    """Columns of each head alone, and of all heads."""
     made: list[Sequence[int]] = []
     start = 0
     for head in heads:
@@ -81,7 +80,7 @@ def _columns(heads: Sequence[QHead]) -> list[Sequence[int]]:
 
 
 def _sizes(most: int) -> list[int]:
-    """A number of rows for each tile that a batch of at most so many has."""
+    """One number of rows for each tile size of batches up to this size."""
     return [
         min(rows, most)
         for rows, below in zip(ROW_TILES, (0, *ROW_TILES), strict=False)

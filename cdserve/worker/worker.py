@@ -1,8 +1,8 @@
-"""vLLM's worker, which hands a step's results over before its output.
+"""vLLM's worker, extended to deliver a step's results before its output.
 
-``cdserve.worker.worker.Worker`` is the platform's own class with two methods extended. The server
-reads values once an output has arrived: so they are in the table before it is sent, and no step
-waits for them. With vLLM's asynchronous scheduling, outputs are read while the next step runs.
+``cdserve.worker.worker.Worker`` is the platform's class with two methods extended. The server reads
+values once an output has arrived, so they are written before the output is sent; no step waits for
+them. With asynchronous scheduling, vLLM reads outputs while the next step runs.
 """
 
 from typing import Any
@@ -20,11 +20,11 @@ _BASES = {
 _BASE = "vllm.v1.worker.gpu_worker.Worker"
 
 
-class _HandsOver:
-    """Mixed in before the platform's own class."""
+class _Delivering:
+    """Mixin in front of the platform's class."""
 
     def execute_model(self, scheduler_output: Any) -> Any:
-        """As vLLM's; None where the step goes on in ``sample_tokens``."""
+        """As vLLM's; None if the step continues in ``sample_tokens``."""
         return with_results(super().execute_model(scheduler_output))  # type: ignore[misc]
 
     def sample_tokens(self, grammar_output: Any) -> Any:
@@ -33,21 +33,21 @@ class _HandsOver:
 
 
 class _Output(AsyncModelRunnerOutput):  # type: ignore[misc]
-    """An output that is still on its way, and the results that it has to come after."""
+    """An output still on the device, and the number of results to deliver before it."""
 
     def __init__(self, inner: AsyncModelRunnerOutput) -> None:
         self._inner = inner
         self._results = READ_BACK.count
 
     def get_output(self) -> ModelRunnerOutput:
-        """Waits for both."""
+        """Waits for the output, then delivers the results."""
         output = self._inner.get_output()
         READ_BACK.flush(self._results)
         return output
 
 
 def with_results(output: Any) -> Any:
-    """A step's output, of which results are handed over before it is read."""
+    """Delivers a step's results before its output is read; returns the output."""
     if isinstance(output, AsyncModelRunnerOutput):
         return _Output(output)
     if output is not None:
@@ -59,5 +59,5 @@ def __getattr__(name: str) -> type:
     if name != "Worker":
         raise AttributeError(name)
     base = resolve_obj_by_qualname(_BASES.get(current_platform.device_type, _BASE))
-    globals()[name] = made = type(name, (_HandsOver, base), {"__module__": __name__})
+    globals()[name] = made = type(name, (_Delivering, base), {"__module__": __name__})
     return made

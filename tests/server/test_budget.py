@@ -10,8 +10,6 @@ from cdserve import kl
 from cdserve.api.server import AlignmentServer
 from cdserve.config import Settings
 from cdserve.errors import PolicyError
-from cdserve.launch.heads import Attached, Heads
-from value_heads import QHead, ValueHead
 
 from .wire import complete
 
@@ -85,7 +83,7 @@ def limited(most: float) -> AlignmentServer:
     settings = Settings.model_validate(
         {**sent, "presets": presets, "limits": {"max_kl_budget": most}}
     )
-    return AlignmentServer.build(settings, Heads(Attached(ValueHead), Attached(QHead)))
+    return AlignmentServer.build(settings, outputs={}, q_columns={})
 
 
 class TestOperator:
