@@ -15,6 +15,9 @@ from cdserve.worker.tickets import Destinations, Ints
 from value_heads import ValueHead
 from value_heads.kernels import PackedHeads, operations
 
+_TILE = 1024
+"""Rows that a head outside the kernels scores at once, to bound its memory."""
+
 
 class ValueScorer:
     """Scores rows with all value heads.
@@ -40,6 +43,7 @@ class ValueScorer:
         self._kernels = operations(fused=True) if fused else None
         packable = [head for head in self._heads if PackedHeads.packs(head)]
         self._packed = PackedHeads.of(packable) if self._kernels and packable else None
+        self._tiled = [head for head in self._heads if not self._packed or head not in packable]
 
     def score_last(self, hidden: torch.Tensor, valued: ValueRows) -> None:
         """Scores the prefixes that this step's logits are conditioned on.
@@ -74,8 +78,9 @@ class ValueScorer:
             self._values(hidden, rows), partial(self._tables.write, destinations, lengths)
         )
 
+    @torch.inference_mode()
     def warm_up(self, hidden: torch.Tensor) -> int:
-        """Compiles the kernels that scoring launches.
+        """Compiles the kernels that scoring launches, and allocates the memory of a tile.
 
         Args:
             hidden: as for ``score_last``, ``[rows, d]``: a view with members' states in between.
@@ -84,6 +89,8 @@ class ValueScorer:
         Returns:
             Number of variants compiled; one for each memory layout of the hidden states.
         """
+        for head in self._tiled:
+            head(hidden.new_zeros(_TILE, hidden.shape[1]))
         if self._packed is None:
             return 0
         strides = (hidden.shape[1], hidden.stride(0))
@@ -100,15 +107,21 @@ class ValueScorer:
 
         Rows are passed by index: a slice may start at an address that needs another variant.
         """
+        packed = iter(self._packed_values(hidden, rows))
+        columns = [
+            _in_tiles(head, hidden, rows) if head in self._tiled else next(packed)
+            for head in self._heads
+        ]
+        return torch.cat(columns, dim=-1)
+
+    def _packed_values(self, hidden: torch.Tensor, rows: torch.Tensor) -> list[torch.Tensor]:
+        """Values ``[N, G]`` of each head that the kernels score."""
         if self._kernels is None or self._packed is None:
-            chosen = hidden[rows]
-            return torch.cat([head(chosen) for head in self._heads], dim=-1)
-        packed, _ = self._kernels.score(hidden, rows, self._packed)
-        parts, column = [], 0
-        for head in self._heads:
-            if PackedHeads.packs(head):
-                start, column = column, column + len(head.config.rewards)
-                parts.append(packed[:, start:column])
-            else:
-                parts.append(head(hidden[rows]))
-        return torch.cat(parts, dim=-1)
+            return []
+        values, _ = self._kernels.score(hidden, rows, self._packed)
+        widths = [len(head.config.rewards) for head in self._heads if head not in self._tiled]
+        return list(values.split(widths, dim=-1))
+
+
+def _in_tiles(head: ValueHead, hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    return torch.cat([head(hidden[tile]) for tile in rows.split(_TILE)])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -20,8 +21,11 @@ from cdserve.shared_table import Ticket
 from cdserve.worker.likelihoods import Likelihoods
 from cdserve.worker.readback import ReadBack
 from cdserve.worker.request import RowTilt, WorkerRequest
+from cdserve.worker.rows import PromptRows
+from cdserve.worker.scorer import ValueScorer
 from cdserve.worker.steerer import Steerer
-from value_heads import HeadConfig, QHead
+from cdserve.worker.tickets import Destinations
+from value_heads import HeadConfig, QHead, ValueHead
 
 from .asking import Asking
 
@@ -52,6 +56,13 @@ class Peak(TorchDispatchMode):  # type: ignore[misc]
         self._alive = {k: v for k, v in self._alive.items() if not v[0].expired()}
         self.bytes = max(self.bytes, sum(size for _, size in self._alive.values()))
         return made
+
+
+class Dropped(ReadBack):
+    """Drops results: the device "meta" has none to copy."""
+
+    def submit(self, result: Tensor, deliver: object) -> None:
+        """Does nothing."""
 
 
 def tensors(tree: Any) -> list[Tensor]:
@@ -139,3 +150,36 @@ def test_log_likelihoods_stay_within_their_bound(
     kept = 2 * rows * len(models) * vocabulary
     assert kept <= peak.bytes <= 1.01 * (kept + 2.5 * 4 * 256 * vocabulary)
     assert peak.bytes <= 1.01 * measured, "vLLM measures less than a step takes"
+
+
+@pytest.mark.parametrize("tokens", [1, 1024, 1025, 16_384])
+def test_scoring_a_whole_prompt_takes_the_memory_of_a_tile(tmp_path: Path, tokens: int) -> None:
+    width, units = 4096, 2048
+    config = HeadConfig(
+        architecture="mlp",
+        rewards=("r",),
+        hidden_size=width,
+        mlp_width=units,
+        shift=(0.0,),
+        scale=(1.0,),
+        base_model="any",
+    )
+    ValueHead(config).save_pretrained(tmp_path)
+    scorer = ValueScorer([str(tmp_path)], META, False, Dropped())
+    one = np.ones(1, np.int64)
+    rows = PromptRows(
+        index=0 * one,
+        slots=0 * one,
+        tokens=tokens * one,
+        loglik_start=0 * one,
+        requests=one,
+        destinations=Destinations(-one, one, one, one),
+    )
+    hidden = torch.empty(tokens, width, dtype=torch.bfloat16, device=META)
+    with Peak() as peak:
+        scorer.warm_up(hidden)
+        measured = peak.bytes
+        scorer.score_every(hidden, rows, np.array([0, tokens]))
+    indices_and_values = 2 * (8 + 4) * tokens
+    assert peak.bytes <= measured + indices_and_values
+    assert measured <= 1024 * (2 * width + 4 * width + 3 * 4 * units)
