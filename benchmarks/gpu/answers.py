@@ -103,8 +103,8 @@ def steered_errors(reference: Reference, one: Steered, answer: Any) -> dict[str,
     path = reference.path(choice["prompt_token_ids"], tokens, one.by, temperature)
     at = torch.arange(len(tokens)), torch.tensor(tokens)
     taken = path.logits.log_softmax(-1)[at].tolist()
-    told = choice["logprobs"]["token_logprobs"]
-    found = {"logprob": largest([abs(a - b) for a, b in zip(taken, told, strict=True)])}
+    served = choice["logprobs"]["token_logprobs"]
+    found = {"logprob": largest([abs(a - b) for a, b in zip(taken, served, strict=True)])}
     if temperature == 0.0:
         behind = path.logits.max(-1).values - path.logits[at]
         found["argmax"] = largest(behind.tolist())
@@ -130,14 +130,14 @@ def score_errors(reference: Reference, text: str, score: Any) -> dict[str, float
     ids = [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
     found = reward_errors(reference.rewards(prompt, ids), score["rewards"])
     values = reference.values([*prompt, *ids])[len(prompt) :]
-    told = score["per_token"]["sentiment"]
-    every = largest([abs(a - b) for a, b in zip(values, told, strict=True)])
+    served = score["per_token"]["sentiment"]
+    every = largest([abs(a - b) for a, b in zip(values, served, strict=True)])
     return {**found, "value": largest([found["value"], every])}
 
 
-def reward_errors(exact: dict[str, float], told: dict[str, float]) -> dict[str, float]:
+def reward_errors(exact: dict[str, float], served: dict[str, float]) -> dict[str, float]:
     """Of a whole response."""
-    off = {name: abs(told[name] - exact[name]) for name in exact}
+    off = {name: abs(served[name] - exact[name]) for name in exact}
     return {"value": off["sentiment"], "log-likelihood": largest([off["fluent"], off["dpo"]])}
 
 

@@ -134,11 +134,11 @@ def _events() -> tuple[Any, Any] | None:
 
 
 def _told(step: Step) -> dict[str, float]:
-    told = {"rows": step.rows, "tokens": step.tokens, "start": step.start}
-    told["host"] = 1e3 * step.host
+    record = {"rows": step.rows, "tokens": step.tokens, "start": step.start}
+    record["host"] = 1e3 * step.host
     if step.events:
-        told["device"] = step.events[0].elapsed_time(step.events[1])
-    return told
+        record["device"] = step.events[0].elapsed_time(step.events[1])
+    return record
 
 
 class Syncs:

@@ -303,11 +303,11 @@ async def _with_prompt_logprobs(
     vLLM sends them once per choice, and loses those of a choice whose first output is merged into
     a later output of another choice. An echoed prompt would then have none.
     """
-    known: Any = None
+    logprobs: Any = None
     async with aclosing(stream):
         async for output in stream:
-            known = known or output.prompt_logprobs
-            output.prompt_logprobs = known
+            logprobs = logprobs or output.prompt_logprobs
+            output.prompt_logprobs = logprobs
             yield output
 
 

@@ -259,16 +259,16 @@ def _marker(name: str, reward: RewardModelReward) -> int:
 
 def _engine_args(name: str, reward: RewardModelReward) -> AsyncEngineArgs:
     key = f"rewards.{name}.engine"
-    given = {flag.replace("-", "_"): value for flag, value in reward.engine.items()}
-    if taken := [flag for flag in _OWN if flag in given]:
-        raise ConfigError(f"{key}.{taken[0]} is {shown(given[taken[0]])}; cdserve sets it itself")
+    flags = {flag.replace("-", "_"): value for flag, value in reward.engine.items()}
+    if taken := [flag for flag in _OWN if flag in flags]:
+        raise ConfigError(f"{key}.{taken[0]} is {shown(flags[taken[0]])}; cdserve sets it itself")
     if current_platform.is_cpu():
-        given = _CPU_DEFAULTS | given
+        flags = _CPU_DEFAULTS | flags
     parser = AsyncEngineArgs.add_cli_args(
         FlexibleArgumentParser(prog=key, add_help=False, exit_on_error=False)
     )
     try:
-        known, unknown = parser.parse_known_args(as_flags(given))
+        known, unknown = parser.parse_known_args(as_flags(flags))
     except (ArgumentError, ValueError) as error:
         raise ConfigError(f"{key}: {error}") from error
     if unknown:
@@ -283,13 +283,13 @@ def _engine_args(name: str, reward: RewardModelReward) -> AsyncEngineArgs:
 def _column(name: str, reward: RewardModelReward, labels: Mapping[int, str]) -> int:
     """Index of the reward's output."""
     asked = reward.output
-    known = ", ".join(f"{index}: {label}" for index, label in sorted(labels.items()))
+    accepted = ", ".join(f"{index}: {label}" for index, label in sorted(labels.items()))
     if asked is None and len(labels) > 1:
-        raise ConfigError(f"rewards.{name}.output is missing; the model has {known}")
-    found = [i for i, label in labels.items() if asked in (None, label, i)]
-    if not found:
-        raise ConfigError(f"rewards.{name}.output is {shown(asked)}; the model has {known}")
-    return found[0]
+        raise ConfigError(f"rewards.{name}.output is missing; the model has {accepted}")
+    matching = [i for i, label in labels.items() if asked in (None, label, i)]
+    if not matching:
+        raise ConfigError(f"rewards.{name}.output is {shown(asked)}; the model has {accepted}")
+    return matching[0]
 
 
 @contextmanager

@@ -31,8 +31,8 @@ def parse(settings: Settings, heads: Heads, flags: Sequence[str]) -> Namespace:
     cli_env_setup()
     parser = make_arg_parser(FlexibleArgumentParser(prog="cdserve serve", add_help=False))
     parser.set_defaults(shutdown_timeout=_DRAIN_SECONDS)
-    given = [*as_flags(settings.engine), *flags]
-    args: Namespace = parser.parse_args([settings.model, *given])
+    engine_flags = [*as_flags(settings.engine), *flags]
+    args: Namespace = parser.parse_args([settings.model, *engine_flags])
     args.model = args.model_tag
     validate_parsed_serve_args(args)
     if settings.served_model_name is not None and args.served_model_name is None:

@@ -125,16 +125,16 @@ class Likelihoods:
         for start in range(begin, len(tokens), SLICE):
             part = tokens[start : start + SLICE]
             end = computed + start + len(part)
-            made = logits(slice(start, start + len(part)))
-            self._prepare(made["base"])
-            sums = self._sums_of(slot, part, made, fresh=first and start == begin)
+            part_logits = logits(slice(start, start + len(part)))
+            self._prepare(part_logits["base"])
+            sums = self._sums_of(slot, part, part_logits, fresh=first and start == begin)
             of_row = np.zeros(len(sums), np.int64)
             self._sums[slot] = sums[-1] if len(sums) else 0.0
             if len(sums):
                 lengths = np.arange(end - len(sums), end) + 1
                 self._write(sums, destinations.of(of_row), lengths, known[of_row])
-            self._keep_last(slot, made)
-            self._store(slots, requests, np.array([end]), known, made)
+            self._keep_last(slot, part_logits)
+            self._store(slots, requests, np.array([end]), known, part_logits)
 
     def _goes_on(self, slots: Ints, requests: Ints, tokens: Ints) -> Masks:
         """Whether the sums in these slots belong to these requests and prefix lengths.

@@ -66,8 +66,8 @@ class _Aligned:
 
         own = getattr(super(), "get_model_state_cls", None)
         # In a container, since vLLM would ask the model for this method again.
-        found = own() if own else resolve_model_state_cls(self._vllm_config, nn.ModuleList([self]))  # type: ignore[list-item]
-        return tracked(found)
+        state = own() if own else resolve_model_state_cls(self._vllm_config, nn.ModuleList([self]))  # type: ignore[list-item]
+        return tracked(state)
 
     def load_weights(self, weights: Any) -> set[str]:
         """Loads the weights of the base and the members."""
@@ -88,8 +88,8 @@ class _Aligned:
         if step and self._values[0] is not None and (every := ROWS.prompt_value_rows()):
             starts = _row_starts()
             self._values[0].score_every(hidden, _located(every, starts, positions), starts)
-        wanted = ROWS.members() if step else None
-        states: torch.Tensor = self.members(hidden, wanted, input_ids, positions)
+        members = ROWS.members() if step else None
+        states: torch.Tensor = self.members(hidden, members, input_ids, positions)
         if step and input_ids is not None and self._likelihoods is not None and ROWS.reads_tokens:
             self._read_tokens(self._likelihoods, states, input_ids, positions)
         return states
@@ -106,22 +106,22 @@ class _Aligned:
             self._warm_up(logits, own, behind)
         if logits is None or (steered is None and logprobs is None):
             return logits
-        known: Logits | None = None
+        by_member: Logits | None = None
         if logprobs is not None and self._likelihoods is not None:
-            known = self.members.logits(behind)
-            self._likelihoods.step(logprobs, self._last, {"base": logits, **known})
+            by_member = self.members.logits(behind)
+            self._likelihoods.step(logprobs, self._last, {"base": logits, **by_member})
         if steered is None:
             return logits
-        members = self._members_of(known, behind)
+        members = self._members_of(by_member, behind)
         return self._steerer[0].steer(logits, own, steered, members, lm_head(self))
 
-    def _members_of(self, known: Logits | None, behind: torch.Tensor) -> MemberLogits:
-        """Returns members' logits of rows, from those of all rows if known."""
+    def _members_of(self, by_member: Logits | None, behind: torch.Tensor) -> MemberLogits:
+        """Returns members' logits of rows, from those of all rows if by_member."""
 
         def of(rows: torch.Tensor) -> Logits:
-            if known is None:
+            if by_member is None:
                 return self.members.logits(behind[rows])
-            return {name: z[rows] for name, z in known.items()}
+            return {name: z[rows] for name, z in by_member.items()}
 
         return of
 
@@ -132,13 +132,13 @@ class _Aligned:
         begun = time.perf_counter()
         kinds = 0 if self._values[0] is None else self._values[0].warm_up(own)
         if logits is not None:
-            known: Logits | None = None
+            by_member: Logits | None = None
             if self._likelihoods is not None:
-                known = self.members.logits(behind)
-                self._likelihoods.warm_up({"base": logits, **known})
+                by_member = self.members.logits(behind)
+                self._likelihoods.warm_up({"base": logits, **by_member})
                 text = own.new_zeros(SLICE, own.shape[1] + behind.shape[1])
                 self._likelihoods.warm_up(self._every_logits(text, slice(SLICE)))
-            members = self._members_of(known, behind)
+            members = self._members_of(by_member, behind)
             kinds += self._steerer[0].warm_up(logits, own, members, lm_head(self))
         if kinds:
             taken = time.perf_counter() - begun

@@ -15,5 +15,5 @@ def path_kl_so_far(request: WorkerRequest, prompt_length: int, tokens: int) -> t
     if request.path_kl is None or tokens <= prompt_length:
         return 0.0, 0
     READ_BACK.flush(READ_BACK.count)  # results of the last steps may still be in flight
-    found = read(request.path_kl, 2, tokens)
-    return (0.0, 0) if found is None else (float(found[0]), int(found[1]))
+    row = read(request.path_kl, 2, tokens)
+    return (0.0, 0) if row is None else (float(row[0]), int(row[1]))

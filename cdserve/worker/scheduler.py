@@ -118,8 +118,8 @@ class TailScheduler(Scheduler):  # type: ignore[misc]
         return False
 
     def _cached(self, block_hash: BlockHash) -> KVCacheBlock | None:
-        found = self.kv_cache_manager.block_pool.get_cached_block(block_hash, [_GROUP])
-        return found[_GROUP] if found else None
+        blocks = self.kv_cache_manager.block_pool.get_cached_block(block_hash, [_GROUP])
+        return blocks[_GROUP] if blocks else None
 
 
 def _continues(request: WorkerRequest | None) -> bool:

@@ -120,8 +120,8 @@ class ValueScorer:
             return []
         values, _ = self._kernels.score(hidden, rows, self._packed)
         widths = [len(head.config.rewards) for head in self._heads if head not in self._tiled]
-        return list(values.split(widths, dim=-1))
+        return list(torch.split(values, widths, dim=-1))
 
 
 def _in_tiles(head: ValueHead, hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    return torch.cat([head(hidden[tile]) for tile in rows.split(_TILE)])
+    return torch.cat([head(hidden[tile]) for tile in torch.split(rows, _TILE)])

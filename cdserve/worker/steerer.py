@@ -126,29 +126,29 @@ class Steerer:
         """
         if logits.device.type == "cpu" and not self._fused:
             return 0
-        wide, count, made = logits.float(), len(self._members), 0
+        wide, count, kinds = logits.float(), len(self._members), 0
         kept = wide.clone() if wide is logits else None
         # Once per number of rows, whether or not this worker measures: with tensor parallelism all
         # workers take part in computing the logits.
-        known: dict[int, Mapping[str, Tensor]] = {}
+        by_size: dict[int, Mapping[str, Tensor]] = {}
 
         def once(rows: Tensor) -> Mapping[str, Tensor]:
-            if len(rows) not in known:
-                known[len(rows)] = members(rows)
-            return known[len(rows)]
+            if len(rows) not in by_size:
+                by_size[len(rows)] = members(rows)
+            return by_size[len(rows)]
 
         # If another worker reports the KL, this one computes it only for rows with a budget.
         for measured in ((True,) if self._reports else (True, False)) if self._fused else ():
             for rows in usual(self._heads, count, len(wide), measured):
                 self._launch(wide, logits, hidden, rows, once, lm_head, measured)
-                made += 1
-        known.clear()
+                kinds += 1
+        by_size.clear()
         largest = heaviest(self._heads, count, len(wide))
         if largest is not None:
             self.steer(wide, hidden, largest, once, lm_head)
         if kept is not None:
             logits.copy_(kept)
-        return made
+        return kinds
 
     def _launches(self, rows: SteeredRows) -> Iterator[SteeredRows]:
         """Groups rows into launches, rows that mix first.
@@ -189,7 +189,7 @@ class Steerer:
     ) -> None:
         """Steers rows in place in one launch; adds the KL to their paths if it is measured.
 
-        The KL is known only after the logits are changed. Rows with a budget are therefore copied
+        The KL is by_size only after the logits are changed. Rows with a budget are therefore copied
         first, and restored where the step would exceed the budget.
 
         Args:
@@ -214,7 +214,7 @@ class Steerer:
         if rows.any_flags & TILTED:
             limits = (top_k, int(rows.top_k.max())) if rows.any_flags & TOP_K else None
             tilt = self._tilt(hidden[index], rows, coefficients, limits, lm_head)
-        found = self._kernels.steer(
+        statistics = self._kernels.steer(
             logits,
             index,
             mixture=mixture,
@@ -223,11 +223,11 @@ class Steerer:
             measured=measured,
             kinds=kinds,
         )
-        if found is None:
+        if statistics is None:
             return
         self._begin(rows)
         path_kl, exceeds_budget = self._kernels.charge(
-            self._paths, slots, tokens, found.kl, budgets
+            self._paths, slots, tokens, statistics.kl, budgets
         )
         if self._reports:
             self._back.submit(
@@ -288,13 +288,13 @@ class Steerer:
             return None
         if limits is None:
             return Tilt(factors=tuple(factors), tokens=tuple(tokens))
-        known = max(b.shape[1] for b in tokens)
+        size = max(b.shape[1] for b in tokens)
         top_k, most = limits
         return Tilt(
             factors=tuple(factors),
             tokens=tuple(tokens),
-            top_k=top_k.clamp(max=known),
-            most=min(most, known),
+            top_k=top_k.clamp(max=size),
+            most=min(most, size),
         )
 
 
