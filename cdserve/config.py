@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from cdserve.errors import ConfigError, shown
+from cdserve.errors import ConfigError, safe_repr
 
 _PREFIX = "CDSERVE_"
 
@@ -351,7 +351,7 @@ class Settings(_Section):
             except ValidationError as error:
                 first = error.errors(include_url=False)[0]
                 key = ".".join(["keys", name, "limits", *map(str, first["loc"])])
-                raise ValueError(f"{key} is {shown(first['input'])}: {first['msg']}") from error
+                raise ValueError(f"{key} is {safe_repr(first['input'])}: {first['msg']}") from error
         return self
 
     def limits_of(self, key: str) -> Limits:
@@ -384,7 +384,7 @@ def load(path: Path, flags: Sequence[str] = ()) -> Settings:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: {error}") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: a mapping is expected, found {shown(content)}")
+        raise ConfigError(f"{path}: a mapping is expected, found {safe_repr(content)}")
     for variable, value in os.environ.items():
         if variable.upper().startswith(_PREFIX):
             _apply(content, variable, _key(variable), value)
@@ -398,7 +398,7 @@ def load(path: Path, flags: Sequence[str] = ()) -> Settings:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])
-        found = f"{key} is {shown(first['input'])}: " if key else ""
+        found = f"{key} is {safe_repr(first['input'])}: " if key else ""
         raise ConfigError(f"{path}: {found}{first['msg']}") from error
     return _with_paths(settings, path.parent)
 
@@ -422,7 +422,7 @@ def _apply(content: dict[str, Any], source: str, key: Sequence[str], value: str)
     try:
         section[last] = yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{source} is {shown(value)}: {error}") from error
+        raise ConfigError(f"{source} is {safe_repr(value)}: {error}") from error
 
 
 def _with_paths(settings: Settings, folder: Path) -> Settings:

@@ -89,7 +89,7 @@ def shown_key(key: str, limit: int = 80) -> str:
     return text if len(text) <= limit else f"{text[:limit]}…"
 
 
-def shown(value: object, limit: int = 80) -> str:
+def safe_repr(value: object, limit: int = 80) -> str:
     """``value`` as it may stand in an error message: its repr, capped at ``limit`` characters."""
     try:
         text = repr(value)

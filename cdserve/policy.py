@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
-from cdserve.errors import PolicyError, shown, shown_key
+from cdserve.errors import PolicyError, safe_repr, shown_key
 
 FIELD = "alignment"
 MAX_REWARDS = 64
@@ -277,7 +277,7 @@ Schedule = Annotated[
 def at_most(field: str, value: int, limit: int) -> None:
     """Raises PolicyError if ``value`` is above the operator's ``limit``."""
     if value > limit:
-        raise PolicyError(f"{field} is {shown(value)}; this server accepts 1 to {limit}", field)
+        raise PolicyError(f"{field} is {safe_repr(value)}; this server accepts 1 to {limit}", field)
 
 
 def parse(
@@ -303,12 +303,14 @@ def parse(
     if isinstance(sent, str):
         if sent not in presets:
             raise PolicyError(
-                f"{FIELD} names the preset {shown(sent)}; this server has {_names(presets)}", FIELD
+                f"{FIELD} names the preset {safe_repr(sent)}; this server has {_names(presets)}",
+                FIELD,
             )
         return presets[sent]
     if not isinstance(sent, dict):
         raise PolicyError(
-            f"{FIELD} is {shown(sent)}; it takes a preset's name or an object with a method", FIELD
+            f"{FIELD} is {safe_repr(sent)}; it takes a preset's name or an object with a method",
+            FIELD,
         )
     return parse_object(sent, methods, FIELD)
 
@@ -328,7 +330,8 @@ def parse_object(
         return None
     if not isinstance(method, str) or method not in methods:
         raise PolicyError(
-            f"{field}.method is {shown(method)}; this server has {_names({'none': 0, **methods})}",
+            f"{field}.method is {safe_repr(method)}; this server has "
+            f"{_names({'none': 0, **methods})}",
             f"{field}.method",
         )
     try:
@@ -371,12 +374,12 @@ def _policy_error(error: ValidationError, policy: type[Policy], field: str) -> P
         return PolicyError(f"{where} is missing; it is required by this method", where)
     if path and path[0] == "selection":
         return PolicyError(
-            f"{where} is {shown(first['input'])}; it takes 'argmax', {{'softmax': λ}}, "
+            f"{where} is {safe_repr(first['input'])}; it takes 'argmax', {{'softmax': λ}}, "
             "{'pessimistic': β} or {'worst_case': {'lambda': λ}}, with λ and β > 0 and, of the "
             "last, at most 1e6",
             where,
         )
-    return PolicyError(f"{where} is {shown(first['input'])}: {first['msg']}", where)
+    return PolicyError(f"{where} is {safe_repr(first['input'])}: {first['msg']}", where)
 
 
 def _names(names: Mapping[str, object]) -> str:

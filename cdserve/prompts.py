@@ -7,7 +7,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from cdserve.errors import ConfigError, shown
+from cdserve.errors import ConfigError, safe_repr
 
 Prompt = str | list[dict[str, Any]]
 """A text, or the messages of a chat."""
@@ -69,11 +69,13 @@ def _parse(line: str, place: str) -> Prompt:
     try:
         found = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{place} is {shown(line)}, no JSON; it must be {_ACCEPTED}") from error
+        raise ConfigError(
+            f"{place} is {safe_repr(line)}, no JSON; it must be {_ACCEPTED}"
+        ) from error
     keys = [key for key in ("prompt", "messages") if isinstance(found, dict) and key in found]
     if len(keys) != 1:
         both = " with both" if keys else ""
-        raise ConfigError(f"{place} is {shown(found)}{both}; it must be {_ACCEPTED}")
+        raise ConfigError(f"{place} is {safe_repr(found)}{both}; it must be {_ACCEPTED}")
     prompt: Prompt = found[keys[0]]
     if not (keys == ["prompt"] and isinstance(prompt, str)):
         _check_messages(prompt, f"{place}: {keys[0]}")
@@ -82,16 +84,17 @@ def _parse(line: str, place: str) -> Prompt:
 
 def _check_messages(found: Any, place: str) -> None:
     if not isinstance(found, list) or not found:
-        raise ConfigError(f"{place} is {shown(found)}; a line must be {_ACCEPTED}")
+        raise ConfigError(f"{place} is {safe_repr(found)}; a line must be {_ACCEPTED}")
     for message in found:
         if not _is_message(message):
             raise ConfigError(
-                f"{place} has {shown(message)}; a message must be an object with role and content"
+                f"{place} has {safe_repr(message)}; a message must be an object with role and "
+                "content"
             )
     if found[-1]["role"] == "assistant":
         raise ConfigError(
-            f"{place} ends with {shown(found[-1])}; what the assistant says next is drawn, so the "
-            "last message must be another's"
+            f"{place} ends with {safe_repr(found[-1])}; what the assistant says next is drawn, so "
+            "the last message must be another's"
         )
 
 
@@ -108,9 +111,9 @@ def _encode(prompt: Prompt, number: int, tokenizer: Any) -> list[int]:
         text = text_of(prompt, tokenizer)
     except (TemplateError, ValueError, TypeError) as error:
         raise ConfigError(
-            f"prompt {number}, {shown(prompt)}: the chat template refuses it: {error}"
+            f"prompt {number}, {safe_repr(prompt)}: the chat template refuses it: {error}"
         ) from error
     ids: list[int] = tokenizer(text, add_special_tokens=isinstance(prompt, str))["input_ids"]
     if not ids:
-        raise ConfigError(f"prompt {number}, {shown(prompt)}, has no tokens; it must have some")
+        raise ConfigError(f"prompt {number}, {safe_repr(prompt)}, has no tokens; it must have some")
     return ids

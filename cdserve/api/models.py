@@ -3,7 +3,7 @@
 from typing import Any
 
 from cdserve.api.server import AlignmentServer
-from cdserve.errors import ModelError, shown
+from cdserve.errors import ModelError, safe_repr
 
 
 async def check_preset(request: Any, server: AlignmentServer, state: Any) -> None:
@@ -24,6 +24,6 @@ async def check_preset(request: Any, server: AlignmentServer, state: Any) -> Non
         base = server.settings.model_name
         known = ", ".join(f"{base}:{name}" for name in server.presets)
         raise ModelError(
-            f"model {shown(request.model)} does not exist: it is no preset of {shown(base)}, "
-            f"which has {known or 'none'}"
+            f"model {safe_repr(request.model)} does not exist: it is no preset of "
+            f"{safe_repr(base)}, which has {known or 'none'}"
         )

@@ -16,7 +16,7 @@ from vllm.sampling_params import SamplingParams
 
 from cdserve.api.server import AlignmentServer
 from cdserve.engine.context import CONTEXT_KEY, AlignmentContext
-from cdserve.errors import PolicyError, shown
+from cdserve.errors import PolicyError, safe_repr
 from cdserve.policy import FIELD
 from cdserve.worker.request import REQUEST_KEY
 
@@ -48,8 +48,8 @@ class Aligned(BaseModel):
         if preset is not None:
             if self.alignment is not None:
                 raise PolicyError(
-                    f"model {shown(self.model)} is a preset already, and {FIELD} is given too; "
-                    f"use model {shown(server.settings.model_name)} with {FIELD}",
+                    f"model {safe_repr(self.model)} is a preset already, and {FIELD} is given too; "
+                    f"use model {safe_repr(server.settings.model_name)} with {FIELD}",
                     FIELD,
                 )
             self.alignment, self.model = preset, server.settings.model_name
@@ -229,7 +229,7 @@ def _check_combination(request: Aligned, context: AlignmentContext) -> None:
     # Across blocks the accepted tokens are the candidates' prompt, which these do not look at.
     for field, value in request.output_only.items():
         raise PolicyError(
-            f"{field} is {shown(value)}; it counts output tokens only, which method {method!r} "
+            f"{field} is {safe_repr(value)}; it counts output tokens only, which method {method!r} "
             "cannot honour across blocks (repetition_penalty, which counts the whole text, can be "
             "used)",
             field,

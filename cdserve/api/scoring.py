@@ -17,7 +17,7 @@ from cdserve.api.server import AlignmentServer
 from cdserve.decoders import Score
 from cdserve.engine.aligned import AlignedEngine, salted
 from cdserve.engine.prefill import TokenSequence
-from cdserve.errors import ModelError, PolicyError, shown
+from cdserve.errors import ModelError, PolicyError, safe_repr
 from cdserve.policy import FIELD, Policy, parse_object
 from cdserve.scoring import Objective, Response
 from cdserve.worker.request import WorkerRequest
@@ -89,13 +89,13 @@ async def _check_model(request: ScoreRequest, server: AlignmentServer, state: An
     serving = state.openai_serving_completion
     if await serving._check_model(request) is not None:
         raise ModelError(
-            f"model {shown(request.model)} does not exist; this server scores with "
-            f"{shown(server.settings.model_name)}"
+            f"model {safe_repr(request.model)} does not exist; this server scores with "
+            f"{safe_repr(server.settings.model_name)}"
         )
     if request.model in serving.models.lora_requests:
         raise PolicyError(
-            f"model is the adapter {shown(request.model)}; this server scores with "
-            f"{shown(server.settings.model_name)}",
+            f"model is the adapter {safe_repr(request.model)}; this server scores with "
+            f"{safe_repr(server.settings.model_name)}",
             "model",
         )
 
@@ -210,7 +210,7 @@ def _check_token_ids(prompt: Sequence[Any]) -> None:
         if isinstance(one, int) and not 0 <= one <= _MAX_TOKEN_ID:
             where = f"prompt.{i}"
             raise PolicyError(
-                f"{where} is {shown(one)}; token ids are 0 to {_MAX_TOKEN_ID} at most", where
+                f"{where} is {safe_repr(one)}; token ids are 0 to {_MAX_TOKEN_ID} at most", where
             )
 
 
@@ -221,8 +221,8 @@ def _not_a_message(error: ValidationError, messages: Sequence[Any]) -> PolicyErr
         case ("messages", int(i), *_):
             where = f"prompt.{i}"
             return PolicyError(
-                f"{where} is {shown(messages[i])}; it takes a chat message: an object with a role, "
-                "and the content that the role takes",
+                f"{where} is {safe_repr(messages[i])}; it takes a chat message: an object with a "
+                "role, and the content that the role takes",
                 where,
             )
     return PolicyError(f"prompt is no chat: {first['msg']}", "prompt")

@@ -9,7 +9,7 @@ from cdserve.api.steering import steering
 from cdserve.config import Settings
 from cdserve.decoders import Decoder
 from cdserve.engine.context import AlignmentContext
-from cdserve.errors import ConfigError, PolicyError, shown
+from cdserve.errors import ConfigError, PolicyError, safe_repr
 from cdserve.failures import hidden
 from cdserve.policy import FIELD, BudgetedPolicy, Policy, SearchPolicy, parse, parse_object
 from cdserve.scoring import HeadOutput, ModelOutput, Objective, Reward
@@ -149,13 +149,13 @@ class AlignmentServer:
         budget, method = sent["kl_budget"], self.methods.get(str(sent.get("method")))
         if method is not None and not issubclass(method, BudgetedPolicy):
             raise PolicyError(
-                f"{FIELD}.method is {shown(sent['method'])}, which keeps no KL budget; this server "
-                f"bounds the KL at {most:g} nats",
+                f"{FIELD}.method is {safe_repr(sent['method'])}, which keeps no KL budget; this "
+                f"server bounds the KL at {most:g} nats",
                 f"{FIELD}.method",
             )
         if budget is None or (isinstance(budget, int | float) and budget > most):
             raise PolicyError(
-                f"{FIELD}.kl_budget is {shown(budget)}; this server accepts 0 to {most:g} nats",
+                f"{FIELD}.kl_budget is {safe_repr(budget)}; this server accepts 0 to {most:g} nats",
                 f"{FIELD}.kl_budget",
             )
         return sent

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from cdserve.config import Settings
-from cdserve.errors import PolicyError, shown
+from cdserve.errors import PolicyError, safe_repr
 from cdserve.policy import Mix, Tilt
 from cdserve.worker.request import RowTilt, WorkerRequest
 
@@ -49,12 +49,12 @@ def _mix(mix: Mix, settings: Settings, field: str, operator: bool) -> dict[str, 
     for name, weight in weights.items():
         if name not in known:
             raise PolicyError(
-                f"{where} names {shown(name)}; this server has {', '.join(known)}", where
+                f"{where} names {safe_repr(name)}; this server has {', '.join(known)}", where
             )
         if weight < 0 and not (operator or settings.limits.allow_negative_weights):
             raise PolicyError(
-                f"{where} gives {shown(name)} the weight {weight:g}; this server accepts weights "
-                "from 0 up (limits.allow_negative_weights is off)",
+                f"{where} gives {safe_repr(name)} the weight {weight:g}; this server accepts "
+                "weights from 0 up (limits.allow_negative_weights is off)",
                 where,
             )
     return weights
@@ -75,7 +75,7 @@ def _coefficients(
     for name in weights:
         if name not in columns:
             raise PolicyError(
-                f"{field}.rewards names {shown(name)}, which has no values of next tokens (no "
+                f"{field}.rewards names {safe_repr(name)}, which has no values of next tokens (no "
                 f"q_head); this server has them of {have}",
                 f"{field}.rewards",
             )

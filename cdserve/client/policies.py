@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from cdserve.errors import ConfigError, shown
+from cdserve.errors import ConfigError, safe_repr
 
 SWEEP = "sweep"
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
@@ -74,13 +74,13 @@ def _of_file(path: Path) -> Iterator[NamedPolicy]:
     except (OSError, UnicodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: the policies cannot be read: {error}") from error
     if not isinstance(found, dict):
-        raise ConfigError(f"{path} is {shown(found)}; it must map names to policies")
+        raise ConfigError(f"{path} is {safe_repr(found)}; it must map names to policies")
     for name, sent in found.items():
         yield from _swept(str(name), sent, f"{path}: {name}")
 
 
 def _of_argument(given: str) -> Iterator[NamedPolicy]:
-    where = f"--policy {shown(given)}"
+    where = f"--policy {safe_repr(given)}"
     if given.lstrip().startswith("{"):
         try:
             sent = json.loads(given)
@@ -98,7 +98,7 @@ def _of_argument(given: str) -> Iterator[NamedPolicy]:
     for one in fields:
         key, found, value = one.partition("=")
         if not (key and found and value):
-            raise ConfigError(f"{where} has {shown(one)}; fields are written field=value")
+            raise ConfigError(f"{where} has {safe_repr(one)}; fields are written field=value")
         values = _values(value, f"{where}: {key}")
         if key in sent or key in sent[SWEEP]:
             raise ConfigError(f"{where} has {key} twice")
@@ -115,7 +115,7 @@ def _values(written: str, where: str) -> list[Any]:
     try:
         found = yaml.safe_load(f"[{written}]")
     except yaml.YAMLError as error:
-        raise ConfigError(f"{where} is {shown(written)}, no value: {error}") from error
+        raise ConfigError(f"{where} is {safe_repr(written)}, no value: {error}") from error
     return [_number(value) for value in found]
 
 
@@ -130,12 +130,14 @@ def _swept(name: str, sent: Any, where: str) -> Iterator[NamedPolicy]:
         return
     if not isinstance(sent, dict) or not isinstance(sent.get("method"), str):
         raise ConfigError(
-            f"{where} is {shown(sent)}; a policy is a preset's name or an object with a method"
+            f"{where} is {safe_repr(sent)}; a policy is a preset's name or an object with a method"
         )
     policy = {key: value for key, value in sent.items() if key != SWEEP}
     swept = sent.get(SWEEP) or {}
     if not (isinstance(swept, Mapping) and all(isinstance(v, list) and v for v in swept.values())):
-        raise ConfigError(f"{where}: {SWEEP} is {shown(swept)}; it maps fields to lists of values")
+        raise ConfigError(
+            f"{where}: {SWEEP} is {safe_repr(swept)}; it maps fields to lists of values"
+        )
     if not swept:
         yield NamedPolicy(name, policy)
         return

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cdserve.errors import ConfigError, shown
+from cdserve.errors import ConfigError, safe_repr
 
 FILE = "settings.json"
 _LONGEST = 400
@@ -25,7 +25,7 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
     if not isinstance(settings, dict):
-        raise ConfigError(f"{path} is {shown(settings)}, no settings; name another --out")
+        raise ConfigError(f"{path} is {safe_repr(settings)}, no settings; name another --out")
     return settings
 
 
@@ -50,6 +50,6 @@ def check_settings(folder: Path, kept: Mapping[str, Any], wanted: Mapping[str, A
     for name, value in wanted.items():
         if kept.get(name) != value:
             raise ConfigError(
-                f"--out {folder} was made with {name} {shown(kept.get(name), _LONGEST)}, not "
-                f"{shown(value, _LONGEST)}; name another folder"
+                f"--out {folder} was made with {name} {safe_repr(kept.get(name), _LONGEST)}, not "
+                f"{safe_repr(value, _LONGEST)}; name another folder"
             )

@@ -10,7 +10,7 @@ from cdserve.client.answers import Sampling
 from cdserve.client.policies import NamedPolicy
 from cdserve.collection.answered import SEVERAL
 from cdserve.collection.formats import Filters
-from cdserve.errors import ConfigError, shown
+from cdserve.errors import ConfigError, safe_repr
 from cdserve.prompts import Prompt
 
 
@@ -70,7 +70,7 @@ def resolve(policy: NamedPolicy, presets: Mapping[str, Mapping[str, Any]]) -> di
     if isinstance(sent, str):
         if sent not in presets:
             raise ConfigError(
-                f"--policy {shown(sent)} names no preset; this server has "
+                f"--policy {safe_repr(sent)} names no preset; this server has "
                 f"{', '.join(presets) or 'none'}"
             )
         sent = dict(presets[sent])

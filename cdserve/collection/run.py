@@ -14,7 +14,7 @@ from cdserve.collection.ask import ask
 from cdserve.collection.card import DataSet
 from cdserve.collection.derive import derive
 from cdserve.collection.job import Job, check_formats
-from cdserve.errors import ConfigError, shown
+from cdserve.errors import ConfigError, safe_repr
 
 ANSWERS = "answers.jsonl"
 
@@ -82,9 +82,9 @@ def _check_prompts(job: Job, journal: Journal) -> None:
         index = record["index"]
         if index < len(job.prompts) and record["prompt"] != job.prompts[index]:
             raise ConfigError(
-                f"--out {job.out} has an answer to {shown(record['prompt'])} as prompt "
-                f"{index + 1}, and --prompts has {shown(job.prompts[index])} there; name another "
-                "folder"
+                f"--out {job.out} has an answer to {safe_repr(record['prompt'])} as prompt "
+                f"{index + 1}, and --prompts has {safe_repr(job.prompts[index])} there; name "
+                "another folder"
             )
 
 

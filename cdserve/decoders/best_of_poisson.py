@@ -12,7 +12,7 @@ from cdserve.decoders.candidate import Decision, Proposal
 from cdserve.decoders.registry import decoder
 from cdserve.decoders.search import search
 from cdserve.decoders.selection import Argmax
-from cdserve.errors import PolicyError, shown
+from cdserve.errors import PolicyError, safe_repr
 from cdserve.policy import FIELD, Limits, SearchPolicy
 
 CUT = 1e-6
@@ -39,8 +39,8 @@ class BestOfPoissonPolicy(SearchPolicy):
     def check_limits(self, limits: Limits) -> None:
         if self.width > limits.max_n:
             raise PolicyError(
-                f"{FIELD}.mu is {shown(self.mu)}, which draws up to {self.width} responses; this "
-                f"server accepts up to {limits.max_n}, a mu of 0 to {largest(limits.max_n)}",
+                f"{FIELD}.mu is {safe_repr(self.mu)}, which draws up to {self.width} responses; "
+                f"this server accepts up to {limits.max_n}, a mu of 0 to {largest(limits.max_n)}",
                 f"{FIELD}.mu",
             )
 

@@ -9,7 +9,7 @@ from cdserve.decoders.candidate import Decision, Proposal
 from cdserve.decoders.registry import decoder
 from cdserve.decoders.search import search
 from cdserve.decoders.selection import Beam, rule
-from cdserve.errors import PolicyError, shown
+from cdserve.errors import PolicyError, safe_repr
 from cdserve.policy import FIELD, Limits, Schedule, SelectingPolicy, at_most
 
 
@@ -51,8 +51,8 @@ class BlockwiseCDPolicy(SelectingPolicy):
                 at_most(f"{FIELD}.k.{i}", k, limits.max_k)
         if self.width > limits.max_k:
             raise PolicyError(
-                f"{FIELD}.beam_width is {shown(self.beam_width)}, which draws {self.width} blocks "
-                f"at once; this server accepts 1 to {limits.max_k}",
+                f"{FIELD}.beam_width is {safe_repr(self.beam_width)}, which draws {self.width} "
+                f"blocks at once; this server accepts 1 to {limits.max_k}",
                 f"{FIELD}.beam_width",
             )
 

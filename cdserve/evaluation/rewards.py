@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from cdserve.client.answers import Client
 from cdserve.config import PythonReward
-from cdserve.errors import ConfigError, shown
+from cdserve.errors import ConfigError, safe_repr
 from cdserve.prompts import Prompt
 from cdserve.scoring import Response, Reward, build
 
@@ -38,7 +38,7 @@ class Rewards:
         self._function = function(gold)
         for flag, name in (("--reward", self.name), ("--gold", gold)):
             if name is not None and ":" not in name and name not in found:
-                raise ConfigError(f"{flag} is {shown(name)}; the server has {names}")
+                raise ConfigError(f"{flag} is {safe_repr(name)}; the server has {names}")
         if gold == self.name:
             raise ConfigError(f"--gold is {gold}, the scoring reward itself; name another reward")
         self._names = [self.name] if gold is None or self._function else [self.name, gold]
@@ -55,7 +55,7 @@ class Rewards:
         (found,) = await client.score(prompt, [text], self._names)
         for name in self._names:
             if name not in found:
-                raise ConfigError(f"the reward {name} fails on the server for {shown(text)}")
+                raise ConfigError(f"the reward {name} fails on the server for {safe_repr(text)}")
         if self._function is None:
             return found[self.name], None if self.gold is None else found[self.gold]
         if number not in self._prompts:
@@ -68,9 +68,11 @@ class Rewards:
         try:
             (made,) = await self._function.score([response])
         except Exception as error:  # a user's function may raise anything
-            raise ConfigError(f"--gold {self.gold} fails on {shown(text)}: {error!r}") from error
+            raise ConfigError(
+                f"--gold {self.gold} fails on {safe_repr(text)}: {error!r}"
+            ) from error
         if not math.isfinite(made):
-            raise ConfigError(f"--gold {self.gold} is {made} for {shown(text)}; not finite")
+            raise ConfigError(f"--gold {self.gold} is {made} for {safe_repr(text)}; not finite")
         return made
 
 
@@ -85,7 +87,9 @@ def function(gold: str | None) -> Reward | None:
     try:
         settings = PythonReward(kind="python", callable=gold)
     except ValidationError as error:
-        raise ConfigError(f"--gold is {shown(gold)}; it must be NAME or MODULE:FUNCTION") from error
+        raise ConfigError(
+            f"--gold is {safe_repr(gold)}; it must be NAME or MODULE:FUNCTION"
+        ) from error
     try:
         return build({_FUNCTION: settings})[_FUNCTION]
     except ConfigError as error:

@@ -14,7 +14,7 @@ from cdserve.client.answers import Client
 from cdserve.client.journal import Journal
 from cdserve.client.policies import NamedPolicy
 from cdserve.client.settings import write_settings
-from cdserve.errors import ConfigError, shown
+from cdserve.errors import ConfigError, safe_repr
 from cdserve.evaluation.job import BASE, Job
 from cdserve.evaluation.markdown import markdown
 from cdserve.evaluation.plots import draw
@@ -56,15 +56,15 @@ def _resolved(policy: NamedPolicy, server: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(sent, str):
         if sent not in presets:
             raise ConfigError(
-                f"policy {shown(policy.name)}: the server has no preset {shown(sent)}; it has "
-                f"{', '.join(presets) or 'none'}. A policy that is none has fields: "
+                f"policy {safe_repr(policy.name)}: the server has no preset {safe_repr(sent)}; it "
+                f"has {', '.join(presets) or 'none'}. A policy that is none has fields: "
                 "'METHOD FIELD=VALUE ...'"
             )
         return {"preset": sent, **presets[sent]}
     if sent["method"] not in methods:
         raise ConfigError(
-            f"policy {shown(policy.name)}: the server has no method {shown(sent['method'])}; it "
-            f"has {', '.join(methods)}"
+            f"policy {safe_repr(policy.name)}: the server has no method "
+            f"{safe_repr(sent['method'])}; it has {', '.join(methods)}"
         )
     return sent
 
@@ -133,7 +133,7 @@ class _Run:
             rewards = await self.rewards.measure(self.client, number, prompt, answer.text)
         except ConfigError as error:
             raise ConfigError(
-                f"policy {shown(policy.name)}, prompt {number + 1}: {error}"
+                f"policy {safe_repr(policy.name)}, prompt {number + 1}: {error}"
             ) from error
         return record(
             answer,

@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 from cdserve.client.settings import check_settings, read_settings
-from cdserve.errors import shown
+from cdserve.errors import safe_repr
 from cdserve.evaluation.job import Job
 
 _LONGEST = 120
@@ -49,7 +49,7 @@ def check(
 
 
 def _labelled(policies: Mapping[str, Any], of: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    return {f"policy {shown(n)}": one for n, one in policies.items() if of is None or n in of}
+    return {f"policy {safe_repr(n)}": one for n, one in policies.items() if of is None or n in of}
 
 
 def journal_of(out: Path, policy: str) -> Path:

@@ -27,7 +27,7 @@ from cdserve.engine.vllm import (
     tokens_input,
     use_one_process,
 )
-from cdserve.errors import ConfigError, EngineError, RewardFailure, shown
+from cdserve.errors import ConfigError, EngineError, RewardFailure, safe_repr
 from cdserve.observability.metrics import (
     SCORER_BATCH_SIZE,
     SCORER_CACHED_TOKENS,
@@ -218,12 +218,12 @@ def _planned(name: str, reward: RewardModelReward) -> _Planned:
     try:
         config = args.create_model_config()
     except (OSError, ValueError) as error:
-        raise ConfigError(f"rewards.{name}.model is {shown(reward.model)}: {error}") from error
+        raise ConfigError(f"rewards.{name}.model is {safe_repr(reward.model)}: {error}") from error
     if reward.steps is not None:
         args.pooler_config = PoolerConfig(task="token_classify")
     elif config.score_type != "cross-encoder":  # vLLM's term for a classification head
         raise ConfigError(
-            f"rewards.{name}.model is {shown(reward.model)}, a {config.architecture}; "
+            f"rewards.{name}.model is {safe_repr(reward.model)}, a {config.architecture}; "
             "a model for sequence classification is needed"
         )
     own = getattr(config.hf_config, "dtype", None)
@@ -251,7 +251,7 @@ def _marker(name: str, reward: RewardModelReward) -> int:
     token_ids: list[int] = tokenizer.encode(reward.steps.marker, add_special_tokens=False)
     if len(token_ids) != 1:
         raise ConfigError(
-            f"rewards.{name}.steps.marker is {shown(reward.steps.marker)}, which is "
+            f"rewards.{name}.steps.marker is {safe_repr(reward.steps.marker)}, which is "
             f"{len(token_ids)} tokens of the model's; it must be one"
         )
     return token_ids[0]
@@ -261,7 +261,9 @@ def _engine_args(name: str, reward: RewardModelReward) -> AsyncEngineArgs:
     key = f"rewards.{name}.engine"
     flags = {flag.replace("-", "_"): value for flag, value in reward.engine.items()}
     if taken := [flag for flag in _OWN if flag in flags]:
-        raise ConfigError(f"{key}.{taken[0]} is {shown(flags[taken[0]])}; cdserve sets it itself")
+        raise ConfigError(
+            f"{key}.{taken[0]} is {safe_repr(flags[taken[0]])}; cdserve sets it itself"
+        )
     if current_platform.is_cpu():
         flags = _CPU_DEFAULTS | flags
     parser = AsyncEngineArgs.add_cli_args(
@@ -272,7 +274,7 @@ def _engine_args(name: str, reward: RewardModelReward) -> AsyncEngineArgs:
     except (ArgumentError, ValueError) as error:
         raise ConfigError(f"{key}: {error}") from error
     if unknown:
-        raise ConfigError(f"{key} has {shown(unknown[0])}, which is no flag of vLLM's engine")
+        raise ConfigError(f"{key} has {safe_repr(unknown[0])}, which is no flag of vLLM's engine")
     known.model = reward.model
     known.runner = "pooling"
     use_one_process(known)
@@ -288,7 +290,7 @@ def _column(name: str, reward: RewardModelReward, labels: Mapping[int, str]) -> 
         raise ConfigError(f"rewards.{name}.output is missing; the model has {accepted}")
     matching = [i for i, label in labels.items() if asked in (None, label, i)]
     if not matching:
-        raise ConfigError(f"rewards.{name}.output is {shown(asked)}; the model has {accepted}")
+        raise ConfigError(f"rewards.{name}.output is {safe_repr(asked)}; the model has {accepted}")
     return matching[0]
 
 

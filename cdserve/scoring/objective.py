@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cdserve.decoders.candidate import Score
-from cdserve.errors import PolicyError, RewardFailure, ScoringError, shown
+from cdserve.errors import PolicyError, RewardFailure, ScoringError, safe_repr
 from cdserve.failures import Details, told
 from cdserve.observability.metrics import REWARD_FAILURES
 from cdserve.policy import FIELD, Policy
@@ -156,7 +156,7 @@ def objective(
     for name in weights:
         if name not in rewards:
             raise PolicyError(
-                f"{FIELD}.rewards names {shown(name)}; "
+                f"{FIELD}.rewards names {safe_repr(name)}; "
                 f"this server has {', '.join(sorted(rewards)) or 'none'}",
                 f"{FIELD}.rewards",
             )

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from cdserve.errors import RewardFailure, shown
+from cdserve.errors import RewardFailure, safe_repr
 from cdserve.scoring.batching import Batcher
 from cdserve.scoring.ensemble import Aggregate
 from cdserve.scoring.reward import Response, Reward
@@ -142,6 +142,6 @@ def _part(part: str | Mapping[str, Any]) -> str:
     if isinstance(part, str):
         return part
     if "text" not in part:
-        kind = shown(part.get("type"))
+        kind = safe_repr(part.get("type"))
         raise RewardFailure(f"failed: a reward model reads text; a message has a part {kind}")
     return str(part["text"])

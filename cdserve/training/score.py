@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from cdserve.errors import ConfigError, shown
+from cdserve.errors import ConfigError, safe_repr
 from cdserve.scoring import Response
 from cdserve.training.collect import Collection
 from cdserve.training.job import Job
@@ -47,14 +47,14 @@ async def _reward(job: Job, name: str, response: Response) -> float:
         (found,) = await job.rewards[name].score([response])
     except Exception as error:
         raise ConfigError(
-            f"--rewards {name} failed on {shown(response.text)}: {error!r}"
+            f"--rewards {name} failed on {safe_repr(response.text)}: {error!r}"
         ) from error
     if not math.isfinite(found):
-        raise ConfigError(f"--rewards {name} is {found} for {shown(response.text)}; not finite")
+        raise ConfigError(f"--rewards {name} is {found} for {safe_repr(response.text)}; not finite")
     if job.bounds is not None and not job.bounds[0] <= found <= job.bounds[1]:
         low, high = job.bounds
         raise ConfigError(
-            f"--rewards {name} is {found:g} for {shown(response.text)}; --bounds says from {low:g} "
-            f"to {high:g}"
+            f"--rewards {name} is {found:g} for {safe_repr(response.text)}; --bounds says from "
+            f"{low:g} to {high:g}"
         )
     return found
