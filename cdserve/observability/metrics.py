@@ -1,4 +1,4 @@
-"""cdserve's own metrics, beside vLLM's on ``/metrics``."""
+"""Prometheus metrics that cdserve adds to vLLM's on ``/metrics``."""
 
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -15,119 +15,133 @@ _NATS = (0.01, 0.03, 0.1, 0.3, 1, 2, 4, 8, 15, 30, 60)
 
 GENERATE_SECONDS = Histogram(
     "cdserve_generate_seconds",
-    "Time a draw of candidates took, values computed in the engine included, in seconds.",
+    "Time to generate the candidates of a draw, in-engine values included, in seconds.",
     buckets=_SECONDS,
 )
 SCORE_SECONDS = Histogram(
     "cdserve_score_seconds",
-    "Time the rewards of a draw took after it, in seconds.",
+    "Time to compute the rewards of a draw's candidates, in seconds.",
     buckets=_SECONDS,
 )
 SELECT_SECONDS = Histogram(
     "cdserve_select_seconds",
-    "Time from a decision's scores to the decision, in seconds.",
+    "Time to select a candidate once the scores are known, in seconds.",
     buckets=(1e-5, 3e-5, 1e-4, 3e-4, 0.001, 0.003, 0.01, 0.03, 0.1),
 )
 SCORER_BATCH_SIZE = Histogram(
     "cdserve_scorer_batch_size",
-    "Responses scored together, of all requests, by a reward model.",
+    "Responses in one batch of a reward model, across requests.",
     ["reward"],
     buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
 )
-SCORER_TOKENS = Counter("cdserve_scorer_tokens", "Tokens that a reward model has read.", ["reward"])
+SCORER_TOKENS = Counter("cdserve_scorer_tokens", "Input tokens of a reward model.", ["reward"])
 SCORER_CACHED_TOKENS = Counter(
     "cdserve_scorer_cached_tokens",
-    "Those of them that its prefix cache had, of an earlier block or another candidate.",
+    "Input tokens of a reward model that its prefix cache served.",
     ["reward"],
 )
 
 RESPONSES = Counter(
     "cdserve_responses",
-    "Responses under a policy by how they ended: vLLM's finish reason, error, or cancelled.",
+    "Responses of requests with a policy, by outcome: vLLM's finish reason, error or cancelled.",
     ["method", "outcome"],
 )
 RUNNING_CANDIDATES = Gauge(
     "cdserve_running_candidates",
-    "Candidates that run in the engine.",
+    "Candidates running in the engine.",
     multiprocess_mode="livesum",
 )
 WAITING_CANDIDATES = Gauge(
     "cdserve_waiting_candidates",
-    "Candidates that wait for a slot in the engine.",
+    "Candidates waiting for a slot in the engine.",
     multiprocess_mode="livesum",
 )
 REJECTED = Counter(
     "cdserve_rejected",
-    "Requests refused with 503 or 429 before any work, by whose limit it was: server or key.",
+    "Requests rejected with 503 or 429 before any work, by the limit reached: server or key.",
     ["limit"],
 )
 DEADLINES = Counter(
-    "cdserve_deadlines_passed", "Finished responses that their deadline ended.", ["method"]
+    "cdserve_deadlines_passed", "Finished responses ended by their deadline.", ["method"]
 )
-REFUSED = Counter("cdserve_refused", "Requests whose alignment was refused with a 400.")
+REFUSED = Counter(
+    "cdserve_refused", "Requests rejected with 400 because of their alignment policy."
+)
 FIRST_BLOCK_SECONDS = Histogram(
     "cdserve_time_to_first_block_seconds",
-    "Time from a response's start in the engine to its first output, in seconds.",
+    "Time from the start of a response in the engine to its first output, in seconds.",
     ["method"],
     buckets=_SECONDS,
 )
 INTER_BLOCK_SECONDS = Histogram(
     "cdserve_inter_block_seconds",
-    "Time between two outputs of a response, in seconds: blocks, or steered tokens.",
+    "Time between two outputs (blocks or steered tokens) of a response, in seconds.",
     ["method"],
     buckets=_SECONDS,
 )
-DECISIONS = Counter("cdserve_decisions", "Decisions of finished responses.", ["method"])
-TIES = Counter("cdserve_ties", "Those of them whose two best scores were equal.", ["method"])
+DECISIONS = Counter("cdserve_decisions", "Decisions in finished responses.", ["method"])
+TIES = Counter("cdserve_ties", "Decisions in which the two highest scores were equal.", ["method"])
 LIMITED = Counter(
     "cdserve_budget_limited_decisions",
-    "Those of them that a KL budget left fewer candidates, or tokens unsteered.",
+    "Decisions with fewer candidates, or with unsteered tokens, because of a KL budget.",
     ["method"],
 )
-CANDIDATES = Counter("cdserve_candidates", "Candidates of finished responses.", ["method"])
-CANDIDATE_TOKENS = Counter("cdserve_candidate_tokens", "Tokens of the candidates.", ["method"])
+CANDIDATES = Counter(
+    "cdserve_candidates", "Candidates generated for finished responses.", ["method"]
+)
+CANDIDATE_TOKENS = Counter(
+    "cdserve_candidate_tokens", "Tokens generated for candidates of finished responses.", ["method"]
+)
 DISCARDED_TOKENS = Counter(
-    "cdserve_discarded_tokens", "Those of them in candidates that were not taken.", ["method"]
+    "cdserve_discarded_tokens",
+    "Candidate tokens that were generated and then discarded.",
+    ["method"],
 )
 SCORES = Histogram(
     "cdserve_score",
-    "Weighted sum of the rewards of finished responses.",
+    "Scores of finished responses: weighted sums of their rewards.",
     ["method"],
     buckets=_SCORES,
 )
 REWARDS = Histogram(
     "cdserve_reward",
-    "Rewards of finished responses, in units of the reward.",
+    "Rewards of finished responses, in units of each reward.",
     ["reward"],
     buckets=_SCORES,
 )
 KL_BOUND = Histogram(
-    "cdserve_kl_bound_nats", "KL bound of finished responses, in nats.", ["method"], buckets=_NATS
+    "cdserve_kl_bound_nats",
+    "Upper bounds on the KL divergence of finished responses, in nats.",
+    ["method"],
+    buckets=_NATS,
 )
 REWARD_FAILURES = Counter(
     "cdserve_reward_failures",
-    "Decisions for which a reward failed or timed out, by what the operator declared for it.",
+    "Decisions in which a reward failed or timed out, by the reward's on_failure setting.",
     ["reward", "on_failure"],
 )
 SCORER_WAIT_SECONDS = Histogram(
     "cdserve_scorer_wait_seconds",
-    "Time a response waited for its batch to begin, in seconds.",
+    "Time a response waited for its reward-model batch to start, in seconds.",
     ["reward"],
     buckets=_SECONDS,
 )
 REWARD_INFO = Gauge(
     "cdserve_reward_info",
-    "1 for each reward served.",
+    "Constant 1 for each configured reward.",
     ["reward", "kind"],
     multiprocess_mode="max",
 )
 TASKS = Gauge(
     "cdserve_tasks",
-    "Tasks of the server's event loop; what grows for ever is a leak.",
+    "Tasks in the server's event loop. Unbounded growth indicates a leak.",
     multiprocess_mode="livesum",
 )
 MEMBER_INFO = Gauge(
-    "cdserve_member_info", "1 for each member served.", ["member"], multiprocess_mode="max"
+    "cdserve_member_info",
+    "Constant 1 for each configured member model.",
+    ["member"],
+    multiprocess_mode="max",
 )
 
 
@@ -141,10 +155,10 @@ Output = TypeVar("Output", bound=_Output)
 async def observed(
     method: str, outputs: AsyncGenerator[Output, None], on_end: Callable[[str], object]
 ) -> AsyncGenerator[Output, None]:
-    """A response's outputs as they are, with their start and their end counted.
+    """Yields a response's outputs unchanged and records their timing and the outcome.
 
     Args:
-        on_end: told how it ended: vLLM's finish reason, ``error`` or ``cancelled``.
+        on_end: called once with the outcome: vLLM's finish reason, ``error`` or ``cancelled``.
     """
     last, seconds, outcome = time.perf_counter(), FIRST_BLOCK_SECONDS, "cancelled"
     try:
@@ -164,16 +178,16 @@ async def observed(
 
 
 def count(report: Mapping[str, Any], decisions: Sequence[Decision]) -> None:
-    """Counts what a finished response took, by its report and its decisions."""
+    """Adds a finished response to the counters and histograms."""
     method = report["method"]
-    taken = sum(len(d.candidate.token_ids) for d in decisions)
+    kept_tokens = sum(len(d.candidate.token_ids) for d in decisions)
     limited = sum(d.limited or d.candidate.unsteered > 0 for d in decisions)
     DECISIONS.labels(method).inc(report["decisions"])
     TIES.labels(method).inc(report["ties"])
     LIMITED.labels(method).inc(limited)
     CANDIDATES.labels(method).inc(report["candidates"])
     CANDIDATE_TOKENS.labels(method).inc(report["candidate_tokens"])
-    DISCARDED_TOKENS.labels(method).inc(report["candidate_tokens"] - taken)
+    DISCARDED_TOKENS.labels(method).inc(report["candidate_tokens"] - kept_tokens)
     SCORES.labels(method).observe(report["score"])
     for name, reward in report["rewards"].items():
         REWARDS.labels(name).observe(reward)
