@@ -1,7 +1,7 @@
 """The server's settings: one YAML file, environment variables ``CDSERVE_*``, and flags.
 
 A flag (``--set limits.max_n=8``) wins over the environment (``CDSERVE_LIMITS__MAX_N=8``), which
-wins over the file. What is not known is refused, never ignored.
+wins over the file. Unknown keys are errors.
 """
 
 import os
@@ -22,66 +22,78 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Standard(_Section):
-    """Statistics of a reward: it is weighed as (reward - mean) / std, and reported raw."""
+class Standardisation(_Section):
+    """Statistics of a reward, which enters the score as (reward - mean) / std."""
 
-    mean: float = Field(description="In units of the reward.")
-    std: float = Field(gt=0, description="In units of the reward.")
+    mean: float = Field(description="Mean, in units of the reward.")
+    std: float = Field(gt=0, description="Standard deviation, in units of the reward.")
 
 
 class _Kind(_Section):
     @property
     def models(self) -> tuple[str, ...]:
-        """Whose log-likelihoods it reads: ``base``, or members."""
+        """Models whose log-likelihoods the reward reads: ``base`` or members."""
         return ()
 
 
 class _Reward(_Kind):
-    standardise: Standard | None = Field(
-        default=None, description="It is weighed as (reward - mean) / std, and reported raw."
+    standardise: Standardisation | None = Field(
+        default=None,
+        description="Statistics to weigh the reward as (reward - mean) / std; the report has the "
+        "raw reward.",
     )
 
 
 class Fallible(_Reward):
-    """What is declared of a reward that can fail."""
+    """Settings of every reward that can fail."""
 
     on_failure: Literal["error", "skip", "base"] = Field(
         default="error",
-        description="Without it: the request fails; the other rewards decide; or none does.",
+        description="Effect of a failure. error: the request fails. skip: the other rewards "
+        "decide. base: the first candidate, a draw from the proposal, is selected.",
     )
-    timeout: float = Field(default=30, gt=0, description="Seconds for a decision's candidates.")
+    timeout: float = Field(
+        default=30, gt=0, description="Seconds for scoring the candidates of one decision."
+    )
 
 
 class ValueHeadReward(_Kind):
-    """A value head, computed inside the engine's step."""
+    """Output of a value head, computed inside the engine."""
 
     kind: Literal["value_head"]
-    path: str = Field(description="Folder of the head, as value_heads saves it.")
+    path: str = Field(description="Folder of a head that value_heads saved.")
     q_head: str | None = Field(
-        default=None, description="Folder of a Q-head of the same reward, for tokenwise_cd."
+        default=None, description="Folder of a Q-head for the same reward, for tokenwise_cd."
     )
     output: str | None = Field(
-        default=None, description="Which of the heads' rewards; needed if they have several."
+        default=None, description="Name of the head's output; required if the head has several."
     )
-    force: bool = Field(default=False, description="Attach it to another base than its own.")
-    standardise: Standard | bool = Field(
-        default=False, description="Statistics, or true for those that the head has."
+    force: bool = Field(
+        default=False,
+        description="Whether to accept a head that was trained on a different base model.",
+    )
+    standardise: Standardisation | bool = Field(
+        default=False, description="Statistics, or true for the head's own."
     )
 
 
 class LengthReward(_Reward):
-    """How close a response's length is to a target, in tokens."""
+    """Closeness of the response's length to a target, in tokens."""
 
     kind: Literal["length"]
-    target: int = Field(gt=0, description="Tokens aimed for.")
-    tolerance: int = Field(default=0, ge=0, description="Tokens off it that cost nothing.")
+    target: int = Field(gt=0, description="Target length in tokens.")
+    tolerance: int = Field(
+        default=0, ge=0, description="Deviation from the target, in tokens, without penalty."
+    )
 
 
 class RegexReward(_Reward):
-    """1 where a pattern is found in a finished response, else 0."""
+    """1 if a finished response matches a pattern, else 0."""
 
     kind: Literal["regex"]
-    pattern: str = Field(description="A regular expression of Python's, searched for anywhere.")
+    pattern: str = Field(
+        description="Python regular expression; it may match anywhere in the response."
+    )
 
     @field_validator("pattern")
     @classmethod
@@ -89,21 +101,23 @@ class RegexReward(_Reward):
         try:
             re.compile(pattern)
         except re.error as error:
-            raise ValueError(f"no regular expression: {error}") from error
+            raise ValueError(f"not a regular expression: {error}") from error
         return pattern
 
 
 class JsonValidReward(_Reward):
-    """1 where a finished response is one JSON value, else 0."""
+    """1 if a finished response is one JSON value, else 0."""
 
     kind: Literal["json_valid"]
 
 
 class LogLikReward(_Reward):
-    """log p of the response under a member or the base, in nats, computed inside the engine."""
+    """log p of the response under a member or the base model, in nats, computed in the engine."""
 
     kind: Literal["loglik"]
-    member: str = Field(default="base", description="A member, or the base.")
+    member: str = Field(
+        default="base", description="Name of a member, or base for the served model."
+    )
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -111,12 +125,14 @@ class LogLikReward(_Reward):
 
 
 class LogRatioReward(_Reward):
-    """beta log p_tuned / p_reference of the response, computed inside the engine."""
+    """beta log(p_tuned / p_reference) of the response, computed in the engine."""
 
     kind: Literal["log_ratio"]
-    tuned: str = Field(description="A member, or the base.")
-    reference: str = Field(default="base", description="A member, or the base.")
-    beta: float = Field(default=1.0, gt=0, description="Units of the reward a nat.")
+    tuned: str = Field(description="Name of the tuned model: a member or base.")
+    reference: str = Field(
+        default="base", description="Name of the reference model: a member or base."
+    )
+    beta: float = Field(default=1.0, gt=0, description="Reward units per nat.")
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -124,94 +140,111 @@ class LogRatioReward(_Reward):
 
 
 class PythonReward(Fallible):
-    """A function ``(prompt, response) -> float`` of the operator's, of any importable module."""
+    """A Python function ``(prompt, response) -> float`` from any importable module."""
 
     kind: Literal["python"]
-    callable: str = Field(pattern=r"^\w+(\.\w+)*:\w+$", description="module:function")
+    callable: str = Field(
+        pattern=r"^\w+(\.\w+)*:\w+$", description="Function to import, as module:function."
+    )
     prefixes: bool = Field(
         default=False,
-        description="Whether to score unfinished responses: the function is given the text so far.",
+        description="Whether to score unfinished responses, by calling the function with the text "
+        "so far.",
     )
 
 
 class JudgeReward(Fallible):
-    """The grade that a model behind an OpenAI-compatible endpoint gives a finished response."""
+    """Grade of a finished response by a model behind an OpenAI-compatible endpoint."""
 
     kind: Literal["judge"]
-    url: str = Field(pattern=r"^https?://", description="Up to and including /v1.")
-    model: str = Field(description="The model's name there.")
-    rubric: str = Field(description="The question; {prompt} and {response} stand for themselves.")
-    scale: tuple[float, float] = Field(default=(1, 10), description="Least and greatest grade.")
-    api_key_env: str | None = Field(
-        default=None, description="The environment variable that holds the key."
+    url: str = Field(pattern=r"^https?://", description="Base URL of the endpoint, including /v1.")
+    model: str = Field(description="Model id at the endpoint.")
+    rubric: str = Field(
+        description="Question to the judge; {prompt} and {response} are replaced by the texts."
     )
-    concurrency: int = Field(default=8, ge=1, description="Questions at once, of all requests.")
-    retries: int = Field(default=2, ge=0, description="Of attempts that fail.")
-    max_tokens: int = Field(default=512, ge=1, description="Of an answer.")
+    scale: tuple[float, float] = Field(default=(1, 10), description="Lowest and highest grade.")
+    api_key_env: str | None = Field(
+        default=None, description="Environment variable that holds the endpoint's API key."
+    )
+    concurrency: int = Field(
+        default=8, ge=1, description="Maximum concurrent questions, across requests."
+    )
+    retries: int = Field(default=2, ge=0, description="Retries after a failed attempt.")
+    max_tokens: int = Field(
+        default=512, ge=1, description="Maximum length of the judge's answer, in tokens."
+    )
 
     @field_validator("rubric")
     @classmethod
-    def _shows_the_response(cls, rubric: str) -> str:
+    def _rubric_has_response(cls, rubric: str) -> str:
         if "{response}" not in rubric:
-            raise ValueError("it must hold {response}")
+            raise ValueError("it must contain {response}")
         return rubric
 
     @field_validator("scale")
     @classmethod
-    def _rises(cls, scale: tuple[float, float]) -> tuple[float, float]:
+    def _scale_increases(cls, scale: tuple[float, float]) -> tuple[float, float]:
         if not scale[0] < scale[1]:
-            raise ValueError("its first number must be below its second")
+            raise ValueError("the first number must be below the second")
         return scale
 
 
 class Steps(_Section):
-    """How a process reward model reads a response: step by step, with a marker after each."""
+    """Step-by-step scoring by a process reward model."""
 
-    marker: str = Field(description="The token at which the model gives a step's reward.")
-    separator: str = Field(default="\n\n", min_length=1, description="What steps end with.")
+    marker: str = Field(
+        description="Token placed after each step; the model's output there is the step's reward."
+    )
+    separator: str = Field(default="\n\n", min_length=1, description="Text that ends a step.")
     aggregate: Literal["last", "min", "mean", "product"] = Field(
-        default="min", description="What makes one reward of the steps'."
+        default="min", description="How the rewards of the steps are aggregated."
     )
     probability: bool = Field(
         default=True,
-        description="Of the label, by softmax over the labels, or by sigmoid of the only one; "
-        "else its raw output.",
+        description="Whether a step's reward is the label's probability (softmax over the labels, "
+        "or sigmoid of a single one) instead of the raw output.",
     )
 
 
 class RewardModelReward(Fallible):
-    """An output of a sequence-classification model, which an engine of its own serves."""
+    """Output of a sequence-classification model, served by a separate vLLM engine."""
 
     kind: Literal["reward_model"]
-    model: str = Field(description="Folder, or name on the Hub.")
+    model: str = Field(description="Model folder or Hub name.")
     output: int | str | None = Field(
-        default=None, description="Index or label; needed if the model has several."
+        default=None, description="Index or label of the output; required if the model has several."
     )
     prefixes: bool = Field(
         default=False,
-        description="Whether to score unfinished responses, which few such models are trained on.",
+        description="Whether to score unfinished responses. Few reward models are trained on them.",
     )
-    steps: Steps | None = Field(default=None, description="For a process reward model.")
-    max_batch: int = Field(default=32, ge=1, description="Responses scored at once.")
+    steps: Steps | None = Field(
+        default=None, description="Step-by-step scoring, for a process reward model."
+    )
+    max_batch: int = Field(default=32, ge=1, description="Maximum responses per batch.")
     max_wait: float = Field(
-        default=0.005, ge=0, description="Seconds that a batch waits to be fuller."
+        default=0.005, ge=0, description="Maximum seconds to wait for a batch to fill."
     )
-    engine: dict[str, Any] = Field(default_factory=dict, description="vLLM flags.")
+    engine: dict[str, Any] = Field(
+        default_factory=dict, description="vLLM flags of the reward model's engine."
+    )
 
 
 class LowerBound(_Section):
-    """mean - c · std of an ensemble."""
+    """Lower confidence bound of an ensemble: mean - c · std."""
 
-    lcb: float = Field(ge=0, description="c, how much disagreement counts against a response.")
+    lcb: float = Field(ge=0, description="c, the penalty on disagreement between the rewards.")
 
 
 class EnsembleReward(Fallible):
-    """Other rewards as one; it fails where one of them does."""
+    """Aggregate of other rewards; fails if any of them fails."""
 
     kind: Literal["ensemble"]
-    of: list[str] = Field(min_length=2, description="Names of other rewards, not ensembles.")
+    of: list[str] = Field(
+        min_length=2, description="Names of the aggregated rewards; ensembles are not allowed."
+    )
     aggregate: Literal["mean", "median", "min"] | LowerBound = Field(
-        default="mean", description="What makes one of them; each enters standardised."
+        default="mean", description="How the standardised rewards are aggregated."
     )
 
 
@@ -231,18 +264,22 @@ Reward = Annotated[
 
 
 class Limits(_Section):
-    """The operator's bounds on what one request may ask for."""
+    """Limits on a single request."""
 
-    max_n: int = Field(default=64, ge=1, description="Candidates of best-of-n.")
-    max_k: int = Field(default=32, ge=1, description="Candidates a block.")
+    max_n: int = Field(
+        default=64, ge=1, description="Maximum whole responses drawn for each one returned."
+    )
+    max_k: int = Field(default=32, ge=1, description="Maximum candidates per block.")
     max_candidate_tokens: int = Field(
-        default=65536, ge=1, description="Candidates × max_tokens × answers of a request."
+        default=65536,
+        ge=1,
+        description="Maximum of candidates × max_tokens × answers (prompts × n) of a request.",
     )
     max_kl_budget: float | None = Field(
         default=None,
         ge=0,
-        description="Nats that the KL bound of any answer to a request may reach, presets apart; "
-        "methods that keep no budget are refused. None for no such limit.",
+        description="Maximum KL bound of a response, in nats, for policies that are not presets; "
+        "methods without a KL budget are rejected. No limit if null.",
     )
     allow_negative_weights: bool = Field(
         default=False, description="Whether requests may give members negative weights."
@@ -250,101 +287,124 @@ class Limits(_Section):
 
 
 class Admission(_Section):
-    """How many candidates, of all requests, the server takes on."""
+    """Limits on all requests together."""
 
     max_running: int | None = Field(
         default=None,
         ge=1,
-        description="Candidates in the engine at once, shared evenly between requests. None: three "
-        "quarters of its max_num_seqs, so that plain requests find room.",
+        description="Maximum candidates in the engine, shared evenly between requests. If null, "
+        "three quarters of the engine's max_num_seqs, which leaves room for plain requests.",
     )
     max_waiting: int = Field(
         default=8192,
         ge=0,
-        description="Candidates that may wait for the engine; requests with more are a 503.",
+        description="Maximum candidates that wait for the engine. A request beyond it gets a 503.",
     )
-    max_body_bytes: int = Field(default=64 << 20, ge=1, description="Of a request; else a 413.")
+    max_body_bytes: int = Field(
+        default=64 << 20,
+        ge=1,
+        description="Maximum size of a request body, in bytes. A larger one gets a 413.",
+    )
 
 
 class Key(_Section):
-    """What the holder of an API key may do; what is not said is as for everybody."""
+    """Permissions and limits of one API key; the server-wide ones apply where absent."""
 
-    api_key_env: str = Field(min_length=1, description="Environment variable that holds the key.")
-    methods: list[str] | None = Field(default=None, description="That requests may name.")
-    presets: list[str] | None = Field(default=None, description="That requests may name.")
+    api_key_env: str = Field(
+        min_length=1, description="Environment variable that holds the API key."
+    )
+    methods: list[str] | None = Field(
+        default=None, description="Methods that requests with this key may use; all if null."
+    )
+    presets: list[str] | None = Field(
+        default=None, description="Presets that requests with this key may use; all if null."
+    )
     limits: dict[str, Any] = Field(
-        default_factory=dict, description="Those of the server's limits that differ."
+        default_factory=dict, description="Overrides of the server-wide limits."
     )
     max_candidates: int | None = Field(
-        default=None, ge=1, description="Candidates that its requests may hold at once; else a 429."
+        default=None,
+        ge=1,
+        description="Maximum candidates of all running requests with this key. A request beyond "
+        "it gets a 429.",
     )
 
 
 class Settings(_Section):
-    """Everything an operator sets beside vLLM's own flags."""
+    """All settings of the server, except vLLM's own flags."""
 
-    model: str = Field(description="Folder, or name on the Hub.")
+    model: str = Field(description="Model folder or Hub name.")
     served_model_name: str | None = Field(
-        default=None, description="The model's id on the wire; the model itself if absent."
+        default=None, description="Model id in the API; the value of model if null."
     )
     rewards: dict[str, Reward] = Field(
-        default_factory=dict, description="What requests may decode towards, by name."
+        default_factory=dict, description="Rewards that requests may name."
     )
     default_reward: str | None = Field(
-        default=None, description="That of policies which name no rewards."
+        default=None, description="Reward used by policies that do not name one."
     )
     members: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][\w-]*$")], str] = Field(
-        default_factory=dict, description="Models to mix with the base: local or Hub paths."
+        default_factory=dict,
+        description="Auxiliary models to mix with the base model, by name: folders or Hub names.",
     )
     presets: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
-        description="Policies by name: for `alignment`, and as model ids MODEL:NAME.",
+        description="Policies by name, usable in `alignment` and as model ids MODEL:NAME.",
     )
-    limits: Limits = Field(default=Limits(), description="Of one request.")
-    admission: Admission = Field(default=Admission(), description="Of all requests together.")
+    limits: Limits = Field(default=Limits(), description="Limits on a single request.")
+    admission: Admission = Field(
+        default=Admission(), description="Limits on all requests together."
+    )
     keys: dict[str, Key] = Field(
-        default_factory=dict, description="API keys with bounds of their own, beside --api-key."
+        default_factory=dict,
+        description="API keys with permissions and limits of their own, by name, in addition to "
+        "vLLM's --api-key.",
     )
     decoders: list[str] = Field(
         default_factory=list,
-        description="Third-party decoders to load, by their names in the entry-point group "
+        description="Third-party decoders to load, by name in the entry-point group "
         "cdserve.decoders.",
     )
     keep_alive: float = Field(
-        default=5.0, gt=0, description="Seconds between comments on a silent aligned stream."
+        default=5.0,
+        gt=0,
+        description="Seconds between keep-alive comments on a silent stream of a request with a "
+        "policy.",
     )
     kernels: bool = Field(
         default=True,
-        description="Whether Triton kernels score, tilt and mix on a GPU; off, PyTorch does.",
+        description="Whether Triton kernels score, tilt and mix on a GPU, instead of PyTorch.",
     )
-    playground: bool = Field(default=True, description="Whether GET /playground is served.")
+    playground: bool = Field(default=True, description="Whether to serve GET /playground.")
     error_details: Literal["log", "client"] = Field(
         default="log",
-        description="Who is told the text of an exception in a reward or a decoder: the server's "
-        "log alone, or the client too.",
+        description="Where the text of an exception in a reward or a decoder goes: to the server's "
+        "log only, or to the client as well.",
     )
-    engine: dict[str, Any] = Field(default_factory=dict, description="vLLM flags.")
+    engine: dict[str, Any] = Field(
+        default_factory=dict, description="vLLM flags of the served model's engine."
+    )
 
     @field_validator("members")
     @classmethod
-    def _base_is_taken(cls, members: dict[str, str]) -> dict[str, str]:
+    def _no_member_named_base(cls, members: dict[str, str]) -> dict[str, str]:
         if "base" in members:
             raise ValueError("'base' is the served model itself; give the member another name")
         return members
 
     @model_validator(mode="after")
-    def _likelihoods_are_of_members(self) -> "Settings":
+    def _likelihood_models_exist(self) -> "Settings":
         known = ["base", *self.members]
         for name, reward in self.rewards.items():
             for model in reward.models:
                 if model not in known:
                     raise ValueError(
-                        f"rewards.{name} names the member {model!r}; there is {', '.join(known)}"
+                        f"rewards.{name} names the member {model!r}; members: {', '.join(known)}"
                     )
         return self
 
     @model_validator(mode="after")
-    def _limits_of_keys_are_limits(self) -> "Settings":
+    def _limits_of_keys_are_valid(self) -> "Settings":
         for name in self.keys:
             try:
                 self.limits_of(name)
@@ -355,17 +415,17 @@ class Settings(_Section):
         return self
 
     def limits_of(self, key: str) -> Limits:
-        """The limits of the holder of a key."""
+        """Limits that apply to requests with a key."""
         return Limits.model_validate(self.limits.model_dump() | self.keys[key].limits)
 
     @property
     def likelihoods(self) -> list[str]:
-        """Models whose log-likelihoods rewards read: ``base``, and members."""
+        """Models whose log-likelihoods the rewards read: ``base`` and members, sorted."""
         return sorted({model for reward in self.rewards.values() for model in reward.models})
 
     @property
     def model_name(self) -> str:
-        """The base model's id on the wire."""
+        """Model id of the base model in the API."""
         return self.served_model_name or self.model
 
 
@@ -377,29 +437,30 @@ def load(path: Path, flags: Sequence[str] = ()) -> Settings:
         flags: ``key.key=value`` pairs, values in YAML.
 
     Raises:
-        ConfigError: naming the key, the value and what is accepted.
+        ConfigError: the file cannot be read or a setting is invalid; the message names the key,
+            the value and what is accepted.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: {error}") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: a mapping is expected, found {safe_repr(content)}")
+        raise ConfigError(f"{path}: expected a mapping, got {safe_repr(content)}")
     for variable, value in os.environ.items():
         if variable.upper().startswith(_PREFIX):
             _apply(content, variable, _key(variable), value)
     for flag in flags:
         key, separator, value = flag.partition("=")
         if not separator:
-            raise ConfigError(f"--set {flag}: key=value is expected")
+            raise ConfigError(f"--set {flag}: expected key=value")
         _apply(content, f"--set {key}", key.split("."), value)
     try:
         settings = Settings.model_validate(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])
-        found = f"{key} is {safe_repr(first['input'])}: " if key else ""
-        raise ConfigError(f"{path}: {found}{first['msg']}") from error
+        value = f"{key} is {safe_repr(first['input'])}: " if key else ""
+        raise ConfigError(f"{path}: {value}{first['msg']}") from error
     return _with_paths(settings, path.parent)
 
 
@@ -407,18 +468,18 @@ def _key(variable: str) -> list[str]:
     key = variable.upper().removeprefix(_PREFIX).lower().split("__")
     if key[0] not in Settings.model_fields:
         known = ", ".join(sorted(f"{_PREFIX}{name.upper()}" for name in Settings.model_fields))
-        raise ConfigError(f"{variable} is not known; settings: {known}")
+        raise ConfigError(f"{variable} is not a setting; settings: {known}")
     return key
 
 
 def _apply(content: dict[str, Any], source: str, key: Sequence[str], value: str) -> None:
-    """Lays one value, in YAML, over the settings."""
+    """Sets one value, given in YAML, in place."""
     *parents, last = key
     section = content
     for parent in parents:
         section = section.setdefault(parent, {})
         if not isinstance(section, dict):
-            raise ConfigError(f"{source}: {parent} holds a value, not a section")
+            raise ConfigError(f"{source}: {parent} is a value, not a section")
     try:
         section[last] = yaml.safe_load(value)
     except yaml.YAMLError as error:
@@ -426,7 +487,7 @@ def _apply(content: dict[str, Any], source: str, key: Sequence[str], value: str)
 
 
 def _with_paths(settings: Settings, folder: Path) -> Settings:
-    """Relative paths that exist under ``folder``, made absolute; hub names stay as they are."""
+    """The settings with absolute paths where ``folder`` has the path; Hub names stay unchanged."""
 
     def resolved(value: str) -> str:
         return str((folder / value).resolve()) if (folder / value).exists() else value
@@ -434,8 +495,8 @@ def _with_paths(settings: Settings, folder: Path) -> Settings:
     def with_paths(reward: Reward) -> Reward:
         match reward:
             case ValueHeadReward(path=path, q_head=q_head):
-                found = {"path": resolved(path), "q_head": q_head and resolved(q_head)}
-                return reward.model_copy(update=found)
+                paths = {"path": resolved(path), "q_head": q_head and resolved(q_head)}
+                return reward.model_copy(update=paths)
             case RewardModelReward(model=model):
                 return reward.model_copy(update={"model": resolved(model)})
         return reward

@@ -122,7 +122,7 @@ class TestFlags:
         ("flag", "named"),
         [
             ("limits.max_n", "key=value"),
-            ("model.x=1", "model holds a value"),
+            ("model.x=1", "model is a value"),
             ("modell=m", "modell is 'm'"),
             ("limits.max=1", "limits.max is 1"),
             ("limits.max_n=0", "limits.max_n is 0"),
@@ -211,11 +211,11 @@ class TestRefused:
             (
                 "model: m\nmembers: {t: x}\n"
                 "rewards: {a: {kind: log_ratio, tuned: t, reference: r}}",
-                "names the member 'r'; there is base, t",
+                "names the member 'r'; members: base, t",
             ),
             ("model: m\nmembers: {base: x}", "'base' is the served model itself"),
             ("model: m\nmembers: {'0': x}", "members.0"),
-            ("- model: m", "a mapping is expected"),
+            ("- model: m", "expected a mapping"),
             ("model: [", "cdserve.yaml"),
         ],
     )

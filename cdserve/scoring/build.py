@@ -127,9 +127,9 @@ def _ensemble(name: str, settings: config.EnsembleReward, others: Mapping[str, R
 def _terms(settings: config.Reward, head: HeadOutput | None) -> Terms:
     standard = settings.standardise
     if standard is True and head is not None:
-        standard = config.Standard(mean=head.shift, std=head.scale)
+        standard = config.Standardisation(mean=head.shift, std=head.scale)
     terms = Terms()
-    if isinstance(standard, config.Standard):
+    if isinstance(standard, config.Standardisation):
         terms = replace(terms, mean=standard.mean, std=standard.std)
     if isinstance(settings, config.Fallible):
         terms = replace(terms, on_failure=settings.on_failure, timeout=settings.timeout)

@@ -171,8 +171,8 @@ async def test_the_key_is_in_the_environment(
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"rubric": "How good is it?"}, "it must hold {response}"),
-        ({"scale": [5, 1]}, "its first number must be below its second"),
+        ({"rubric": "How good is it?"}, "it must contain {response}"),
+        ({"scale": [5, 1]}, "the first number must be below the second"),
         ({"url": "judge:8000"}, "url"),
     ],
 )

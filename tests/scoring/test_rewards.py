@@ -123,7 +123,7 @@ class TestText:
         assert not reward.prefixes
 
     def test_a_pattern_that_is_none(self) -> None:
-        with pytest.raises(ValidationError, match="no regular expression: unterminated"):
+        with pytest.raises(ValidationError, match="not a regular expression: unterminated"):
             config.RegexReward(kind="regex", pattern="[")
 
     @pytest.mark.parametrize(
