@@ -1,7 +1,7 @@
-"""The alignment policy: what a client may ask for in the ``alignment`` field.
+"""Alignment policies: the content of a request's ``alignment`` field.
 
-A policy class names its method's parameters; ``parse`` turns what came over the wire into one, and
-every message names the field, the value and what is accepted.
+A policy class declares the parameters of its method. ``parse`` validates the field of a request
+into one; every error names the field, the value and what is accepted.
 """
 
 import math
@@ -22,7 +22,7 @@ Report = Literal["none", "summary", "trace"]
 
 
 class Limits(Protocol):
-    """The operator's limits, as ``config.Limits`` holds them."""
+    """The operator's limits, as in ``config.Limits``."""
 
     max_n: int
     max_k: int
@@ -34,29 +34,33 @@ class _Object(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class Sent(_Object):
-    """What every object that names a method and rewards has."""
+class RewardedMethod(_Object):
+    """Base of all objects that name a method and rewards."""
 
     method: str
     rewards: dict[str, Weight] | None = Field(
         default=None,
         min_length=1,
         max_length=MAX_REWARDS,
-        description="Weight of each reward; the server's default reward if absent.",
+        description="Weight of each reward; the server's default reward with weight 1 if absent.",
     )
 
 
 class Mixture(_Object):
-    """A geometric mixture: weights that sum to 1. Multi-objective decoding (arXiv 2406.18853)."""
+    """Geometric mixture with weights that sum to 1: multi-objective decoding (arXiv 2406.18853)."""
 
     kind: Literal["mixture"]
-    weights: dict[str, Weight] = Field(min_length=1, description="Of members, and of base.")
+    weights: dict[str, Weight] = Field(
+        min_length=1, description="Weight of each model: members and base."
+    )
     reference: str | None = Field(
-        default=None, description="Takes what the weights lack to 1; if absent they must sum to 1."
+        default=None,
+        description="Model that takes 1 minus the sum of the weights; if absent, the weights must "
+        "sum to 1.",
     )
 
     def resolved(self) -> dict[str, float]:
-        """Raw weights."""
+        """Weight of each model."""
         rest = 1.0 - math.fsum(self.weights.values())
         if self.reference is not None:
             return _summed(self.weights, {self.reference: rest})
@@ -69,30 +73,30 @@ class Mixture(_Object):
 
 
 class Rescale(_Object):
-    """A tuned model's KL penalty beta changed to beta': reference + beta / beta' (tuned - it)."""
+    """KL penalty beta of a tuned model changed to beta': ref + beta / beta' (tuned - ref)."""
 
     kind: Literal["rescale"]
-    tuned: str = Field(description="The member that was tuned.")
-    reference: str = Field(default="base", description="What it was tuned from.")
+    tuned: str = Field(description="The tuned model.")
+    reference: str = Field(default="base", description="Model that the tuned one was trained from.")
     ratio: float = Field(gt=0, le=1e6, description="beta / beta'; 1 is the tuned model.")
 
     def resolved(self) -> dict[str, float]:
-        """Raw weights."""
+        """Weight of each model."""
         return _summed({self.reference: 1.0 - self.ratio}, {self.tuned: self.ratio})
 
 
 class Proxy(_Object):
-    """Proxy tuning: base + alpha (tuned - reference), a smaller pair's shift (arXiv 2401.08565)."""
+    """Proxy tuning by a smaller pair: base + alpha (tuned - reference) (arXiv 2401.08565)."""
 
     kind: Literal["proxy"]
-    tuned: str = Field(description="The member that was tuned.")
-    reference: str = Field(description="The member that it was tuned from.")
+    tuned: str = Field(description="The tuned model.")
+    reference: str = Field(description="Model that the tuned one was trained from.")
     alpha: float = Field(
-        default=1.0, ge=-1e6, le=1e6, description="How much of their difference is added."
+        default=1.0, ge=-1e6, le=1e6, description="Strength of the shift from reference to tuned."
     )
 
     def resolved(self) -> dict[str, float]:
-        """Raw weights."""
+        """Weight of each model."""
         return _summed({"base": 1.0, self.tuned: self.alpha}, {self.reference: -self.alpha})
 
 
@@ -108,22 +112,27 @@ Recipe = Annotated[Mixture | Rescale | Proxy, Field(discriminator="kind")]
 
 
 class Mix(_Object):
-    """Next tokens drawn in proportion to the product of members' p_i(z|s)^w_i.
+    """Sampling of each token in proportion to the product of p_i(z|s)^w_i over the models.
 
     Logit mixing: multi-objective decoding (arXiv 2406.18853), proxy tuning (arXiv 2401.08565).
     """
 
     method: Literal["logit_mixing"]
     weights: dict[str, Weight] | None = Field(
-        default=None, min_length=1, max_length=MAX_REWARDS, description="Of members, and of base."
+        default=None,
+        min_length=1,
+        max_length=MAX_REWARDS,
+        description="Weight of each model: members and base.",
     )
-    recipe: Recipe | None = Field(default=None, description="Weights by a named recipe instead.")
+    recipe: Recipe | None = Field(
+        default=None, description="Recipe that gives the weights, instead of weights."
+    )
 
     def resolved(self) -> dict[str, float]:
-        """Raw weights, zeros left out.
+        """Weight of each model, without zeros.
 
         Raises:
-            ValueError: neither or both of weights and recipe are given, or nothing is left.
+            ValueError: neither or both of weights and recipe are given, or all weights are 0.
         """
         if (self.weights is None) == (self.recipe is None):
             raise ValueError("one of weights and recipe is required, and not both")
@@ -134,69 +143,78 @@ class Mix(_Object):
         return weights
 
 
-class Tilt(Sent):
-    """Next tokens drawn in proportion to p(z|s) exp(Q(s, z) / beta), with Q the weighted rewards'.
+class Tilt(RewardedMethod):
+    """Sampling of each token in proportion to p(z|s) exp(Q(s, z) / beta), Q the weighted Q-heads.
 
     Token-wise controlled decoding (arXiv 2310.17022, equation 2).
     """
 
     method: Literal["tokenwise_cd"]
     beta: float = Field(
-        ge=1e-6, le=1e12, description="Strength of the base model, in units of the reward."
+        ge=1e-6, le=1e12, description="Strength of the base model, in reward units per nat."
     )
     top_k: int | None = Field(
         default=None,
         ge=1,
-        description="Tilt the k most likely tokens only, about their mean; all if absent.",
+        description="Tilt only the k most likely tokens, by Q minus its mean over them; all if "
+        "absent.",
     )
-    proposal: Mix | None = Field(default=None, description="p, if not the base model's.")
+    proposal: Mix | None = Field(
+        default=None, description="Distribution p that is tilted; the base model's if absent."
+    )
 
 
-class Policy(Sent):
-    """Base of every method's policy."""
+class Policy(RewardedMethod):
+    """Base of the policies of all methods."""
 
-    report: Report = Field(default="summary", description="How much the answer says of its making.")
+    report: Report = Field(
+        default="summary", description="How much detail the `alignment` report contains."
+    )
     deadline_ms: int | None = Field(
         default=None,
         ge=1,
         le=86_400_000,
-        description="Milliseconds from the request's arrival after which nothing more is drawn: "
-        "the best of what there is then is the answer.",
+        description="Deadline in milliseconds from the request's arrival. Generation stops there "
+        "and the best candidate so far is the response.",
     )
 
     scores_prefixes: ClassVar[bool] = False
-    """Whether the method needs rewards of unfinished responses."""
+    """Whether the method scores unfinished responses."""
     needs_rewards: ClassVar[bool] = True
-    """Whether there is nothing to do without one."""
+    """Whether the method requires at least one reward."""
 
     @property
     def width(self) -> int:
-        """Most candidates drawn for a token; a request costs at most this times ``max_tokens``."""
+        """Maximum candidates drawn per token: times ``max_tokens``, the cost limit of a request."""
         raise NotImplementedError
 
     @property
     def proposal_policy(self) -> Tilt | Mix | None:
-        """What its tokens are drawn from; None for the base model."""
+        """Distribution that tokens are drawn from; None for the base model's."""
         return None
 
     @property
     def budget(self) -> float | None:
-        """Nats that the KL bound of a response may not pass; None for no such limit."""
+        """Upper limit on the KL bound of a response, in nats; None for no limit."""
         return None
 
     def check_limits(self, limits: Limits) -> None:
-        """Raises PolicyError where the operator's limits are exceeded."""
+        """Checks the policy against the operator's limits.
+
+        Raises:
+            PolicyError: a limit is exceeded.
+        """
 
 
 class BudgetedPolicy(Policy):
-    """Base of the policies that keep a response's KL bound within a budget."""
+    """Base of the policies that can limit a response's KL bound."""
 
     kl_budget: float | None = Field(
         default=None,
         ge=0,
         le=1e6,
-        description="Nats that the KL bound of a response never passes: searches draw fewer "
-        "candidates, and steered tokens are left to the base model, once more would pass it.",
+        description="Upper limit on the KL bound of a response, in nats. Where the limit would be "
+        "exceeded, searches draw fewer candidates and tokens are drawn from the base model.",
     )
 
     @property
@@ -205,22 +223,22 @@ class BudgetedPolicy(Policy):
 
 
 class SoftmaxSelection(_Object):
-    """Soft selection: candidate i with probability softmax(score / λ)."""
+    """Soft selection of candidate i with probability softmax(score / λ)_i."""
 
     softmax: float = Field(gt=0, description="λ, in units of the score.")
 
 
 class PessimisticSelection(_Object):
-    """Soft selection by inference-time pessimism: candidate i with probability max(0, score_i - l).
+    """Inference-time pessimism: candidate i with probability in proportion to max(0, score_i - l).
 
-    l is where the mean of max(0, score - l) over the candidates is β.
+    l is the level at which the mean of max(0, score - l) over the candidates is β.
     """
 
     pessimistic: float = Field(gt=0, le=1e12, description="β, in units of the score.")
 
 
 class WorstCase(_Object):
-    """What worst-case selection takes."""
+    """Parameters of worst-case selection."""
 
     model_config = ConfigDict(serialize_by_alias=True)
 
@@ -228,28 +246,33 @@ class WorstCase(_Object):
         alias="lambda",
         gt=0,
         le=1e6,
-        description="λ, per unit of the weighted rewards: how much the best candidates count.",
+        description="λ, in inverse units of the weighted rewards; a larger λ gives the best "
+        "candidates more weight.",
     )
 
 
 class WorstCaseSelection(_Object):
     """Robust multi-objective selection, RMOD (arXiv 2503.08796).
 
-    The candidate with the highest Σ w_g V_g, V_g the rewards times the request's weights of them,
-    at the w of the simplex that minimises log mean exp(λ Σ w_g V_g) over the candidates.
+    Selects the candidate with the highest Σ w_g V_g, where V_g is reward g times its weight in the
+    request, and w is the point of the simplex that minimises log mean exp(λ Σ w_g V_g) over the
+    candidates.
     """
 
-    worst_case: WorstCase = Field(description="The request's rewards are the objectives.")
+    worst_case: WorstCase = Field(
+        description="Parameters; the objectives are the request's rewards."
+    )
 
 
 Selection = Literal["argmax"] | SoftmaxSelection | PessimisticSelection | WorstCaseSelection
 
 
 class SearchPolicy(Policy):
-    """What the search methods share."""
+    """Base of the policies of search methods."""
 
     proposal: Annotated[Tilt | Mix, Field(discriminator="method")] | None = Field(
-        default=None, description="What candidates are drawn from; the base model if absent."
+        default=None,
+        description="Distribution that candidates are drawn from; the base model's if absent.",
     )
 
     @property
@@ -258,10 +281,10 @@ class SearchPolicy(Policy):
 
 
 class SelectingPolicy(SearchPolicy, BudgetedPolicy):
-    """What the search methods share that let the client choose the selection rule."""
+    """Base of the policies of search methods with a choice of selection rule."""
 
     selection: Selection = Field(
-        default="argmax", description="How one of the candidates is chosen by its score."
+        default="argmax", description="Rule that selects a candidate by score."
     )
 
 
@@ -271,11 +294,15 @@ Schedule = Annotated[
     | Annotated[list[Count], Field(min_length=1, max_length=MAX_SCHEDULE), Tag("schedule")],
     Discriminator(lambda sent: "schedule" if isinstance(sent, list) else "count"),
 ]
-"""A number of candidates, or one a block, the last repeated."""
+"""Candidates per block: one number, or a list with one per block, the last repeated."""
 
 
 def at_most(field: str, value: int, limit: int) -> None:
-    """Raises PolicyError if ``value`` is above the operator's ``limit``."""
+    """Checks a value against the operator's limit.
+
+    Raises:
+        PolicyError: ``value`` is above ``limit``.
+    """
     if value > limit:
         raise PolicyError(f"{field} is {safe_repr(value)}; this server accepts 1 to {limit}", field)
 
@@ -285,10 +312,10 @@ def parse(
     methods: Mapping[str, type[Policy]],
     presets: Mapping[str, Policy],
 ) -> Policy | None:
-    """The policy a request asks for.
+    """Validates a request's ``alignment`` field.
 
     Args:
-        sent: the field as it came: a preset's name, an object, or None.
+        sent: the field's value: a preset's name, an object, or None.
         methods: policy class of each method.
         presets: the operator's policies by name.
 
@@ -296,7 +323,8 @@ def parse(
         The policy; None for an absent field and for the method ``none``.
 
     Raises:
-        PolicyError: naming the field, the value and what is accepted.
+        PolicyError: the field is invalid; the message names the field, the value and what is
+            accepted.
     """
     if sent is None:
         return None
@@ -318,7 +346,7 @@ def parse(
 def parse_object(
     sent: Mapping[str, Any], methods: Mapping[str, type[Policy]], field: str
 ) -> Policy | None:
-    """As ``parse``, for an object; ``field`` is where it stands, for the messages."""
+    """Validates a policy object as ``parse`` does; ``field`` is its path, for error messages."""
     method = sent.get("method")
     if method == "none":
         extra = sorted(set(sent) - {"method"})
@@ -347,25 +375,22 @@ _KINDS: dict[str, type[BaseModel]] = {
     "rescale": Rescale,
     "proxy": Proxy,
 }
-"""Objects inside a policy. Where one of several may stand, pydantic puts its kind into the path."""
+"""Classes of the objects inside a policy, by the tag that pydantic puts into an error's path."""
 
-
-_HOLDERS = {"proposal": _KINDS, "recipe": _KINDS, "k": ("count", "schedule")}
-"""Fields where one of several may stand, with the kinds that may follow them in a path."""
+_TAGS = {"proposal": _KINDS, "recipe": _KINDS, "k": ("count", "schedule")}
+"""Fields that are tagged unions, with the tags that may follow them in an error's path."""
 
 
 def _policy_error(error: ValidationError, policy: type[Policy], field: str) -> PolicyError:
     first = error.errors(include_url=False)[0]
     path = [shown_key(str(part)) for part in first["loc"]]
     if path[:1] == ["selection"]:
-        path = path[:1]  # pydantic goes on with the branches of the union that it tried
+        path = path[:1]  # the rest names the branches of the union that pydantic tried
     owner: type[BaseModel] = policy
     for part in path[:-1]:
         owner = Mix if part == "proposal" else _KINDS.get(part, owner)
-    kinds = [
-        i for i, (holder, kind) in enumerate(pairwise(path), 1) if kind in _HOLDERS.get(holder, ())
-    ]
-    path = [part for i, part in enumerate(path) if i not in kinds]
+    tags = [i for i, (holder, tag) in enumerate(pairwise(path), 1) if tag in _TAGS.get(holder, ())]
+    path = [part for i, part in enumerate(path) if i not in tags]
     where = ".".join([field, *path])
     if first["type"] == "extra_forbidden":
         known = ", ".join(sorted(owner.model_fields))
