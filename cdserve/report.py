@@ -1,4 +1,4 @@
-"""The report: what an answer says of its making."""
+"""The ``alignment`` report of a response: its types, and the functions that build it."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,52 +15,52 @@ _documented = with_config(ConfigDict(use_attribute_docstrings=True, extra="forbi
 
 @_documented
 class Spread(TypedDict):
-    """Of the scores of all candidates of all decisions."""
+    """Statistics of the scores of all candidates in all decisions."""
 
     mean: float
-    """Their mean."""
+    """Mean score."""
     max: float
-    """The highest."""
+    """Highest score."""
     min: float
-    """The lowest."""
+    """Lowest score."""
 
 
 @_documented
 class Limited(TypedDict):
-    """What a budget left undone."""
+    """Effect of the KL budget."""
 
     decisions: int
-    """Decisions with fewer candidates than asked for."""
+    """Decisions with fewer candidates than requested."""
     tokens: int
-    """Tokens that were left to the base model."""
+    """Tokens drawn from the base model instead of the steered distribution."""
 
 
 @_documented
 class KL(TypedDict):
-    """How far the answer's law is from the base model's, in nats (docs/methods.md)."""
+    """KL divergence of the response's distribution from the base model's (docs/methods.md)."""
 
     bound: float
-    """It is no further."""
+    """Upper bound on the KL divergence, in nats."""
     estimate: float
-    """An estimate from this one answer."""
+    """Estimate of the KL divergence from this one response, in nats."""
     estimator: str
-    """How it was estimated."""
+    """Name of the estimator."""
     flag: kl.Flag
     """`inspect` from a bound of 8 nats, `high` from 15, else `ok`."""
     budget: NotRequired[float]
-    """With a KL budget: what the bound never passes."""
+    """KL budget of the request, in nats; present if there is one."""
     limited: NotRequired[Limited]
-    """With a KL budget: what was left undone because of it."""
+    """Effect of the KL budget; present if there is one."""
 
 
 @_documented
 class Deadline(TypedDict):
-    """Of an answer whose request had one."""
+    """Outcome of the request's deadline."""
 
     ms: int
-    """What was asked for."""
+    """Deadline of the request, in milliseconds."""
     passed: bool
-    """Whether it ended the response."""
+    """Whether the deadline ended the response."""
 
 
 @_documented
@@ -68,81 +68,82 @@ class TracedCandidate(TypedDict):
     """One candidate of a decision."""
 
     text: str
-    """Its own, without the prefix."""
+    """Text of the candidate, without the prefix before it."""
     tokens: int
-    """Its length."""
+    """Length of the candidate in tokens."""
     finish_reason: str | None
-    """How the response ended with it: vLLM's, or `deadline`; null for a block that goes on."""
+    """vLLM's finish reason, or `deadline`; null for a block that does not end the response."""
     logprob: float | None
-    """log p in nats, where `estimator` could know it."""
+    """log p of the candidate in nats; null if the log-probabilities were not computed."""
     score: float
-    """The weighted sum of its rewards; of a block, of the whole prefix with it."""
+    """Weighted sum of the rewards of the text so far, the candidate included."""
     rewards: dict[str, float]
-    """Each reward in its own units."""
+    """Each reward of the text so far, in units of the reward."""
     chosen: bool
-    """Whether it was taken."""
+    """Whether the candidate was selected."""
 
 
 @_documented
 class DecisionKL(TypedDict):
-    """Of one decision, in nats; steering is in the response's KL alone."""
+    """KL divergence of one decision, in nats; excludes token-level steering."""
 
     bound: float
-    """As of the response."""
+    """Upper bound on the KL divergence of the decision."""
     estimate: float
-    """As of the response."""
+    """Estimate of the KL divergence of the decision."""
 
 
 @_documented
 class TracedDecision(TypedDict):
-    """One decision. The last lists those candidates too that were drawn after the response ended,
-    beside it.
+    """One decision. The last one also lists candidates of other beams that were drawn after the
+    selected response had ended.
     """
 
     kl: DecisionKL
-    """What it adds to that of the response."""
+    """Contribution of the decision to the response's KL."""
     candidates: list[TracedCandidate]
-    """In the order in which they were drawn."""
+    """Candidates in the order in which they were drawn."""
     choice: NotRequired[int]
-    """Only in a stream's `alignment_decisions`: the index of the choice that it is of."""
+    """Index of the decision's choice; present only in a stream's `alignment_decisions`."""
 
 
 @_documented
 class Report(TypedDict):
-    """What an answer says of its making. Where an answer has several choices, counts are sums and
-    scores are means over them, and KL is that of the farthest.
+    """How a response was decoded. With several choices, counts are sums over the choices, scores
+    are means, and `kl` is that of the choice with the largest bound.
     """
 
     method: str
-    """The policy's."""
+    """Method of the policy."""
     score: float
-    """Of the returned text: the weighted sum of its rewards."""
+    """Weighted sum of the rewards of the returned text."""
     rewards: dict[str, float]
-    """Of the returned text: each reward in its own units."""
+    """Each reward of the returned text, in units of the reward."""
     scores: Spread
-    """Those of all candidates of all decisions."""
+    """Statistics of the scores of all candidates in all decisions."""
     decisions: int
-    """1 where whole responses are drawn, else the number of blocks of the response."""
+    """Number of blocks in the response; 1 for methods that draw whole responses."""
     candidates: int
-    """Drawn in all, with those that were given up."""
+    """Candidates drawn, including those abandoned early."""
     candidate_tokens: int
-    """Their tokens, without the one that a candidate decodes beyond its block for its value."""
+    """Tokens of all candidates, without the extra token that computes the value of a block."""
     ties: int
-    """Decisions whose two best scores (with `worst_case`: worst-case sums) were equal."""
+    """Decisions in which the two highest scores (`worst_case`: worst-case sums) were equal."""
     kl: KL
-    """How far from the base model."""
+    """KL divergence of the response's distribution from the base model's."""
     deadline: NotRequired[Deadline]
-    """Only with a `deadline_ms`."""
+    """Outcome of the deadline; present if the request has a `deadline_ms`."""
     accepted: NotRequired[bool]
-    """`rejection` and `cards` only: whether the response, or each of its blocks, was accepted;
-    false if one is the best of `max_draws`."""
+    """Whether the response, or each of its blocks, passed the acceptance test; false if one is
+    only the best of `max_draws`. Present for `rejection` and `cards`."""
     failed: NotRequired[dict[str, int]]
-    """Only where rewards failed that a decision may do without (`on_failure`): decisions by reward.
-    Such a reward is missing from `rewards` where it failed last."""
+    """Number of decisions made without a reward that failed, by reward; present if there are any
+    (`on_failure` is `skip` or `base`). `rewards` lacks a reward that failed in the last decision.
+    """
     trace: NotRequired[list[TracedDecision]]
-    """Only with `report: "trace"`: every decision, in order."""
+    """All decisions in order; present with `report: "trace"`."""
     choices: NotRequired[list["Report"]]
-    """Only with several choices: each choice's own report."""
+    """Report of each choice; present if there are several."""
 
 
 def report(
@@ -152,17 +153,18 @@ def report(
     budget: float | None = None,
     deadline: int | None = None,
 ) -> Report:
-    """One response's report, as the wire has it.
+    """Builds the report of one response.
 
     Args:
-        decisions: all of the response's decisions, in order; at least one.
-        trace: whether to list every decision's candidates.
-        budget: that of the KL bound, in nats.
-        deadline: in milliseconds.
+        method: name of the policy's method.
+        decisions: all decisions of the response, in order; at least one.
+        trace: whether to include the candidates of every decision.
+        budget: upper limit on the KL bound, in nats; None for no limit.
+        deadline: deadline of the request, in milliseconds; None for no deadline.
     """
     last = decisions[-1].score
     totals = [score.total for decision in decisions for score in decision.scores]
-    made: Report = {
+    result: Report = {
         "method": method,
         "score": last.total,
         "rewards": dict(last.rewards),
@@ -174,64 +176,66 @@ def report(
         "kl": _kl(decisions),
     }
     if budget is not None:
-        made["kl"]["budget"] = budget
-        made["kl"]["limited"] = _limited(decisions)
+        result["kl"]["budget"] = budget
+        result["kl"]["limited"] = _limited(decisions)
     if deadline is not None:
         passed = decisions[-1].candidate.finish_reason == "deadline"
-        made["deadline"] = {"ms": deadline, "passed": passed}
+        result["deadline"] = {"ms": deadline, "passed": passed}
     if decisions[-1].accepted is not None:
-        made["accepted"] = all(decision.accepted for decision in decisions)
+        result["accepted"] = all(decision.accepted for decision in decisions)
     failed = Counter(name for decision in decisions for name in decision.score.failed)
     if failed:
-        made["failed"] = dict(failed)
+        result["failed"] = dict(failed)
     if trace:
-        made["trace"] = [traced(decision) for decision in decisions]
-    return made
+        result["trace"] = [traced(decision) for decision in decisions]
+    return result
 
 
 def merged(reports: Sequence[Report]) -> Report:
-    """The report of an answer with several choices: counts are summed, scores averaged, KL is
-    that of the farthest choice, ``accepted`` is whether all were; ``choices`` holds each choice's
-    own report."""
+    """Merges the reports of a request's choices; a single report is returned unchanged.
+
+    Counts are summed and scores averaged; ``kl`` is that of the choice with the largest bound,
+    ``accepted`` holds if all choices were, and ``choices`` lists the reports.
+    """
     if len(reports) == 1:
         return reports[0]
-    names = dict.fromkeys(name for made in reports for name in made["rewards"])
-    failed = sum((Counter(made.get("failed", {})) for made in reports), Counter[str]())
-    whole: Report = {
+    names = dict.fromkeys(name for each in reports for name in each["rewards"])
+    failed = sum((Counter(each.get("failed", {})) for each in reports), Counter[str]())
+    result: Report = {
         "method": reports[0]["method"],
-        "score": _mean([made["score"] for made in reports]),
+        "score": _mean([each["score"] for each in reports]),
         "rewards": {
-            name: _mean([made["rewards"][name] for made in reports if name in made["rewards"]])
+            name: _mean([each["rewards"][name] for each in reports if name in each["rewards"]])
             for name in names
         },
         "scores": {
-            "mean": _mean([made["scores"]["mean"] for made in reports]),
-            "max": max(made["scores"]["max"] for made in reports),
-            "min": min(made["scores"]["min"] for made in reports),
+            "mean": _mean([each["scores"]["mean"] for each in reports]),
+            "max": max(each["scores"]["max"] for each in reports),
+            "min": min(each["scores"]["min"] for each in reports),
         },
-        "decisions": sum(made["decisions"] for made in reports),
-        "candidates": sum(made["candidates"] for made in reports),
-        "candidate_tokens": sum(made["candidate_tokens"] for made in reports),
-        "ties": sum(made["ties"] for made in reports),
-        "kl": max((made["kl"] for made in reports), key=lambda found: found["bound"]),
+        "decisions": sum(each["decisions"] for each in reports),
+        "candidates": sum(each["candidates"] for each in reports),
+        "candidate_tokens": sum(each["candidate_tokens"] for each in reports),
+        "ties": sum(each["ties"] for each in reports),
+        "kl": max((each["kl"] for each in reports), key=lambda item: item["bound"]),
     }
     if failed:
-        whole["failed"] = dict(failed)
+        result["failed"] = dict(failed)
     if "deadline" in reports[0]:
-        whole["deadline"] = _latest(reports)
+        result["deadline"] = _merged_deadline(reports)
     if "accepted" in reports[0]:
-        whole["accepted"] = all(made["accepted"] for made in reports)
-    whole["choices"] = list(reports)
-    return whole
+        result["accepted"] = all(each["accepted"] for each in reports)
+    result["choices"] = list(reports)
+    return result
 
 
-def _latest(reports: Sequence[Report]) -> Deadline:
-    """The deadline of one that it ended, if it ended any."""
-    return max((made["deadline"] for made in reports), key=lambda found: found["passed"])
+def _merged_deadline(reports: Sequence[Report]) -> Deadline:
+    """The deadline of a choice that it ended, if there is one."""
+    return max((each["deadline"] for each in reports), key=lambda item: item["passed"])
 
 
 def _kl(decisions: Sequence[Decision]) -> KL:
-    """KL of the selections, and of the steering of the tokens taken, which is known exactly."""
+    """KL of the selections plus the exact KL of the steering of the selected tokens."""
     steering = sum(decision.candidate.kl or 0.0 for decision in decisions)
     bound = sum(decision.kl_bound for decision in decisions) + steering
     estimator = decisions[-1].kl_estimator
@@ -246,7 +250,7 @@ def _kl(decisions: Sequence[Decision]) -> KL:
 
 
 def _limited(decisions: Sequence[Decision]) -> Limited:
-    """What a budget left undone: decisions with fewer candidates, tokens that were not steered."""
+    """Effect of a KL budget on the decisions and on the selected tokens."""
     return {
         "decisions": sum(decision.limited for decision in decisions),
         "tokens": sum(decision.candidate.unsteered for decision in decisions),
@@ -254,7 +258,7 @@ def _limited(decisions: Sequence[Decision]) -> Limited:
 
 
 def traced(decision: Decision) -> TracedDecision:
-    """A decision with its candidates, as the wire has it."""
+    """A decision with its candidates, as the wire format has it."""
     return {
         "kl": {"bound": decision.kl_bound, "estimate": decision.kl_estimate},
         "candidates": [
