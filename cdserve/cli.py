@@ -1,4 +1,4 @@
-"""The command line: ``cdserve serve``, ``collect``, ``eval`` and ``heads``."""
+"""Command line: ``cdserve serve``, ``collect``, ``eval`` and ``heads``."""
 
 import argparse
 import sys
@@ -9,44 +9,47 @@ from cdserve.commands import collect, evaluate, heads
 from cdserve.demo import DEMO_DIR
 from cdserve.errors import ConfigError, EngineError
 
-_DESCRIPTION = """Serves a model with aligned decoding, on vLLM.
+_DESCRIPTION = """Serve a model with alignment decoding on vLLM.
 
-Without --config it serves the demo. All other flags are vLLM's (`vllm serve --help`)."""
+Without --config, the demo model is served. All other flags go to vLLM (see `vllm serve --help`)."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command line; exits with 2 and one line on wrong settings."""
-    made = parser()
-    known, flags = made.parse_known_args(arguments)
-    if flags and not known.takes_flags:
-        made.error(f"unrecognized arguments: {' '.join(flags)}")
-    known.flags = flags
-    if "" not in sys.path:  # as `python -m` has it: rewards are often modules beside the settings
+    """Runs a command; exits with one line on stderr if a flag or a setting is invalid."""
+    commands = parser()
+    options, flags = commands.parse_known_args(arguments)
+    if flags and not options.takes_flags:
+        commands.error(f"unrecognized arguments: {' '.join(flags)}")
+    options.flags = flags
+    if "" not in sys.path:  # as with `python -m`: a reward may be a module in the working directory
         sys.path.insert(0, "")
     try:
-        known.run(known)
+        options.run(options)
     except (ConfigError, EngineError) as error:
         sys.exit(f"cdserve: {error}")
 
 
 def parser() -> argparse.ArgumentParser:
-    """All commands. What they do not know is vLLM's where ``takes_flags`` is set."""
+    """Parser of all commands; those with ``takes_flags`` pass unknown flags on to vLLM."""
     parser = argparse.ArgumentParser(prog="cdserve")
     parser.set_defaults(takes_flags=False)
     commands = parser.add_subparsers(dest="command", required=True)
     serve = commands.add_parser(
-        "serve", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+        "serve",
+        help="serve a model with alignment decoding",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     serve.set_defaults(run=_serve, takes_flags=True)
     serve.add_argument(
-        "--config", type=Path, default=DEMO_DIR / "cdserve.yaml", help="the settings' YAML file"
+        "--config", type=Path, default=DEMO_DIR / "cdserve.yaml", help="YAML file of the settings"
     )
     serve.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="a setting over the file's and the environment's, such as limits.max_n=8",
+        help="override a setting of the file and the environment, such as limits.max_n=8",
     )
     collect.add(commands)
     evaluate.add(commands)
@@ -54,8 +57,8 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _serve(known: argparse.Namespace) -> None:
+def _serve(options: argparse.Namespace) -> None:
     from cdserve.launch.application import Application
     from cdserve.launch.serve import serve
 
-    serve(Application.build(known.config, known.set, known.flags))
+    serve(Application.build(options.config, options.set, options.flags))

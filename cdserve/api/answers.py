@@ -1,4 +1,4 @@
-"""What the routes answer, as ``/openapi.json`` has it."""
+"""Response schemas of the routes, for ``/openapi.json``."""
 
 from typing import Any
 
@@ -20,69 +20,81 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class AlignedCompletion(CompletionResponse):  # type: ignore[misc]
-    """OpenAI's answer, and the report."""
+_REPORT = "Report of the decoding; present when the request used an alignment policy."
 
-    alignment: Report | None = Field(default=None, description="Where a policy was followed.")
+
+class AlignedCompletion(CompletionResponse):  # type: ignore[misc]
+    """OpenAI completion with the report of the decoding."""
+
+    alignment: Report | None = Field(default=None, description=_REPORT)
 
 
 class AlignedChatCompletion(ChatCompletionResponse):  # type: ignore[misc]
-    """OpenAI's answer, and the report."""
+    """OpenAI chat completion with the report of the decoding."""
 
-    alignment: Report | None = Field(default=None, description="Where a policy was followed.")
+    alignment: Report | None = Field(default=None, description=_REPORT)
 
 
 class AlignedResponse(ResponsesResponse):  # type: ignore[misc]
-    """OpenAI's answer, and the report."""
+    """Response of OpenAI's Responses API with the report of the decoding."""
 
-    alignment: Report | None = Field(default=None, description="Where a policy was followed.")
+    alignment: Report | None = Field(default=None, description=_REPORT)
 
 
 class AlignedMessage(AnthropicMessagesResponse):  # type: ignore[misc]
-    """Anthropic's answer, and the report."""
+    """Anthropic message with the report of the decoding."""
 
-    alignment: Report | None = Field(default=None, description="Where a policy was followed.")
+    alignment: Report | None = Field(default=None, description=_REPORT)
 
 
 class ScoredResponse(_Part):
-    """One response of a score request."""
+    """Scores of one response of a score request."""
 
-    score: float = Field(description="The weighted sum of its rewards.")
-    rewards: dict[str, float] = Field(description="Each reward in its own units.")
-    failed: list[str] | None = Field(default=None, description="Rewards that failed.")
+    score: float = Field(description="Weighted sum of the response's rewards.")
+    rewards: dict[str, float] = Field(
+        description="Each reward of the response, in units of the reward."
+    )
+    failed: list[str] | None = Field(
+        default=None, description="Names of the rewards that failed; present if there are any."
+    )
     per_token: dict[str, list[float]] | None = Field(
-        default=None, description="Rewards after each token, by name, with `per_token`."
+        default=None,
+        description="Reward after each token of the response, by reward; present with `per_token`.",
     )
 
 
 class ScoreAnswer(_Part):
-    """The answer of ``POST /v1/alignment/score``."""
+    """Response body of ``POST /v1/alignment/score``."""
 
-    scores: list[ScoredResponse] = Field(description="In the order of the responses.")
+    scores: list[ScoredResponse] = Field(
+        description="Scores of the responses, in the order of the request."
+    )
 
 
 class Description(_Part):
-    """The answer of ``GET /v1/alignment``."""
+    """Response body of ``GET /v1/alignment``."""
 
-    methods: dict[str, dict[str, Any]] = Field(description="The JSON schema of each method.")
+    methods: dict[str, dict[str, Any]] = Field(description="JSON schema of each method, by name.")
     rewards: dict[str, dict[str, Any]] = Field(
-        description="Kind and settings of each; whether it scores `prefixes` and `next_tokens`; "
-        "whether it is the `default`."
+        description="Kind and settings of each reward, by name, and whether the reward scores "
+        "`prefixes`, scores `next_tokens`, and is the `default`."
     )
-    members: dict[str, dict[str, Any]] = Field(description="Models that can be mixed in.")
-    presets: dict[str, dict[str, Any]] = Field(description="The policy of each.")
-    limits: dict[str, Any] = Field(description="The operator's, or the API key's.")
+    members: dict[str, dict[str, Any]] = Field(
+        description="Auxiliary models that can be mixed with the base model, by name."
+    )
+    presets: dict[str, dict[str, Any]] = Field(description="Policy of each preset, by name.")
+    limits: dict[str, Any] = Field(description="Limits on a request with the caller's API key.")
 
 
 _ERRORS: dict[int | str, str] = {
-    400: "What is asked for cannot be; `param` names the field.",
-    401: "No API key, or one that is not known.",
-    404: "No such model or preset.",
-    413: "The body is too large.",
-    429: "More candidates than the key may have at once; `retry-after` has the seconds.",
-    500: "It failed; `x-should-retry: false` where candidates had been drawn.",
-    501: "vLLM cannot do this with this model.",
-    503: "No room, or the server is stopping; `retry-after` has the seconds.",
+    400: "Invalid request; `param` names the field.",
+    401: "Missing or unknown API key.",
+    404: "Unknown model or preset.",
+    413: "Request body too large.",
+    429: "Candidate limit of the API key reached; `retry-after` gives the delay in seconds.",
+    500: "Internal error; `x-should-retry: false` if candidates had been drawn.",
+    501: "Request not supported by vLLM for this model.",
+    503: "Server full or shutting down; `retry-after` gives the delay in seconds.",
     "default": "Any other error.",
 }
 
@@ -93,20 +105,20 @@ def _responses(
     streams: bool = False,
     error: type[BaseModel] = ErrorResponse,
 ) -> dict[int | str, dict[str, Any]]:
-    """A route's: the answer, and the errors it gives beside those that any route may."""
-    good = {"model": answer, **({"content": {"text/event-stream": {}}} if streams else {})}
+    """OpenAPI responses of a route: the answer, ``errors``, 401 and the default error."""
+    success = {"model": answer, **({"content": {"text/event-stream": {}}} if streams else {})}
     statuses: tuple[int | str, ...] = (*errors, 401, "default")
-    return {200: good} | {
+    return {200: success} | {
         status: {"model": error, "description": _ERRORS[status]} for status in statuses
     }
 
 
-_DRAWING = (400, 404, 413, 429, 500, 501, 503)
-COMPLETION = _responses(AlignedCompletion, *_DRAWING, streams=True)
-CHAT_COMPLETION = _responses(AlignedChatCompletion, *_DRAWING, streams=True)
-BATCH = _responses(AlignedChatCompletion, *_DRAWING)
-RESPONSE = _responses(AlignedResponse, *_DRAWING, streams=True)
-MESSAGE = _responses(AlignedMessage, *_DRAWING, streams=True, error=AnthropicErrorResponse)
+_GENERATION = (400, 404, 413, 429, 500, 501, 503)
+COMPLETION = _responses(AlignedCompletion, *_GENERATION, streams=True)
+CHAT_COMPLETION = _responses(AlignedChatCompletion, *_GENERATION, streams=True)
+BATCH = _responses(AlignedChatCompletion, *_GENERATION)
+RESPONSE = _responses(AlignedResponse, *_GENERATION, streams=True)
+MESSAGE = _responses(AlignedMessage, *_GENERATION, streams=True, error=AnthropicErrorResponse)
 COUNT = _responses(AnthropicCountTokensResponse, 400, 404, 413, 500, error=AnthropicErrorResponse)
 SCORE = _responses(ScoreAnswer, 400, 413, 500)
 DESCRIPTION = _responses(Description)

@@ -1,4 +1,4 @@
-"""``GET /playground``: a page that decodes over the API and shows how, and its files."""
+"""``GET /playground``: a page that sends requests and shows the decisions, and its files."""
 
 from pathlib import Path
 
@@ -20,16 +20,16 @@ _files = StaticFiles(directory=Path(__file__).parents[1] / "playground")
 
 @router.get("/playground")
 async def page(raw_request: Request) -> Response:
-    """The page; its files are named relative to it, so that a proxy may give it another root."""
+    """Serves the playground page. File URLs are relative, so a proxy may add a path prefix."""
     return await file("index.html", raw_request)
 
 
 @router.get("/playground/{name}")
 async def file(name: str, raw_request: Request) -> Response:
-    """A file of the page.
+    """Serves a file of the playground page.
 
     Raises:
-        HTTPException: there is none of the name.
+        HTTPException: no file has this name.
     """
     answer = await _files.get_response(name, raw_request.scope)
     answer.headers.update(_HEADERS)

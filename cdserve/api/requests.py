@@ -21,8 +21,8 @@ from cdserve.policy import FIELD
 from cdserve.worker.request import REQUEST_KEY
 
 _DESCRIPTION = (
-    "How to decode towards a reward: a preset's name, or an object with a method; "
-    "GET /v1/alignment has their schemas."
+    "Alignment policy: the name of a preset, or an object with a method. GET /v1/alignment lists "
+    "the presets and the JSON schemas of the methods."
 )
 
 

@@ -1,4 +1,4 @@
-"""The routes: generation with ``alignment``, discovery, scoring, models."""
+"""Routes for generation with ``alignment``, discovery, scoring and models."""
 
 import copy
 import json
@@ -38,7 +38,7 @@ _json = [Depends(check_draining), Depends(validate_json_request)]
 
 @router.post("/v1/completions", dependencies=_json, responses=answers.COMPLETION)
 async def create_completion(request: AlignedCompletionRequest, raw_request: Request) -> Response:
-    """OpenAI completions, decoded under a policy where one is asked for."""
+    """OpenAI Completions API, with the field ``alignment``."""
     plain = completion_router.create_completion
     handler = raw_request.app.state.openai_serving_completion.create_completion
     return await _choices(request, raw_request, plain, handler, COMPLETION)
@@ -48,7 +48,7 @@ async def create_completion(request: AlignedCompletionRequest, raw_request: Requ
 async def create_chat_completion(
     request: AlignedChatCompletionRequest, raw_request: Request
 ) -> Response:
-    """OpenAI chat completions, decoded under a policy where one is asked for."""
+    """OpenAI Chat Completions API, with the field ``alignment``."""
     plain = chat_router.create_chat_completion
     handler = raw_request.app.state.openai_serving_chat.create_chat_completion
     return await _choices(request, raw_request, plain, handler, CHAT)
@@ -56,7 +56,7 @@ async def create_chat_completion(
 
 @router.post("/v1/chat/completions/batch", dependencies=_json, responses=answers.BATCH)
 async def create_batch(request: AlignedBatchRequest, raw_request: Request) -> Response:
-    """Several conversations in one request, each decoded under the policy."""
+    """Chat completions of several conversations in one request, with the field ``alignment``."""
     plain = chat_router.create_batch_chat_completion
     handler = raw_request.app.state.openai_serving_chat_batch.create_batch_chat_completion
     return await _choices(request, raw_request, plain, handler, CHAT)
@@ -64,7 +64,7 @@ async def create_batch(request: AlignedBatchRequest, raw_request: Request) -> Re
 
 @router.post("/v1/responses", dependencies=_json, responses=answers.RESPONSE)
 async def create_response(request: AlignedResponsesRequest, raw_request: Request) -> Response:
-    """OpenAI's Responses API, decoded under a policy where one is asked for."""
+    """OpenAI Responses API, with the field ``alignment``."""
     model = request.model
     if (context := await _context(request, raw_request)) is None:
         plain: Response = await responses_router.create_responses(request, raw_request)
@@ -78,7 +78,7 @@ async def create_response(request: AlignedResponsesRequest, raw_request: Request
 
 @router.post("/v1/messages", dependencies=_json, responses=answers.MESSAGE)
 async def create_message(request: AlignedMessagesRequest, raw_request: Request) -> Response:
-    """Anthropic's Messages API, decoded under a policy where one is asked for."""
+    """Anthropic Messages API, with the field ``alignment``."""
     model = request.model
     if (context := await _context(request, raw_request)) is None:
         plain: Response = await messages_router.create_messages(request, raw_request)
@@ -89,7 +89,8 @@ async def create_message(request: AlignedMessagesRequest, raw_request: Request) 
     async def create_chat_completion(made: ChatCompletionRequest, raw_request: Request) -> Any:
         return await chat(request.chat(made), raw_request)
 
-    # vLLM makes a chat request of it, which has to follow the policy: only this request's.
+    # vLLM converts the request to a chat request, which must use the policy. The copy keeps the
+    # replacement local to this request.
     serving = copy.copy(serving)
     serving.create_chat_completion = create_chat_completion
     return await aligned(
@@ -99,7 +100,7 @@ async def create_message(request: AlignedMessagesRequest, raw_request: Request) 
 
 @router.post("/v1/messages/count_tokens", dependencies=_json, responses=answers.COUNT)
 async def count_tokens(request: AnthropicCountTokensRequest, raw_request: Request) -> Response:
-    """The tokens of a message's prompt; a preset's are its model's."""
+    """Counts the prompt tokens of an Anthropic request; accepts model ids of presets."""
     server = server_of(raw_request)
     await check_preset(request, server, raw_request.app.state)
     if server.preset_of(request.model) is not None:
@@ -110,7 +111,7 @@ async def count_tokens(request: AnthropicCountTokensRequest, raw_request: Reques
 
 @router.get("/v1/alignment", responses=answers.DESCRIPTION)
 async def describe(raw_request: Request) -> JSONResponse:
-    """What this server can do: methods, rewards, members, presets, limits."""
+    """Lists the methods, rewards, members, presets and limits of this server."""
     return JSONResponse(server_of(raw_request).describe())
 
 
@@ -126,7 +127,7 @@ async def create_score(request: ScoreRequest, raw_request: Request) -> JSONRespo
 
 @router.get("/v1/models", responses=answers.MODELS)
 async def list_models(raw_request: Request) -> JSONResponse:
-    """The models, and each preset as a model whose parent is the base."""
+    """Lists the models, and each preset as a model whose ``parent`` is the base model."""
     answer = await show_available_models(raw_request)
     models = json.loads(answer.body)
     server = server_of(raw_request)

@@ -1,4 +1,4 @@
-"""``POST /v1/alignment/score``: this server's rewards of given responses."""
+"""``POST /v1/alignment/score``: scores given responses with this server's rewards."""
 
 import asyncio
 from collections.abc import Sequence
@@ -26,26 +26,29 @@ _MAX_TOKEN_ID = 2**31 - 1
 
 
 class ScoreRequest(BaseModel):
-    """Responses to one prompt, to be scored as finished."""
+    """Request body of ``POST /v1/alignment/score``: responses to one prompt, scored as finished."""
 
     model_config = ConfigDict(extra="forbid")
 
     model: str | None = Field(
-        default=None, description="The base model's id or a preset's, if any."
+        default=None,
+        description="Model id of the base model or of a preset; the base model if absent.",
     )
     prompt: str | list[int] | list[dict[str, Any]] = Field(
-        description="Text, token ids, or chat messages."
+        description="Prompt as text, token ids or chat messages."
     )
-    responses: list[str] = Field(min_length=1, description="Texts; at most `limits.max_n` of them.")
+    responses: list[str] = Field(
+        min_length=1, description="Texts of the responses, at most `limits.max_n`."
+    )
     rewards: dict[str, float] | None = Field(
         default=None,
         min_length=1,
-        description="Weight of each reward; the server's default reward if absent.",
+        description="Weight of each reward; the server's default reward with weight 1 if absent.",
     )
     per_token: bool = Field(
         default=False,
-        description="Also rewards after each token of the response and after EOS, where the engine "
-        "computes them.",
+        description="Whether to add the reward after each token of the response and after EOS, for "
+        "the rewards that the engine computes.",
     )
 
 
