@@ -1,31 +1,30 @@
-"""What can go wrong, and whose fault it is.
+"""Errors, by cause and HTTP status.
 
 CdserveError
-├── ConfigError      the operator's settings: raised at start, before anything is loaded
-├── PolicyError      the client's request: 400, names the field
-├── EngineError      an engine died: the process ends, for what runs it to start it anew, unless it
-│                    was a reward model's that no request depends on
-├── ModelError       the client's model: 404
-├── OverloadError    no room for the request now: 503 or 429, and when to try again
-├── ScoringError     a reward could not be computed: 500
-├── RewardFailure    why it could not, as the reward knows it
-└── InternalError    something failed that should not have: 500
+├── ConfigError      invalid setting of the operator: raised at startup, before anything is loaded
+├── PolicyError      invalid request: 400, names the field
+├── EngineError      dead engine: ends the process, so that its supervisor restarts it
+├── ModelError       unknown model: 404
+├── OverloadError    no capacity for the request now: 503 or 429, with a delay for the retry
+├── ScoringError     reward that could not be computed: 500
+├── RewardFailure    reason that a reward gives for its failure
+└── InternalError    unexpected exception: 500
 """
 
 
 class CdserveError(Exception):
-    """Base of all errors cdserve raises on purpose."""
+    """Base of all errors that cdserve raises on purpose."""
 
 
 class ConfigError(CdserveError):
-    """A setting is wrong. The message names the key, the value and what is accepted."""
+    """A setting is invalid. The message names the key, the value and what is accepted."""
 
 
 class EngineError(CdserveError):
     """An engine has died.
 
-    The server ends with it, unless it was the engine of a reward model whose rewards all have
-    ``on_failure`` ``skip`` or ``base``: those then fail at once, and the server goes on.
+    The server ends too, unless the engine served a reward model whose rewards all have
+    ``on_failure`` ``skip`` or ``base``: these rewards then fail immediately.
     """
 
 
@@ -43,16 +42,16 @@ class PolicyError(CdserveError):
 
 
 class ModelError(CdserveError):
-    """There is no such preset. The message names those that there are."""
+    """The requested model or preset does not exist. The message lists the alternatives."""
 
 
 class OverloadError(CdserveError):
-    """There is no room for a request now; nothing has been done for it.
+    """The server or the client's API key is at its limit; no work was done for the request.
 
     Args:
-        message: what is held, and the limit.
-        status: 503 where the server is full, 429 where the client's key has all it may have.
-        retry_after: seconds after which to try again.
+        message: names the current load and the limit.
+        status: 503 if the server is full, 429 if the API key is at its limit.
+        retry_after: delay before a retry, in seconds.
     """
 
     def __init__(self, message: str, status: int, retry_after: int) -> None:
@@ -66,12 +65,12 @@ class ScoringError(CdserveError):
 
 
 class RewardFailure(CdserveError):
-    """A reward has no score, for a reason that it knows.
+    """A reward fails for a known reason.
 
     Args:
-        reason: what follows the reward's name in the message to the client. It holds no text of
-            the prompt or the response, no address and no path.
-        details: what only the server's log is told.
+        reason: end of the message to the client, after the reward's name. Contains no text of the
+            prompt or the response, no address and no path.
+        details: further text for the server's log only.
     """
 
     def __init__(self, reason: str, details: str = "") -> None:
@@ -80,17 +79,17 @@ class RewardFailure(CdserveError):
 
 
 class InternalError(CdserveError):
-    """An exception that nobody expected, such as a decoder's. The message has none of its text."""
+    """Replaces an unexpected exception, such as a decoder's; the message omits its text."""
 
 
-def shown_key(key: str, limit: int = 80) -> str:
-    """A key that a client chose, as it may stand in a message: capped, and valid as UTF-8."""
+def safe_key(key: str, limit: int = 80) -> str:
+    """A client's key for use in an error message: valid UTF-8, cut after ``limit`` characters."""
     text = key.encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= limit else f"{text[:limit]}…"
 
 
 def safe_repr(value: object, limit: int = 80) -> str:
-    """``value`` as it may stand in an error message: its repr, capped at ``limit`` characters."""
+    """The repr of ``value`` for use in an error message, cut after ``limit`` characters."""
     try:
         text = repr(value)
     except RecursionError:

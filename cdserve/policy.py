@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
-from cdserve.errors import PolicyError, safe_repr, shown_key
+from cdserve.errors import PolicyError, safe_key, safe_repr
 
 FIELD = "alignment"
 MAX_REWARDS = 64
@@ -351,7 +351,7 @@ def parse_object(
     if method == "none":
         extra = sorted(set(sent) - {"method"})
         if extra:
-            where = f"{field}.{shown_key(extra[0])}"
+            where = f"{field}.{safe_key(extra[0])}"
             raise PolicyError(
                 f"{where} is not known to method 'none', which takes nothing else", where
             )
@@ -383,7 +383,7 @@ _TAGS = {"proposal": _KINDS, "recipe": _KINDS, "k": ("count", "schedule")}
 
 def _policy_error(error: ValidationError, policy: type[Policy], field: str) -> PolicyError:
     first = error.errors(include_url=False)[0]
-    path = [shown_key(str(part)) for part in first["loc"]]
+    path = [safe_key(str(part)) for part in first["loc"]]
     if path[:1] == ["selection"]:
         path = path[:1]  # the rest names the branches of the union that pydantic tried
     owner: type[BaseModel] = policy

@@ -10,7 +10,7 @@ from cdserve.config import Settings
 from cdserve.decoders import Decoder
 from cdserve.engine.context import AlignmentContext
 from cdserve.errors import ConfigError, PolicyError, safe_repr
-from cdserve.failures import hidden
+from cdserve.failures import hide_unexpected
 from cdserve.policy import FIELD, BudgetedPolicy, Policy, SearchPolicy, parse, parse_object
 from cdserve.scoring import HeadOutput, ModelOutput, Objective, Reward
 from cdserve.worker.request import WorkerRequest
@@ -78,7 +78,7 @@ class AlignmentServer:
         Raises:
             PolicyError: naming the field, the value and what is accepted.
         """
-        with hidden(FIELD, self.settings.error_details):  # a policy class may be of a plug-in's
+        with hide_unexpected(FIELD, self.settings.error_details):
             policy = parse(self._bounded(sent), self.methods, self.presets)
             return (
                 None if policy is None else self._resolved(policy, operator=isinstance(sent, str))

@@ -3,7 +3,7 @@
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cdserve.api.errors import answer
-from cdserve.failures import told
+from cdserve.failures import log_failure
 
 
 class Unexpected:
@@ -36,5 +36,5 @@ class Unexpected:
             details = scope["app"].state.args.cdserve.everybody.settings.error_details
             metadata = scope.get("state", {}).get("request_metadata")
             request_id = getattr(metadata, "request_id", "")
-            message = told("the request", error, details, request_id)
+            message = log_failure("the request", error, details, request_id)
             await answer(message, "InternalServerError", 500)(scope, receive, send)

@@ -14,7 +14,7 @@ from vllm.exceptions import VLLMError
 from cdserve.api.streams import Ends, chunk_of
 from cdserve.engine.context import AlignmentContext
 from cdserve.errors import CdserveError, InternalError
-from cdserve.failures import told
+from cdserve.failures import log_failure
 
 _LOGGER = logging.getLogger("vllm.cdserve")
 
@@ -132,7 +132,7 @@ class Responses(Wire):
             _LOGGER.error("a stream of a response failed", exc_info=error)
             return error
         details = self._context.objective.details
-        return InternalError(told("the request", error, details, self._id))
+        return InternalError(log_failure("the request", error, details, self._id))
 
     async def _marked(self, stream: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
         async with aclosing(stream):

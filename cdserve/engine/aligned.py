@@ -28,7 +28,7 @@ from cdserve.engine.vllm import (
     random_uuid,
 )
 from cdserve.errors import CdserveError, OverloadError
-from cdserve.failures import Details, hidden
+from cdserve.failures import Details, hide_unexpected
 from cdserve.observability import metrics
 from cdserve.observability.tracing import ResponseSpans
 from cdserve.worker.request import REQUEST_KEY, WorkerRequest
@@ -197,7 +197,7 @@ class AlignedEngine(EngineProxy):
         method, count = request.context.policy.method, request.params.n
         final_only = request.params.output_kind == RequestOutputKind.FINAL_ONLY
         finished: dict[int, CompletionOutput] = {}
-        failing = hidden(
+        failing = hide_unexpected(
             f"method {method!r}", self._details, request.engine_id, allowed=(VLLMError,)
         )
         with self._placed(request) as placed, failing, self._ending():

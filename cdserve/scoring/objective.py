@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from cdserve.decoders.candidate import Score
 from cdserve.errors import PolicyError, RewardFailure, ScoringError, safe_repr
-from cdserve.failures import Details, told
+from cdserve.failures import Details, log_failure
 from cdserve.observability.metrics import REWARD_FAILURES
 from cdserve.policy import FIELD, Policy
 from cdserve.scoring.reward import Response, Reward
@@ -94,7 +94,7 @@ class Objective:
             REWARD_FAILURES.labels(name, on_failure).inc()
             fails = on_failure == "error"
             level = logging.ERROR if fails else logging.WARNING
-            message = told(f"reward {name!r}", error, self.details, request_id, level)
+            message = log_failure(f"reward {name!r}", error, self.details, request_id, level)
             if fails:
                 raise ScoringError(message) from error
             return None

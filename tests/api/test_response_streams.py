@@ -32,11 +32,13 @@ async def broken(error: Exception) -> AsyncGenerator[Any, None]:
     raise error
 
 
-async def told(error: Exception, details: Details = "log") -> dict[str, Any]:
+async def error_event(error: Exception, details: Details = "log") -> dict[str, Any]:
     """The last event of a stream that an exception breaks off."""
     objective = Objective(weights={}, rewards={}, details=details)
-    run: Any = SimpleNamespace(objective=objective, report=lambda: None, traced=lambda since: [])
-    *_, last = [event async for event in Responses(run, None).events(broken(error))]
+    context: Any = SimpleNamespace(
+        objective=objective, report=lambda: None, traced=lambda start: []
+    )
+    *_, last = [event async for event in Responses(context, None).events(broken(error))]
     name, _, data = last.partition("\ndata: ")
     assert name == "event: error"
     event: dict[str, Any] = json.loads(data)
@@ -49,7 +51,7 @@ async def test_an_unexpected_exception_is_told_by_its_class_and_id(
     kind: type[Exception], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.ERROR, "vllm.cdserve"):
-        event = await told(kind(SECRET))
+        event = await error_event(kind(SECRET))
     assert SECRET not in json.dumps(event)
     message = event["message"]
     assert message.startswith(f"the request failed with {kind.__name__} (error id ")
@@ -62,7 +64,7 @@ async def test_an_unexpected_exception_is_told_by_its_class_and_id(
 
 
 async def test_the_text_is_told_where_the_operator_lets_it() -> None:
-    assert SECRET in (await told(RuntimeError(SECRET), "client"))["message"]
+    assert SECRET in (await error_event(RuntimeError(SECRET), "client"))["message"]
 
 
 @pytest.mark.parametrize(
@@ -73,6 +75,6 @@ async def test_the_text_is_told_where_the_operator_lets_it() -> None:
     ],
 )
 async def test_an_expected_error_is_told_as_it_is(error: Exception, code: int) -> None:
-    event = await told(error)
+    event = await error_event(error)
     assert "reward 'a' failed" in event["message"]
     assert event["error"]["code"] == code

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cdserve.errors import PolicyError, RewardFailure, ScoringError
-from cdserve.failures import Details, hidden, told
+from cdserve.failures import Details, hide_unexpected, log_failure
 from cdserve.scoring import Objective, Response, Reward
 from cdserve.scoring.programmatic import Python, ValueHead
 from cdserve.scoring.reward import Terms
@@ -123,19 +123,19 @@ async def test_a_reward_s_own_timeout_is_not_taken_for_the_operators() -> None:
 
 def test_what_a_reward_knows_of_its_failure_is_told_and_its_details_are_not() -> None:
     failure = RewardFailure("failed: the judge cannot be reached", SECRET)
-    said = told("reward 'graded'", failure, "log")
+    said = log_failure("reward 'graded'", failure, "log")
     assert said.startswith("reward 'graded' failed: the judge cannot be reached (error id ")
     assert "hunter2" not in said
-    assert "hunter2" in told("reward 'graded'", failure, "client")
+    assert "hunter2" in log_failure("reward 'graded'", failure, "client")
 
 
 def test_a_failure_without_details_does_not_send_anyone_to_the_log() -> None:
-    said = told("reward 'own'", RewardFailure("is nan, not a finite number"), "log")
+    said = log_failure("reward 'own'", RewardFailure("is nan, not a finite number"), "log")
     assert said == f"reward 'own' is nan, not a finite number (error id {error_id(said)})"
 
 
 def test_errors_meant_for_clients_pass_as_they_are() -> None:
-    with pytest.raises(PolicyError, match="k is 9"), hidden("method 'own'", "log"):
+    with pytest.raises(PolicyError, match="k is 9"), hide_unexpected("method 'own'", "log"):
         raise PolicyError("k is 9", "alignment.k")
 
 
