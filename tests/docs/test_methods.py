@@ -7,7 +7,7 @@ from cdserve import decoders
 from .blocks import ROOT
 
 PAGE = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
-LINES = re.findall(r"^\| .* \|$", PAGE, re.MULTILINE)
+LINES = re.findall(r"^\| .* \|$", PAGE.partition("\n## ")[0], re.MULTILINE)
 ROWS = [line.strip("| ").split(" | ") for line in LINES]
 
 
