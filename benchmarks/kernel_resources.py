@@ -216,8 +216,6 @@ def of_rows_alone() -> Iterator[Operation]:
     paths = PathKL.zeros(ROWS, each.device)
     charge = partial(kernels.charge, paths, index(), index(), each, each)
     yield Operation("charge", {"rows": ROWS}, charge)
-    select = partial(kernels.select, meta(ROWS, 16), index(), each, each)
-    yield Operation("select", {"rows": ROWS}, select, floors.select(ROWS, 16))
 
 
 @contextmanager

@@ -29,7 +29,7 @@ ROWS = [1, 8, 64, 256, 1024]
 VOCABULARIES = [32_000, 128_256, 152_064]
 OUTPUTS = [1, 4, 8]
 MODELS = [2, 3, 4]
-RANK, WIDTH, MLP_WIDTH, CANDIDATES = 64, 4096, 1024, 16
+RANK, WIDTH, MLP_WIDTH = 64, 4096, 1024
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NOMINAL = {"H100 SXM": 3.35e12, "H200": 4.8e12}
 """Bytes a second by their data sheets; what a copy reaches is less."""
@@ -57,9 +57,6 @@ def cases() -> Iterator[Case]:
         yield Case("tilt", size, floors.tilt(n, v, RANK, g))
     for v, n, k in itertools.product(VOCABULARIES, ROWS, MODELS):
         yield Case("mix", {"rows": n, "vocabulary": v, "models": k}, floors.mix(n, v, k))
-    for groups in ROWS:
-        size = {"groups": groups, "candidates": CANDIDATES}
-        yield Case("select", size, floors.select(groups, CANDIDATES))
 
 
 def mix_and_tilt(rows: int, vocabulary: int, models: int, rank: int, outputs: int) -> floors.Floor:
@@ -182,20 +179,13 @@ def arms(case: Case) -> Arms:
     Twice as many rows are in memory as are worked on, in an order of their own.
     """
     size, kernels = case.size, operations(True)
-    n = size.get("rows", size.get("groups", 0))
+    n = size["rows"]
     rows = torch.randperm(2 * n, device=DEVICE)[:n]
     if case.operation.startswith("score"):
         hidden = torch.randn(2 * n, size["width"], device=DEVICE, dtype=torch.bfloat16)
         heads = packed(size["width"], size["outputs"], size.get("mlp_width", 0))
         weights = torch.randn(n, size["outputs"], device=DEVICE)
         return _arms(kernels.score, eager_score, hidden, rows, heads, weights)
-    if case.operation == "select":
-        scores = torch.randn(n, size["candidates"], device=DEVICE)
-        counts = torch.full((n,), size["candidates"], device=DEVICE)
-        strengths = torch.tensor([0.0, 0.5], device=DEVICE).repeat(n)[:n]
-        uniforms = torch.rand(n, device=DEVICE)
-        select = operations(False).select
-        return _arms(kernels.select, select, scores, counts, strengths, uniforms)
     logits = torch.randn(2 * n, size["vocabulary"], device=DEVICE)
     asked: dict[str, Any] = {}
     given: list[Any] = []

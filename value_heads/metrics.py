@@ -7,8 +7,6 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .kernels import operations, runs_on
-
 _PAIRS = 1 << 22  # compared at once
 
 
@@ -156,10 +154,9 @@ class Choices:
         Args:
             values: float [N], of all responses; compared in float32.
         """
-        scores = values[self.members].float()
-        unread = torch.zeros_like(self.counts, dtype=torch.float)
-        chosen = operations(runs_on(values.device)).select(scores, self.counts, unread, unread)
-        return self.members.gather(1, chosen[:, None])[:, 0]
+        scores = values[self.members].float().masked_fill(~self.inside, -torch.inf)
+        chosen = scores.argmax(1, keepdim=True)
+        return self.members.gather(1, chosen)[:, 0]
 
 
 def selected(values: Tensor, rewards: Tensor, groups: Tensor) -> Selected | None:

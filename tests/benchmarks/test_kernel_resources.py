@@ -36,7 +36,6 @@ def test_no_kernel_spills_and_its_shared_memory_fits(capability: float) -> None:
         "_join_kernel",
         "_measure_kernel",
         "_score_kernel",
-        "_select_kernel",
         "_steer_kernel",
         "_sum_kernel",
     }

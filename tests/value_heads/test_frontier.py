@@ -16,7 +16,6 @@ from value_heads import (
     ValueHead,
     frontier,
     markdown,
-    metrics,
 )
 from value_heads import measure as measured
 
@@ -78,8 +77,7 @@ def weighed(shares: float) -> list[float]:
 @pytest.fixture(params=[False, True] if RUN else [False])
 def fused(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """The references, and where they run the kernels."""
-    for module in (frontier, metrics):
-        monkeypatch.setattr(module, "runs_on", lambda device: request.param)
+    monkeypatch.setattr(frontier, "runs_on", lambda device: request.param)
     return bool(request.param)
 
 

@@ -1,4 +1,4 @@
-"""The hot path: value scoring, mixing, tilting and selection, each in PyTorch and in Triton.
+"""The hot path, each operation in PyTorch and in Triton: score, mix, tilt, charge KL budgets.
 
 `runs_on` says where the kernels run, `operations` gives them or their references. Triton is
 imported when its kernels are asked for, not before.
@@ -55,11 +55,6 @@ class Operations(Protocol):
         paths: PathKL, slots: Tensor, tokens: Tensor, nats: Tensor, budgets: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The path KL of rows after this step, and whether the step passes their budgets."""
-        ...
-
-    @staticmethod
-    def select(scores: Tensor, counts: Tensor, strengths: Tensor, uniforms: Tensor) -> Tensor:
-        """Which candidate of each group is taken."""
         ...
 
 

@@ -90,9 +90,3 @@ def mix(
 
 def _statistics(rows: int, measured: bool) -> int:
     return rows * 5 * _FLOAT32 if measured else 0  # four of them, and the temperature
-
-
-def select(groups: int, candidates: int) -> Floor:
-    """Return the floor of selecting one of K candidates in each group."""
-    each = candidates * _FLOAT32 + 2 * _INT64 + 2 * _FLOAT32
-    return Floor(groups * each, groups * candidates)

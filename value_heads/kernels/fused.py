@@ -2,7 +2,6 @@
 
 from .charge import charge
 from .score import score
-from .select import select
 from .steer import steer
 
-__all__ = ["charge", "score", "select", "steer"]
+__all__ = ["charge", "score", "steer"]

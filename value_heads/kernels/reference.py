@@ -143,31 +143,3 @@ def charge(
     paths.spent[slots], paths.step[slots], paths.at[slots] = spent, kl, tokens
     paths.unsteered[slots], paths.step_unsteered[slots] = unsteered, over.int()
     return torch.stack([(spent + kl).float(), (unsteered + over).float()], dim=1), over
-
-
-def select(scores: Tensor, counts: Tensor, strengths: Tensor, uniforms: Tensor) -> Tensor:
-    """Return which candidate of each group is taken, int64 [B].
-
-    Strength 0 takes the highest score, of equal ones the first drawn. Strength lambda > 0 takes
-    candidate i with probability softmax(score / lambda): the first whose cumulative probability
-    is above the group's uniform number.
-
-    Args:
-        scores: [B, K], finite or -inf, not all -inf in a group; beyond a group's count unread.
-        counts: int64 [B], candidates of each group, from 1 to K.
-        strengths: [B], 0 or more.
-        uniforms: [B], from [0, 1); unread at strength 0.
-    """
-    inside = torch.arange(scores.shape[1], device=scores.device) < counts[:, None]
-    scores = scores.masked_fill(~inside, -torch.inf)
-    best = scores.argmax(-1)
-    divisor = torch.where(strengths > 0, strengths, 1.0)[:, None]
-    cumulative = ((scores - scores.amax(-1, keepdim=True)) / divisor).exp().cumsum(-1)
-    passed = cumulative <= (uniforms * cumulative[:, -1])[:, None]
-    drawn = torch.minimum(passed.sum(-1), _last_likely(scores))
-    return torch.where(strengths > 0, drawn, best)
-
-
-def _last_likely(scores: Tensor) -> Tensor:
-    places = torch.arange(scores.shape[1], device=scores.device)
-    return torch.where(scores > -torch.inf, places, 0).amax(-1)

@@ -37,9 +37,5 @@ def test_mixing() -> None:
     assert found.flops == 3 * 100 * 7
 
 
-def test_selecting() -> None:
-    assert floors.select(10, 8) == (10 * (8 * 4 + 8 + 4 + 4 + 8), 80)
-
-
 def test_seconds() -> None:
     assert floors.Floor(4_800_000, 0).seconds(4.8e12) == 1e-6

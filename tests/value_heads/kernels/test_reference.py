@@ -1,12 +1,9 @@
-"""The references of the kernels, against the heads, the formulas and the decoders' own rules."""
-
-import random
+"""The PyTorch references of the kernels, against the heads and the formulas."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 
-from cdserve.decoders.selection import Argmax, Softmax
 from value_heads import HeadConfig, QHead, ValueHead, kl
 from value_heads.kernels import Mixture, PackedHeads, Tilt, operations
 
@@ -92,21 +89,6 @@ def test_steering_is_the_mixture_and_then_the_head_s_values() -> None:
     torch.testing.assert_close(
         found.entropy, torch.distributions.Categorical(logits=expected).entropy()
     )
-
-
-def test_selection_is_the_decoders_own() -> None:
-    scores = torch.tensor([[1.0, 3.0, 3.0, 0.0], [0.2, 0.1, -0.4, 0.3]], dtype=torch.float64)
-    counts, zero = torch.tensor([4, 3]), torch.zeros(2, dtype=torch.float64)
-    for uniform in torch.rand(50, dtype=torch.float64).tolist():
-        numbers = torch.full((2,), uniform, dtype=torch.float64)
-        rng = random.Random()
-        rng.random = lambda fixed=uniform: fixed  # type: ignore[method-assign, misc]
-        groups = [scores[0].tolist(), scores[1, :3].tolist()]
-        drawn = [Softmax(0.4, rng).choose(group) for group in groups]
-        found = REFERENCE.select(scores, counts, torch.full_like(zero, 0.4), numbers)
-        assert found.tolist() == drawn
-        best = [Argmax().choose(group) for group in groups]
-        assert REFERENCE.select(scores, counts, zero, numbers).tolist() == best
 
 
 @settings(deadline=None, max_examples=100)
