@@ -11,12 +11,12 @@ import pytest
 from tests.waiting import HANG_SECONDS
 
 HERE = Path(__file__).parent
-PLUGIN = HERE.parents[1] / "plugin"
+WORKER = HERE.parents[1] / "worker"
 TESTS = [
     *sorted(HERE.glob("test_fused_*.py")),
     HERE.parent / "test_frontier.py",
-    PLUGIN / "test_steerer.py",
-    PLUGIN / "test_scorer.py",
+    WORKER / "test_steerer.py",
+    WORKER / "test_scorer.py",
 ]
 
 
