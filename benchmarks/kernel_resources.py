@@ -20,7 +20,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -167,11 +166,11 @@ def tilt_of(rows: int, vocabulary: int, **limits: Any) -> Tilt:
     return Tilt(factors=(meta(rows, 1, RANK),), tokens=(meta(1, vocabulary, RANK),), **limits)
 
 
-def mixture_of(rows: int, vocabulary: int, **fields: Any) -> Mixture:
+def mixture_of(rows: int, vocabulary: int) -> Mixture:
     """Of bfloat16 logits."""
     members = (meta(rows, vocabulary, dtype=torch.bfloat16) for _ in range(MODELS - 1))
     weights = meta(rows, MODELS)
-    return Mixture(members=tuple(members), weights=weights, vocabulary=vocabulary, **fields)
+    return Mixture(members=tuple(members), weights=weights, vocabulary=vocabulary)
 
 
 def steering(vocabulary: int) -> Iterator[Operation]:
@@ -194,9 +193,6 @@ def steering(vocabulary: int) -> Iterator[Operation]:
         yield operation("mix and tilt", None, rows, **both)
     limits = index()
     yield operation("tilt, top k", None, tilt=tilt_of(ROWS, vocabulary, top_k=limits, most=20))
-    yield operation(
-        "mix, normalised", None, mixture=replace(mixture, normalised=True), measured=False
-    )
 
 
 def tied(vocabulary: int, width: int) -> Operation:

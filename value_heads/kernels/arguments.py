@@ -27,14 +27,11 @@ class Mixture:
         weights: float32 [n, 1 + M], of any sign; column 0 is the base's. A member is not read in
             rows where its weight is 0.
         vocabulary: tokens that all models have; those beyond get no probability.
-        normalised: whether log p_i stands in for z_i. It differs by a constant a row, so it
-            changes neither the distribution nor its KL, only the log-sum-exp.
     """
 
     members: tuple[Tensor, ...]
     weights: Tensor
     vocabulary: int
-    normalised: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

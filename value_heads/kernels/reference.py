@@ -69,8 +69,6 @@ def _mixed(base: Tensor, mixture: Mixture) -> Tensor:
     """Mix the first m rows; the others are NaN, which no row may take."""
     count = len(mixture.members[0]) if mixture.members else len(base)
     models = [base[:count], *(member.to(base.dtype) for member in mixture.members)]
-    if mixture.normalised:
-        models = [model.log_softmax(-1) for model in models]
     weights = mixture.weights[:count].to(base.dtype)
     made = torch.full_like(base, torch.nan)
     made[:count] = -torch.inf

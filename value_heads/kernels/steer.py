@@ -36,7 +36,6 @@ def _steer_kernel(
     members,
     member_strides,
     weights,
-    offsets,
     shared,
     factors,
     tokens,
@@ -51,7 +50,6 @@ def _steer_kernel(
     tiles,
     MEMBERS: tl.constexpr,
     MIXED: tl.constexpr,
-    NORMALISED: tl.constexpr,
     HEADS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -94,8 +92,6 @@ def _steer_kernel(
                 begin = i.to(tl.int64) * (member_strides[m] // 2 * MEMBER_UNIT)
                 place = (members[m] + begin)[:, None] + v[None, :]
                 mixture += w * tl.load(place, mask=read, other=0.0).to(tl.float32)
-            if NORMALISED:
-                mixture -= tl.load(offsets + i, mask=mixed, other=0.0)[:, None]
             mixture = tl.where((v < shared)[None, :], mixture, float("-inf"))
             after = tl.where(mixed[:, None], mixture, before)
         if HEADS > 0 and some_tilted:
@@ -221,7 +217,6 @@ def _pass(
     members = tuple(map(_aligned, mixture.members)) if mixture else ()
     factors = tuple(u.contiguous() for u in tilt.factors) if tilt else ()
     tokens = tilt.tokens if tilt else ()
-    normalised = mixture is not None and mixture.normalised
     block_n, block_v = _blocks(count) if tokens else (1, 2048)
     tiles, chunks = _chunks(cdiv(count, block_n), cdiv(vocabulary, block_v))
     partials = room(count, chunks, logits.device) if measured else logits
@@ -236,7 +231,6 @@ def _pass(
         # Odd, as Triton makes variants for numbers of a tuple that 16 divides, whatever it is told.
         tuple(member.stride(0) // member_unit * 2 + 1 for member in members),
         mixture.weights if mixture else logits,
-        _offsets(logits, rows, mixture) if mixture and normalised else logits,
         mixture.vocabulary if mixture else vocabulary,
         factors,
         tokens,
@@ -251,7 +245,6 @@ def _pass(
         tiles,
         MEMBERS=len(members),
         MIXED=mixture is not None,
-        NORMALISED=normalised,
         HEADS=len(tokens),
         OUTPUTS=tuple(b.shape[0] for b in tokens),
         PRECISION=PRECISION,
@@ -288,14 +281,6 @@ def _chunks(row_tiles: int, tiles: int) -> tuple[int, int]:
     """Tiles of the vocabulary in a chunk, and chunks: small ones while programs are few."""
     each = min(max(row_tiles * tiles // _PROGRAMS, 1), _MOST_TILES)
     return each, cdiv(tiles, each)
-
-
-def _offsets(logits: Tensor, rows: Tensor, mixture: Mixture) -> Tensor:
-    """sum_i w_i log-sum-exp z_i, float32 [m]: what normalising each model takes off the mixture."""
-    count = len(mixture.members[0]) if mixture.members else len(rows)
-    models, weights = (logits[rows[:count]], *mixture.members), mixture.weights[:count]
-    sums = torch.stack([model.float().logsumexp(-1) for model in models], dim=1)
-    return torch.where(weights == 0, 0.0, weights * sums).sum(-1)
 
 
 def _tilt_top_k(logits: Tensor, rows: Tensor, untilted: Tensor, tilt: Tilt, top_k: Tensor) -> None:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
 import torch
@@ -131,15 +130,6 @@ def test_top_k_of_a_mixture() -> None:
         vocabulary=200,
     )
     compare(logits, rows, mixture, tilt_of(2, 200, top_k=7))
-
-
-def test_a_normalised_mixture_is_of_log_probabilities() -> None:
-    rows, logits = [0, 2, 1], logits_of(3, 300, [0, 1, 2])
-    mixture = mixture_of(3, 300)
-    plain = compare(logits, rows, mixture)
-    found = compare(logits, rows, replace(mixture, normalised=True))
-    torch.testing.assert_close(found.entropy, plain.entropy, rtol=1e-4, atol=1e-5)
-    assert not torch.equal(found.log_sum_exp_after, plain.log_sum_exp_after)
 
 
 def test_a_masked_token_of_a_negative_weight_is_infinite() -> None:
