@@ -6,6 +6,7 @@ Logits may be float64, which the Triton kernels' float32 is tested against.
 import torch
 from torch import Tensor
 
+from value_heads.mix import weighted_sum
 from value_heads.tilt import centred_on_top_k, kl
 
 from .arguments import MARGIN, MIXES, TILTED, Mixture, PackedHeads, PathKL, Statistics, Tilt
@@ -70,14 +71,9 @@ def _mixed(base: Tensor, mixture: Mixture) -> Tensor:
     count = len(mixture.members[0]) if mixture.members else len(base)
     models = [base[:count], *(member.to(base.dtype) for member in mixture.members)]
     weights = mixture.weights[:count].to(base.dtype)
-    made = torch.full_like(base, torch.nan)
-    made[:count] = -torch.inf
-    made[:count, : mixture.vocabulary] = 0.0
-    for model, weight in zip(models, weights.T[:, :, None], strict=True):
-        part = weight * model[:, : mixture.vocabulary]
-        # 0 times an infinite logit is not a number.
-        made[:count, : mixture.vocabulary] += torch.where(weight == 0, 0.0, part)
-    return made
+    result = torch.full_like(base, torch.nan)
+    result[:count] = weighted_sum(models, weights, mixture.vocabulary)
+    return result
 
 
 def _delta(logits: Tensor, tilt: Tilt, tilted: Tensor) -> Tensor:
