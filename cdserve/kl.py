@@ -1,12 +1,10 @@
 """KL from the distribution sampled from: bounds and estimates, in nats.
 
 Sources: best-of-n, arXiv 2401.01879 (Theorem 3.1 and the ε_n estimator); blockwise, arXiv
-2310.17022 section 4, a sum over decisions by the chain rule; best-of-Poisson, arXiv 2506.19248;
-soft best-of-n, arXiv 2505.03156.
+2310.17022 section 4, a sum over decisions by the chain rule; best-of-Poisson, arXiv 2506.19248.
 """
 
 import math
-from collections.abc import Sequence
 from typing import Literal
 
 Flag = Literal["ok", "inspect", "high"]
@@ -51,18 +49,6 @@ def best_of_n_estimate(logp: float, n: int) -> float:
     return missed * (math.log(n) + (n - 1) * log_miss - (n - 1) / n) + hit * (math.log(hit) - logp)
 
 
-def blockwise_bound(k: int | Sequence[int], decisions: int) -> float:
-    """KL of ``decisions`` best-of-K decisions ≤ the sum of their bounds, in nats.
-
-    Args:
-        k: blocks a decision; a sequence is one number a decision, the last repeated.
-        decisions: how many.
-    """
-    counts = [k] if isinstance(k, int) else list(k)
-    counts += counts[-1:] * (decisions - len(counts))
-    return math.fsum(map(best_of_n_bound, counts[:decisions]))
-
-
 def effective_n(bound: float) -> float:
     """The n, not always whole, whose best-of-n has this bound: log n − 1 + 1/n = ``bound``.
 
@@ -98,49 +84,6 @@ def win_rate_bound(n: int) -> float:
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
     return n / (n + 1)
-
-
-def best_win_rate(nats: float) -> float:
-    """The highest win-rate against p that any policy has at a KL of so many nats.
-
-    It is that of the tilt t e^{tu} / (e^t − 1) of the reward's quantile u, where no two rewards
-    tie: 1/(1 − e^{−t}) − 1/t at the t whose KL is log(t/(e^t − 1)) + t times it.
-
-    Raises:
-        ValueError: ``nats`` is negative.
-    """
-    if not nats >= 0:
-        raise ValueError(f"nats must be at least 0, got {nats}")
-    low, high = 0.0, 2.0 * math.exp(min(nats, 40.0) + 2.0)
-    for _ in range(_MAX_STEPS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _tilt(middle)[1] <= nats else (low, middle)
-    return _tilt(low)[0]
-
-
-def _tilt(t: float) -> tuple[float, float]:
-    """Win-rate and KL of the tilt."""
-    if t < 1e-3:
-        return 0.5 + t / 12.0, t * t / 24.0
-    win = -1.0 / math.expm1(-t) - 1.0 / t
-    return win, math.log(t) - t - math.log(-math.expm1(-t)) + t * win
-
-
-def soft_best_of_n_bound(n: int, variation: float) -> float:
-    """KL(p e^{r/λ} / Z ‖ soft best-of-n at λ) ≤ log(1 + variation / n): how far it is from its aim.
-
-    Args:
-        n: candidates.
-        variation: Var[e^{r/λ}] / E[e^{r/λ}]² under p.
-
-    Raises:
-        ValueError: ``n`` < 1, or ``variation`` is negative.
-    """
-    if n < 1:
-        raise ValueError(f"n must be at least 1, got {n}")
-    if not variation >= 0:
-        raise ValueError(f"variation must be at least 0, got {variation}")
-    return math.log1p(variation / n)
 
 
 def best_of_poisson_bound(mu: float) -> float:
