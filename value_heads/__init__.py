@@ -10,7 +10,6 @@ from .heads import Head, QHead, ValueHead, load_head
 from .imports import import_head
 from .losses import (
     binary_cross_entropy,
-    bradley_terry,
     clipped_squared_error,
     linex,
     masked_squared_error,
@@ -44,7 +43,6 @@ __all__ = [
     "TemporalDifference",
     "ValueHead",
     "binary_cross_entropy",
-    "bradley_terry",
     "calibration",
     "cd_q",
     "centred_on_top_k",

@@ -95,23 +95,6 @@ def binary_cross_entropy(logits: Tensor, targets: Tensor, mask: Tensor) -> Tenso
     return errors / len(logits)
 
 
-def bradley_terry(chosen: Tensor, rejected: Tensor, mask: Tensor) -> Tensor:
-    """Return -log sigmoid(V(chosen prefix) - V(rejected prefix)), in nats.
-
-    Pairs of prefixes of equal length, as PARGS (arXiv 2406.07780) trains rewards of partial
-    sequences.
-
-    Args:
-        chosen, rejected: float [..., G], values at the same positions of both responses.
-        mask: bool [...], positions that both responses have.
-
-    Raises:
-        ValueError: the shapes do not agree, or no position counts.
-    """
-    chosen, rejected = _counted(chosen, rejected, mask)
-    return -F.logsigmoid(chosen - rejected).sum() / len(chosen)
-
-
 def _counted(values: Tensor, targets: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Both at the positions that count, [N, G]: what stands elsewhere, NaN even, has no part."""
     if values.shape != targets.shape or values.shape[:-1] != mask.shape:
