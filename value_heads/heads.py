@@ -63,11 +63,6 @@ class Head(nn.Module, ModelHubMixin, library_name="cdserve", tags=["value-head"]
         """
         raise NotImplementedError
 
-    @classmethod
-    def from_config(cls, config: HeadConfig) -> Self:
-        """Build a head with fresh weights."""
-        return cls(config)
-
     def _save_pretrained(self, save_directory: Path) -> None:
         (save_directory / CONFIG_NAME).write_text(self.config.to_json())
         save_file(self.state_dict(), save_directory / WEIGHTS_NAME, metadata={"format": "pt"})

@@ -22,7 +22,7 @@ def config(mlp_width: int | None = 16, base_hash: str | None = None) -> HeadConf
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    ValueHead.from_config(config()).save_pretrained(tmp_path)
+    ValueHead(config()).save_pretrained(tmp_path)
     return tmp_path
 
 
