@@ -87,13 +87,27 @@ async def throughput(http: Client, prompts: Sequence[str], rounds: int) -> dict[
     }
 
 
-async def spent(http: Client) -> tuple[float, float, float]:
-    """Seconds so far that decisions waited for candidates and for scores; decisions."""
+async def metrics(http: Client) -> dict[str, float]:
+    """cdserve's metrics by name and labels."""
     lines = (await http.get("/metrics")).text.splitlines()
     read = dict(line.rsplit(" ", 1) for line in lines if line.startswith("cdserve_"))
-    names = ("generate_seconds_sum", "score_seconds_sum", "score_seconds_count")
-    generate, score_, count = (float(read[f"cdserve_{name}"]) for name in names)
-    return generate, score_, count
+    return {name.removeprefix("cdserve_"): float(value) for name, value in read.items()}
+
+
+async def spent(http: Client) -> tuple[float, float, float]:
+    """Seconds so far that decisions waited for candidates and for scores; decisions."""
+    read = await metrics(http)
+    return read["generate_seconds_sum"], read["score_seconds_sum"], read["score_seconds_count"]
+
+
+async def batches(http: Client) -> dict[str, float]:
+    """Batches that the reward model has scored, and the responses in them."""
+    read = await metrics(http)
+    labels = '{reward="model"}'
+    return {
+        "batches": read[f"scorer_batch_size_count{labels}"],
+        "scored": read[f"scorer_batch_size_sum{labels}"],
+    }
 
 
 async def share(
@@ -127,8 +141,8 @@ async def measure(base_url: str, count: int, rounds: int) -> dict[str, Any]:
             for reward in ("model", "sentiment"):
                 name = f"{reward}, {concurrency} at once"
                 found[name] = await share(http, prompts, concurrency, reward)
-        told = (await http.get("/v1/alignment")).json()["rewards"]["model"]["scorer"]
-    return {**found, "scorer": told}
+        found["scorer"] = await batches(http)
+    return found
 
 
 def main() -> None:

@@ -121,7 +121,6 @@ class AlignmentServer:
                     "prefixes": reward.prefixes,
                     "next_tokens": name in self.q_columns,
                     "default": name == self.settings.default_reward,
-                    **({"scorer": dict(reward.counters)} if reward.counters else {}),
                 }
                 for name, reward in self.rewards.items()
             },

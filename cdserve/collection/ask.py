@@ -119,11 +119,6 @@ def _settings(job: Job, model: str, described: Mapping[str, Any]) -> dict[str, A
         **job.settings,
         "alignment": alignment,
         "rewards": {
-            name: {
-                key: value
-                for key, value in described["rewards"].get(name, {}).items()
-                if key != "scorer"  # counts of its calls
-            }
-            for name in alignment.get("rewards") or default
+            name: described["rewards"].get(name, {}) for name in alignment.get("rewards") or default
         },
     }

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from itertools import islice
 from typing import Generic, TypeVar
 
@@ -46,17 +46,6 @@ class Batcher(Generic[Item, Score]):
         self._full = asyncio.Event()
         self._collector: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self.batches = 0
-        """Batches scored so far."""
-        self.scored = 0
-        """Items in them."""
-        self.largest = 0
-        """Items of the largest."""
-
-    @property
-    def counters(self) -> Mapping[str, int]:
-        """Batches so far, items scored in them, and the most in one."""
-        return {"batches": self.batches, "scored": self.scored, "largest": self.largest}
 
     async def score(self, items: Sequence[Item]) -> list[Score]:
         """The scores of items, in their order.
@@ -112,9 +101,6 @@ class Batcher(Generic[Item, Score]):
                 pass
 
     async def _run(self, batch: dict[Item, "asyncio.Future[Score]"]) -> None:
-        self.batches += 1
-        self.scored += len(batch)
-        self.largest = max(self.largest, len(batch))
         try:
             scores = await self._score(list(batch))
             for future, score in zip(batch.values(), scores, strict=True):

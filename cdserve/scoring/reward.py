@@ -62,11 +62,6 @@ class Reward(ABC):
     """Whose log-likelihoods of the response it reads: members, or ``base``."""
     terms: Terms = Terms()
 
-    @property
-    def counters(self) -> Mapping[str, int]:
-        """What its scorer has done since the server's start; empty if it counts nothing."""
-        return {}
-
     @abstractmethod
     async def score(self, responses: Sequence[Response]) -> Sequence[float]:
         """The reward of each response, or its value for an unfinished one, in its own units."""

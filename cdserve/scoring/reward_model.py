@@ -101,10 +101,6 @@ class RewardModel(Reward):
         self._steps = steps
         self.prefixes = prefixes
 
-    @property
-    def counters(self) -> Mapping[str, int]:
-        return self._queue.counters
-
     async def score(self, responses: Sequence[Response]) -> list[float]:
         if self._steps is None:
             found = await self._queue.score([_dialogue(one, one.text) for one in responses])

@@ -7,6 +7,7 @@ from typing import Any
 import httpx2
 import pytest
 import torch
+from prometheus_client.parser import text_string_to_metric_families
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from .gold import assert_better, held_out, true_rewards
@@ -81,11 +82,16 @@ async def test_it_raises_the_true_reward_and_requests_share_batches(server: Serv
         # All at once: responses to be scored, and none to be generated before.
         bodies = [{"prompt": p, "responses": RESPONSES, "rewards": {"model": 1}} for p in PROMPTS]
         await asyncio.gather(*(client.post("/v1/alignment/score", json=b) for b in bodies))
-        told = (await client.get("/v1/alignment")).json()["rewards"]
-    counted = told["model"]["scorer"]
-    assert counted == told["early"]["scorer"]  # one engine
-    assert n < counted["largest"] <= 32
-    assert counted["scored"] > counted["batches"]
+        metrics = (await client.get("/metrics")).text
+    batches = {
+        (sample.name.rpartition("_")[2], sample.labels.get("le")): sample.value
+        for family in text_string_to_metric_families(metrics)
+        for sample in family.samples
+        if sample.name.startswith("cdserve_scorer_batch_size")
+    }
+    count = batches["count", None]
+    assert batches["bucket", "4.0"] < count == batches["bucket", "32.0"]
+    assert batches["sum", None] > count
 
 
 def test_accepted_blocks_are_in_its_prefix_cache(http: httpx2.Client) -> None:
