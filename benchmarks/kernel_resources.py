@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
+import kernel_floors as floors
 import torch
 import triton
 from torch import Tensor
@@ -39,7 +40,6 @@ from value_heads.kernels import (
     PackedHeads,
     PathKL,
     Tilt,
-    floors,
     operations,
 )
 

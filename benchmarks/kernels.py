@@ -1,6 +1,6 @@
 """The hot path on a GPU: time of each kernel beside what it must move, eager and compiled.
 
-Each row has the operation's floor (`value_heads.kernels.floors`), the median time of the kernel
+Each row has the operation's floor (`kernel_floors.py`), the median time of the kernel
 with a cold L2 cache, the share of the device's measured copy bandwidth that the floor's bytes in
 that time are, and how many times as long eager PyTorch and `torch.compile` take. Without a GPU the
 floors and what the kernels compile to can be had.
@@ -17,13 +17,14 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import kernel_floors as floors
 import torch
 import triton
 from kernel_resources import resources
 from torch import Tensor
 from triton.testing import do_bench, do_bench_cudagraph
 
-from value_heads.kernels import Mixture, PackedHeads, Tilt, floors, operations
+from value_heads.kernels import Mixture, PackedHeads, Tilt, operations
 
 ROWS = [1, 8, 64, 256, 1024]
 VOCABULARIES = [32_000, 128_256, 152_064]

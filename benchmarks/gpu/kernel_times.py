@@ -11,9 +11,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import kernel_floors as floors
 import torch
-
-from value_heads.kernels import floors
 
 from .served import Setup
 

@@ -1,9 +1,9 @@
-"""The floors, against examples worked out by hand."""
+"""Floors of the kernels: bytes and flops against counts by hand."""
 
-from value_heads.kernels import floors
+import kernel_floors as floors
 
 
-def test_scoring_linear_heads() -> None:
+def test_floor_of_scoring_linear_heads_matches_hand_count() -> None:
     """1024 states of 4096 bfloat16, 8 heads: the states are all but everything."""
     found = floors.score(1024, 4096, 8)
     states, index, values = 1024 * 4096 * 2, 1024 * 8, 1024 * 8 * 4
@@ -12,7 +12,7 @@ def test_scoring_linear_heads() -> None:
     assert found.flops == 2 * 1024 * 4096 * 8
 
 
-def test_scoring_an_mlp() -> None:
+def test_floor_of_scoring_an_mlp_matches_hand_count() -> None:
     found = floors.score(2, 8, 3, mlp_width=5, itemsize=4, weighted=True)
     states, index, values = 2 * 8 * 4, 2 * 8, 2 * 3 * 4
     first, second, finish = (5 * 8 + 5) * 4, 5 * 3 * 4, 3 * 4 * 4
@@ -21,7 +21,7 @@ def test_scoring_an_mlp() -> None:
     assert found.flops == 2 * (2 * 5 * 8 + 2 * 5 * 3 + 2 * 3)
 
 
-def test_tilting() -> None:
+def test_floor_of_tilting_matches_hand_count() -> None:
     """256 rows of Llama 3's vocabulary, rank 64: 263 MB of logits and 33 MB of B."""
     found = floors.tilt(256, 128_256, 64, 1)
     logits, matrix, factors = 2 * 256 * 128_256 * 4, 128_256 * 64 * 4, 256 * 64 * 4
@@ -31,11 +31,11 @@ def test_tilting() -> None:
     assert floors.tilt(256, 128_256, 64, 1, measured=False).bytes == found.bytes - 256 * 20
 
 
-def test_mixing() -> None:
+def test_floor_of_mixing_matches_hand_count() -> None:
     found = floors.mix(3, 100, 4, itemsize=2)
     assert found.bytes == 3 * 100 * (4 + 4 + 3 * 2) + 3 * (4 * 4 + 8 + 20)
     assert found.flops == 3 * 100 * 7
 
 
-def test_seconds() -> None:
+def test_floor_seconds_are_bytes_over_bandwidth() -> None:
     assert floors.Floor(4_800_000, 0).seconds(4.8e12) == 1e-6
