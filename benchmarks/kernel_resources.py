@@ -36,10 +36,10 @@ from triton.runtime.jit import create_function_from_signature
 from value_heads import HeadConfig, QHead, ValueHead
 from value_heads.kernels import (
     ROW_TILES,
-    Mixture,
+    BatchMixture,
+    BatchTilt,
     PackedHeads,
     PathKL,
-    Tilt,
     operations,
 )
 
@@ -162,15 +162,15 @@ def scoring(width: int) -> Iterator[Operation]:
         yield Operation(f"score, {name}", size, call, floor)
 
 
-def tilt_of(rows: int, vocabulary: int, **limits: Any) -> Tilt:
-    return Tilt(factors=(meta(rows, 1, RANK),), tokens=(meta(1, vocabulary, RANK),), **limits)
+def tilt_of(rows: int, vocabulary: int, **limits: Any) -> BatchTilt:
+    return BatchTilt(factors=(meta(rows, 1, RANK),), tokens=(meta(1, vocabulary, RANK),), **limits)
 
 
-def mixture_of(rows: int, vocabulary: int) -> Mixture:
+def mixture_of(rows: int, vocabulary: int) -> BatchMixture:
     """Of bfloat16 logits."""
     members = (meta(rows, vocabulary, dtype=torch.bfloat16) for _ in range(MODELS - 1))
     weights = meta(rows, MODELS)
-    return Mixture(members=tuple(members), weights=weights, vocabulary=vocabulary)
+    return BatchMixture(members=tuple(members), weights=weights, vocabulary=vocabulary)
 
 
 def steering(vocabulary: int) -> Iterator[Operation]:
@@ -197,7 +197,7 @@ def steering(vocabulary: int) -> Iterator[Operation]:
 
 def tied(vocabulary: int, width: int) -> Operation:
     """A tilt by a low-rank head and by the LM head itself."""
-    two = Tilt(
+    two = BatchTilt(
         factors=(meta(ROWS, 2, RANK), meta(ROWS, 1, width)),
         tokens=(meta(2, vocabulary, RANK), meta(1, vocabulary, width, dtype=torch.bfloat16)),
     )

@@ -24,7 +24,7 @@ from kernel_resources import resources
 from torch import Tensor
 from triton.testing import do_bench, do_bench_cudagraph
 
-from value_heads.kernels import Mixture, PackedHeads, Tilt, operations
+from value_heads.kernels import BatchMixture, BatchTilt, PackedHeads, operations
 
 ROWS = [1, 8, 64, 256, 1024]
 VOCABULARIES = [32_000, 128_256, 152_064]
@@ -113,7 +113,7 @@ def eager_tilt(factors: Tensor, tokens: Tensor, logits: Tensor, rows: Tensor) ->
     return statistics(before, after)
 
 
-def eagerly_mixed(mixture: Mixture, base: Tensor) -> Tensor:
+def eagerly_mixed(mixture: BatchMixture, base: Tensor) -> Tensor:
     """sum_i w_i z_i."""
     mixed = mixture.weights[:, :1] * base
     for i, member in enumerate(mixture.members):
@@ -121,7 +121,7 @@ def eagerly_mixed(mixture: Mixture, base: Tensor) -> Tensor:
     return mixed
 
 
-def eager_mix(mixture: Mixture, logits: Tensor, rows: Tensor) -> list[Tensor]:
+def eager_mix(mixture: BatchMixture, logits: Tensor, rows: Tensor) -> list[Tensor]:
     """As one writes it in PyTorch."""
     before = logits[rows]
     after = eagerly_mixed(mixture, before)
@@ -130,7 +130,7 @@ def eager_mix(mixture: Mixture, logits: Tensor, rows: Tensor) -> list[Tensor]:
 
 
 def eager_both(
-    mixture: Mixture, factors: Tensor, tokens: Tensor, logits: Tensor, rows: Tensor
+    mixture: BatchMixture, factors: Tensor, tokens: Tensor, logits: Tensor, rows: Tensor
 ) -> list[Tensor]:
     """As one writes it in PyTorch."""
     before = logits[rows]
@@ -201,19 +201,19 @@ def arms(case: Case) -> Arms:
     return _arms(partial(kernels.steer, **asked), partial(eager, *given), logits, rows)
 
 
-def tilt_of(rows: int, vocabulary: int, outputs: int) -> Tilt:
+def tilt_of(rows: int, vocabulary: int, outputs: int) -> BatchTilt:
     """A random one. It is small: the logits are tilted again and again."""
     u = 1e-4 * torch.randn(rows, outputs, RANK, device=DEVICE)
     b = torch.randn(outputs, vocabulary, RANK, device=DEVICE)
-    return Tilt(factors=(u,), tokens=(b,))
+    return BatchTilt(factors=(u,), tokens=(b,))
 
 
-def mixture_of(rows: int, vocabulary: int, models: int) -> Mixture:
+def mixture_of(rows: int, vocabulary: int, models: int) -> BatchMixture:
     """Of random members' logits, equal weights."""
     random = partial(torch.randn, rows, vocabulary, device=DEVICE, dtype=torch.bfloat16)
     members = tuple(random() for _ in range(models - 1))
     weights = torch.full((rows, models), 1 / models, device=DEVICE)
-    return Mixture(members=members, weights=weights, vocabulary=vocabulary)
+    return BatchMixture(members=members, weights=weights, vocabulary=vocabulary)
 
 
 def _arms(kernel: Callable[..., Any], eager: Callable[..., Any], *inputs: Any) -> Arms:

@@ -14,7 +14,7 @@ from cdserve.worker.rows import BOUNDED, MEASURED, MIXED, TILTED, TOP_K, Steered
 from cdserve.worker.tables import Tables
 from cdserve.worker.warm_up import heaviest, usual
 from value_heads import QHead
-from value_heads.kernels import Mixture, PathKL, Tilt, operations
+from value_heads.kernels import BatchMixture, BatchTilt, PathKL, operations
 
 _MOST_BYTES = 1 << 28
 """Size of one float32 copy of the rows that are steered in one launch, at most."""
@@ -248,13 +248,13 @@ class Steerer:
             paths.step_unsteered.index_fill_(0, slots, 0)
             paths.at.index_fill_(0, slots, -1)
 
-    def _mixture(self, behind: Mapping[str, Tensor], weights: Tensor, base: Tensor) -> Mixture:
+    def _mixture(self, behind: Mapping[str, Tensor], weights: Tensor, base: Tensor) -> BatchMixture:
         """The mixture over all members; Triton compiles one kernel for each set of members.
 
         Members that did not run have weight 0 and are not read; the base's logits stand in.
         """
         absent = next(iter(behind.values()), base)
-        return Mixture(
+        return BatchMixture(
             members=tuple(behind.get(name, absent) for name in self._members),
             weights=weights,
             vocabulary=min(z.shape[1] for z in (base, *behind.values())),
@@ -267,7 +267,7 @@ class Steerer:
         coefficients: Tensor,
         limits: tuple[Tensor, int] | None,
         lm_head: Tensor | None,
-    ) -> Tilt | None:
+    ) -> BatchTilt | None:
         """Factors of the tilt of the rows; None if all coefficients are 0."""
         factors, tokens, start = [], [], 0
         for head in self._heads:
@@ -287,10 +287,10 @@ class Steerer:
         if not tokens:
             return None
         if limits is None:
-            return Tilt(factors=tuple(factors), tokens=tuple(tokens))
+            return BatchTilt(factors=tuple(factors), tokens=tuple(tokens))
         size = max(b.shape[1] for b in tokens)
         top_k, most = limits
-        return Tilt(
+        return BatchTilt(
             factors=tuple(factors),
             tokens=tuple(tokens),
             top_k=top_k.clamp(max=size),

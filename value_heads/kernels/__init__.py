@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .arguments import ROW_TILES, Mixture, PackedHeads, PathKL, Statistics, Tilt
+from .arguments import ROW_TILES, BatchMixture, BatchTilt, PackedHeads, PathKL, Statistics
 
 __all__ = [
     "ROW_TILES",
-    "Mixture",
+    "BatchMixture",
+    "BatchTilt",
     "Operations",
     "PackedHeads",
     "PathKL",
     "Statistics",
-    "Tilt",
     "operations",
     "runs_on",
 ]
@@ -41,8 +41,8 @@ class Operations(Protocol):
         logits: Tensor,
         rows: Tensor,
         *,
-        mixture: Mixture | None = None,
-        tilt: Tilt | None = None,
+        mixture: BatchMixture | None = None,
+        tilt: BatchTilt | None = None,
         temperature: Tensor | None = None,
         measured: bool = True,
         kinds: Tensor | None = None,

@@ -18,7 +18,7 @@ MIXES, TILTED = 1, 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Mixture:
+class BatchMixture:
     """sum_i w_i z_i over the base's logits and M members', of n rows.
 
     Attributes:
@@ -35,7 +35,7 @@ class Mixture:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tilt:
+class BatchTilt:
     """sum_g u_g B_g^T over the outputs of one or more low-rank Q-heads, of n rows.
 
     Attributes:

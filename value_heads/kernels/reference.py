@@ -9,7 +9,16 @@ from torch import Tensor
 from value_heads.mix import weighted_sum
 from value_heads.tilt import centred_on_top_k, kl
 
-from .arguments import MARGIN, MIXES, TILTED, Mixture, PackedHeads, PathKL, Statistics, Tilt
+from .arguments import (
+    MARGIN,
+    MIXES,
+    TILTED,
+    BatchMixture,
+    BatchTilt,
+    PackedHeads,
+    PathKL,
+    Statistics,
+)
 
 
 def score(
@@ -38,8 +47,8 @@ def steer(
     logits: Tensor,
     rows: Tensor,
     *,
-    mixture: Mixture | None = None,
-    tilt: Tilt | None = None,
+    mixture: BatchMixture | None = None,
+    tilt: BatchTilt | None = None,
     temperature: Tensor | None = None,
     measured: bool = True,
     kinds: Tensor | None = None,
@@ -66,7 +75,7 @@ def steer(
     return statistics(before, after, temperature) if measured else None
 
 
-def _mixed(base: Tensor, mixture: Mixture) -> Tensor:
+def _mixed(base: Tensor, mixture: BatchMixture) -> Tensor:
     """Mix the first m rows; the others are NaN, which no row may take."""
     count = len(mixture.members[0]) if mixture.members else len(base)
     models = [base[:count], *(member.to(base.dtype) for member in mixture.members)]
@@ -76,7 +85,7 @@ def _mixed(base: Tensor, mixture: Mixture) -> Tensor:
     return result
 
 
-def _delta(logits: Tensor, tilt: Tilt, tilted: Tensor) -> Tensor:
+def _delta(logits: Tensor, tilt: BatchTilt, tilted: Tensor) -> Tensor:
     delta = torch.zeros_like(logits[:, : tilt.vocabulary])
     for factors, tokens in zip(tilt.factors, tilt.tokens, strict=True):
         known = tokens.shape[1]

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .arguments import MIXES, ROW_TILES, TILTED, Mixture, Statistics, Tilt
+from .arguments import MIXES, ROW_TILES, TILTED, BatchMixture, BatchTilt, Statistics
 from .sizes import cdiv, power_of_2
 from .statistics import accumulate, divisor, joined, keep, measure, room, start, tempered, unit_of
 
@@ -178,8 +178,8 @@ def steer(
     logits: Tensor,
     rows: Tensor,
     *,
-    mixture: Mixture | None = None,
-    tilt: Tilt | None = None,
+    mixture: BatchMixture | None = None,
+    tilt: BatchTilt | None = None,
     temperature: Tensor | None = None,
     measured: bool = True,
     kinds: Tensor | None = None,
@@ -208,8 +208,8 @@ def _pass(
     logits: Tensor,
     rows: Tensor,
     kinds: Tensor,
-    mixture: Mixture | None,
-    tilt: Tilt | None,
+    mixture: BatchMixture | None,
+    tilt: BatchTilt | None,
     temperature: Tensor | None,
     measured: bool,
 ) -> Statistics | None:
@@ -283,7 +283,9 @@ def _chunks(row_tiles: int, tiles: int) -> tuple[int, int]:
     return each, cdiv(tiles, each)
 
 
-def _tilt_top_k(logits: Tensor, rows: Tensor, untilted: Tensor, tilt: Tilt, top_k: Tensor) -> None:
+def _tilt_top_k(
+    logits: Tensor, rows: Tensor, untilted: Tensor, tilt: BatchTilt, top_k: Tensor
+) -> None:
     """Add the tilt less its mean over the k most likely tokens; `untilted` is logits[rows]."""
     values, ids = untilted[:, : tilt.vocabulary].topk(tilt.most)
     delta = torch.zeros(ids.shape, dtype=torch.float32, device=logits.device)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from value_heads.kernels import Mixture, Statistics, Tilt, operations
+from value_heads.kernels import BatchMixture, BatchTilt, Statistics, operations
 
 from .cases import DEVICE, logits_of
 from .test_fused_steer import mixture_of, temperatures, tilt_of
@@ -37,12 +37,12 @@ def drawn(count: int) -> list[int]:
     return sorted(torch.randint(4, (count,)).tolist(), key=lambda kind: not kind & 1)
 
 
-def of_first(mixture: Mixture, count: int) -> Mixture:
+def of_first(mixture: BatchMixture, count: int) -> BatchMixture:
     """The mixture with members of the first rows alone."""
     return replace(mixture, members=tuple(member[:count] for member in mixture.members))
 
 
-def poisoned_where_unused(tilt: Tilt, kinds: Tensor) -> Tilt:
+def poisoned_where_unused(tilt: BatchTilt, kinds: Tensor) -> BatchTilt:
     """The tilt with NaN in the factors of rows that are not tilted, and no k there."""
     unused = kinds & 2 == 0
     factors = tuple(u.masked_fill(unused[:, None, None], torch.nan) for u in tilt.factors)

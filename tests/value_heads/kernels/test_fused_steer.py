@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from value_heads.kernels import Mixture, Statistics, Tilt, operations
+from value_heads.kernels import BatchMixture, BatchTilt, Statistics, operations
 
 from .cases import DEVICE, logits_of, poisoned
 
@@ -24,12 +24,12 @@ def _nan_in_new_memory() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-def tilt_of(count: int, vocabulary: int, *, top_k: int = 0) -> Tilt:
+def tilt_of(count: int, vocabulary: int, *, top_k: int = 0) -> BatchTilt:
     """Two heads: of two rewards and a rank that no block divides, and of fewer tokens."""
     wide = torch.randn(count, 2, 40, device=DEVICE), torch.randn(2, vocabulary, 40, device=DEVICE)
     small = torch.randn(count, 1, 8, device=DEVICE), poisoned(vocabulary - 7, 8, torch.bfloat16)
     limits = 1 + (top_k + torch.arange(count, device=DEVICE)) % vocabulary if top_k else None
-    return Tilt(
+    return BatchTilt(
         factors=(wide[0] / 4, small[0]),
         tokens=(wide[1], small[1][None]),
         top_k=limits,
@@ -37,7 +37,7 @@ def tilt_of(count: int, vocabulary: int, *, top_k: int = 0) -> Tilt:
     )
 
 
-def mixture_of(count: int, vocabulary: int) -> Mixture:
+def mixture_of(count: int, vocabulary: int) -> BatchMixture:
     """Members of half precision, one of fewer tokens, weights of -1 and 0; those of 0 are NaN.
 
     The first, of no negative weight, has masked tokens.
@@ -52,14 +52,14 @@ def mixture_of(count: int, vocabulary: int) -> Mixture:
     members[0][:, : vocabulary // 9] = -torch.inf
     for i, member in enumerate(members):
         member[weights[:, i + 1] == 0] = torch.nan
-    return Mixture(members=members, weights=weights, vocabulary=vocabulary - 2)
+    return BatchMixture(members=members, weights=weights, vocabulary=vocabulary - 2)
 
 
 def compare(
     logits: Tensor,
     rows: list[int],
-    mixture: Mixture | None = None,
-    tilt: Tilt | None = None,
+    mixture: BatchMixture | None = None,
+    tilt: BatchTilt | None = None,
     temperature: Tensor | None = None,
 ) -> Statistics:
     """Steer by both, and expect the same."""
@@ -124,7 +124,7 @@ class TestSizes:
 
 def test_top_k_of_a_mixture() -> None:
     rows, logits = [2, 0], poisoned(3, 200)
-    mixture = Mixture(
+    mixture = BatchMixture(
         members=(poisoned(2, 200),),
         weights=torch.tensor([[0.5, 0.5], [2.0, -1.0]], device=DEVICE),
         vocabulary=200,
@@ -136,14 +136,14 @@ def test_a_masked_token_of_a_negative_weight_is_infinite() -> None:
     logits, member = poisoned(1, 300), poisoned(1, 300)
     member[0, 7] = -torch.inf
     weights = torch.tensor([[2.0, -1.0]], device=DEVICE)
-    found = compare(logits, [0], Mixture(members=(member,), weights=weights, vocabulary=300))
+    found = compare(logits, [0], BatchMixture(members=(member,), weights=weights, vocabulary=300))
     assert found.kl.isnan()
 
 
 def test_a_member_of_weight_one_is_itself_bit_for_bit() -> None:
     logits, member = poisoned(2, 300), poisoned(2, 300)
     weights = torch.tensor([[0.0, 1.0], [1.0, 0.0]], device=DEVICE)
-    mixture = Mixture(members=(member,), weights=weights, vocabulary=300)
+    mixture = BatchMixture(members=(member,), weights=weights, vocabulary=300)
     own = logits[1].clone()
     found = operations(True).steer(logits, torch.tensor([0, 1], device=DEVICE), mixture=mixture)
     assert torch.equal(logits[0], member[0])
@@ -178,7 +178,7 @@ def test_chunks_of_several_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_large_logits_do_not_overflow() -> None:
     logits = 1e4 * poisoned(2, 300)
-    tilt = Tilt(
+    tilt = BatchTilt(
         factors=(torch.full((2, 1, 1), 300.0, device=DEVICE),),
         tokens=(torch.ones(1, 300, 1, device=DEVICE),),
     )
@@ -195,7 +195,7 @@ def test_worked_values() -> None:
     weights = [a * math.exp(b) for a, b in zip(p, v, strict=True)]
     pi = [w / sum(weights) for w in weights]
     logits = torch.tensor([p], device=DEVICE).log()
-    tilt = Tilt(
+    tilt = BatchTilt(
         factors=(torch.ones(1, 1, 1, device=DEVICE),),
         tokens=(torch.tensor(v, device=DEVICE)[None, :, None],),
     )
@@ -214,7 +214,7 @@ def test_the_kl_of_a_strong_tilt_keeps_its_precision(strength: float, vocabulary
     """Its logits are large, their differences from the largest are not."""
     logits, index = poisoned(3, vocabulary), torch.arange(3, device=DEVICE)
     factors = strength * torch.randn(3, 1, 8, device=DEVICE)
-    tilt = Tilt(factors=(factors,), tokens=(torch.randn(1, vocabulary, 8, device=DEVICE),))
+    tilt = BatchTilt(factors=(factors,), tokens=(torch.randn(1, vocabulary, 8, device=DEVICE),))
     truth = operations(False).steer(logits.double(), index, tilt=tilt)
     found = operations(True).steer(logits.clone(), index, tilt=tilt)
     assert truth is not None

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 
 from value_heads import HeadConfig, QHead, ValueHead, kl
-from value_heads.kernels import Mixture, PackedHeads, Tilt, operations
+from value_heads.kernels import BatchMixture, BatchTilt, PackedHeads, operations
 
 from .charging import BUDGETS, LAUNCHES, SLOTS, Launch, check, rounded_up_to_the_limit
 
@@ -66,11 +66,11 @@ def test_steering_is_the_mixture_and_then_the_head_s_values() -> None:
     torch.nn.init.normal_(head.factor.weight)
     weights, logits, member = torch.tensor([[0.5, 2.0], [1.0, 0.0]]), *torch.randn(2, 4, 11)
     before, index = logits.clone(), torch.tensor([3, 1])
-    tilt = Tilt(
+    tilt = BatchTilt(
         factors=(head.factors(hidden) * (weights * head.scale)[:, :, None],),
         tokens=(head.tokens,),
     )
-    mixture = Mixture(
+    mixture = BatchMixture(
         members=(member[index],), weights=torch.tensor([[0.5, 0.5], [2.0, -1.0]]), vocabulary=11
     )
     with torch.no_grad():
