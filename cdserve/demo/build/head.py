@@ -21,14 +21,12 @@ _FLAGS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """How one head is made; `start` and `teacher` are names of others."""
+    """How one head is made; `start` names the head whose weights the fit begins with."""
 
     architecture: Architecture
     method: MethodName
     options: FitOptions
-    beta: float | None = None
     start: str | None = None
-    teacher: str | None = None
 
 
 def recipes(epochs: int, q_epochs: int, seed: int) -> dict[str, Recipe]:
@@ -76,10 +74,8 @@ def train_head(model: Path, cache: Path, heads: Path, name: str, recipe: Recipe)
             ),
             rewards=build({"sentiment": gold}),
             method=recipe.method,
-            beta=recipe.beta,
             architecture=recipe.architecture,
             start=None if recipe.start is None else heads / recipe.start,
-            teacher=None if recipe.teacher is None else heads / recipe.teacher,
             out=heads / name,
             base_name="cdserve-demo",
             options=recipe.options,

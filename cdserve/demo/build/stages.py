@@ -120,7 +120,7 @@ class Build:
             save_model(model, tokenizer, self.artifacts / "members" / name)
         self.record("members", {"parameters": model.num_parameters(), "loss": found})
 
-    def write_training_prompts(self) -> None:
+    def _write_training_prompts(self) -> None:
         """Write the prompts that heads are trained on, and held-out ones to measure them on."""
         self.cache.mkdir(parents=True, exist_ok=True)
         for name, count, held_out in (
@@ -133,7 +133,7 @@ class Build:
 
     def heads(self) -> None:
         """Train the value head and the Q-heads on responses of the base model."""
-        self.write_training_prompts()
+        self._write_training_prompts()
         made = recipes(self.scale.head_epochs, self.scale.q_epochs, SEED)
         found: dict[str, object] = {}
         for name, recipe in made.items():
