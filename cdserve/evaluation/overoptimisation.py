@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from itertools import combinations
 from statistics import fmean
 
+import numpy as np
+
 from cdserve import kl
-from cdserve.evaluation import curves
+from cdserve.evaluation.curves import best_of_n_mean
 from cdserve.evaluation.records import Record
 from cdserve.evaluation.statistics import LEVEL, Interval, difference
 from cdserve.evaluation.summary import means_by_prompt
@@ -94,16 +96,25 @@ def fit(points: Sequence[tuple[float, float]]) -> Fit | None:
     above = [point for point in points if point[0] > 0]
     if len({bound for bound, _ in above}) < _LEAST_POINTS:
         return None
-    bounds, gains = zip(*above, strict=True)
-    made = curves.over_optimisation(bounds, gains)
-    falls = math.isfinite(made.peak)
+    bounds, gains = np.array(above).T
+    d = np.sqrt(bounds)
+    a, b = map(float, np.linalg.lstsq(np.stack([d, -d * d], 1), gains, rcond=None)[0])
+    peak = _peak(a, b)
+    recommended_n = math.inf if peak is None else kl.effective_n(peak)
     return Fit(
-        a=made.a,
-        b=made.b,
-        peak=made.peak if falls else None,
-        recommended_n=made.recommended_n if falls and math.isfinite(made.recommended_n) else None,
-        measured=max(bounds),
+        a=a,
+        b=b,
+        peak=peak,
+        recommended_n=recommended_n if math.isfinite(recommended_n) else None,
+        measured=float(bounds.max()),
     )
+
+
+def _peak(a: float, b: float) -> float | None:
+    """The d² with the largest d (a − b d); None where it only rises."""
+    if b <= 0:
+        return None if a > 0 or b < 0 else 0.0
+    return max(0.0, a / (2.0 * b)) ** 2
 
 
 def best_of_n_curve(most: int, pools: Mapping[int, Sequence[float]]) -> list[CurvePoint]:
@@ -119,9 +130,7 @@ def best_of_n_curve(most: int, pools: Mapping[int, Sequence[float]]) -> list[Cur
             n,
             kl.best_of_n_bound(n),
             kl.win_rate_bound(n),
-            fmean(curves.best_of_n_mean(pool, pool, n) for pool in pools.values())
-            if n <= known
-            else None,
+            fmean(best_of_n_mean(pool, pool, n) for pool in pools.values()) if n <= known else None,
         )
         for n in _counts(most, known)
     ]

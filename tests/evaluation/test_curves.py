@@ -1,4 +1,4 @@
-"""Best-of-n's curves from one pool against all its subsets, and the fit of over-optimisation."""
+"""Best-of-n's curves from one pool against all its subsets."""
 
 import math
 import statistics
@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cdserve import kl
-from cdserve.evaluation.curves import best_of_n_mean, over_optimisation
+from cdserve.evaluation.curves import best_of_n_mean
 
 SCORES = [0.1, 0.4, 0.35, 0.8, 0.6]
 GOLD = [3, 1, 2, 0, 5]
@@ -65,34 +64,3 @@ def test_normal_rewards(n: int, mean: float) -> None:
 def test_refused(scores: list[float], values: list[float], n: int, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         best_of_n_mean(scores, values, n)
-
-
-@pytest.mark.parametrize(("form", "peak"), [("best_of_n", 6.25), ("rl", math.exp(1.0))])
-def test_a_curve_is_found_again(form: str, peak: float) -> None:
-    a, b = (2.0, 0.4) if form == "best_of_n" else (1.5, 1.0)
-    nats = [0.2, 0.7, 1.2, 2.5, 5.9]
-    root = [math.sqrt(one) for one in nats]
-    gains = [d * (a - b * (d if form == "best_of_n" else math.log(d))) for d in root]
-    fit = over_optimisation(nats, gains, form)  # type: ignore[arg-type]
-    assert (fit.a, fit.b) == pytest.approx((a, b), abs=1e-9)
-    assert fit.peak == pytest.approx(peak, rel=1e-9)
-    assert [fit.gain(one) for one in nats] == pytest.approx(gains, abs=1e-9)
-    assert fit.gain(0.0) == 0
-    assert all(fit.gain(peak * factor) < fit.gain(peak) for factor in (0.9, 1.1))
-    assert kl.effective_n(fit.peak) == fit.recommended_n
-
-
-def test_a_reward_that_only_rises_has_no_peak() -> None:
-    fit = over_optimisation([1.0, 4.0], [1.0, 3.0])
-    assert fit.b < 0
-    assert fit.peak == fit.recommended_n == math.inf
-
-
-def test_a_reward_that_only_falls_peaks_at_the_base() -> None:
-    fit = over_optimisation([1.0, 4.0], [-1.0, -3.0])
-    assert (fit.peak, fit.recommended_n) == (0.0, 1.0)
-
-
-def test_two_points_are_needed() -> None:
-    with pytest.raises(ValueError, match="two different KL"):
-        over_optimisation([0.0, 1.0, 1.0], [0.0, 1.0, 1.0])

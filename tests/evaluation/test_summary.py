@@ -256,6 +256,15 @@ class TestFit:
         assert found.b == pytest.approx(0.0)
         assert found.recommended_n is None or found.recommended_n > 1e6
 
+    @pytest.mark.parametrize(("slope", "peak", "n"), [(1.0, None, None), (-1.0, 0.0, 1.0)])
+    def test_monotonic_gains_peak_nowhere_or_at_the_base(
+        self, slope: float, peak: float | None, n: float | None
+    ) -> None:
+        found = fit([(nats, slope * nats) for nats in (1.0, 4.0, 9.0)])
+        assert found is not None
+        assert found.b == pytest.approx(-slope)
+        assert (found.peak, found.recommended_n) == (peak, n)
+
     def test_two_points_tell_nothing(self) -> None:
         assert fit([(0.0, 0.0), (0.2, 0.1), (0.6, 0.2)]) is None
 
