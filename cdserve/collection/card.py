@@ -8,8 +8,6 @@ from typing import Any
 
 import yaml
 
-from cdserve.collection.features import Features
-
 FILE = "README.md"
 
 
@@ -19,14 +17,14 @@ class DataSet:
 
     Attributes:
         name: of its files, and for ``datasets.load_dataset(folder, name)``.
-        features: the columns' types.
+        features: the columns' types, for ``dataset_info``; None to leave them to ``datasets``.
         left_out: numbers by reason: of prompts, or of responses where each makes a row.
     """
 
     name: str
     rows: int = 0
     files: list[str] = field(default_factory=list)
-    features: Features = field(default_factory=Features)
+    features: list[dict[str, Any]] | None = None
     left_out: Counter[str] = field(default_factory=Counter)
 
     def __str__(self) -> str:
@@ -50,9 +48,9 @@ def write_card(
         if one.files
     ]
     types = [
-        {"config_name": one.name, "features": features}
+        {"config_name": one.name, "features": one.features}
         for one in made
-        if one.files and (features := one.features.to_yaml()) is not None
+        if one.features is not None
     ]
     head = yaml.safe_dump({"configs": configs, "dataset_info": types}, sort_keys=False)
     tables = "\n\n".join(

@@ -7,6 +7,7 @@ from typing import Any
 
 from cdserve.collection.answered import Answered
 from cdserve.collection.card import DataSet, write_card
+from cdserve.collection.features import features
 from cdserve.collection.formats import FORMATS, TRL, candidates
 from cdserve.collection.job import Job
 from cdserve.collection.shards import Shards, remove_shards
@@ -30,9 +31,11 @@ class _Writing:
             made = TRL[self.kind](answered, job.filters)
         else:
             made = candidates(answered, about)
+        if made.rows and not self.data.rows:
+            prompts = [prompt for prompt in job.prompts if _form(prompt) == self.form]
+            self.data.features = features(made.rows[0], prompts)
         for row in made.rows:
             self.shards.add(row)
-            self.data.features.add(row)
         self.data.rows += len(made.rows)
         self.data.left_out.update(made.left_out)
 

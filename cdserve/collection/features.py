@@ -1,104 +1,58 @@
-"""The columns' types, as ``datasets`` reads them in a README.
+"""Column types of a data set, as ``datasets`` reads them in a README.
 
-Without them it takes those of the first rows: a column that is null there, as the reward of a judge
-that was away at first is, could then hold nothing else.
+Without them ``datasets`` takes the types of the first rows: a column that is null there, such as
+the reward of a judge that failed at first, could then hold nothing else.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cdserve.prompts import Prompt
 
-class _NoType(Exception):
-    """Values that no one type has."""
-
-
-@dataclass(frozen=True, slots=True)
-class _List:
-    of: Any
+_DTYPES = {bool: "bool", int: "int64", float: "float64", str: "string", type(None): "float64"}
+"""A null stands for a number: only rewards and log-probabilities may be missing."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Struct:
-    fields: Mapping[str, Any]
+class _Irregular(Exception):
+    """A list has elements of several types, or there is no type for the value."""
 
 
-class Features:
-    """Learns the types from the rows."""
+def features(row: Mapping[str, Any], prompts: Sequence[Prompt]) -> list[dict[str, Any]] | None:
+    """The columns' types, as in ``dataset_info``; None leaves them to ``datasets``.
 
-    def __init__(self) -> None:
-        self._type: Any = _Struct({})
-        self._known = True
+    All rows of a format have the fields of the first, except for the messages of chats: these must
+    all be a role and a text.
 
-    def add(self, row: Mapping[str, Any]) -> None:
-        """Takes a row into account."""
-        if self._known:
-            try:
-                self._type = _joined(self._type, _type_of(row))
-            except _NoType:
-                self._known = False
-
-    def to_yaml(self) -> list[dict[str, Any]] | None:
-        """As in ``dataset_info``; None where a column has values of several types."""
-        try:
-            return _fields(self._type) if self._known else None
-        except _NoType:
-            return None
+    Args:
+        row: the first row.
+        prompts: the prompts of all rows.
+    """
+    try:
+        return _fields(row) if all(map(_is_plain, prompts)) else None
+    except _Irregular:
+        return None
 
 
-def _type_of(value: Any) -> Any:
-    """A name such as ``int64``, or what is nested; None where there is only null."""
+def _is_plain(prompt: Prompt) -> bool:
+    return isinstance(prompt, str) or all(
+        message.keys() == {"role", "content"} and isinstance(message["content"], str)
+        for message in prompt
+    )
+
+
+def _fields(struct: Mapping[str, Any]) -> list[dict[str, Any]]:
+    if not struct:
+        raise _Irregular
+    return [{"name": name, **_typed(value)} for name, value in struct.items()]
+
+
+def _typed(value: Any) -> dict[str, Any]:
     match value:
-        case None:
-            return None
-        case bool():
-            return "bool"
-        case int():
-            return "int64"
-        case float():
-            return "float64"
-        case str():
-            return "string"
         case Mapping():
-            return _Struct({name: _type_of(one) for name, one in value.items()})
-        case _:
-            of = None
-            for one in value:
-                of = _joined(of, _type_of(one))
-            return _List(of)
-
-
-def _joined(first: Any, second: Any) -> Any:
-    """The type that has the values of both."""
-    match first, second:
-        case (None, other) | (other, None):
-            return other
-        case _List(), _List():
-            return _List(_joined(first.of, second.of))
-        case _Struct(), _Struct():
-            names = {**first.fields, **second.fields}
-            return _Struct({n: _joined(first.fields.get(n), second.fields.get(n)) for n in names})
-        case _ if first == second:
-            return first
-        case ("int64", "float64") | ("float64", "int64"):
-            return "float64"
-    raise _NoType
-
-
-def _fields(struct: _Struct) -> list[dict[str, Any]]:
-    if not struct.fields:
-        raise _NoType
-    return [{"name": name, **_named(of)} for name, of in struct.fields.items()]
-
-
-def _named(of: Any) -> dict[str, Any]:
-    match of:
-        case _Struct():
-            return {"struct": _fields(of)}
-        case _List(of=_Struct() as inner):
-            return {"list": _fields(inner)}
-        case _List(of=_List()):
-            raise _NoType
-        case _List():
-            return {"list": of.of or "null"}
-    return {"dtype": of or "null"}
+            return {"struct": _fields(value)}
+        case list():
+            first, *others = map(_typed, value) if value else [{"dtype": "null"}]
+            if "list" in first or any(other != first for other in others):
+                raise _Irregular
+            return {"list": first.get("struct") or first["dtype"]}
+    return {"dtype": _DTYPES[type(value)]}

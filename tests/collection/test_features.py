@@ -1,22 +1,17 @@
-"""Types of columns, as ``datasets`` has them."""
+"""Types of columns, as ``datasets`` reads them."""
 
 from typing import Any
 
 import pytest
 
-from cdserve.collection.features import Features
+from cdserve.collection.features import features
+
+from .made import CHAT, TEXT
 
 
-def learned(*rows: dict[str, Any]) -> Any:
-    features = Features()
-    for row in rows:
-        features.add(row)
-    return features.to_yaml()
-
-
-def test_of_every_kind() -> None:
+def test_every_kind_of_value_has_its_type() -> None:
     row = {"a": True, "b": 1, "c": 0.5, "d": "x", "e": [1], "f": {"g": "x"}, "h": [{"i": 1}]}
-    assert learned(row) == [
+    assert features(row, [TEXT]) == [
         {"name": "a", "dtype": "bool"},
         {"name": "b", "dtype": "int64"},
         {"name": "c", "dtype": "float64"},
@@ -27,30 +22,27 @@ def test_of_every_kind() -> None:
     ]
 
 
-def test_what_is_null_or_missing_at_first() -> None:
-    rows = ({"a": [{"b": None}], "c": []}, {"a": [{"b": 0.5}, {"d": "x"}], "c": ["x"], "e": 1})
-    assert learned(*rows) == [
-        {
-            "name": "a",
-            "list": [{"name": "b", "dtype": "float64"}, {"name": "d", "dtype": "string"}],
-        },
-        {"name": "c", "list": "string"},
-        {"name": "e", "dtype": "int64"},
+def test_null_is_a_number_and_an_empty_list_has_no_type() -> None:
+    row = {"a": [{"b": None}, {"b": 0.5}], "c": []}
+    assert features(row, [CHAT]) == [
+        {"name": "a", "list": [{"name": "b", "dtype": "float64"}]},
+        {"name": "c", "list": "null"},
     ]
 
 
-def test_only_null() -> None:
-    assert learned({"a": None, "b": []}) == [
-        {"name": "a", "dtype": "null"},
-        {"name": "b", "list": "null"},
-    ]
+@pytest.mark.parametrize("row", [{"a": [1, "x"]}, {"a": {}}, {"a": [[1]]}, {}])
+def test_values_without_one_type_are_left_to_datasets(row: dict[str, Any]) -> None:
+    assert features(row, [TEXT]) is None
 
 
-def test_whole_numbers_among_others() -> None:
-    assert learned({"a": 1}, {"a": 0.5}) == [{"name": "a", "dtype": "float64"}]
-
-
-@pytest.mark.parametrize("rows", [({"a": 1}, {"a": "x"}), ({"a": {}},), ({"a": [[1]]},), ()])
-def test_what_has_no_type_is_left_to_datasets(rows: tuple[dict[str, Any], ...]) -> None:
-    """As where one message has text and the next a list of parts."""
-    assert learned(*rows) is None
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "user", "content": [{"type": "text", "text": "x"}]},
+        {"role": "user", "content": "x", "name": "x"},
+    ],
+)
+def test_chats_with_other_messages_than_role_and_text_are_left_to_datasets(
+    message: dict[str, Any],
+) -> None:
+    assert features({"a": 1}, [CHAT, [message]]) is None
