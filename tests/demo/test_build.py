@@ -6,9 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cdserve.demo.build import evaluate
-from cdserve.demo.build.folders import load_model, load_tokenizer
-from cdserve.demo.build.rollouts import sample
+from cdserve.demo.build.folders import load_model
 from cdserve.demo.build.stages import QUICK, STAGES, run
 from value_heads import QHead, ValueHead, check_base
 
@@ -25,7 +23,6 @@ def build(folder: Path, *only: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         # It asks for two threads, which wait for each other on a core that other tests share.
         patch.setattr(torch, "set_num_threads", lambda _: None)
-        patch.setattr(evaluate, "MAX_TOKENS", 64)  # this model's responses seldom end
         run(folder, QUICK, only or STAGES)
     torch.use_deterministic_algorithms(False)
 
@@ -48,8 +45,7 @@ def test_a_build_makes_everything(out: Path) -> None:
     assert "## Held-out responses" in card
     assert (artifacts / "heads" / "sentiment" / "report.png").stat().st_size > 10_000
     report = json.loads((artifacts / "report.json").read_text())
-    assert report.keys() == {"model", "members", "heads", "decoding"}
-    assert report["decoding"]["none"]["prompts"] == QUICK.test_prompts
+    assert report.keys() == {"model", "members", "heads"}
 
 
 def test_a_stage_repeated_alone_writes_the_same_files(out: Path) -> None:
@@ -67,16 +63,3 @@ def test_stored_configuration_asks_for_float32_and_holds_float16(out: Path) -> N
     model = load_model(folder)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert (folder / "model.safetensors").stat().st_size < 2.1 * model.num_parameters()
-
-
-def test_sampling_depends_on_the_seed_alone(out: Path) -> None:
-    model = load_model(out / "artifacts" / "model")
-    tokenizer = load_tokenizer(out / "artifacts" / "model")
-    prompts = [tokenizer.encode(text) for text in ("Review:", "A much longer prompt than that:")]
-    first, again, other = (sample(model, prompts, max_tokens=8, seed=seed) for seed in (1, 1, 2))
-    assert [r.response for r in first] == [r.response for r in again]
-    assert [r.response for r in first] != [r.response for r in other]
-    for prompt, rollout in zip(prompts, first, strict=True):
-        assert rollout.prompt == prompt
-        assert 1 <= len(rollout.response) == len(rollout.hidden) <= 8
-        assert rollout.finished == (rollout.response[-1] == tokenizer.eos_token_id)

@@ -1,1 +1,1 @@
-"""Makes the demo's artefacts: its language models, heads, rollouts and report."""
+"""Makes the demo's artefacts: its language models, heads and report."""

@@ -11,8 +11,7 @@ from cdserve.training.run import train
 from value_heads import FitOptions, HeadReport
 from value_heads.config import Architecture
 
-from .rollouts import MAX_TOKENS
-
+_MAX_TOKENS = 224
 _FLAGS = (
     *("--dtype", "float32", "--max-model-len", "512", "--enforce-eager"),
     *("--kv-cache-memory-bytes", str(512 << 20), "--block-size", "32"),
@@ -67,7 +66,7 @@ def train_head(model: Path, cache: Path, heads: Path, name: str, recipe: Recipe)
                 model=str(model),
                 prompts=cache / "prompts.jsonl",
                 test_prompts=cache / "test-prompts.jsonl",
-                max_tokens=MAX_TOKENS,
+                max_tokens=_MAX_TOKENS,
                 seed=recipe.options.seed,
                 cache=cache,
                 flags=_FLAGS,

@@ -14,11 +14,8 @@ from pathlib import Path
 
 import torch
 
-from value_heads import ValueHead
-
 from .corpus import documents, draw_prompt, held_out_prompts
-from .evaluate import compare_decoders, mean_reward
-from .folders import load_model, load_tokenizer, save_model
+from .folders import load_tokenizer, save_model
 from .head import recipes, train_head
 from .tokenizer import train_tokenizer
 from .train import BASE, MEMBER, new_model, train
@@ -40,7 +37,6 @@ class Scale:
     test_rollouts: int
     head_epochs: int
     q_epochs: int
-    test_prompts: int
 
 
 FULL = Scale(
@@ -52,7 +48,6 @@ FULL = Scale(
     test_rollouts=1000,
     head_epochs=20,
     q_epochs=12,
-    test_prompts=200,
 )
 QUICK = Scale(
     tokenizer_documents=1000,
@@ -63,7 +58,6 @@ QUICK = Scale(
     test_rollouts=20,
     head_epochs=2,
     q_epochs=2,
-    test_prompts=4,
 )
 
 
@@ -143,20 +137,6 @@ class Build:
             found[name] = asdict(report.rewards["sentiment"])
         self.record("heads", found)
 
-    def decoding(self) -> None:
-        """Measure what each way to decode gains, on held-out prompts."""
-        base_dir = self.artifacts / "model"
-        model, tokenizer = load_model(base_dir), load_tokenizer(base_dir)
-        head = ValueHead.from_pretrained(self.artifacts / "heads" / "sentiment")
-        lines = (self.out / "prompts.jsonl").read_text().splitlines()
-        prompts = [tokenizer.encode(json.loads(line)["prompt"]) for line in lines]
-        prompts = prompts[: self.scale.test_prompts]
-        found = compare_decoders(model, head, tokenizer, prompts, seed=SEED)
-        for name in ("ref", "tuned"):
-            member = load_model(self.artifacts / "members" / name)
-            found[f"member_{name}"] = mean_reward(member, tokenizer, prompts, seed=SEED)
-        self.record("decoding", found)
-
     def record(self, stage: str, found: object) -> None:
         """Put a stage's numbers into the report."""
         path = self.artifacts / "report.json"
@@ -166,7 +146,7 @@ class Build:
         print(json.dumps(found, indent=2), flush=True)
 
 
-STAGES = ("prompts", "model", "members", "heads", "decoding")
+STAGES = ("prompts", "model", "members", "heads")
 
 
 def _write_prompts(path: Path, prompts: list[str]) -> None:
@@ -183,7 +163,6 @@ def run(out: Path, scale: Scale, only: tuple[str, ...] = STAGES) -> None:
         "model": build.model,
         "members": build.members,
         "heads": build.heads,
-        "decoding": build.decoding,
     }
     for name in STAGES:
         if name in only:
