@@ -1,1 +1,1 @@
-"""A client of the server's own API: prompts sent under policies, answers kept on disk."""
+"""A client of the server: sends prompts under policies and keeps the answers on disk."""

@@ -1,4 +1,4 @@
-"""Answers to prompts under a policy, streamed, with their reports and the times of their blocks."""
+"""Streamed answers to prompts under a policy, with their reports and the times of their blocks."""
 
 import asyncio
 import time
@@ -19,16 +19,16 @@ RETRIES = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How tokens are drawn, the same for all policies of a run."""
+    """Sampling parameters, the same for all policies of a run."""
 
     max_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
     logprobs: bool = False
-    """Whether log p is asked for, which lets the server estimate KL."""
+    """Whether to request log-probabilities, from which the server estimates the KL divergence."""
 
     def fields(self, chat: bool) -> dict[str, Any]:
-        """The request's fields of a chat or a completion."""
+        """The fields of a chat request or a completion request."""
         fields: dict[str, Any] = {
             "max_tokens": self.max_tokens,
             "temperature": self.temperature,
@@ -41,12 +41,12 @@ class Sampling:
 
 @dataclass(slots=True, kw_only=True)
 class Answer:
-    """What came back.
+    """A complete answer.
 
     Attributes:
-        tokens: of the text, the end token included.
-        report: the answer's ``alignment``; None where there is none.
-        seconds: from the request to its end.
+        tokens: length of the text, including the end token.
+        report: the response's ``alignment``; None without one.
+        seconds: time from the request to the end of the answer.
         blocks: seconds from the request to each piece of text, in order.
     """
 
@@ -59,13 +59,13 @@ class Answer:
 
 
 class Client:
-    """Asks a server, a bounded number of requests at once; used as a context.
+    """Client of a server with bounded concurrency; an async context manager.
 
     Args:
-        base_url: without ``/v1``.
-        model: the id that requests name; None for the server's first.
-        concurrency: requests at once.
-        api_key: the server's, if it wants one.
+        base_url: the server's URL, without ``/v1``.
+        model: model id in the requests; None for the server's first model.
+        concurrency: maximum number of concurrent requests.
+        api_key: API key, if the server requires one.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Client:
 
     async def __aenter__(self) -> Self:
         if self._model is None:
-            with _told("the server does not name its models"):
+            with _as_config_error("GET /v1/models failed"):
                 self._model = (await self._openai.models.list()).data[0].id
         return self
 
@@ -94,30 +94,30 @@ class Client:
 
     @property
     def model(self) -> str:
-        """The id that requests name; known once the client is entered."""
+        """The model id in the requests; set once the context is entered."""
         assert self._model is not None
         return self._model
 
     async def describe(self) -> Mapping[str, Any]:
-        """What ``GET /v1/alignment`` says.
+        """The methods, rewards, members, presets and limits from ``GET /v1/alignment``.
 
         Raises:
-            ConfigError: the request fails; with the server's words.
+            ConfigError: the request fails; includes the server's message.
         """
-        with _told("the server does not say what it can do, as cdserve's does"):
+        with _as_config_error("GET /v1/alignment failed (is this a cdserve server?)"):
             return await self._openai.get("/alignment", cast_to=dict[str, Any])
 
     async def prompt_text(self, prompt: Prompt) -> str:
-        """What the server's rewards see as the prompt: of a chat, as its template writes it.
+        """The prompt as the server's rewards receive it: a chat rendered by its template.
 
         Raises:
-            ConfigError: the request fails; with the server's words.
+            ConfigError: the request fails; includes the server's message.
         """
         if isinstance(prompt, str):
             return prompt
-        made = await self._post(f"{self._base_url}/tokenize", {"messages": prompt})
-        found = await self._post(f"{self._base_url}/detokenize", {"tokens": made["tokens"]})
-        text: str = found["prompt"]
+        tokenized = await self._post(f"{self._base_url}/tokenize", {"messages": prompt})
+        body = {"tokens": tokenized["tokens"]}
+        text: str = (await self._post(f"{self._base_url}/detokenize", body))["prompt"]
         return text
 
     async def answer(
@@ -127,70 +127,70 @@ class Client:
         sampling: Sampling,
         seed: int | None,
     ) -> Answer:
-        """One answer to a prompt.
+        """Requests one answer to a prompt.
 
         Raises:
-            ConfigError: the request fails; with the server's words.
+            ConfigError: the request fails; includes the server's message.
         """
         chat = not isinstance(prompt, str)
         create: Any = self._openai.chat.completions if chat else self._openai.completions
-        sent = {"messages": prompt} if chat else {"prompt": prompt}
+        prompt_field = {"messages": prompt} if chat else {"prompt": prompt}
         async with self._slots:
-            made, began = Answer(), time.perf_counter()
-            with _told():
+            answer, started_at = Answer(), time.perf_counter()
+            with _as_config_error():
                 stream = await create.create(
                     model=self._model,
                     seed=seed,
                     stream=True,
                     stream_options={"include_usage": True},
                     extra_body={} if alignment is None else {"alignment": alignment},
-                    **sent,
+                    **prompt_field,
                     **sampling.fields(chat),
                 )
                 async for chunk in stream:
-                    _take(made, chunk, time.perf_counter() - began)
-            made.seconds = time.perf_counter() - began
-            return made
+                    _update(answer, chunk, time.perf_counter() - started_at)
+            answer.seconds = time.perf_counter() - started_at
+            return answer
 
     async def score(
         self, prompt: Prompt, responses: Sequence[str], rewards: Sequence[str]
     ) -> list[dict[str, float]]:
-        """The rewards of finished responses to a prompt, by name, raw.
+        """Raw rewards by name of each finished response to a prompt.
 
         Raises:
-            ConfigError: the request fails; with the server's words.
+            ConfigError: the request fails; includes the server's message.
         """
         body = {
             "prompt": prompt,
             "responses": list(responses),
             "rewards": dict.fromkeys(rewards, 1.0),
         }
-        made = await self._post("/alignment/score", body)
-        return [score["rewards"] for score in made["scores"]]
+        result = await self._post("/alignment/score", body)
+        return [score["rewards"] for score in result["scores"]]
 
     async def _post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """What a route answers; the path is one under ``/v1``, or a whole URL."""
+        """The JSON response to a POST request; the path is relative to ``/v1``, or a full URL."""
         async with self._slots:
-            with _told():
+            with _as_config_error():
                 return await self._openai.post(path, cast_to=dict[str, Any], body=body)
 
 
 @contextmanager
-def _told(what: str = "the server answers") -> Iterator[None]:
-    """Turns an error of the API's into a ConfigError with the server's words."""
+def _as_config_error(prefix: str = "the server answers") -> Iterator[None]:
+    """Turns an API error into a ConfigError with the server's message."""
     try:
         yield
     except APIError as error:
-        raise ConfigError(f"{what}: {error.message}") from error
+        raise ConfigError(f"{prefix}: {error.message}") from error
 
 
-def _take(made: Answer, chunk: Any, now: float) -> None:
+def _update(answer: Answer, chunk: Any, seconds: float) -> None:
     if chunk.usage is not None:
-        made.tokens = chunk.usage.completion_tokens
-    made.report = (chunk.model_extra or {}).get("alignment", made.report)
+        answer.tokens = chunk.usage.completion_tokens
+    answer.report = (chunk.model_extra or {}).get("alignment", answer.report)
     for choice in chunk.choices:
         text = choice.text if hasattr(choice, "text") else choice.delta.content
         if text:
-            made.text += text
-            made.blocks.append(now)
-        made.finish_reason = choice.finish_reason or made.finish_reason
+            answer.text += text
+            answer.blocks.append(seconds)
+        answer.finish_reason = choice.finish_reason or answer.finish_reason

@@ -1,4 +1,4 @@
-"""Flags that the commands which ask a server share, and what they come to."""
+"""Command-line flags shared by the commands that send requests to a server."""
 
 import argparse
 from pathlib import Path
@@ -12,51 +12,61 @@ if TYPE_CHECKING:
 
 
 def add_server(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of the server to ask."""
+    """Adds the flags that select the server."""
     group = parser.add_argument_group("server")
-    which = group.add_mutually_exclusive_group()
-    which.add_argument("--url", help="of a server that runs, such as http://localhost:8000")
-    which.add_argument(
+    source = group.add_mutually_exclusive_group()
+    source.add_argument("--url", help="URL of a running server, such as http://localhost:8000")
+    source.add_argument(
         "--config",
         type=Path,
-        help="the settings' YAML file of the server to start (default: the demo's)",
+        help="YAML settings of the server to start (default: the demo's settings)",
     )
-    group.add_argument("--model", help="the id that requests name (default: the server's first)")
-    group.add_argument("--api-key", default="-", help="the server's, if it wants one")
-    group.add_argument("--concurrency", type=int, default=16, help="answers at once")
+    group.add_argument(
+        "--model", help="model id in the requests (default: the server's first model)"
+    )
+    group.add_argument("--api-key", default="-", help="API key, if the server requires one")
+    group.add_argument(
+        "--concurrency", type=int, default=16, help="maximum concurrent requests (default: 16)"
+    )
 
 
 def add_sampling(group: "argparse._ArgumentGroup") -> None:
-    """Adds the flags of how answers are drawn."""
-    group.add_argument("--max-tokens", type=int, default=256, help="cut answers there")
-    group.add_argument("--temperature", type=float, default=1.0)
-    group.add_argument("--top-p", type=float, default=1.0)
-    group.add_argument("--seed", type=int, default=0, help="of the answers")
+    """Adds the sampling flags."""
+    group.add_argument(
+        "--max-tokens", type=int, default=256, help="maximum tokens per answer (default: 256)"
+    )
+    group.add_argument(
+        "--temperature", type=float, default=1.0, help="sampling temperature (default: 1)"
+    )
+    group.add_argument(
+        "--top-p", type=float, default=1.0, help="nucleus sampling threshold (default: 1)"
+    )
+    group.add_argument("--seed", type=int, default=0, help="sampling seed (default: 0)")
 
 
 def check(args: argparse.Namespace, *counts: str) -> None:
-    """Checks these flags, and others whose values are counts.
+    """Checks these flags, and that the flags named in ``counts`` are at least 1.
 
     Raises:
-        ConfigError: naming the flag, its value and what is accepted.
+        ConfigError: a value is not accepted; names the flag, the value and the accepted range.
     """
     if args.url is not None and args.flags:
         raise ConfigError(
-            f"{' '.join(args.flags)} is not known; vLLM's flags are for a server that is started, "
-            "and --url names one that runs"
+            f"unrecognized arguments: {' '.join(args.flags)}; with --url no server is started, so "
+            "vLLM's flags are not accepted"
         )
     for flag in ("limit", "concurrency", "max_tokens", *counts):
         value = getattr(args, flag)
         if value is not None and value < 1:
             raise ConfigError(f"--{flag.replace('_', '-')} is {value}; it must be at least 1")
     if not 0 <= args.temperature < float("inf"):
-        raise ConfigError(f"--temperature is {args.temperature}; it must be from 0")
+        raise ConfigError(f"--temperature is {args.temperature}; it must be 0 or more")
     if not 0 < args.top_p <= 1:
         raise ConfigError(f"--top-p is {args.top_p}; it must be above 0 and at most 1")
 
 
 def sampling(args: argparse.Namespace) -> "Sampling":
-    """How answers are drawn; log p is asked for, which lets the server estimate KL."""
+    """The sampling parameters, with log-probabilities, so that the server can estimate KL."""
     from cdserve.client.answers import Sampling
 
     return Sampling(
@@ -68,5 +78,5 @@ def sampling(args: argparse.Namespace) -> "Sampling":
 
 
 def config_of(args: argparse.Namespace) -> Path:
-    """The settings' YAML file of the server to start."""
+    """The YAML settings of the server to start."""
     return args.config or DEMO_DIR / "cdserve.yaml"

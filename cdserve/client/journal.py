@@ -1,4 +1,4 @@
-"""A file of records by key, one a line, written as they are made: a stopped run goes on from it."""
+"""An append-only file of records by key, from which an interrupted run resumes."""
 
 import fcntl
 import json
@@ -14,24 +14,24 @@ Record = Mapping[str, Any]
 
 
 class Journal:
-    """Records in a JSONL file, each under a key of its own; used as a context.
+    """Records with unique keys in a JSONL file; a context manager.
 
-    A line that a stopped run has left unfinished is cut off when the file is opened again. Memory
-    holds the keys alone.
+    Opening the file cuts off a last line that an interrupted run left incomplete. Only the keys are
+    kept in memory.
 
     Args:
-        path: the file; it is made where it is missing.
-        key: the field whose value is a record's key.
+        path: the file, created if missing.
+        key: name of the field that is a record's key.
 
     Raises:
-        ConfigError: the file holds something else, or another run writes to it.
+        ConfigError: a line is not a record, or another run has the file open.
     """
 
     def __init__(self, path: Path, key: str = "id") -> None:
         self._path = path
         self._key = key
         self._starts: dict[Any, int] = {}
-        """Where in the file each record begins, in bytes."""
+        """Byte offset of each record in the file, by key."""
         self._end = 0
         self._file: BinaryIO | None = None
 
@@ -42,11 +42,11 @@ class Journal:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise ConfigError(f"{self._path}: another run writes to it") from None
+                raise ConfigError(f"{self._path}: another run is writing to it") from None
             file.seek(0)
             for number, line in enumerate(file, 1):
                 if line.endswith(b"\n"):
-                    self._take(line, number)
+                    self._read(line, number)
             file.truncate(self._end)
             stack.pop_all()
         self._file = file
@@ -68,33 +68,33 @@ class Journal:
         return len(self._starts)
 
     def __iter__(self) -> Iterator[Record]:
-        """The records in the order of their keys."""
+        """The records, ordered by key."""
         with self._path.open("rb") as file:
             for key in sorted(self._starts):
                 file.seek(self._starts[key])
                 yield json.loads(file.readline())
 
     def add(self, record: Record) -> None:
-        """Writes a record, which the file keeps even if this process dies next.
+        """Writes a record and flushes it, so that it survives this process.
 
         Raises:
-            ValueError: there is one under its key already.
+            ValueError: the key is taken, or the record is not valid JSON.
         """
         key = record[self._key]
         if key in self._starts:
-            raise ValueError(f"{self._path} has a record of {key!r} already")
+            raise ValueError(f"{self._path} already has a record {key!r}")
         assert self._file is not None
         line = json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
         self._file.write(line)
         self._file.flush()
-        self._keep(key, line)
+        self._register(key, line)
 
-    def _take(self, line: bytes, number: int) -> None:
+    def _read(self, line: bytes, number: int) -> None:
         try:
-            self._keep(json.loads(line)[self._key], line)
+            self._register(json.loads(line)[self._key], line)
         except (ValueError, LookupError, TypeError) as error:
-            raise ConfigError(f"{self._path}, line {number}, is no record: {error}") from error
+            raise ConfigError(f"{self._path}, line {number}: not a record: {error}") from error
 
-    def _keep(self, key: Any, line: bytes) -> None:
+    def _register(self, key: Any, line: bytes) -> None:
         self._starts[key] = self._end
         self._end += len(line)

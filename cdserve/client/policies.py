@@ -1,4 +1,4 @@
-"""Policies by name, as a command's user writes them; a sweep is one policy a value."""
+"""Named policies from the command line and from files; a sweep is one policy per value."""
 
 import json
 import re
@@ -18,13 +18,13 @@ _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 @dataclass(frozen=True, slots=True)
 class NamedPolicy:
-    """What goes into a request's ``alignment``.
+    """The ``alignment`` field of a request, with a name.
 
     Attributes:
-        name: for people and for files, unlike any other's.
-        alignment: an object, or a preset's name.
-        sweep: the name of the sweep that it is a point of; None for one alone.
-        setting: what the sweep sets it to, such as ``n=4``; empty for one alone.
+        name: unique name in reports and file names.
+        alignment: a policy object, or the name of a preset.
+        sweep: name of the sweep that the policy is a point of; None outside a sweep.
+        setting: the sweep's setting at this point, such as ``n=4``; empty outside a sweep.
     """
 
     name: str
@@ -33,19 +33,19 @@ class NamedPolicy:
     setting: str = ""
 
 
-def read_policies(path: Path | None, given: Sequence[str]) -> list[NamedPolicy]:
+def read_policies(path: Path | None, arguments: Sequence[str]) -> list[NamedPolicy]:
     """The policies of a YAML or JSON file and of the command line, in order.
 
-    A file maps names to policies: objects as the server takes them, or names of presets. An object
-    may also have ``sweep``, which maps its fields to lists of values: it stands for one policy for
-    each combination of them. On the command line a policy is ``"method field=value ..."``, a JSON
-    object, or a preset's name; ``field=1,2,4`` is a sweep.
+    A file maps names to policies: objects as in a request, or names of presets. An object may have
+    the further field ``sweep``, which maps fields to lists of values: one policy per combination.
+    On the command line a policy is ``"method field=value ..."``, a JSON object, or a preset's name;
+    ``field=1,2,4`` is a sweep.
 
     Raises:
-        ConfigError: the file cannot be read, something in it is no policy, or two have one name.
+        ConfigError: the file cannot be read, an entry is not a policy, or a name occurs twice.
     """
-    named = [] if path is None else list(_of_file(path))
-    named += [policy for one in given for policy in _of_argument(one)]
+    named = [] if path is None else list(_from_file(path))
+    named += [policy for argument in arguments for policy in _from_argument(argument)]
     seen: set[str] = set()
     for policy in named:
         if policy.name in seen:
@@ -54,105 +54,103 @@ def read_policies(path: Path | None, given: Sequence[str]) -> list[NamedPolicy]:
     return named
 
 
-class _NamesOnce(yaml.SafeLoader):
-    """Refuses a key that a mapping has twice, where YAML's own loader takes the last."""
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses a mapping with a duplicate key; YAML's default loader takes the last value."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"{key.value!r} stands here twice", key.start_mark
+                    None, None, f"duplicate key {key.value!r}", key.start_mark
                 )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
-def _of_file(path: Path) -> Iterator[NamedPolicy]:
+def _from_file(path: Path) -> Iterator[NamedPolicy]:
     try:
-        found = yaml.load(path.read_text(encoding="utf-8"), _NamesOnce)
+        policies = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
     except (OSError, UnicodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: the policies cannot be read: {error}") from error
-    if not isinstance(found, dict):
-        raise ConfigError(f"{path} is {safe_repr(found)}; it must map names to policies")
-    for name, sent in found.items():
-        yield from _swept(str(name), sent, f"{path}: {name}")
+    if not isinstance(policies, dict):
+        raise ConfigError(f"{path} is {safe_repr(policies)}; it must map names to policies")
+    for name, alignment in policies.items():
+        yield from _expand(str(name), alignment, f"{path}: {name}")
 
 
-def _of_argument(given: str) -> Iterator[NamedPolicy]:
-    where = f"--policy {safe_repr(given)}"
-    if given.lstrip().startswith("{"):
+def _from_argument(argument: str) -> Iterator[NamedPolicy]:
+    where = f"--policy {safe_repr(argument)}"
+    if argument.lstrip().startswith("{"):
         try:
-            sent = json.loads(given)
+            alignment = json.loads(argument)
         except ValueError as error:
-            raise ConfigError(f"{where} is no JSON: {error}") from error
-        yield from _swept(_named(sent), sent, where)
+            raise ConfigError(f"{where} is not valid JSON: {error}") from error
+        yield from _expand(_name(alignment), alignment, where)
         return
-    method, *fields = given.split() or [""]
+    method, *fields = argument.split() or [""]
     if not method:
         raise ConfigError(f"{where} is empty; a policy is a preset's name or a method with fields")
     if not fields:
         yield NamedPolicy(method, {"method": method} if method == "none" else method)
         return
-    sent = {"method": method, SWEEP: {}}
-    for one in fields:
-        key, found, value = one.partition("=")
-        if not (key and found and value):
-            raise ConfigError(f"{where} has {safe_repr(one)}; fields are written field=value")
+    alignment = {"method": method, SWEEP: {}}
+    for field in fields:
+        key, equals, value = field.partition("=")
+        if not (key and equals and value):
+            raise ConfigError(f"{where} has {safe_repr(field)}; fields are written field=value")
         values = _values(value, f"{where}: {key}")
-        if key in sent or key in sent[SWEEP]:
+        if key in alignment or key in alignment[SWEEP]:
             raise ConfigError(f"{where} has {key} twice")
         if len(values) > 1:
-            sent[SWEEP][key] = values
+            alignment[SWEEP][key] = values
         else:
-            sent[key] = values[0]
-    fixed = [one for one in fields if one.partition("=")[0] in sent]
-    yield from _swept(" ".join([method, *fixed]), sent, where)
+            alignment[key] = values[0]
+    fixed = [field for field in fields if field.partition("=")[0] in alignment]
+    yield from _expand(" ".join([method, *fixed]), alignment, where)
 
 
-def _values(written: str, where: str) -> list[Any]:
-    """One value, or several with commas between them; a list's own commas are no such."""
+def _values(text: str, where: str) -> list[Any]:
+    """The values of a comma-separated text; commas inside a list do not separate."""
     try:
-        found = yaml.safe_load(f"[{written}]")
+        values = yaml.safe_load(f"[{text}]")
     except yaml.YAMLError as error:
-        raise ConfigError(f"{where} is {safe_repr(written)}, no value: {error}") from error
-    return [_number(value) for value in found]
+        raise ConfigError(f"{where} is {safe_repr(text)}, not a value: {error}") from error
+    return [_number(value) for value in values]
 
 
 def _number(value: Any) -> Any:
-    """A number that YAML 1.1 takes for text, such as 1e-3."""
+    """Converts a number that YAML 1.1 reads as text, such as 1e-3."""
     return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
 
 
-def _swept(name: str, sent: Any, where: str) -> Iterator[NamedPolicy]:
-    if isinstance(sent, str):
-        yield NamedPolicy(name, sent)
+def _expand(name: str, alignment: Any, where: str) -> Iterator[NamedPolicy]:
+    if isinstance(alignment, str):
+        yield NamedPolicy(name, alignment)
         return
-    if not isinstance(sent, dict) or not isinstance(sent.get("method"), str):
+    if not isinstance(alignment, dict) or not isinstance(alignment.get("method"), str):
         raise ConfigError(
-            f"{where} is {safe_repr(sent)}; a policy is a preset's name or an object with a method"
+            f"{where} is {safe_repr(alignment)}; a policy is a preset's name or an object with a method"
         )
-    policy = {key: value for key, value in sent.items() if key != SWEEP}
-    swept = sent.get(SWEEP) or {}
-    if not (isinstance(swept, Mapping) and all(isinstance(v, list) and v for v in swept.values())):
-        raise ConfigError(
-            f"{where}: {SWEEP} is {safe_repr(swept)}; it maps fields to lists of values"
-        )
-    if not swept:
+    policy = {key: value for key, value in alignment.items() if key != SWEEP}
+    sweep = alignment.get(SWEEP) or {}
+    if not (isinstance(sweep, Mapping) and all(isinstance(v, list) and v for v in sweep.values())):
+        raise ConfigError(f"{where}: {SWEEP} is {safe_repr(sweep)}; it must map fields to lists")
+    if not sweep:
         yield NamedPolicy(name, policy)
         return
-    for values in product(*swept.values()):
-        point = dict(zip(swept, values, strict=True))
-        setting = ", ".join(f"{key}={_short(value)}" for key, value in point.items())
+    for values in product(*sweep.values()):
+        point = dict(zip(sweep, values, strict=True))
+        setting = ", ".join(f"{key}={_format(value)}" for key, value in point.items())
         yield NamedPolicy(f"{name} {setting}", {**policy, **point}, name, setting)
 
 
-def _named(sent: Any) -> str:
-    if not isinstance(sent, dict):
+def _name(alignment: Any) -> str:
+    if not isinstance(alignment, dict):
         return ""
-    fixed = [f"{k}={_short(v)}" for k, v in sent.items() if k not in ("method", SWEEP)]
-    return " ".join([str(sent.get("method")), *fixed])
+    fixed = [f"{k}={_format(v)}" for k, v in alignment.items() if k not in ("method", SWEEP)]
+    return " ".join([str(alignment.get("method")), *fixed])
 
 
-def _short(value: object) -> str:
+def _format(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else json.dumps(value)

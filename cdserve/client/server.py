@@ -1,4 +1,4 @@
-"""The server to ask: one that runs already, or one started for the time being."""
+"""Base URL of the server: a running one, or one that is started for the length of a context."""
 
 import os
 import signal
@@ -22,15 +22,16 @@ STOP_SECONDS = 60.0
 
 @contextmanager
 def serving(url: str | None, config: Path, flags: Sequence[str] = ()) -> Iterator[str]:
-    """The base URL of a server, without ``/v1``; one that was started is stopped at the end.
+    """Yields the base URL of a server, without ``/v1``; stops the server if it started one.
 
     Args:
-        url: of a server that runs; None starts one.
-        config: the settings' YAML file of the one started.
-        flags: vLLM's, for the one started.
+        url: URL of a running server; None to start one.
+        config: YAML settings of the server to start.
+        flags: vLLM's flags for the server to start.
 
     Raises:
-        ConfigError: nothing answers at the URL, or the server does not start; with its log's end.
+        ConfigError: no healthy server at the URL, or the server does not start; includes the end of
+            its log.
     """
     if url is not None:
         url = url.rstrip("/").removesuffix("/v1")
@@ -43,20 +44,20 @@ def serving(url: str | None, config: Path, flags: Sequence[str] = ()) -> Iterato
     command = [sys.executable, "-m", "cdserve", "serve", "--config", str(config), *flags]
     command += ["--host", "127.0.0.1", "--port", str(port), "--disable-uvicorn-access-log"]
     with tempfile.NamedTemporaryFile("w+", suffix=".log") as log:
-        # A group of its own, so that vLLM's processes can be stopped with it.
+        # A separate process group, so that vLLM's processes can be killed with it.
         process = subprocess.Popen(command, stdout=log, stderr=log, process_group=0)
         # By default SIGTERM ends this process at once, and the server would outlive it.
-        before = signal.signal(signal.SIGTERM, _exit)
+        previous = signal.signal(signal.SIGTERM, _exit)
         try:
             _wait(process, base_url, Path(log.name))
             yield base_url
         finally:
             _stop(process)
-            signal.signal(signal.SIGTERM, before)
+            signal.signal(signal.SIGTERM, previous)
 
 
 def healthy(base_url: str) -> bool:
-    """Whether a server answers there and can work."""
+    """Whether ``GET /health`` at the URL succeeds."""
     try:
         with urllib.request.urlopen(f"{base_url}/health", timeout=5) as answer:
             return bool(answer.status == 200)
@@ -74,8 +75,8 @@ def _wait(process: "subprocess.Popen[bytes]", base_url: str, log: Path) -> None:
         if healthy(base_url):
             return
         time.sleep(0.5)
-    said = log.read_text(encoding="utf-8", errors="replace")[-4000:]
-    raise ConfigError(f"the server did not start; the end of its log:\n{said}")
+    log_end = log.read_text(encoding="utf-8", errors="replace")[-4000:]
+    raise ConfigError(f"the server did not start; the end of its log:\n{log_end}")
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:

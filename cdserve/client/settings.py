@@ -1,4 +1,4 @@
-"""How the answers in a folder were drawn, kept beside them, so that no others are mixed in."""
+"""The settings file of a folder of answers; answers under other settings are not mixed in."""
 
 import json
 from collections.abc import Mapping
@@ -12,10 +12,10 @@ _LONGEST = 400
 
 
 def read_settings(folder: Path) -> dict[str, Any] | None:
-    """Those of the answers in a folder; None where there are none yet.
+    """The settings of the answers in a folder; None if there are no answers yet.
 
     Raises:
-        ConfigError: the file holds something else.
+        ConfigError: the file cannot be read or does not hold settings.
     """
     path = folder / FILE
     if not path.exists():
@@ -25,12 +25,12 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
     if not isinstance(settings, dict):
-        raise ConfigError(f"{path} is {safe_repr(settings)}, no settings; name another --out")
+        raise ConfigError(f"{path} is {safe_repr(settings)}, not settings; choose another --out")
     return settings
 
 
 def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Keeps those of the answers that are drawn next."""
+    """Writes the settings of the answers that follow."""
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f".{FILE}.partial"
     partial.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -38,18 +38,18 @@ def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
 
 
 def check_settings(folder: Path, kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Checks that what is wanted is what the answers were drawn with.
+    """Checks that the settings of this run are those of the answers in the folder.
 
     Args:
         kept: the settings of the answers.
-        wanted: some of them.
+        wanted: the settings of this run, or some of them.
 
     Raises:
-        ConfigError: with the setting that differs and both its values.
+        ConfigError: a setting differs; names the setting and both values.
     """
     for name, value in wanted.items():
         if kept.get(name) != value:
             raise ConfigError(
                 f"--out {folder} was made with {name} {safe_repr(kept.get(name), _LONGEST)}, not "
-                f"{safe_repr(value, _LONGEST)}; name another folder"
+                f"{safe_repr(value, _LONGEST)}; choose another folder"
             )

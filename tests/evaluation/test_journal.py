@@ -60,7 +60,7 @@ def test_only_a_torn_line(tmp_path: Path) -> None:
 def test_what_is_no_record_is_named(line: str, tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     path.write_text(f'{{"id": 1}}\n{line}\n')
-    with pytest.raises(ConfigError, match=r"records\.jsonl, line 2, is no record"):
+    with pytest.raises(ConfigError, match=r"records\.jsonl, line 2: not a record"):
         Journal(path).__enter__()
     assert path.read_text() == f'{{"id": 1}}\n{line}\n'
 
@@ -69,7 +69,7 @@ def test_a_key_has_one_record(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     with Journal(path) as journal:
         journal.add({"id": 1, "text": "first"})
-        with pytest.raises(ValueError, match="has a record of 1 already"):
+        with pytest.raises(ValueError, match="already has a record 1"):
             journal.add({"id": 1, "text": "second"})
     assert path.read_text() == '{"id": 1, "text": "first"}\n'
 
@@ -88,7 +88,7 @@ def test_another_key(tmp_path: Path) -> None:
 
 def test_one_run_writes_to_it(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
-    with Journal(path), pytest.raises(ConfigError, match="another run writes to it"):
+    with Journal(path), pytest.raises(ConfigError, match="another run is writing to it"):
         Journal(path).__enter__()
     with Journal(path) as journal:
         journal.add({"id": 1})

@@ -236,7 +236,7 @@ class TestResuming:
     def test_two_runs_at_once(self, prompts: Path, copied: Path) -> None:
         with (
             Journal(copied / "answers.jsonl", key="index"),
-            pytest.raises(SystemExit, match=r"answers\.jsonl: another run writes to it"),
+            pytest.raises(SystemExit, match=r"answers\.jsonl: another run is writing to it"),
         ):
             collect(NOBODY, prompts, copied, *TOKENS, "--format", "sft")
 
@@ -382,7 +382,7 @@ class TestPolicies:
             (POLICY, ("--format", "preference", "--min-score", "0"), "it goes with --format sft"),
             (POLICY, ("--format", "candidates", "--ended-only"), "candidates has all responses"),
             (POLICY, ("--format", "sft", "--concurrency", "0"), "--concurrency is 0; it must"),
-            (POLICY, ("--format", "sft", "--dtype", "float32"), "flags are for a server that is"),
+            (POLICY, ("--format", "sft", "--dtype", "float32"), "vLLM's flags are not accepted"),
             (POLICY, ("--format", "sft"), f"--url {NOBODY}: no healthy server answers there"),
         ],
     )

@@ -184,7 +184,7 @@ def test_it_goes_on_where_it_stopped(out: Path, run: Run, tmp_path: Path) -> Non
     assert found["none"]["candidate_tokens"] == 1
     assert found["base"]["gold"]["mean"] == results_of(out)["policies"]["base"]["gold"]["mean"]
 
-    with pytest.raises(SystemExit, match="was made with max_tokens 64, not 32; name another"):
+    with pytest.raises(SystemExit, match="was made with max_tokens 64, not 32; choose another"):
         run(tmp_path, "--gold", GOLD, *POLICIES, "--max-tokens", "32")
     with pytest.raises(SystemExit, match=r"was made with gold 'cdserve.*, not None"):
         run(tmp_path, *POLICIES)
@@ -213,7 +213,7 @@ def _whole(out: Path, policy: str) -> list[dict[str, Any]]:
         (("--policy", "safe", "--gold", "tests.server.faulty:nan"), "not finite"),
         (("--policy", "safe", "--draws", "0"), "--draws is 0; it must be at least 1"),
         (("--policy", "safe", "--top-p", "0"), "--top-p is 0.0; it must be above 0"),
-        (("--policy", "safe", "--dtype", "auto"), "vLLM's flags are for a server that is started"),
+        (("--policy", "safe", "--dtype", "auto"), "vLLM's flags are not accepted"),
         (("--policy", "safe", "--model", "other"), "the server answers: .*other"),
     ],
 )
