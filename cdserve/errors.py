@@ -29,16 +29,27 @@ class EngineError(CdserveError):
 
 
 class PolicyError(CdserveError):
-    """A request asks for what cannot be done.
+    """A field of a request is invalid.
+
+    The message is the path of the field followed by ``detail``.
 
     Args:
-        message: names the value and the accepted range.
-        param: the request's field, such as ``alignment.k``.
+        param: path of the field, such as ``alignment.k``.
+        detail: predicate of the sentence, with the value and what is accepted.
     """
 
-    def __init__(self, message: str, param: str) -> None:
-        super().__init__(message)
+    def __init__(self, param: str, detail: str) -> None:
+        super().__init__(f"{param} {detail}")
         self.param = param
+        self.detail = detail
+
+    def under(self, prefix: str) -> "PolicyError":
+        """The same error with ``prefix`` in place of the first part of the path, ``alignment``.
+
+        An empty prefix removes that part.
+        """
+        _, _, rest = self.param.partition(".")
+        return PolicyError(".".join(part for part in (prefix, rest) if part), self.detail)
 
 
 class ModelError(CdserveError):

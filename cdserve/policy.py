@@ -304,7 +304,7 @@ def at_most(field: str, value: int, limit: int) -> None:
         PolicyError: ``value`` is above ``limit``.
     """
     if value > limit:
-        raise PolicyError(f"{field} is {safe_repr(value)}; this server accepts 1 to {limit}", field)
+        raise PolicyError(field, f"is {safe_repr(value)}; this server accepts 1 to {limit}")
 
 
 def parse(
@@ -331,14 +331,12 @@ def parse(
     if isinstance(sent, str):
         if sent not in presets:
             raise PolicyError(
-                f"{FIELD} names the preset {safe_repr(sent)}; this server has {_names(presets)}",
-                FIELD,
+                FIELD, f"names the preset {safe_repr(sent)}; this server has {_names(presets)}"
             )
         return presets[sent]
     if not isinstance(sent, dict):
         raise PolicyError(
-            f"{FIELD} is {safe_repr(sent)}; it takes a preset's name or an object with a method",
-            FIELD,
+            FIELD, f"is {safe_repr(sent)}; it takes a preset's name or an object with a method"
         )
     return parse_object(sent, methods, FIELD)
 
@@ -351,16 +349,15 @@ def parse_object(
     if method == "none":
         extra = sorted(set(sent) - {"method"})
         if extra:
-            where = f"{field}.{safe_key(extra[0])}"
             raise PolicyError(
-                f"{where} is not known to method 'none', which takes nothing else", where
+                f"{field}.{safe_key(extra[0])}",
+                "is not known to method 'none', which takes nothing else",
             )
         return None
     if not isinstance(method, str) or method not in methods:
         raise PolicyError(
-            f"{field}.method is {safe_repr(method)}; this server has "
-            f"{_names({'none': 0, **methods})}",
             f"{field}.method",
+            f"is {safe_repr(method)}; this server has {_names({'none': 0, **methods})}",
         )
     try:
         return methods[method].model_validate(sent)
@@ -394,17 +391,17 @@ def _policy_error(error: ValidationError, policy: type[Policy], field: str) -> P
     where = ".".join([field, *path])
     if first["type"] == "extra_forbidden":
         known = ", ".join(sorted(owner.model_fields))
-        return PolicyError(f"{where} is not known; accepted here: {known}", where)
+        return PolicyError(where, f"is not known; accepted here: {known}")
     if first["type"] == "missing":
-        return PolicyError(f"{where} is missing; it is required by this method", where)
+        return PolicyError(where, "is missing; this method requires it")
     if path and path[0] == "selection":
         return PolicyError(
-            f"{where} is {safe_repr(first['input'])}; it takes 'argmax', {{'softmax': λ}}, "
-            "{'pessimistic': β} or {'worst_case': {'lambda': λ}}, with λ and β > 0 and, of the "
-            "last, at most 1e6",
             where,
+            f"is {safe_repr(first['input'])}; it takes 'argmax', {{'softmax': λ}}, "
+            "{'pessimistic': β} or {'worst_case': {'lambda': λ}}, with λ and β > 0; the λ of "
+            "worst_case is at most 1e6",
         )
-    return PolicyError(f"{where} is {safe_repr(first['input'])}: {first['msg']}", where)
+    return PolicyError(where, f"is {safe_repr(first['input'])}: {first['msg']}")
 
 
 def _names(names: Mapping[str, object]) -> str:

@@ -365,3 +365,16 @@ def test_any_json_is_a_policy_or_a_policy_error(sent: object) -> None:
         assert_on_the_wire(error)
     else:
         assert policy is None or isinstance(policy, Policy)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "message"),
+    [
+        ("presets.safe", "presets.safe.rewards.long is 1; it is too much"),
+        ("", "rewards.long is 1; it is too much"),
+    ],
+)
+def test_policy_error_under_replaces_the_first_part_of_the_path(prefix: str, message: str) -> None:
+    error = PolicyError("alignment.rewards.long", "is 1; it is too much").under(prefix)
+    assert str(error) == message
+    assert error.param == message.split()[0]

@@ -48,9 +48,9 @@ class Aligned(BaseModel):
         if preset is not None:
             if self.alignment is not None:
                 raise PolicyError(
-                    f"model {safe_repr(self.model)} is a preset already, and {FIELD} is given too; "
-                    f"use model {safe_repr(server.settings.model_name)} with {FIELD}",
                     FIELD,
+                    f"cannot be combined with model {safe_repr(self.model)}, a preset; use model "
+                    f"{safe_repr(server.settings.model_name)}",
                 )
             self.alignment, self.model = preset, server.settings.model_name
         self._server = server
@@ -187,10 +187,7 @@ class AlignedResponsesRequest(Aligned, ResponsesRequest):  # type: ignore[misc]
         """As for completions."""
         context = super().resolve(server)
         if context is not None and self.background:
-            raise PolicyError(
-                f"background is true, which {FIELD} cannot be combined with; leave it out",
-                "background",
-            )
+            raise PolicyError("background", f"is true; it cannot be combined with {FIELD}")
         return context
 
 
@@ -220,19 +217,17 @@ def _check_combination(request: Aligned, context: AlignmentContext) -> None:
     method = context.policy.method
     if getattr(request, "use_beam_search", False):
         raise PolicyError(
-            f"use_beam_search cannot be combined with method {method!r}, which samples its "
-            "candidates",
             "use_beam_search",
+            f"cannot be combined with method {method!r}, which samples its candidates",
         )
     if not context.policy.scores_prefixes:
         return
     # Across blocks the accepted tokens are the candidates' prompt, which these do not look at.
     for field, value in request.output_only.items():
         raise PolicyError(
-            f"{field} is {safe_repr(value)}; it counts output tokens only, which method {method!r} "
-            "cannot honour across blocks (repetition_penalty, which counts the whole text, can be "
-            "used)",
             field,
+            f"is {safe_repr(value)}; it counts output tokens only, which method {method!r} cannot "
+            "honour across blocks (repetition_penalty, which counts the whole text, is supported)",
         )
     if request.grammar is not None:
         _check_grammar(context, request.grammar)
@@ -242,9 +237,10 @@ def _check_grammar(context: AlignmentContext, field: str) -> None:
     """Raises PolicyError where blocks would lose the state of the grammar that ``field`` makes."""
     if context.policy.scores_prefixes:
         raise PolicyError(
-            f"grammar-constrained output cannot be combined with method {context.policy.method!r}: "
-            "the grammar's state is lost between blocks; use 'best_of_n'",
             field,
+            "requires grammar-constrained output, which cannot be combined with method "
+            f"{context.policy.method!r}: the state of the grammar is lost between blocks; use "
+            "'best_of_n'",
         )
 
 
@@ -262,19 +258,19 @@ def _check_params(
 ) -> None:
     for key in {REQUEST_KEY, CONTEXT_KEY} & (params.extra_args or {}).keys():
         field = f"vllm_xargs.{key}"
-        raise PolicyError(f"{field} is reserved; use the field {FIELD!r}", field)
+        raise PolicyError(field, f"is reserved; use the field {FIELD!r}")
     width = context.policy.width
     if width > 1 and params.temperature == 0:
         raise PolicyError(
-            f"temperature is 0; all {width} candidates would be the same, so method "
-            f"{context.policy.method!r} needs a temperature above 0",
             "temperature",
+            f"is 0; all {width} candidates would be the same, so method "
+            f"{context.policy.method!r} needs a temperature above 0",
         )
     tokens = width * params.max_tokens * answers
     if tokens > limit:
         times = f" × {answers} answers" if answers > 1 else ""
         raise PolicyError(
-            f"{length_field} is {params.max_tokens}; {width} candidates{times} would be {tokens} "
-            f"tokens, and this server accepts up to {limit}",
             length_field,
+            f"is {params.max_tokens}; {width} candidates{times} would be {tokens} tokens, and this "
+            f"server accepts up to {limit}",
         )

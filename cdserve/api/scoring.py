@@ -66,13 +66,12 @@ async def score(
     """
     await _check_model(request, server, state)
     if not request.prompt:
-        raise PolicyError("prompt is empty; it takes text, token ids or chat messages", "prompt")
+        raise PolicyError("prompt", "is empty; it takes text, token ids or chat messages")
     _check_token_ids(request.prompt)
     limit = server.settings.limits.max_n
     if len(request.responses) > limit:
         raise PolicyError(
-            f"responses has {len(request.responses)} items; this server accepts 1 to {limit}",
-            "responses",
+            "responses", f"has {len(request.responses)} items; this server accepts 1 to {limit}"
         )
     objective = _objective(request, server)
     prompt = await _rendered(request, state)
@@ -80,8 +79,8 @@ async def score(
     scorer = _Scorer(state.engine_client, objective, prompt, request, request_id)
     try:
         return {"scores": await scorer.score(request.responses)}
-    except VLLMClientError as error:  # the engine refuses the tokens of the prompt
-        raise PolicyError(str(error.args[0]), "prompt") from error
+    except VLLMClientError as error:  # the engine rejects the tokens of the prompt
+        raise PolicyError("prompt", f"is invalid: {error.args[0]}") from error
 
 
 async def _check_model(request: ScoreRequest, server: AlignmentServer, state: Any) -> None:
@@ -97,9 +96,9 @@ async def _check_model(request: ScoreRequest, server: AlignmentServer, state: An
         )
     if request.model in serving.models.lora_requests:
         raise PolicyError(
-            f"model is the adapter {safe_repr(request.model)}; this server scores with "
-            f"{safe_repr(server.settings.model_name)}",
             "model",
+            f"is the adapter {safe_repr(request.model)}; this server scores with "
+            f"{safe_repr(server.settings.model_name)}",
         )
 
 
@@ -167,8 +166,9 @@ class _Scorer:
         limit = self._engine.model_config.max_model_len - 1
         if (objective.reads_values or objective.models) and len(whole) > limit:
             raise PolicyError(
-                f"prompt and response have {len(whole)} tokens; this server scores up to {limit}",
                 "responses",
+                f"has a text of {len(whole)} tokens, prompt included; this server scores up to "
+                f"{limit}",
             )
         request_id, resources = f"score-{random_uuid()}", self._engine.resources
         text = TokenSequence(token_ids=whole, start=start)
@@ -190,9 +190,7 @@ def _objective(request: ScoreRequest, server: AlignmentServer) -> Objective:
         assert policy is not None  # as only the method `none` is
         return server.objective(policy)
     except PolicyError as error:
-        raise PolicyError(
-            str(error).removeprefix("alignment."), error.param.removeprefix("alignment.")
-        ) from error
+        raise error.under("") from error
 
 
 async def _rendered(request: ScoreRequest, state: Any) -> dict[str, Any]:
@@ -200,20 +198,19 @@ async def _rendered(request: ScoreRequest, state: Any) -> dict[str, Any]:
     try:
         return await _render(request, state.online_renderer)
     except VLLMValidationError as error:
-        raise PolicyError(str(error.args[0]), error.parameter or "prompt") from error
+        raise PolicyError(error.parameter or "prompt", f"is invalid: {error.args[0]}") from error
     except ValidationError as error:
         raise _not_a_message(error, request.prompt) from error
     except ValueError as error:
-        raise PolicyError(str(error), "prompt") from error
+        raise PolicyError("prompt", f"is invalid: {error}") from error
 
 
 def _check_token_ids(prompt: Sequence[Any]) -> None:
     """Raises PolicyError for what no tokenizer has; what its vocabulary lacks vLLM refuses."""
     for i, one in enumerate(prompt):
         if isinstance(one, int) and not 0 <= one <= _MAX_TOKEN_ID:
-            where = f"prompt.{i}"
             raise PolicyError(
-                f"{where} is {safe_repr(one)}; token ids are 0 to {_MAX_TOKEN_ID} at most", where
+                f"prompt.{i}", f"is {safe_repr(one)}; token ids are 0 to {_MAX_TOKEN_ID} at most"
             )
 
 
@@ -222,13 +219,12 @@ def _not_a_message(error: ValidationError, messages: Sequence[Any]) -> PolicyErr
     first = error.errors(include_url=False)[0]
     match first["loc"]:
         case ("messages", int(i), *_):
-            where = f"prompt.{i}"
             return PolicyError(
-                f"{where} is {safe_repr(messages[i])}; it takes a chat message: an object with a "
-                "role, and the content that the role takes",
-                where,
+                f"prompt.{i}",
+                f"is {safe_repr(messages[i])}; it takes a chat message: an object with a role, and "
+                "the content that the role takes",
             )
-    return PolicyError(f"prompt is no chat: {first['msg']}", "prompt")
+    return PolicyError("prompt", f"is not a chat: {first['msg']}")
 
 
 def _messages(request: ScoreRequest) -> list[dict[str, Any]] | None:
@@ -245,7 +241,7 @@ async def _render(request: ScoreRequest, renderer: Any) -> dict[str, Any]:
         completion = CompletionRequest(model=request.model, prompt=request.prompt)
         rendered = await renderer.render_completion(completion)
     if isinstance(rendered, ErrorResponse):
-        raise PolicyError(rendered.error.message, rendered.error.param or "prompt")
+        raise PolicyError(rendered.error.param or "prompt", f"is invalid: {rendered.error.message}")
     inputs = rendered[1] if isinstance(rendered, tuple) else rendered
     result: dict[str, Any] = inputs[0]
     return result

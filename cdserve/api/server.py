@@ -148,14 +148,14 @@ class AlignmentServer:
         budget, method = sent["kl_budget"], self.methods.get(str(sent.get("method")))
         if method is not None and not issubclass(method, BudgetedPolicy):
             raise PolicyError(
-                f"{FIELD}.method is {safe_repr(sent['method'])}, which keeps no KL budget; this "
-                f"server bounds the KL at {most:g} nats",
                 f"{FIELD}.method",
+                f"is {safe_repr(sent['method'])}, which keeps no KL budget; this server bounds the "
+                f"KL at {most:g} nats",
             )
         if budget is None or (isinstance(budget, int | float) and budget > most):
             raise PolicyError(
-                f"{FIELD}.kl_budget is {safe_repr(budget)}; this server accepts 0 to {most:g} nats",
                 f"{FIELD}.kl_budget",
+                f"is {safe_repr(budget)}; this server accepts 0 to {most:g} nats",
             )
         return sent
 
@@ -183,10 +183,10 @@ class AlignmentServer:
     def _preset(self, name: str, sent: Mapping[str, Any]) -> Policy:
         key = f"presets.{name}"
         try:
-            policy = parse_object(sent, self.methods, key)
+            policy = parse_object(sent, self.methods, FIELD)
             if policy is None:
                 raise ConfigError(f"{key}: method 'none' is the base model; it needs no preset")
             self._resolved(policy, operator=True)
         except PolicyError as error:
-            raise ConfigError(str(error).replace(f"{FIELD}.", f"{key}.")) from error
+            raise ConfigError(str(error.under(key))) from error
         return policy

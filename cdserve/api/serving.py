@@ -83,9 +83,9 @@ def _room(
     if candidates > admission.capacity:
         field = next((name for name, count in request.counts.items() if count > 1), FIELD)
         raise PolicyError(
-            f"{field} asks for {candidates} candidates at once in all; this server accepts up to "
-            f"{admission.capacity}",
             field,
+            f"asks for {candidates} candidates at once in all; this server accepts up to "
+            f"{admission.capacity}",
         )
     return admission.admit(candidates, request.server.key, request.server.max_candidates)
 

@@ -44,18 +44,16 @@ def _mix(mix: Mix, settings: Settings, field: str, operator: bool) -> dict[str, 
     try:
         weights = mix.resolved()
     except ValueError as error:
-        raise PolicyError(f"{where}: {error}", where) from error
+        raise PolicyError(where, f"is invalid: {error}") from error
     known = ["base", *settings.members]
     for name, weight in weights.items():
         if name not in known:
-            raise PolicyError(
-                f"{where} names {safe_repr(name)}; this server has {', '.join(known)}", where
-            )
+            raise PolicyError(where, f"names {safe_repr(name)}; this server has {', '.join(known)}")
         if weight < 0 and not (operator or settings.limits.allow_negative_weights):
             raise PolicyError(
-                f"{where} gives {safe_repr(name)} the weight {weight:g}; this server accepts "
-                "weights from 0 up (limits.allow_negative_weights is off)",
                 where,
+                f"gives {safe_repr(name)} the weight {weight:g}; this server accepts weights of at "
+                "least 0 (limits.allow_negative_weights is false)",
             )
     return weights
 
@@ -68,16 +66,16 @@ def _coefficients(
     weights = tilt.rewards or ({} if default is None else {default: 1.0})
     if not weights:
         raise PolicyError(
-            f"{field}.rewards is missing, and this server has no default reward; "
-            f"rewards with values of next tokens: {have}",
             f"{field}.rewards",
+            "is missing, and this server has no default reward; rewards with next-token values: "
+            f"{have}",
         )
     for name in weights:
         if name not in columns:
             raise PolicyError(
-                f"{field}.rewards names {safe_repr(name)}, which has no values of next tokens (no "
-                f"q_head); this server has them of {have}",
                 f"{field}.rewards",
+                f"names {safe_repr(name)}, which has no next-token values (no q_head); rewards "
+                f"with next-token values: {have}",
             )
     by = {columns[name]: weight / tilt.beta for name, weight in weights.items()}
     return {column: coefficient for column, coefficient in by.items() if coefficient != 0}

@@ -39,9 +39,9 @@ class BestOfPoissonPolicy(SearchPolicy):
     def check_limits(self, limits: Limits) -> None:
         if self.width > limits.max_n:
             raise PolicyError(
-                f"{FIELD}.mu is {safe_repr(self.mu)}, which draws up to {self.width} responses; "
-                f"this server accepts up to {limits.max_n}, a mu of 0 to {largest(limits.max_n)}",
                 f"{FIELD}.mu",
+                f"is {safe_repr(self.mu)}, which draws up to {self.width} responses; this server "
+                f"accepts up to {limits.max_n}, a mu of 0 to {largest(limits.max_n)}",
             )
 
 

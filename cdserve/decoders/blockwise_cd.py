@@ -51,9 +51,9 @@ class BlockwiseCDPolicy(SelectingPolicy):
                 at_most(f"{FIELD}.k.{i}", k, limits.max_k)
         if self.width > limits.max_k:
             raise PolicyError(
-                f"{FIELD}.beam_width is {safe_repr(self.beam_width)}, which draws {self.width} "
-                f"blocks at once; this server accepts 1 to {limits.max_k}",
                 f"{FIELD}.beam_width",
+                f"is {safe_repr(self.beam_width)}, which draws {self.width} blocks at once; this "
+                f"server accepts 1 to {limits.max_k}",
             )
 
 

@@ -148,22 +148,21 @@ def objective(
             return Objective({}, {})
         if default is None:
             raise PolicyError(
-                f"{FIELD}.rewards is missing, and this server has no default reward; "
-                f"it has {', '.join(sorted(rewards)) or 'none'}",
                 f"{FIELD}.rewards",
+                "is missing, and this server has no default reward; it has "
+                f"{', '.join(sorted(rewards)) or 'none'}",
             )
         weights = {default: 1.0}
     for name in weights:
         if name not in rewards:
             raise PolicyError(
-                f"{FIELD}.rewards names {safe_repr(name)}; "
-                f"this server has {', '.join(sorted(rewards)) or 'none'}",
                 f"{FIELD}.rewards",
+                f"names {safe_repr(name)}; this server has {', '.join(sorted(rewards)) or 'none'}",
             )
         if policy.scores_prefixes and not rewards[name].prefixes:
             raise PolicyError(
-                f"{FIELD}.rewards.{name} scores finished responses only, and "
-                f"{policy.method!r} scores prefixes; use it with 'best_of_n'",
                 f"{FIELD}.rewards.{name}",
+                f"scores finished responses only, and {policy.method!r} scores prefixes; use it "
+                "with 'best_of_n'",
             )
     return Objective(weights, {name: rewards[name] for name in weights}, details)

@@ -136,7 +136,7 @@ def test_a_failure_without_details_does_not_send_anyone_to_the_log() -> None:
 
 def test_errors_meant_for_clients_pass_as_they_are() -> None:
     with pytest.raises(PolicyError, match="k is 9"), hide_unexpected("method 'own'", "log"):
-        raise PolicyError("k is 9", "alignment.k")
+        raise PolicyError("alignment.k", "is 9")
 
 
 async def test_a_per_token_value_that_is_not_finite_is_a_failure() -> None:
