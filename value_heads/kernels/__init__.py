@@ -1,7 +1,7 @@
 """The hot path, each operation in PyTorch and in Triton: score, mix, tilt, charge KL budgets.
 
-`runs_on` says where the kernels run, `operations` gives them or their references. Triton is
-imported when its kernels are asked for, not before.
+`runs_on` tells where the kernels run, and `operations` returns them or their PyTorch references.
+Triton is imported when its kernels are asked for, not before.
 """
 
 import importlib.util
@@ -27,13 +27,13 @@ __all__ = [
 
 
 class Operations(Protocol):
-    """What `reference` explains; a module of its functions, or of kernels'."""
+    """A module of the three operations, `reference` or `fused`; `reference` explains them."""
 
     @staticmethod
     def score(
         hidden: Tensor, rows: Tensor, heads: PackedHeads, weights: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Values of rows, and their weighted sum."""
+        """Return values of rows, and their weighted sums."""
         ...
 
     @staticmethod
@@ -47,19 +47,19 @@ class Operations(Protocol):
         measured: bool = True,
         kinds: Tensor | None = None,
     ) -> Statistics | None:
-        """Mixes and tilts rows of the logits in place."""
+        """Mix and tilt rows of the logits in place."""
         ...
 
     @staticmethod
     def charge(
         paths: PathKL, slots: Tensor, tokens: Tensor, nats: Tensor, budgets: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The path KL of rows after this step, and whether the step passes their budgets."""
+        """Charge a step's KL to the paths of rows, unless it exceeds their budgets."""
         ...
 
 
 def runs_on(device: torch.device) -> bool:
-    """Return whether the Triton kernels run there: a GPU, with Triton installed."""
+    """Return whether the Triton kernels run on the device: a GPU, with Triton installed."""
     return device.type == "cuda" and importlib.util.find_spec("triton") is not None
 
 

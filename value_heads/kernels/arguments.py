@@ -1,4 +1,4 @@
-"""What the operations of the hot path take and give, on any device."""
+"""Arguments and results of the operations of the hot path, on any device."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,23 +10,21 @@ from torch import Tensor, nn
 from value_heads.heads import ValueHead
 
 ROW_TILES = (16, 32, 64)
-"""Rows of a tile of a tilt, which has a variant for each: the least that takes all rows, or 64."""
-
-
+"""Rows of a tilt's tile, one variant each: the smallest that holds all rows, at most 64."""
 MIXES, TILTED = 1, 2
-"""Bits of a row's kind: it is mixed, it is tilted."""
+"""Bits of a row's kind: mixed, tilted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchMixture:
-    """sum_i w_i z_i over the base's logits and M members', of n rows.
+    """Mixture sum_i w_i z_i of the logits of a base and M members, for n rows of a batch.
 
     Attributes:
-        members: M tensors [m, |V_i|], float32, bfloat16 or float16, rows contiguous. They are of
-            the first m <= n rows; the rows from m on must not be of a kind that mixes.
+        members: logits of the first m <= n rows, M tensors [m, |V_i|], float32, bfloat16 or
+            float16, rows contiguous. Rows from m on must not be of a kind that mixes.
         weights: float32 [n, 1 + M], of any sign; column 0 is the base's. A member is not read in
             rows where its weight is 0.
-        vocabulary: tokens that all models have; those beyond get no probability.
+        vocabulary: tokens that all models have; later tokens get no probability.
     """
 
     members: tuple[Tensor, ...]
@@ -36,16 +34,16 @@ class BatchMixture:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchTilt:
-    """sum_g u_g B_g^T over the outputs of one or more low-rank Q-heads, of n rows.
+    """Tilt sum_g u_g B_g^T over the outputs of one or more low-rank Q-heads, for n rows of a batch.
 
     Attributes:
-        factors: of each head u times w / beta, float32 [n, G, r].
-        tokens: of each head B, [G, |V_h|, r], float32, bfloat16 or float16, contiguous in r. Tokens
-            that a head has no row of are tilted by 0.
-        top_k: int64 [n], k of each row, from 1 to |V_h|; in a row that is not tilted, anything.
-            The tilt counts about its mean over the k most likely tokens there, and 0 elsewhere,
-            as `centred_on_top_k`. None for all tokens.
-        most: the largest k, which the host must know without waiting for the device.
+        factors: per head, u times w / beta, float32 [n, G, r].
+        tokens: per head, B [G, |V_h|, r], float32, bfloat16 or float16, contiguous in r. Tokens
+            beyond |V_h| are tilted by 0.
+        top_k: int64 [n], k of each row, from 1 to |V_h|; unread where a row is not tilted. The
+            tilt is centred on its mean over the row's k most likely tokens, and 0 elsewhere, as
+            `centred_on_top_k` does. None for all tokens.
+        most: the largest k, known to the host without waiting for the device.
     """
 
     factors: tuple[Tensor, ...]
@@ -55,16 +53,16 @@ class BatchTilt:
 
     @property
     def vocabulary(self) -> int:
-        """Tokens that some head has values of."""
+        """Tokens that at least one head has values for."""
         return max(tokens.shape[1] for tokens in self.tokens)
 
 
 class Statistics(NamedTuple):
-    """What steering did to the next-token distribution of each row, float32 [n] each, in nats.
+    """Effect of steering on the next-token distribution of each row, float32 [n] each, in nats.
 
-    All of softmax(. / T); a row at T = 0 is taken at 1, as `value_heads.kl` does. NaN where a logit
-    is NaN or +inf, or where all are -inf. Where a token that had no probability gets some the KL is
-    infinite; a number above 1e20 stands for it where the token's probability is not tiny.
+    Distributions are softmax(. / T); T = 0 counts as 1, as in `value_heads.kl`. NaN where a logit
+    is NaN or +inf, or where all are -inf. The KL is infinite where a token without probability
+    gets some; a number above 1e20 stands for it, unless the token's probability is tiny.
     """
 
     log_sum_exp_before: Tensor
@@ -72,25 +70,25 @@ class Statistics(NamedTuple):
     kl: Tensor
     """KL(after || before), at least 0."""
     entropy: Tensor
-    """Of the distribution after."""
+    """Entropy of the distribution after."""
 
 
 MARGIN = 1.0 - 1e-5
-"""Share of a budget that may be spent: what is rounded later must not pass the whole."""
+"""Share of a budget that may be spent, so that later rounding does not exceed the budget."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PathKL:
-    """KL along the paths of S requests, each in a slot, on the device.
+    """KL along the paths of S requests, one slot each, on the device.
 
-    The step that the request is at is kept apart: a prefix that is met again, as after preemption,
-    replaces its step.
+    The last step is kept apart: when the same prefix comes again, as after preemption, the new
+    step replaces it.
 
     Attributes:
-        spent: float64 [S], nats of the steps before the one at `at`.
-        step: float64 [S], nats of the step at `at`; 0 if it was left unsteered.
-        unsteered: int32 [S], steps before the one at `at` that a budget left unsteered.
-        step_unsteered: int32 [S], 1 if the step at `at` is one, else 0.
+        spent: float64 [S], nats of the steps before the last.
+        step: float64 [S], nats of the last step; 0 if it was left unsteered.
+        unsteered: int32 [S], steps before the last that a budget left unsteered.
+        step_unsteered: int32 [S], 1 if the last step was left unsteered, else 0.
         at: int64 [S], tokens of the prefix that the last step's logits were conditioned on; -1
             before the first step.
     """
@@ -103,7 +101,7 @@ class PathKL:
 
     @classmethod
     def zeros(cls, slots: int, device: torch.device) -> Self:
-        """Return paths on which no step has been taken."""
+        """Return paths without a step."""
         return cls(
             spent=torch.zeros(slots, dtype=torch.float64, device=device),
             step=torch.zeros(slots, dtype=torch.float64, device=device),
@@ -117,17 +115,17 @@ class PathKL:
 class PackedHeads:
     """Linear and MLP value heads as one network of two layers, all in float32.
 
-    V = shift + scale output(second act(first h) + bias), where act is GELU in the units of an MLP
-    and nothing in the one unit of each linear output.
+    V = shift + scale output(second act(first h + first_bias) + bias), where act is GELU for the
+    units of an MLP and the identity for the single unit of a linear output.
 
     Attributes:
-        first: [U, d].
-        first_bias: [U].
+        first, first_bias: weights [U, d] and bias [U] of the first layer.
         gelu: [U], 1 where a unit's activation is GELU.
-        second: [G, U]; 0 between an output and another head's units.
-        bias, shift, scale: [G].
-        sigmoid: [G], 1 where an output is a sigmoid's.
-        hidden_units: of all MLPs, on the host.
+        second, bias: weights [G, U] and bias [G] of the second layer; weights are 0 between an
+            output and another head's units.
+        sigmoid: [G], 1 where an output goes through a sigmoid.
+        shift, scale: [G], in units of the reward.
+        hidden_units: hidden units of all MLPs, a number on the host.
     """
 
     first: Tensor
@@ -142,20 +140,20 @@ class PackedHeads:
 
     @property
     def linear(self) -> bool:
-        """Whether all are linear: the second layer is the identity then."""
+        """Whether all heads are linear, so that the second layer is the identity."""
         return not self.hidden_units
 
     @staticmethod
     def packs(head: ValueHead) -> bool:
-        """Whether the head is one of these."""
+        """Return whether the head can be packed: it is linear or an MLP."""
         return head.config.architecture in ("linear", "mlp")
 
     @classmethod
     def of(cls, heads: Sequence[ValueHead]) -> Self:
-        """Pack heads, their outputs in this order.
+        """Pack heads; their outputs keep this order.
 
         Raises:
-            ValueError: there is none, or one is neither linear nor an MLP.
+            ValueError: there is no head, or one is neither linear nor an MLP.
         """
         layers = [_layers(head) for head in heads]
         if not layers:

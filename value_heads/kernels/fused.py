@@ -1,4 +1,4 @@
-"""The operations of the hot path as Triton kernels; importing this imports Triton."""
+"""The operations of the hot path as Triton kernels; importing this module imports Triton."""
 
 from .charge import charge
 from .score import score

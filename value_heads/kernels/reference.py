@@ -1,6 +1,6 @@
-"""The operations of the hot path in plain PyTorch: what they mean, on any device.
+"""The operations of the hot path in plain PyTorch: their definition, on any device.
 
-Logits may be float64, which the Triton kernels' float32 is tested against.
+Logits may be float64: the Triton kernels, in float32, are tested against that.
 """
 
 import torch
@@ -28,14 +28,14 @@ def score(
 
     Args:
         hidden: hidden states [N, d], of any float dtype.
-        rows: int64 [n], rows of them.
-        heads: of hidden size d.
-        weights: float32 [n, G]; a reward of weight 0 takes no part. None for no sum.
+        rows: int64 [n], places of the rows in `hidden`.
+        heads: heads of hidden size d.
+        weights: float32 [n, G]; a reward of weight 0 is left out. None for no sum.
     """
     dtype = heads.first.dtype
     units = hidden[rows].to(dtype) @ heads.first.T + heads.first_bias
     units = torch.where(heads.gelu > 0, torch.nn.functional.gelu(units), units)
-    # A broken head's NaN times 0 must not reach the values of the others.
+    # NaN times 0 is NaN: a broken head's must not reach the values of the others.
     raw = torch.where(heads.second == 0, 0.0, units[:, None] * heads.second).sum(-1) + heads.bias
     values = heads.shift + heads.scale * torch.where(heads.sigmoid > 0, raw.sigmoid(), raw)
     if weights is None:
@@ -53,15 +53,15 @@ def steer(
     measured: bool = True,
     kinds: Tensor | None = None,
 ) -> Statistics | None:
-    """Mix members into rows of the logits, tilt the result, both in place.
+    """Mix members into rows of the logits and tilt the result, in place.
 
     Args:
-        logits: float32 [N, |V|]; rows that are not named stay as they are.
-        rows: int64 [n], different ones.
-        temperature: float32 [n], for the statistics alone; None for 1.
+        logits: float32 [N, |V|]; rows not in `rows` stay unchanged.
+        rows: int64 [n], distinct places of the rows in `logits`.
+        temperature: float32 [n], T of the statistics only; None for 1.
         measured: whether to return the statistics.
-        kinds: int64 [n], the sum of MIXES where the row is mixed and TILTED where it is tilted. A
-            row keeps its logits bit for bit where it is not. None: all rows are all that is given.
+        kinds: int64 [n], bits MIXES and TILTED of each row. An operation that a row's kind leaves
+            out changes no bit of its logits. None: every row is mixed and tilted.
     """
     before = after = logits[rows]
     if kinds is None:
@@ -76,7 +76,7 @@ def steer(
 
 
 def _mixed(base: Tensor, mixture: BatchMixture) -> Tensor:
-    """Mix the first m rows; the others are NaN, which no row may take."""
+    """Return mixed logits of the first m rows; the others, which do not mix, are NaN."""
     count = len(mixture.members[0]) if mixture.members else len(base)
     models = [base[:count], *(member.to(base.dtype) for member in mixture.members)]
     weights = mixture.weights[:count].to(base.dtype)
@@ -88,9 +88,9 @@ def _mixed(base: Tensor, mixture: BatchMixture) -> Tensor:
 def _delta(logits: Tensor, tilt: BatchTilt, tilted: Tensor) -> Tensor:
     delta = torch.zeros_like(logits[:, : tilt.vocabulary])
     for factors, tokens in zip(tilt.factors, tilt.tokens, strict=True):
-        known = tokens.shape[1]
+        head_vocabulary = tokens.shape[1]
         flat = tokens.to(logits.dtype).transpose(1, 2).flatten(0, 1)  # [G r, |V_h|]
-        delta[:, :known] += factors.to(logits.dtype).flatten(1) @ flat
+        delta[:, :head_vocabulary] += factors.to(logits.dtype).flatten(1) @ flat
     if tilt.top_k is not None:
         top_k = torch.where(tilted, tilt.top_k, 0)
         delta = centred_on_top_k(delta, logits[:, : tilt.vocabulary], top_k, tilt.most)
@@ -98,7 +98,7 @@ def _delta(logits: Tensor, tilt: BatchTilt, tilted: Tensor) -> Tensor:
 
 
 def statistics(before: Tensor, after: Tensor, temperature: Tensor | None = None) -> Statistics:
-    """Return what changed between two tensors of logits [n, |V|]."""
+    """Return the statistics of a change of logits, float [n, |V|]; `temperature` is float [n]."""
     if temperature is not None:
         divisor = torch.where(temperature > 0, temperature, 1.0).to(before.dtype)[:, None]
         before, after = before / divisor, after / divisor
@@ -113,35 +113,35 @@ def statistics(before: Tensor, after: Tensor, temperature: Tensor | None = None)
 
 
 def _log_sum_exp(logits: Tensor) -> Tensor:
-    found = logits.logsumexp(-1)
-    return found.masked_fill(found == torch.inf, torch.nan)  # as softmax is
+    result = logits.logsumexp(-1)
+    return result.masked_fill(result == torch.inf, torch.nan)  # as softmax is
 
 
 def charge(
     paths: PathKL, slots: Tensor, tokens: Tensor, nats: Tensor, budgets: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Add a step's KL to the paths of n rows, in place; return the paths' KL and what exceeds it.
+    """Add a step's KL to the paths of n rows, in place, unless it exceeds the budget.
 
-    A step that would exceed its budget is not added: the caller leaves it unsteered. A KL of NaN
-    exceeds no budget, so that the row stays steered and the NaN is reported.
+    The caller leaves a step that exceeds its budget unsteered. A KL of NaN exceeds no budget, so
+    that the row stays steered and the NaN is reported.
 
     Args:
-        paths: of all slots.
-        slots: int64 [n], different ones.
-        tokens: int64 [n], of the prefix that the step's logits are conditioned on. Where it is the
-            prefix of the last step, this step replaces that one.
-        nats: float32 [n], the step's KL.
-        budgets: float32 [n]; +inf for none.
+        paths: the paths of all slots.
+        slots: int64 [n], distinct slots of the rows.
+        tokens: int64 [n], tokens of the prefix that the step's logits are conditioned on. A step of
+            the same prefix as the last step replaces it.
+        nats: float32 [n], KL of the step.
+        budgets: float32 [n], in nats; +inf for none.
 
     Returns:
-        float32 [n, 2]: nats of the path with this step, and steps that were left unsteered. Bool
-        [n]: whether this step exceeds the budget.
+        float32 [n, 2]: nats of the path with this step, and its unsteered steps so far. Bool [n]:
+        whether this step exceeds the budget.
     """
     new = tokens != paths.at[slots]
     spent = paths.spent[slots] + torch.where(new, paths.step[slots], 0.0)
     unsteered = paths.unsteered[slots] + torch.where(new, paths.step_unsteered[slots], 0)
     kl = nats.double()
-    over = spent + kl > budgets.double() * MARGIN  # a NaN is not
+    over = spent + kl > budgets.double() * MARGIN  # False of NaN
     kl = torch.where(over, 0.0, kl)
     paths.spent[slots], paths.step[slots], paths.at[slots] = spent, kl, tokens
     paths.unsteered[slots], paths.step_unsteered[slots] = unsteered, over.int()

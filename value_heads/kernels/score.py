@@ -10,27 +10,30 @@ from .sizes import cdiv, power_of_2
 from .steer import PRECISION
 
 _BLOCK_N = 16
+"""Rows of a tile."""
 _BLOCK_D = 128
-_MOST_UNITS = 64
+"""Elements of a hidden state in one step of a product."""
+_MAX_UNITS = 64
+"""Hidden units of an MLP in one program, at most."""
 
 
 @triton.jit
 def _finish(
-    raw,
-    i,
-    g,
-    mask,
-    bias,
-    sigmoid,
-    shift,
-    scale,
-    weights,
-    values,
-    total,
-    outputs,
-    WEIGHTED: tl.constexpr,
+    raw,  # float32 [rows, outputs] of a tile, the second layer's sums without bias
+    i,  # places of the tile's rows in values and total
+    g,  # outputs of the tile
+    mask,  # bool [rows], which of i exist
+    bias,  # float32 [G]
+    sigmoid,  # float32 [G], 1 where an output goes through a sigmoid
+    shift,  # float32 [G], in units of the reward
+    scale,  # float32 [G], in units of the reward
+    weights,  # float32 [n, G] contiguous; unread unless WEIGHTED
+    values,  # float32 [n, G] contiguous, written
+    total,  # float32 [n], written if WEIGHTED
+    outputs,  # G
+    WEIGHTED: tl.constexpr,  # whether to store weighted sums
 ):
-    """Store values and their weighted sum, of what the second layer gives, raw [rows, outputs]."""
+    """Store the values of a tile and their weighted sums."""
     some = g < outputs
     raw += tl.load(bias + g, mask=some, other=0.0)[None, :]
     bounded = tl.load(sigmoid + g, mask=some, other=0.0)[None, :] > 0
@@ -47,41 +50,44 @@ def _finish(
 
 @triton.jit(do_not_specialize=["count"])
 def _score_kernel(
-    hidden,
-    stride,
-    rows,
-    first,
-    first_bias,
-    gelu,
-    second,
-    bias,
-    sigmoid,
-    shift,
-    scale,
-    weights,
-    values,
-    total,
-    partials,
-    count,
-    width,
-    units,
-    outputs,
-    LINEAR: tl.constexpr,
-    SPLIT: tl.constexpr,
-    WEIGHTED: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_U: tl.constexpr,
-    BLOCK_G: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    hidden,  # hidden states [N, d] of any float dtype, contiguous in d
+    stride,  # from a state to the next, in elements
+    rows,  # int64 [n], places of the rows in hidden
+    first,  # float32 [U, d] contiguous, the first layer; the outputs' weights where LINEAR
+    first_bias,  # float32 [U]
+    gelu,  # float32 [U], 1 where a unit's activation is GELU; unread where LINEAR
+    second,  # float32 [G, U] contiguous, the second layer; unread where LINEAR
+    bias,  # float32 [G]
+    sigmoid,  # float32 [G], 1 where an output goes through a sigmoid
+    shift,  # float32 [G], in units of the reward
+    scale,  # float32 [G], in units of the reward
+    weights,  # float32 [n, G] contiguous; unread unless WEIGHTED
+    values,  # float32 [n, G] contiguous, written unless SPLIT
+    total,  # float32 [n], written if WEIGHTED and not SPLIT
+    partials,  # float32 [unit blocks, n, G] contiguous, written if SPLIT
+    count,  # n
+    width,  # d
+    units,  # U
+    outputs,  # G
+    LINEAR: tl.constexpr,  # whether all heads are linear; then U = G
+    SPLIT: tl.constexpr,  # whether there are several blocks of units
+    WEIGHTED: tl.constexpr,  # whether to store weighted sums
+    PRECISION: tl.constexpr,  # precision of the first layer's products
+    BLOCK_N: tl.constexpr,  # rows of a tile
+    BLOCK_U: tl.constexpr,  # units of a block
+    BLOCK_G: tl.constexpr,  # a power of 2, at least G
+    BLOCK_D: tl.constexpr,  # elements of a state in one step of a product
 ):
-    """A tile of rows and a block of units: their part of each output, or where all fit, values."""
+    """Score a tile of rows with a block of units; grid (row tiles, unit blocks).
+
+    With several blocks of units, store the block's part of each output in place of values.
+    """
     i = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask = i < count
     row = tl.load(rows + i, mask=mask, other=0).to(tl.int64)
     n = tl.program_id(1) * BLOCK_U + tl.arange(0, BLOCK_U)
     unit = n < units
-    made = tl.zeros([BLOCK_N, BLOCK_U], tl.float32)
+    activations = tl.zeros([BLOCK_N, BLOCK_U], tl.float32)
     for begin in range(0, width, BLOCK_D):
         d = begin + tl.arange(0, BLOCK_D)
         near = d < width
@@ -95,23 +101,23 @@ def _score_kernel(
             mask=near[:, None] & unit[None, :],
             other=0.0,
         )
-        made = tl.dot(h, w, made, input_precision=PRECISION)
-    made += tl.load(first_bias + n, mask=unit, other=0.0)[None, :]
+        activations = tl.dot(h, w, activations, input_precision=PRECISION)
+    activations += tl.load(first_bias + n, mask=unit, other=0.0)[None, :]
     g = tl.arange(0, BLOCK_G)
     if LINEAR:
-        raw = made
+        raw = activations
     else:
-        curved = 0.5 * made * (1.0 + tl.erf(made * 0.7071067811865476))
+        curved = 0.5 * activations * (1.0 + tl.erf(activations * 0.7071067811865476))
         is_gelu = tl.load(gelu + n, mask=unit, other=0.0)[None, :] > 0
-        made = tl.where(is_gelu, curved, made)
+        activations = tl.where(is_gelu, curved, activations)
         out = tl.load(
             second + g[None, :] * units + n[:, None],
             mask=unit[:, None] & (g < outputs)[None, :],
             other=0.0,
         )
-        # NaN times 0 is NaN, and would take a broken head's into the values of the others.
-        broken = (made != made) | (tl.abs(made) == float("inf"))
-        raw = tl.dot(tl.where(broken, 0.0, made), out, input_precision="ieee")
+        # NaN times 0 is NaN: a broken head's would reach the values of the others.
+        broken = (activations != activations) | (tl.abs(activations) == float("inf"))
+        raw = tl.dot(tl.where(broken, 0.0, activations), out, input_precision="ieee")
         reached = tl.dot(broken.to(tl.float32), (out != 0).to(tl.float32), input_precision="ieee")
         raw = tl.where(reached > 0, float("nan"), raw)
     if SPLIT:
@@ -125,22 +131,22 @@ def _score_kernel(
 
 @triton.jit(do_not_specialize=["count", "splits"])
 def _sum_kernel(
-    partials,
-    bias,
-    sigmoid,
-    shift,
-    scale,
-    weights,
-    values,
-    total,
-    count,
-    outputs,
-    splits,
-    WEIGHTED: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_G: tl.constexpr,
+    partials,  # float32 [splits, n, G] contiguous, of `_score_kernel`
+    bias,  # float32 [G]
+    sigmoid,  # float32 [G], 1 where an output goes through a sigmoid
+    shift,  # float32 [G], in units of the reward
+    scale,  # float32 [G], in units of the reward
+    weights,  # float32 [n, G] contiguous; unread unless WEIGHTED
+    values,  # float32 [n, G] contiguous, written
+    total,  # float32 [n], written if WEIGHTED
+    count,  # n
+    outputs,  # G
+    splits,  # blocks of units
+    WEIGHTED: tl.constexpr,  # whether to store weighted sums
+    BLOCK_N: tl.constexpr,  # rows of a tile
+    BLOCK_G: tl.constexpr,  # a power of 2, at least G
 ):
-    """A tile of rows: the parts [splits, n, G] of the units' blocks, summed in order."""
+    """Sum the parts of the unit blocks, in order, and store the values of a tile of rows."""
     i = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     g = tl.arange(0, BLOCK_G)
     mask = i < count
@@ -154,14 +160,14 @@ def _sum_kernel(
 def score(
     hidden: Tensor, rows: Tensor, heads: PackedHeads, weights: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """As `reference.score`, of hidden states with contiguous rows.
+    """Do as `reference.score`, for hidden states with contiguous rows.
 
-    One launch where the heads are linear; an MLP's units are split among programs, and a second,
-    small launch sums the parts, in a fixed order.
+    Linear heads take one launch. The units of an MLP are split among programs, and a second, small
+    launch sums the parts, in a fixed order.
     """
     count, (outputs, units) = len(rows), heads.second.shape
     block_g = max(power_of_2(outputs), 16)
-    block_u = block_g if heads.linear else min(max(power_of_2(units), 16), _MOST_UNITS)
+    block_u = block_g if heads.linear else min(max(power_of_2(units), 16), _MAX_UNITS)
     splits, tiles = cdiv(units, block_u), cdiv(count, _BLOCK_N)
     values = torch.empty(count, outputs, dtype=torch.float32, device=hidden.device)
     total = None if weights is None else torch.empty_like(values[:, 0])

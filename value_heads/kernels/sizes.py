@@ -1,4 +1,4 @@
-"""Sizes of grids and blocks. Triton's own functions for them cost some 4 µs a call on the host."""
+"""Sizes of grids and blocks. Triton's own functions cost about 4 µs per call on the host."""
 
 
 def cdiv(a: int, b: int) -> int:
@@ -7,5 +7,5 @@ def cdiv(a: int, b: int) -> int:
 
 
 def power_of_2(least: int) -> int:
-    """Return the smallest power of 2 from ``least`` up, which is 1 or more."""
+    """Return the smallest power of 2 that is at least `least`, which is 1 or more."""
     return 1 << (least - 1).bit_length()

@@ -1,7 +1,7 @@
-"""Mixing and tilting in one pass over the logits, with the statistics of it: a Triton kernel.
+"""Mixing and tilting in one pass over the logits, with its statistics: a Triton kernel.
 
 A program has a tile of rows and a chunk of the vocabulary. The row tiles of one chunk are next to
-each other in the grid, so B and whatever else they share comes from the L2 cache but for the first.
+each other in the grid, so all but the first read B from the L2 cache.
 """
 
 import torch
@@ -14,12 +14,13 @@ from .sizes import cdiv, power_of_2
 from .statistics import accumulate, divisor, joined, keep, measure, room, start, tempered, unit_of
 
 _PROGRAMS = 512
-"""A few for each multiprocessor of a large GPU; beyond these, chunks grow."""
-_MOST_TILES = 16
+"""Programs of a launch, a few per multiprocessor of a large GPU; beyond these, chunks grow."""
+_MAX_TILES = 16
+"""Tiles of the vocabulary in a chunk, at most."""
 _PLACES = 16
-"""Of the top k, in one program."""
+"""Places of the top k in one program."""
 PRECISION = "ieee" if torch.version.hip else "tf32x3"
-"""Of products of float32: three TF32 products on tensor cores come close to one of float32."""
+"""Precision of float32 products: three TF32 products on tensor cores come close to float32."""
 _MIXES, _TILTED = tl.constexpr(MIXES), tl.constexpr(TILTED)
 
 
@@ -28,39 +29,39 @@ _MIXES, _TILTED = tl.constexpr(MIXES), tl.constexpr(TILTED)
     do_not_specialize_on_alignment=["rows", "kinds", "weights", "temperature"],
 )
 def _steer_kernel(
-    logits,
-    stride,
-    rows,
-    kinds,
-    vocabulary,
-    members,
-    member_strides,
-    weights,
-    shared,
-    factors,
-    tokens,
-    output_strides,
-    token_strides,
-    known,
-    ranks,
-    temperature,
-    partials,
-    count,
-    chunks,
-    tiles,
-    MEMBERS: tl.constexpr,
-    MIXED: tl.constexpr,
-    HEADS: tl.constexpr,
-    OUTPUTS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    MEASURED: tl.constexpr,
-    UNIT: tl.constexpr,
-    MEMBER_UNIT: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-    BLOCK_R: tl.constexpr,
+    logits,  # float32 [N, |V|], tokens contiguous; the n rows are read and overwritten
+    stride,  # from a row of logits to the next, in units of UNIT elements
+    rows,  # int64 [n], places of the rows in logits
+    kinds,  # int64 [n], bits MIXES and TILTED of each row
+    vocabulary,  # |V|
+    members,  # M tensors of logits [m, |V_i|] of the first m <= n rows, tokens contiguous
+    member_strides,  # M odd numbers 2 s + 1, s from a row to the next in units of MEMBER_UNIT
+    weights,  # float32 [n, 1 + M] contiguous, the base's in column 0
+    shared,  # tokens that all models have; a mixture is -inf beyond them
+    factors,  # u of each of H heads, float32 [n, G_h, r_h] contiguous
+    tokens,  # B of each head [G_h, |V_h|, r_h], contiguous in r
+    output_strides,  # per head, from an output of B to the next, in elements
+    token_strides,  # per head, from a token of B to the next, in elements
+    head_vocabularies,  # |V_h| of each head; later tokens are tilted by 0
+    ranks,  # r_h of each head
+    temperature,  # float32 [n], for the statistics; unread unless MEASURED
+    partials,  # float32 [6, n, chunks], as `keep` stores them; unwritten unless MEASURED
+    count,  # n
+    chunks,  # chunks of the vocabulary, the second size of the grid
+    tiles,  # tiles of BLOCK_V tokens in a chunk
+    MEMBERS: tl.constexpr,  # M
+    MIXED: tl.constexpr,  # whether any row may mix
+    HEADS: tl.constexpr,  # H; 0 without a tilt
+    OUTPUTS: tl.constexpr,  # G_h of each head
+    PRECISION: tl.constexpr,  # precision of the products u . B
+    MEASURED: tl.constexpr,  # whether to keep statistics
+    UNIT: tl.constexpr,  # elements, 16 or 1: `unit_of`
+    MEMBER_UNIT: tl.constexpr,  # the same of the members
+    BLOCK_N: tl.constexpr,  # rows of a tile
+    BLOCK_V: tl.constexpr,  # tokens of a tile
+    BLOCK_R: tl.constexpr,  # ranks in one step of a product
 ):
-    """A tile of the rows and a chunk of so many tiles of the vocabulary."""
+    """Steer a tile of the rows over one chunk of the vocabulary; grid (row tiles, chunks)."""
     i = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     chunk = tl.program_id(1)
     mask = i < count
@@ -97,7 +98,7 @@ def _steer_kernel(
         if HEADS > 0 and some_tilted:
             delta = tl.zeros([BLOCK_N, BLOCK_V], tl.float32)
             for h in tl.static_range(HEADS):
-                some = (v < known[h])[None, :]
+                some = (v < head_vocabularies[h])[None, :]
                 for g in range(OUTPUTS[h]):
                     for first in range(0, ranks[h], BLOCK_R):
                         r = first + tl.arange(0, BLOCK_R)
@@ -138,26 +139,26 @@ def _steer_kernel(
 
 @triton.jit(do_not_specialize=["most"])
 def _chosen_kernel(
-    ids,
-    top_k,
-    factors,
-    tokens,
-    output_stride,
-    token_stride,
-    known,
-    delta,
-    most,
-    OUTPUTS: tl.constexpr,
-    RANK: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_R: tl.constexpr,
+    ids,  # int64 [n, most] contiguous, tokens of each row's top k, the most likely first
+    top_k,  # int64 [n], k of each row, 0 to most
+    factors,  # u of one head, float32 [n, G, r] contiguous
+    tokens,  # B of the head [G, |V_h|, r], contiguous in r
+    output_stride,  # from an output of B to the next, in elements
+    token_stride,  # from a token of B to the next, in elements
+    head_vocabulary,  # |V_h|; later tokens are tilted by 0
+    delta,  # float32 [n, most] contiguous, added to in place
+    most,  # the largest k
+    OUTPUTS: tl.constexpr,  # G
+    RANK: tl.constexpr,  # r
+    BLOCK_K: tl.constexpr,  # places of one program
+    BLOCK_R: tl.constexpr,  # ranks in one step of a product
 ):
-    """Add u . B_z of some places of one row's top k, tokens ids [n, most], to delta [n, most]."""
+    """Add u . B_z of the tokens z at some places of one row's top k; grid (n, place blocks)."""
     row = tl.program_id(0).to(tl.int64)
     place = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
     mask = place < tl.load(top_k + row)
     z = tl.load(ids + row * most + place, mask=mask, other=0)
-    mask = mask & (z < known)
+    mask = mask & (z < head_vocabulary)
     r = tl.arange(0, BLOCK_R)
     total = tl.zeros([BLOCK_K], tl.float32)
     for g in range(OUTPUTS):
@@ -184,15 +185,15 @@ def steer(
     measured: bool = True,
     kinds: Tensor | None = None,
 ) -> Statistics | None:
-    """As `reference.steer`, of float32 logits with contiguous rows.
+    """Do as `reference.steer`, for float32 logits with contiguous rows.
 
-    Each row is read and written once. Only with `tilt.top_k` the rows are copied first: the choice
-    of the k most likely tokens, which is torch's, is a pass of its own, and so are the statistics.
+    Each row is read and written once. With `tilt.top_k`, however, the rows are copied first:
+    torch's choice of the k most likely tokens is a pass of its own, and so are the statistics.
 
-    A tile without a tilted row computes no product, one without a mixed row reads no member: sort
-    rows by kind, those that mix first.
+    A tile without a tilted row computes no product, and one without a mixed row reads no member:
+    sort rows by kind, rows that mix first.
     """
-    if kinds is None:  # a tensor all the same: another variant would have to be compiled
+    if kinds is None:  # None would be another variant to compile
         kinds = torch.full_like(rows, MIXES | TILTED)
     if tilt is None or tilt.top_k is None:
         return _pass(logits, rows, kinds, mixture, tilt, temperature, measured)
@@ -228,7 +229,8 @@ def _pass(
         kinds,
         vocabulary,
         members,
-        # Odd, as Triton makes variants for numbers of a tuple that 16 divides, whatever it is told.
+        # Odd: do_not_specialize does not reach numbers of a tuple, and Triton makes a variant of
+        # each that is 1 or that 16 divides.
         tuple(member.stride(0) // member_unit * 2 + 1 for member in members),
         mixture.weights if mixture else logits,
         mixture.vocabulary if mixture else vocabulary,
@@ -261,26 +263,26 @@ def _pass(
 
 
 def _aligned(member: Tensor) -> Tensor:
-    """The logits, copied where they begin at an address that a variant would have to be made for.
+    """Return the logits at an address that 16 divides, copied if need be: a variant depends on it.
 
-    Rows behind others of |V| numbers do so where |V| is no multiple of 4.
+    Logits that lie behind other rows of |V| elements begin elsewhere unless 4 divides |V|.
     """
     return member if member.data_ptr() % 16 == 0 else member.clone()
 
 
 def _blocks(count: int) -> tuple[int, int]:
-    """Rows and tokens of a tile: as many rows as two blocks of a multiprocessor have registers for.
+    """Return rows and tokens of a tile whose registers leave room for two on a multiprocessor.
 
     The more rows, the less often B is read.
     """
-    most = next((rows for rows in ROW_TILES if count <= rows), ROW_TILES[-1])
-    return most, 64 if most <= 32 else 32
+    rows = next((rows for rows in ROW_TILES if count <= rows), ROW_TILES[-1])
+    return rows, 64 if rows <= 32 else 32
 
 
 def _chunks(row_tiles: int, tiles: int) -> tuple[int, int]:
-    """Tiles of the vocabulary in a chunk, and chunks: small ones while programs are few."""
-    each = min(max(row_tiles * tiles // _PROGRAMS, 1), _MOST_TILES)
-    return each, cdiv(tiles, each)
+    """Return tiles of the vocabulary in a chunk, and chunks: small ones while programs are few."""
+    per_chunk = min(max(row_tiles * tiles // _PROGRAMS, 1), _MAX_TILES)
+    return per_chunk, cdiv(tiles, per_chunk)
 
 
 def _tilt_top_k(
@@ -290,7 +292,7 @@ def _tilt_top_k(
     values, ids = untilted[:, : tilt.vocabulary].topk(tilt.most)
     delta = torch.zeros(ids.shape, dtype=torch.float32, device=logits.device)
     for factors, tokens in zip(tilt.factors, tilt.tokens, strict=True):
-        outputs, known, rank = tokens.shape
+        outputs, head_vocabulary, rank = tokens.shape
         _chosen_kernel[(len(rows), cdiv(tilt.most, _PLACES))](
             ids,
             top_k,
@@ -298,7 +300,7 @@ def _tilt_top_k(
             tokens,
             tokens.stride(0),
             tokens.stride(1),
-            known,
+            head_vocabulary,
             delta,
             tilt.most,
             OUTPUTS=outputs,
