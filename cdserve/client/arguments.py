@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cdserve.client.server import ServerArgs
 from cdserve.demo import DEMO_DIR
 from cdserve.errors import ConfigError
 
@@ -77,6 +78,13 @@ def sampling(args: argparse.Namespace) -> "Sampling":
     )
 
 
-def config_of(args: argparse.Namespace) -> Path:
-    """The YAML settings of the server to start."""
-    return args.config or DEMO_DIR / "cdserve.yaml"
+def server(args: argparse.Namespace) -> ServerArgs:
+    """The server that the flags select; the demo's if they name none."""
+    return ServerArgs(
+        url=args.url,
+        config=args.config or DEMO_DIR / "cdserve.yaml",
+        flags=tuple(args.flags),
+        model=args.model,
+        api_key=args.api_key,
+        concurrency=args.concurrency,
+    )

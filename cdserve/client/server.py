@@ -10,39 +10,75 @@ import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from cdserve.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cdserve.client.answers import Client
 
 START_SECONDS = 1800.0
 STOP_SECONDS = 60.0
 
 
-@contextmanager
-def serving(url: str | None, config: Path, flags: Sequence[str] = ()) -> Iterator[str]:
-    """Yields the base URL of a server, without ``/v1``; stops the server if it started one.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerArgs:
+    """The server to send requests to, and how.
 
-    Args:
+    Attributes:
         url: URL of a running server; None to start one.
         config: YAML settings of the server to start.
         flags: vLLM's flags for the server to start.
+        model: model id in the requests; None for the server's first model.
+        api_key: API key, if the server requires one.
+        concurrency: maximum number of concurrent requests.
+    """
+
+    url: str | None
+    config: Path
+    flags: Sequence[str]
+    model: str | None
+    api_key: str
+    concurrency: int
+
+    def client(self, base_url: str) -> "Client":
+        """A client of the server at the URL that ``serving`` yields."""
+        from cdserve.client.answers import Client
+
+        return Client(
+            base_url, model=self.model, concurrency=self.concurrency, api_key=self.api_key
+        )
+
+
+@contextmanager
+def serving(server: ServerArgs) -> Iterator[str]:
+    """Yields the base URL of a server, without ``/v1``; stops the server if it started one.
 
     Raises:
         ConfigError: no healthy server at the URL, or the server does not start; includes the end of
             its log.
     """
-    if url is not None:
-        url = url.rstrip("/").removesuffix("/v1")
+    if server.url is not None:
+        url = server.url.rstrip("/").removesuffix("/v1")
         if not healthy(url):
             raise ConfigError(f"--url {url}: no healthy server answers there")
         yield url
         return
     port = _free_port()
     base_url = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "cdserve", "serve", "--config", str(config), *flags]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--disable-uvicorn-access-log"]
+    command = [sys.executable, "-m", "cdserve", "serve", "--config", str(server.config)]
+    command += [
+        *server.flags,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--disable-uvicorn-access-log",
+    ]
     with tempfile.NamedTemporaryFile("w+", suffix=".log") as log:
         # A separate process group, so that vLLM's processes can be killed with it.
         process = subprocess.Popen(command, stdout=log, stderr=log, process_group=0)

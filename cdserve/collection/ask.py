@@ -1,4 +1,4 @@
-"""The answers that are missing, asked of a server and kept as they come."""
+"""Requests the missing answers from a server and saves each as it arrives."""
 
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,37 +12,35 @@ from cdserve import __version__
 from cdserve.client.answers import Answer, Client
 from cdserve.client.journal import Journal
 from cdserve.client.settings import check_settings, write_settings
-from cdserve.collection.job import Job, check_formats, resolve
+from cdserve.collection.job import CollectionJob, check_formats, resolve
 from cdserve.errors import ConfigError
 
-_OF_PROMPT = ("prompt", "messages", "input_tokens", "max_tokens", "max_completion_tokens")
-"""What a refusal names where another prompt may be answered."""
+_PROMPT_FIELDS = ("prompt", "messages", "input_tokens", "max_tokens", "max_completion_tokens")
+"""Fields whose refusal concerns one prompt; other prompts may still be answered."""
 
 
 async def ask(
-    job: Job,
+    job: CollectionJob,
     url: str,
     journal: Journal,
     kept: Mapping[str, Any] | None,
     missing: Sequence[int],
 ) -> tuple[dict[str, Any], dict[int, str]]:
-    """Fills the journal.
+    """Adds the missing answers to the journal.
 
     Args:
-        url: the server's.
-        kept: the settings of the answers that are there; None if there are none.
-        missing: indices of the prompts to ask.
+        url: base URL of the server.
+        kept: settings of the answers in the journal; None if it is empty.
+        missing: indices of the prompts without an answer.
 
     Returns:
-        The settings, and the server's words on each prompt that it refuses, by index.
+        The settings, and the server's message for each refused prompt, by index.
 
     Raises:
-        ConfigError: the server would answer otherwise than it did before, it cannot honour the
-            policy, or it fails.
+        ConfigError: the server's settings differ from those of the kept answers, it cannot honour
+            the policy, or it fails.
     """
-    async with Client(
-        url, model=job.model, concurrency=job.concurrency, api_key=job.api_key
-    ) as client:
+    async with job.server.client(url) as client:
         settings = _settings(job, client.model, await client.describe())
         check_formats(settings["alignment"]["method"], job.formats, job.filters)
         if kept is None:
@@ -59,9 +57,9 @@ async def ask(
 
 @dataclass(slots=True)
 class _Workers:
-    """They take one prompt after the other, each when it has answered the last."""
+    """Concurrent workers that share one iterator of prompts."""
 
-    job: Job
+    job: CollectionJob
     client: Client
     alignment: Mapping[str, Any]
     journal: Journal
@@ -72,7 +70,7 @@ class _Workers:
         shared = iter(missing)
         try:
             async with asyncio.TaskGroup() as group:
-                for _ in range(min(self.job.concurrency, len(missing))):
+                for _ in range(min(self.job.server.concurrency, len(missing))):
                     group.create_task(self._work(shared))
         except* ConfigError as errors:
             raise errors.exceptions[0] from None
@@ -91,26 +89,26 @@ class _Workers:
         job = self.job
         prompt, seed = job.prompts[index], job.seed_of(index)
         answer = await self.client.answer(prompt, self.alignment, job.sampling, seed)
-        return {"index": index, "prompt": prompt, "seed": seed, **_kept(answer)}
+        return {"index": index, "prompt": prompt, "seed": seed, **_fields(answer)}
 
 
-def _kept(answer: Answer) -> dict[str, Any]:
+def _fields(answer: Answer) -> dict[str, Any]:
     if answer.report is None:
-        raise ConfigError(f"the answer ended ({answer.finish_reason}) without its report")
-    said = asdict(answer)
-    del said["blocks"]
-    return said
+        raise ConfigError(f"the answer ended ({answer.finish_reason}) without a report")
+    fields = asdict(answer)
+    del fields["blocks"]
+    return fields
 
 
 def _refuses_prompt(error: ConfigError) -> bool:
     cause = error.__cause__
     if isinstance(cause, BadRequestError) and cause.param is None:
-        return True  # so vLLM says that the chat template refuses the messages
-    return isinstance(cause, APIError) and cause.param in _OF_PROMPT
+        return True  # how vLLM reports messages that the chat template refuses
+    return isinstance(cause, APIError) and cause.param in _PROMPT_FIELDS
 
 
-def _settings(job: Job, model: str, described: Mapping[str, Any]) -> dict[str, Any]:
-    """How answers are drawn, with what the server says of the rewards that score them."""
+def _settings(job: CollectionJob, model: str, described: Mapping[str, Any]) -> dict[str, Any]:
+    """How answers are drawn, including the server's description of the policy's rewards."""
     alignment = resolve(job.policy, described["presets"])
     default = [name for name, reward in described["rewards"].items() if reward["default"]]
     return {

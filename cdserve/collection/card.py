@@ -1,4 +1,4 @@
-"""The README of a folder of training data, with what ``datasets`` has to know to load it."""
+"""The README of a folder of training data, with the metadata that ``datasets`` reads."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,12 +13,12 @@ FILE = "README.md"
 
 @dataclass(slots=True, kw_only=True)
 class DataSet:
-    """What was written in one format.
+    """The rows of one format.
 
     Attributes:
-        name: of its files, and for ``datasets.load_dataset(folder, name)``.
+        name: prefix of the files, and the name for ``datasets.load_dataset(folder, name)``.
         features: the columns' types, for ``dataset_info``; None to leave them to ``datasets``.
-        left_out: numbers by reason: of prompts, or of responses where each makes a row.
+        left_out: number of omitted prompts by reason; for ``unpaired``, of omitted responses.
     """
 
     name: str
@@ -34,30 +34,36 @@ class DataSet:
 
 
 def write_card(
-    folder: Path, settings: Mapping[str, Any], filters: Mapping[str, Any], made: Sequence[DataSet]
+    folder: Path,
+    settings: Mapping[str, Any],
+    filters: Mapping[str, Any],
+    data_sets: Sequence[DataSet],
 ) -> None:
-    """Writes it; data sets without rows are not offered to ``datasets``.
+    """Writes the README; its metadata omit data sets without rows.
 
     Args:
         settings: how the answers were drawn.
-        filters: what rows were left out by.
+        filters: the filters of the rows.
     """
     configs = [
-        {"config_name": one.name, "data_files": [{"split": "train", "path": one.files}]}
-        for one in made
-        if one.files
+        {"config_name": data.name, "data_files": [{"split": "train", "path": data.files}]}
+        for data in data_sets
+        if data.files
     ]
     types = [
-        {"config_name": one.name, "features": one.features}
-        for one in made
-        if one.features is not None
+        {"config_name": data.name, "features": data.features}
+        for data in data_sets
+        if data.features is not None
     ]
     head = yaml.safe_dump({"configs": configs, "dataset_info": types}, sort_keys=False)
     tables = "\n\n".join(
         f"{title}:\n\n```yaml\n{yaml.safe_dump(dict(content), sort_keys=False)}```"
-        for title, content in (("Answers drawn with", settings), ("Rows left out by", filters))
+        for title, content in (
+            ("Settings of the answers", settings),
+            ("Filters of the rows", filters),
+        )
     )
-    lines = "\n".join(f"- {one}" for one in made)
+    lines = "\n".join(f"- {data}" for data in data_sets)
     text = f"---\n{head}---\n# Collected with `cdserve collect`\n\n{lines}\n\n{tables}\n"
     partial = folder / f".{FILE}.partial"
     partial.write_text(text, encoding="utf-8")

@@ -1,7 +1,7 @@
-"""Rows of training data, one function a format. Those of TRL have the columns that TRL names.
+"""Rows of training data, one function per format, with the column names of TRL.
 
-A text prompt makes rows in TRL's standard form, a chat prompt in its conversational form. What is
-left out of a format is counted by its reason.
+A text prompt makes rows in TRL's standard form, a chat prompt in its conversational form. Omitted
+prompts and responses are counted by reason.
 """
 
 import statistics
@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from cdserve.collection.answered import Answered, Response
+from cdserve.collection.prompt_result import PromptResult, Response
 
 Row = dict[str, Any]
 
@@ -24,14 +24,14 @@ AT_MEAN = "at the mean"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filters:
-    """What is left out of TRL's formats.
+    """Filters of TRL's formats.
 
     Attributes:
-        margin: of pairs whose scores are no further apart.
-        min_score: of best responses below it; None for none.
-        threshold: unpaired responses above it are desirable, the others not; None for the mean
-            score of the prompt's responses, at which a response is left out.
-        ended_only: whether to leave out responses that did not end by themselves.
+        margin: omit pairs whose scores differ by at most this much.
+        min_score: omit best responses below this score; None for no minimum.
+        threshold: unpaired responses above this score are desirable, all others undesirable. None
+            for the mean score of the prompt's responses; responses exactly at the mean are omitted.
+        ended_only: whether to omit responses that did not end by themselves.
     """
 
     margin: float = 0.0
@@ -41,20 +41,20 @@ class Filters:
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
-    """The rows of a prompt, and how many it has not, by reason."""
+class FormattedRows:
+    """The rows of a prompt, and the number of omitted rows by reason."""
 
     rows: Sequence[Row] = ()
     left_out: Mapping[str, int] = field(default_factory=dict)
 
 
-def preference(answered: Answered, filters: Filters) -> Made:
-    """A pair: the response with the highest score against the one with the lowest."""
-    if answered.failed:
+def preference(result: PromptResult, filters: Filters) -> FormattedRows:
+    """A pair: the responses with the highest and the lowest score."""
+    if result.failed:
         return _without(REWARD_FAILED)
-    usable = _usable(answered, filters)
+    usable = _usable(result, filters)
     if len(usable) < 2:
-        return _without(TOO_FEW if len(answered.responses) < 2 else NOT_ENDED)
+        return _without(TOO_FEW if len(result.responses) < 2 else NOT_ENDED)
     best, worst = _best(usable), min(usable, key=_score)
     apart = best.score - worst.score > filters.margin
     if not apart and len({response.text for response in usable}) > 1:
@@ -62,98 +62,98 @@ def preference(answered: Answered, filters: Filters) -> Made:
     if best.text == worst.text:
         return _without(IDENTICAL)
     row = {
-        "prompt": answered.prompt,
-        "chosen": _completion(answered, best),
-        "rejected": _completion(answered, worst),
+        "prompt": result.prompt,
+        "chosen": _completion(result, best),
+        "rejected": _completion(result, worst),
         "score_chosen": best.score,
         "score_rejected": worst.score,
-        "index": answered.index,
+        "index": result.index,
     }
-    return Made([row])
+    return FormattedRows([row])
 
 
-def sft(answered: Answered, filters: Filters) -> Made:
-    """A prompt and a completion: the response with the highest score."""
-    if answered.failed:
+def sft(result: PromptResult, filters: Filters) -> FormattedRows:
+    """A completion: the response with the highest score."""
+    if result.failed:
         return _without(REWARD_FAILED)
-    usable = _usable(answered, filters)
+    usable = _usable(result, filters)
     if not usable:
         return _without(NOT_ENDED)
     best = _best(usable)
     if filters.min_score is not None and best.score < filters.min_score:
         return _without(LOW)
     row = {
-        "prompt": answered.prompt,
-        "completion": _completion(answered, best),
+        "prompt": result.prompt,
+        "completion": _completion(result, best),
         "score": best.score,
-        "index": answered.index,
+        "index": result.index,
     }
-    return Made([row])
+    return FormattedRows([row])
 
 
-def unpaired(answered: Answered, filters: Filters) -> Made:
-    """Every response by itself, with a label: whether its score is above the threshold."""
-    if answered.failed:
-        return _without(REWARD_FAILED, len(answered.responses))
-    usable = _usable(answered, filters)
-    left_out = {NOT_ENDED: len(answered.responses) - len(usable)}
+def unpaired(result: PromptResult, filters: Filters) -> FormattedRows:
+    """All responses, each labelled by whether its score is above the threshold."""
+    if result.failed:
+        return _without(REWARD_FAILED, len(result.responses))
+    usable = _usable(result, filters)
+    left_out = {NOT_ENDED: len(result.responses) - len(usable)}
     threshold, labelled = filters.threshold, usable
     if threshold is None and usable:
-        # Exact: the mean of equal scores is their score, which a float sum may miss.
+        # statistics.mean is exact: the mean of equal scores is that score.
         threshold = statistics.mean(map(_score, usable))
         labelled = [response for response in usable if response.score != threshold]
         left_out[AT_MEAN] = len(usable) - len(labelled)
     rows = [
         {
-            "prompt": answered.prompt,
-            "completion": _completion(answered, response),
+            "prompt": result.prompt,
+            "completion": _completion(result, response),
             "label": threshold is not None and response.score > threshold,
             "score": response.score,
-            "index": answered.index,
+            "index": result.index,
         }
         for response in labelled
     ]
-    return Made(rows, {reason: count for reason, count in left_out.items() if count})
+    return FormattedRows(rows, {reason: count for reason, count in left_out.items() if count})
 
 
-def candidates(answered: Answered, about: Mapping[str, Any]) -> Made:
-    """All there is to know of a prompt's responses, in one row.
+def candidates(result: PromptResult, about: Mapping[str, Any]) -> FormattedRows:
+    """All responses of a prompt in one row.
 
     Args:
-        about: columns that are the same in all rows: the policy, the sampling, the model.
+        about: columns with the same value in all rows: policy, sampling parameters, model.
     """
     row = {
-        "index": answered.index,
-        "prompt": answered.prompt,
-        "candidates": [asdict(response) for response in answered.responses],
-        "kl": dict(answered.kl),
-        **({} if answered.accepted is None else {"accepted": answered.accepted}),
-        "seed": answered.seed,
+        "index": result.index,
+        "prompt": result.prompt,
+        "candidates": [asdict(response) for response in result.responses],
+        "kl": dict(result.kl),
+        **({} if result.accepted is None else {"accepted": result.accepted}),
+        "seed": result.seed,
         **about,
     }
-    return Made([row])
+    return FormattedRows([row])
 
 
-TRL: Mapping[str, Callable[[Answered, Filters], Made]] = {
+TRL: Mapping[str, Callable[[PromptResult, Filters], FormattedRows]] = {
     "preference": preference,
     "sft": sft,
     "unpaired": unpaired,
 }
-"""The formats that TRL's trainers read: DPO's, SFT's, KTO's."""
+"""The formats of TRL's trainers: DPO, SFT, KTO."""
 
 FORMATS = (*TRL, "candidates")
 
 
-def _usable(answered: Answered, filters: Filters) -> list[Response]:
+def _usable(result: PromptResult, filters: Filters) -> list[Response]:
     return [
         response
-        for response in answered.responses
+        for response in result.responses
         if response.finish_reason == "stop" or not filters.ended_only
     ]
 
 
 def _best(responses: Sequence[Response]) -> Response:
-    """The first drawn of those with the highest score, as the server's argmax takes it."""
+    """The first response with the highest score, like the server's argmax."""
     return max(responses, key=_score)
 
 
@@ -161,11 +161,11 @@ def _score(response: Response) -> float:
     return response.score
 
 
-def _completion(answered: Answered, response: Response) -> str | list[dict[str, str]]:
-    if isinstance(answered.prompt, str):
+def _completion(result: PromptResult, response: Response) -> str | list[dict[str, str]]:
+    if isinstance(result.prompt, str):
         return response.text
     return [{"role": "assistant", "content": response.text}]
 
 
-def _without(reason: str, count: int = 1) -> Made:
-    return Made(left_out={reason: count})
+def _without(reason: str, count: int = 1) -> FormattedRows:
+    return FormattedRows(left_out={reason: count})

@@ -1,4 +1,4 @@
-"""What a collection is asked for."""
+"""A collection as the command line requests it."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -8,22 +8,22 @@ from typing import Any
 
 from cdserve.client.answers import Sampling
 from cdserve.client.policies import NamedPolicy
-from cdserve.collection.answered import SEVERAL
+from cdserve.client.server import ServerArgs
 from cdserve.collection.formats import Filters
+from cdserve.collection.prompt_result import WHOLE_RESPONSE_METHODS
 from cdserve.errors import ConfigError, safe_repr
 from cdserve.prompts import Prompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """Prompts, how they are answered, and what is made of the answers.
+class CollectionJob:
+    """Prompts, how to answer them, and the formats to write.
 
     Attributes:
-        mixed: whether there are texts and chats where the prompts come from.
-        url: of a server that runs; None to start one of ``config`` with vLLM's ``flags``.
-        model: the id that requests name; None for the server's first.
-        concurrency: requests at once.
-        shard_size: rows a file.
+        mixed: whether the prompts' file has both texts and chats.
+        out: folder of the answers and the data.
+        formats: names of ``formats.FORMATS``.
+        shard_size: maximum number of rows per file.
     """
 
     prompts: Sequence[Prompt]
@@ -35,27 +35,22 @@ class Job:
     formats: Sequence[str]
     filters: Filters
     shard_size: int
-    url: str | None
-    config: Path
-    flags: Sequence[str]
-    model: str | None
-    api_key: str
-    concurrency: int
+    server: ServerArgs
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What is known of the answers before the server is asked."""
+        """The settings of the answers that are known without the server."""
         return {
             "policy": self.policy.alignment,
             "max_tokens": self.sampling.max_tokens,
             "temperature": self.sampling.temperature,
             "top_p": self.sampling.top_p,
             "seed": self.seed,
-            **({} if self.model is None else {"model": self.model}),
+            **({} if self.server.model is None else {"model": self.server.model}),
         }
 
     def seed_of(self, index: int) -> int:
-        """A seed of its own for every prompt."""
+        """The sampling seed of a prompt, hashed from ``seed`` and its index; 56 bits."""
         key = f"{self.seed}/{index}".encode()
         return int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "big")
 
@@ -64,35 +59,34 @@ def resolve(policy: NamedPolicy, presets: Mapping[str, Mapping[str, Any]]) -> di
     """The policy as an object, without ``report``.
 
     Raises:
-        ConfigError: it names a preset that the server does not have.
+        ConfigError: the server has no preset of the policy's name.
     """
-    sent = policy.alignment
-    if isinstance(sent, str):
-        if sent not in presets:
+    alignment = policy.alignment
+    if isinstance(alignment, str):
+        if alignment not in presets:
             raise ConfigError(
-                f"--policy {safe_repr(sent)} names no preset; this server has "
+                f"--policy {safe_repr(alignment)} is not a preset; this server has "
                 f"{', '.join(presets) or 'none'}"
             )
-        sent = dict(presets[sent])
-    return {key: value for key, value in sent.items() if key != "report"}
+        alignment = dict(presets[alignment])
+    return {key: value for key, value in alignment.items() if key != "report"}
 
 
 def check_formats(method: object, formats: Sequence[str], filters: Filters) -> None:
-    """Checks that the method's answers can be written in the formats.
+    """Checks that the formats can be made from the method's answers.
 
     Raises:
-        ConfigError: they cannot.
+        ConfigError: a format needs several whole responses per prompt, or scores.
     """
     if method == "none":
         raise ConfigError(
-            "--policy none has no scores; best_of_n n=1 is plain decoding with the scores of what "
-            "it returns"
+            "--policy none has no scores; use best_of_n n=1 for plain decoding with scores"
         )
-    if method in SEVERAL:
+    if method in WHOLE_RESPONSE_METHODS:
         return
-    for name, needs in (("preference", ""), ("unpaired", " without --label-threshold")):
+    for name, condition in (("preference", ""), ("unpaired", " without --label-threshold")):
         if name in formats and not (name == "unpaired" and filters.threshold is not None):
             raise ConfigError(
-                f"--format {name}{needs} compares whole responses to a prompt, and {method} has "
-                f"one; accepted for it: {', '.join(SEVERAL)}"
+                f"--format {name}{condition} compares whole responses to a prompt, but {method} "
+                f"gives only one; use {', '.join(WHOLE_RESPONSE_METHODS)}"
             )

@@ -1,4 +1,4 @@
-"""JSONL files of a bounded number of rows, named ``{name}-00000-of-00003.jsonl``."""
+"""A data set in JSONL files of bounded size, named ``{name}-00000-of-00003.jsonl``."""
 
 import json
 import re
@@ -11,15 +11,15 @@ _SHARD = re.compile(r"(?P<name>.+)-\d{5,}-of-\d{5,}\.jsonl")
 
 
 class Shards:
-    """A data set being written; used as a context.
+    """Writes a data set; a context manager.
 
-    Its files take their names once all of them are written, and those of before are gone then. If
-    something fails, those of before stay.
+    On success all files are renamed into place at once and replace the previous ones. On failure
+    the previous files stay.
 
     Args:
-        folder: of the files; it must exist.
-        name: what their names begin with.
-        size: rows a file.
+        folder: folder of the files; must exist.
+        name: prefix of the file names.
+        size: maximum number of rows per file.
     """
 
     def __init__(self, folder: Path, name: str, size: int) -> None:
@@ -30,11 +30,11 @@ class Shards:
         self._file: TextIO | None = None
         self.rows = 0
         self.files: list[str] = []
-        """Names of the files, once they are there."""
+        """Names of the files; empty until the context ends."""
 
     def __enter__(self) -> Self:
-        for left in self._folder.glob(f".{self._name}-?????.partial"):  # by a run that was killed
-            left.unlink()
+        for path in self._folder.glob(f".{self._name}-?????.partial"):  # of a run that was killed
+            path.unlink()
         return self
 
     def __exit__(
@@ -75,8 +75,8 @@ class Shards:
 
 
 def remove_shards(folder: Path, names: Collection[str]) -> None:
-    """Removes the files of the data sets of these names."""
+    """Removes the files of the named data sets."""
     for path in folder.glob("*.jsonl"):
-        found = _SHARD.fullmatch(path.name)
-        if found and found["name"] in names:
+        match = _SHARD.fullmatch(path.name)
+        if match and match["name"] in names:
             path.unlink()

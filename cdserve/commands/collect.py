@@ -1,4 +1,4 @@
-"""``cdserve collect``: answers to prompts under a policy, as training data in TRL's formats."""
+"""``cdserve collect``: answers prompts under a policy and writes training data in TRL's formats."""
 
 import argparse
 import sys
@@ -11,14 +11,14 @@ from cdserve.errors import ConfigError
 from cdserve.prompts import read_prompts
 
 if TYPE_CHECKING:
-    from cdserve.collection.job import Job
-    from cdserve.collection.run import Collected
+    from cdserve.collection.job import CollectionJob
+    from cdserve.collection.run import CollectionResult
 
-_DESCRIPTION = """Runs prompts under a policy and writes training data in TRL's formats.
+_DESCRIPTION = """Answers prompts under a policy and writes training data in TRL's formats.
 
-Answers are kept in OUT/answers.jsonl as they come. Asked for again, a run that was stopped goes on,
-and other formats are made of the answers that are there. Without --url a server is started for the
-run; all other flags are vLLM's for it (`vllm serve --help`)."""
+Answers are saved to OUT/answers.jsonl as they arrive. Run the same command again to resume an
+interrupted run; other formats reuse the saved answers. Without --url a server is started for the
+run; all other flags are then passed to vLLM (see `vllm serve --help`)."""
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -31,15 +31,20 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     collect.set_defaults(run=_collect, takes_flags=True)
-    collect.add_argument("--prompts", type=Path, required=True, help='JSONL of {"prompt": ...}')
-    collect.add_argument("--out", type=Path, required=True, help="the folder of the data")
-    collect.add_argument("--limit", type=int, metavar="N", help="the first N prompts only")
+    collect.add_argument(
+        "--prompts",
+        type=Path,
+        required=True,
+        help='JSONL file, one {"prompt": ...} or {"messages": ...} per line',
+    )
+    collect.add_argument("--out", type=Path, required=True, help="folder for answers and data")
+    collect.add_argument("--limit", type=int, metavar="N", help="use only the first N prompts")
     arguments.add_server(collect)
     answers = collect.add_argument_group("answers")
     answers.add_argument(
         "--policy",
         required=True,
-        help='"method field=value ...", a JSON object, or the name of a preset',
+        help="a preset's name, 'METHOD FIELD=VALUE ...' or a JSON object",
     )
     arguments.add_sampling(answers)
     _add_formats(collect.add_argument_group("formats"))
@@ -51,24 +56,32 @@ def _add_formats(group: "argparse._ArgumentGroup") -> None:
         nargs="+",
         required=True,
         choices=FORMATS,
-        help="of TRL: pairs of best and worst, best responses, every response with a label; and "
-        "all candidates with all that is known of them",
+        help="preference: best and worst response of each prompt; sft: best response; unpaired: "
+        "every response with a label; candidates: all responses with their rewards (not a TRL "
+        "format)",
     )
     group.add_argument(
-        "--margin", type=float, help="preference: pairs whose scores are further apart (default: 0)"
+        "--margin",
+        type=float,
+        help="preference: keep pairs whose scores differ by more than this (default: 0)",
     )
-    group.add_argument("--min-score", type=float, help="sft: best responses from this score on")
+    group.add_argument(
+        "--min-score", type=float, help="sft: keep responses with at least this score"
+    )
     group.add_argument(
         "--label-threshold",
         type=float,
-        help="unpaired: responses above it are desirable (default: the prompt's mean score)",
+        help="unpaired: label responses above this score as desirable (default: the mean score of "
+        "the prompt's responses)",
     )
     group.add_argument(
         "--ended-only",
         action="store_true",
-        help="leave responses that --max-tokens cut out of TRL's formats",
+        help="omit responses truncated by --max-tokens from TRL's formats",
     )
-    group.add_argument("--shard-size", type=int, default=10_000, help="rows a file")
+    group.add_argument(
+        "--shard-size", type=int, default=10_000, help="maximum rows per file (default: 10000)"
+    )
 
 
 def _collect(args: argparse.Namespace) -> None:
@@ -76,41 +89,45 @@ def _collect(args: argparse.Namespace) -> None:
     from cdserve.collection.run import ANSWERS, collect
 
     try:
-        found = collect(job)
+        result = collect(job)
     except KeyboardInterrupt:
         print(
-            f"cdserve: stopped; the answers that have come are in {job.out / ANSWERS}, and the "
-            "same command goes on",
+            f"cdserve: interrupted; run the same command again to resume from {job.out / ANSWERS}",
             file=sys.stderr,
         )
         sys.exit(130)
-    _tell(job, found)
+    _print_summary(job, result)
 
 
-def _tell(job: "Job", found: "Collected") -> None:
+def _print_summary(job: "CollectionJob", result: "CollectionResult") -> None:
     print(
-        f"{job.out}: {found.answered} of {len(job.prompts)} prompts answered with "
-        f"{found.responses} responses; mean score of those returned {found.mean_score:.4g}"
+        f"{job.out}: answered {result.answered} of {len(job.prompts)} prompts with "
+        f"{result.responses} responses; mean score of the returned responses "
+        f"{result.mean_score:.4g}"
     )
-    for one in found.made:
-        print(f"  {one}")
-    if found.refused:
-        index, words = min(found.refused.items())
-        print(f"  refused: {len(found.refused)} prompts; the first is prompt {index + 1}: {words}")
+    for data_set in result.data_sets:
+        print(f"  {data_set}")
+    if result.refused:
+        index, message = min(result.refused.items())
+        print(
+            f"  refused by the server: {len(result.refused)} prompts, first prompt {index + 1}: "
+            f"{message}"
+        )
 
 
-def _job(args: argparse.Namespace) -> "Job":
+def _job(args: argparse.Namespace) -> "CollectionJob":
     _check(args)
     from cdserve.client.policies import read_policies
-    from cdserve.collection.job import Job
+    from cdserve.collection.job import CollectionJob
 
     policies = read_policies(None, [args.policy])
     if len(policies) != 1:
         raise ConfigError(
-            f"--policy {args.policy} is {len(policies)} policies; all data in a folder are of one"
+            f"--policy {args.policy} is a sweep of {len(policies)} policies; a folder holds "
+            "answers under one policy"
         )
     prompts = read_prompts(args.prompts)
-    return Job(
+    return CollectionJob(
         prompts=prompts[: args.limit],
         mixed=len({isinstance(prompt, str) for prompt in prompts}) == 2,
         out=args.out,
@@ -125,12 +142,7 @@ def _job(args: argparse.Namespace) -> "Job":
             ended_only=args.ended_only,
         ),
         shard_size=args.shard_size,
-        url=args.url,
-        config=arguments.config_of(args),
-        flags=tuple(args.flags),
-        model=args.model,
-        api_key=args.api_key,
-        concurrency=args.concurrency,
+        server=arguments.server(args),
     )
 
 
@@ -145,8 +157,8 @@ def _check(args: argparse.Namespace) -> None:
     ):
         value = getattr(args, flag)
         if value is not None and kind not in args.format:
-            raise ConfigError(
-                f"--{flag.replace('_', '-')} is {value}; it goes with --format {kind}"
-            )
+            raise ConfigError(f"--{flag.replace('_', '-')} is {value}; it requires --format {kind}")
     if args.ended_only and set(args.format) == {"candidates"}:
-        raise ConfigError("--ended-only goes with formats of TRL; candidates has all responses")
+        raise ConfigError(
+            "--ended-only requires a TRL format; --format candidates includes all responses"
+        )

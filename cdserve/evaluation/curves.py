@@ -1,4 +1,4 @@
-"""Curves of best-of-n from one pool of scored draws."""
+"""Best-of-n for every n, estimated from one pool of scored draws."""
 
 import math
 
@@ -7,14 +7,14 @@ from numpy.typing import ArrayLike, NDArray
 
 
 def best_of_n_mean(scores: ArrayLike, values: ArrayLike, n: int) -> float:
-    """The mean of a quantity over best-of-n's choices, from a pool of N ≥ n i.i.d. draws.
+    """Unbiased estimate of the mean value of best-of-n's choice, from N ≥ n i.i.d. draws.
 
-    It is the mean over all subsets of n of the pool, so it is unbiased: Σ_i C(i, n−1) / C(N, n) of
-    the values in the scores' order. Draws of the same score count for each other.
+    It is the mean over all subsets of n draws: Σ_i value_i C(i, n−1) / C(N, n), with i from 0 in
+    ascending order of score. Draws with equal scores share the mean of their values.
 
     Args:
-        scores: float [N], what the choice maximises.
-        values: float [N], what is averaged: another reward, a length, the scores themselves.
+        scores: float [N], the quantity that the choice maximises.
+        values: float [N], the quantity to average: another reward, a length, the scores themselves.
         n: from 1 to N.
 
     Raises:
@@ -22,18 +22,18 @@ def best_of_n_mean(scores: ArrayLike, values: ArrayLike, n: int) -> float:
     """
     r, g = np.asarray(scores, np.float64), np.asarray(values, np.float64)
     if r.ndim != 1 or r.shape != g.shape:
-        raise ValueError(f"scores and values must be of one length, got {r.shape} and {g.shape}")
+        raise ValueError(f"scores and values must have the same shape, got {r.shape} and {g.shape}")
     if not 1 <= n <= len(r):
         raise ValueError(f"n must be from 1 to the pool's {len(r)}, got {n}")
     if not (np.isfinite(r).all() and np.isfinite(g).all()):
         raise ValueError("scores and values must be finite")
     _, level, size = np.unique(r, return_inverse=True, return_counts=True)
-    of_level = np.bincount(level, weights=g) / size
-    return float(_top_weights(len(r), n) @ of_level[np.sort(level)])
+    level_mean = np.bincount(level, weights=g) / size
+    return float(_top_weights(len(r), n) @ level_mean[np.sort(level)])
 
 
 def _top_weights(total: int, n: int) -> NDArray[np.float64]:
-    """P(the i-th smallest is the greatest of n taken without replacement), i from 0."""
+    """P(the i-th smallest of ``total`` is the largest of n drawn without replacement), i from 0."""
     log_factorial = np.array([math.lgamma(i + 1) for i in range(total + 1)])
     i = np.arange(n - 1, total)
     log_p = log_factorial[i] - log_factorial[n - 1] - log_factorial[i - n + 1]

@@ -1,4 +1,4 @@
-"""What an evaluation is asked for."""
+"""An evaluation as the command line requests it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,25 +8,25 @@ from cdserve.client.answers import Sampling
 from cdserve.client.policies import NamedPolicy
 
 BASE = "base"
-"""The name of plain decoding, with which all policies are compared."""
+"""Name of plain decoding, with which all policies are compared."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class EvaluationJob:
     """An evaluation.
 
     Attributes:
-        prompts: the JSONL file.
-        out: the folder of records and results.
-        policies: those to compare with the base, which is not among them.
-        reward: the scoring reward's name; None for the server's default.
-        gold: a held-out reward: a name of the server's, or ``module:function``.
-        sampling: how tokens are drawn.
-        limit: the first prompts of the file only.
-        draws: answers a prompt.
-        concurrency: answers at once.
-        seed: of all seeds.
-        command: that asks for it, for the report.
+        prompts: JSONL file of prompts.
+        out: folder of records and results.
+        policies: policies to compare with the base, which is not among them.
+        reward: name of the scoring reward; None for the server's default.
+        gold: held-out reward, a server reward or ``module:function``; None for no held-out reward.
+        sampling: sampling parameters.
+        limit: number of prompts to use, from the first; None for all.
+        draws: number of answers per prompt and policy.
+        concurrency: maximum number of concurrent requests.
+        seed: seed from which the seed of each request is hashed.
+        command: the command line, for the report.
     """
 
     prompts: Path

@@ -14,70 +14,66 @@ _NONE = "–"
 
 
 def markdown(results: Results) -> str:
-    """The report: tables, what is to be said of over-optimisation, the plots, the command."""
+    """The report: tables, over-optimisation, plots and the command."""
     sections = [
-        _head(results),
+        _header(results),
         _quality(results),
         _cost(results),
         _text(results),
         _over_optimisation(results),
         _positions(results),
         "## Plots\n\n" + "\n\n".join(f"![{plot.title}]({plot.file})" for plot in PLOTS),
-        _how(results),
+        _settings(results),
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def _head(results: Results) -> str:
+def _header(results: Results) -> str:
     settings = results.settings
     held_out = "" if settings["gold"] is None else f", held-out reward `{settings['gold']}`"
-    draws = "" if results.draws == 1 else f", {results.draws} answers to each"
+    draws = "" if results.draws == 1 else f", {results.draws} answers each"
     return (
         f"# Evaluation of `{settings['model']}`\n\n"
         f"{results.prompts} prompts{draws}; scoring reward `{settings['reward']}`{held_out}. "
-        "Intervals are of 95 %, over prompts. Win-rates are against the base's answers to the same "
-        "prompts, a tie as half a win."
+        "Intervals are 95 % confidence intervals over prompts. Win-rates compare answers with the "
+        "base's answers to the same prompts; a tie counts as half a win."
     )
 
 
 def _quality(results: Results) -> str:
     gold = results.settings["gold"] is not None
     titles = ["policy", "reward", "win-rate"]
-    titles += ["held-out reward", "win-rate by it"] if gold else []
-    titles += ["KL estimate, nats", "KL bound", "flag"]
+    titles += ["held-out reward", "held-out win-rate"] if gold else []
+    titles += ["KL estimate, nats", "KL bound, nats", "flag"]
     return "## Rewards and KL\n\n" + _table(titles, map(_quality_row, *_items(results)))
 
 
 def _quality_row(name: str, figures: Figures) -> list[str]:
-    found = figures.kl
+    kl = figures.kl
     return [
         name,
         *_gain(figures.reward, name),
         *([] if figures.gold is None else _gain(figures.gold, name)),
-        *(
-            [_NONE] * 3
-            if found is None
-            else [_mean(found.estimate, 2), _mean(found.bound, 2), found.flag]
-        ),
+        *([_NONE] * 3 if kl is None else [_mean(kl.estimate, 2), _mean(kl.bound, 2), kl.flag]),
     ]
 
 
 def _gain(gain: Gain, name: str) -> list[str]:
     rate = gain.win_rate
-    shown = f"{rate.mean:.2f} [{rate.low:.2f}, {rate.high:.2f}]"
-    return [_mean(gain.mean, 3), _NONE if name == BASE else shown]
+    win_rate = f"{rate.mean:.2f} [{rate.low:.2f}, {rate.high:.2f}]"
+    return [_mean(gain.mean, 3), _NONE if name == BASE else win_rate]
 
 
 def _cost(results: Results) -> str:
     titles = [
-        *("policy", "tokens drawn a token", "first block p50, s", "p99", "between blocks p50, s"),
-        *("p99", "tokens/s of an answer", "of all answers"),
+        *("policy", "tokens drawn per token returned", "first block p50, s", "first block p99, s"),
+        *("inter-block p50, s", "inter-block p99, s", "tokens/s per answer", "tokens/s in total"),
     ]
-    words = (
-        f"Times are a client's, {results.settings['concurrency']} answers at once. An answer that "
-        "is one block has no time between blocks."
+    note = (
+        f"Times are measured by the client with {results.settings['concurrency']} concurrent "
+        "requests. Answers of one block have no inter-block time."
     )
-    return f"## Cost\n\n{_table(titles, map(_cost_row, *_items(results)))}\n\n{words}"
+    return f"## Cost\n\n{_table(titles, map(_cost_row, *_items(results)))}\n\n{note}"
 
 
 def _cost_row(name: str, figures: Figures) -> list[str]:
@@ -96,11 +92,11 @@ def _cost_row(name: str, figures: Figures) -> list[str]:
 
 def _text(results: Results) -> str:
     titles = [
-        *("policy", "tokens", "cut", "distinct-1", "distinct-2", "distinct-3", "tie rate"),
-        "reward-length correlation",
+        *("policy", "tokens", "truncated", "distinct-1", "distinct-2", "distinct-3", "tie rate"),
+        "reward–length correlation",
     ]
     gold = results.settings["gold"] is not None
-    titles += ["held-out reward-length"] if gold else []
+    titles += ["held-out reward–length correlation"] if gold else []
     return "## Length, diversity, ties\n\n" + _table(
         titles,
         (
@@ -120,34 +116,34 @@ def _text(results: Results) -> str:
 
 def _over_optimisation(results: Results) -> str:
     if results.alarms is None:
-        said = ["Not looked for: it takes a held-out reward (`--gold`)."]
+        lines = ["Not checked: this requires a held-out reward (`--gold`)."]
     elif not results.alarms:
-        said = [
-            "No alarm: no policy has a higher scoring reward and a lower held-out one than the "
-            "base, or than a point of its sweep that is nearer to the base, beyond the intervals."
+        lines = [
+            "No alarm: no policy has a significantly higher scoring reward and a significantly "
+            "lower held-out reward than the base, or than a point of its sweep with a lower KL."
         ]
     else:
-        said = [_alarm(alarm) for alarm in results.alarms]
-    said += [_fit(sweep, fit) for sweep, fit in results.fits.items()]
-    return "## Over-optimisation\n\n" + "\n".join(f"- {one}" for one in said)
+        lines = [_alarm(alarm) for alarm in results.alarms]
+    lines += [_fit(sweep, fit) for sweep, fit in results.fits.items()]
+    return "## Over-optimisation\n\n" + "\n".join(f"- {line}" for line in lines)
 
 
 def _alarm(alarm: Alarm) -> str:
     return (
         f"**Alarm:** `{alarm.policy}` against `{alarm.against}`: scoring reward "
         f"{_signed(alarm.reward)}, held-out reward {_signed(alarm.gold)} "
-        f"(intervals of {100 * alarm.level:.4g} %)."
+        f"({100 * alarm.level:.4g} % intervals)."
     )
 
 
 def _fit(sweep: str, fit: Fit) -> str:
     curve = f"`{sweep}`: held-out gain ≈ √KL ({fit.a:.3g} − {fit.b:.3g} √KL)"
     if fit.peak is None:
-        return f"{curve}, which does not fall; measured up to {fit.measured:.2f} nats."
+        return f"{curve}, which has no maximum; measured up to {fit.measured:.2f} nats."
     best = _NONE if fit.recommended_n is None else f"{fit.recommended_n:.3g}"
-    beyond = " This is beyond what was measured." if fit.peak > fit.measured else ""
+    beyond = " The maximum is extrapolated." if fit.peak > fit.measured else ""
     return (
-        f"{curve}, at its highest at {fit.peak:.3g} nats, n = {best}; measured up to "
+        f"{curve}, with its maximum at {fit.peak:.3g} nats, n = {best}; measured up to "
         f"{fit.measured:.2f} nats.{beyond}"
     )
 
@@ -160,34 +156,37 @@ def _positions(results: Results) -> str:
     }
     title = "## KL by token position\n\n"
     if not traced:
-        return f"{title}Not known: no policy has a trace."
-    spans = sorted({(b.low, b.high) for made in traced.values() for b in made.by_position or ()})
+        return f"{title}Not available: no policy has a trace."
+    spans = sorted({(b.low, b.high) for kl in traced.values() for b in kl.by_position or ()})
     rows = []
-    for name, made in traced.items():
-        found = {(b.low, b.high): b for b in made.by_position or ()}
-        shown = [
-            f"{100 * found[s].estimate:.2f} ({100 * found[s].bound:.2f})" if s in found else _NONE
-            for s in spans
+    for name, kl in traced.items():
+        buckets = {(b.low, b.high): b for b in kl.by_position or ()}
+        cells = [
+            f"{100 * buckets[span].estimate:.2f} ({100 * buckets[span].bound:.2f})"
+            if span in buckets
+            else _NONE
+            for span in spans
         ]
-        rows.append([f"{name} *" if made.even else name, *shown])
+        rows.append([f"{name} *" if kl.even else name, *cells])
     table = _table(["policy", *(f"{low} to {high - 1}" for low, high in spans)], rows)
-    words = (
-        "Estimate (bound) in hundredths of a nat a token, over answers that have a token there. "
-        "The KL of a decision is spread evenly over the tokens it took; of policies marked with *, "
-        "steering is known of the whole response only, and spread evenly over it."
+    note = (
+        "Estimate (bound) in hundredths of a nat per token, over the answers that reach the "
+        "position. The KL of a decision is spread evenly over its chosen tokens. For policies "
+        "marked with *, the KL of token-level steering is known per response only and spread "
+        "evenly over its tokens."
     )
     missing = [name for name in results.policies if name not in traced and name != BASE]
     without = f" Without a trace: {', '.join(missing)}." if missing else ""
-    return f"{title}{table}\n\n{words}{without}"
+    return f"{title}{table}\n\n{note}{without}"
 
 
-def _how(results: Results) -> str:
+def _settings(results: Results) -> str:
     settings = {k: v for k, v in results.settings.items() if k != "policies"}
     definitions = {name: results.settings["policies"][name] for name in results.policies}
     lines = [f"- {key}: {json.dumps(value)}" for key, value in settings.items()]
-    lines += [f"- `{name}`: `{json.dumps(sent)}`" for name, sent in definitions.items()]
+    lines += [f"- `{name}`: `{json.dumps(policy)}`" for name, policy in definitions.items()]
     listed = "\n".join(lines)
-    return f"## How it was made\n\n```sh\n{results.command}\n```\n\n{listed}"
+    return f"## Command and settings\n\n```sh\n{results.command}\n```\n\n{listed}"
 
 
 def _items(results: Results) -> tuple[Sequence[str], Sequence[Figures]]:
@@ -200,15 +199,15 @@ def _table(titles: Sequence[str], rows: "Iterator[list[str]] | Sequence[list[str
     return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
 
 
-def _mean(found: Interval, digits: int) -> str:
-    if found.high is None:
-        return f"{found.mean:.{digits}f}"
-    return f"{found.mean:.{digits}f} ± {found.high - found.mean:.{digits}f}"
+def _mean(interval: Interval, digits: int) -> str:
+    if interval.high is None:
+        return f"{interval.mean:.{digits}f}"
+    return f"{interval.mean:.{digits}f} ± {interval.high - interval.mean:.{digits}f}"
 
 
-def _signed(found: Interval) -> str:
-    return f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+def _signed(interval: Interval) -> str:
+    return f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
 
 
-def _number(found: float | None, digits: int) -> str:
-    return _NONE if found is None else f"{found:.{digits}f}"
+def _number(value: float | None, digits: int) -> str:
+    return _NONE if value is None else f"{value:.{digits}f}"

@@ -1,4 +1,4 @@
-"""Where the scoring reward rises and the held-out one falls, and where best-of-n should stop."""
+"""Over-optimisation: the scoring reward rises while the held-out reward falls."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,12 +20,13 @@ _MOST_CURVE_POINTS = 24
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alarm:
-    """A policy with a higher scoring reward than another, and a lower held-out one.
+    """A policy with a higher scoring reward and a lower held-out reward than another policy.
 
     Attributes:
-        policy, against: the two; ``against`` is the base or the same sweep's, of lower KL.
-        reward, gold: mean differences, prompt by prompt, neither of whose intervals holds 0.
-        level: of the intervals.
+        policy: the over-optimised policy.
+        against: the base, or a policy of the same sweep with a lower KL.
+        reward, gold: mean differences over prompts; neither interval contains 0.
+        level: confidence level of the intervals.
     """
 
     policy: str
@@ -37,13 +38,15 @@ class Alarm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
-    """The held-out reward's gain over a best-of-n sweep, d (a − b d) with d = √KL bound.
+    """Fit of the held-out reward's gain in a best-of-n sweep: d (a − b d), d = √(KL bound).
+
+    Source: arXiv 2210.10760.
 
     Attributes:
-        a, b: in units of the held-out reward a √nat, and a nat.
-        peak: the KL bound in nats from which on the reward falls; None where it never does.
-        recommended_n: the n with this bound; None where the reward never falls.
-        measured: the largest KL bound of the sweep; a peak beyond it is extrapolated.
+        a, b: coefficients, in units of the held-out reward per √nat and per nat.
+        peak: KL bound in nats at which the fitted gain is highest; None if it only rises.
+        recommended_n: the n whose KL bound is the peak; None if the gain only rises.
+        measured: largest KL bound of the sweep; a peak beyond it is extrapolated.
     """
 
     a: float
@@ -55,7 +58,7 @@ class Fit:
 
 @dataclass(frozen=True, slots=True)
 class CurvePoint:
-    """Best-of-n as theory has it: its KL bound in nats, its win-rate, its reward if it is known."""
+    """Best-of-n in theory: KL bound in nats, win-rate, and mean reward or None if not estimated."""
 
     n: int
     kl: float
@@ -64,34 +67,35 @@ class CurvePoint:
 
 
 def against_base(policy: str, records: Sequence[Record], base: Sequence[Record]) -> Alarm | None:
-    """The alarm of a policy against the base, if there is one. Both have held-out rewards."""
-    return _compared(policy, records, "base", base, LEVEL)
+    """The alarm of a policy against the base, if any. Both need held-out rewards."""
+    return _compare(policy, records, "base", base, LEVEL)
 
 
 def along(points: Sequence[tuple[str, float, Sequence[Record]]]) -> list[Alarm]:
-    """The alarms of a sweep: of each point against that of lower KL where gold falls the most.
+    """The alarms of a sweep: per point, the one with the largest fall of the held-out reward.
 
-    All pairs are compared, so each at the level 1 − 0.05 / pairs (Bonferroni).
+    Each point is compared with all points of lower KL, each pair at the level 1 − 0.05 / pairs
+    (Bonferroni).
 
     Args:
-        points: name, KL in nats, and answers of each.
+        points: name, KL in nats, and answers of each point.
     """
     ordered = sorted(points, key=lambda point: point[1])
     pairs = list(combinations(ordered, 2))
-    found: dict[str, Alarm] = {}
+    alarms: dict[str, Alarm] = {}
     for (lower, _, before), (higher, _, after) in pairs:
         level = 1.0 - (1.0 - LEVEL) / len(pairs)
-        alarm = _compared(higher, after, lower, before, level)
-        if alarm and (higher not in found or alarm.gold.mean < found[higher].gold.mean):
-            found[higher] = alarm
-    return list(found.values())
+        alarm = _compare(higher, after, lower, before, level)
+        if alarm and (higher not in alarms or alarm.gold.mean < alarms[higher].gold.mean):
+            alarms[higher] = alarm
+    return list(alarms.values())
 
 
 def fit(points: Sequence[tuple[float, float]]) -> Fit | None:
-    """The fit of a best-of-n sweep; None where fewer than three points have a KL above 0.
+    """The least-squares fit of a best-of-n sweep; None with fewer than three KL bounds above 0.
 
     Args:
-        points: KL bound in nats and gain of the held-out reward over the base, of each.
+        points: KL bound in nats, and gain of the held-out reward over the base.
     """
     above = [point for point in points if point[0] > 0]
     if len({bound for bound, _ in above}) < _LEAST_POINTS:
@@ -111,38 +115,43 @@ def fit(points: Sequence[tuple[float, float]]) -> Fit | None:
 
 
 def _peak(a: float, b: float) -> float | None:
-    """The d² with the largest d (a − b d); None where it only rises."""
+    """The KL d² at which d (a − b d) is highest; None if it only rises."""
     if b <= 0:
         return None if a > 0 or b < 0 else 0.0
     return max(0.0, a / (2.0 * b)) ** 2
 
 
 def best_of_n_curve(most: int, pools: Mapping[int, Sequence[float]]) -> list[CurvePoint]:
-    """Best-of-n by theory for n from 1 to ``most``.
+    """Best-of-n in theory for n from 1 to ``most``.
 
     Args:
-        pools: by prompt, scoring rewards of i.i.d. draws of the base. The reward is known up to the
-            size of the smallest.
+        pools: scoring rewards of i.i.d. draws of the base, by prompt. The size of the smallest pool
+            is the largest n with a reward.
     """
-    known = min(map(len, pools.values()), default=0)
+    pool_size = min(map(len, pools.values()), default=0)
     return [
         CurvePoint(
-            n,
-            kl.best_of_n_bound(n),
-            kl.win_rate_bound(n),
-            fmean(best_of_n_mean(pool, pool, n) for pool in pools.values()) if n <= known else None,
+            n=n,
+            kl=kl.best_of_n_bound(n),
+            win_rate=kl.win_rate_bound(n),
+            reward=_mean_reward(n, pools) if n <= pool_size else None,
         )
-        for n in _counts(most, known)
+        for n in _counts(most, pool_size)
     ]
 
 
-def _counts(most: int, known: int) -> list[int]:
+def _mean_reward(n: int, pools: Mapping[int, Sequence[float]]) -> float:
+    return fmean(best_of_n_mean(pool, pool, n) for pool in pools.values())
+
+
+def _counts(most: int, pool_size: int) -> list[int]:
+    """The values of n: spread evenly in log n, with the pool size."""
     steps = _MOST_CURVE_POINTS - 1
     spread = {round(most ** (i / steps)) for i in range(steps + 1)}
-    return sorted(spread | ({known} if 1 <= known <= most else set()))
+    return sorted(spread | ({pool_size} if 1 <= pool_size <= most else set()))
 
 
-def _compared(
+def _compare(
     policy: str, records: Sequence[Record], against: str, others: Sequence[Record], level: float
 ) -> Alarm | None:
     reward, gold = (

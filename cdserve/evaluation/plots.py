@@ -1,4 +1,4 @@
-"""The plots of an evaluation: what a policy gains, against what it costs."""
+"""Plots of an evaluation: reward and win-rate against KL, tokens drawn and latency."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -20,21 +20,21 @@ from cdserve.evaluation.statistics import Interval
 from cdserve.evaluation.summary import Figures, Gain
 
 _STYLE: Any = {"svg.hashsalt": "cdserve", "svg.fonttype": "none", "font.size": 9}
-_KL = "KL from the base, nats a response: estimate, thin line to the bound"
-_BEST_OF_N = "best-of-n in theory, at log n − (n − 1)/n"
+_KL = "KL from the base (nats per response): estimate; thin line to the bound"
+_BEST_OF_N = "best-of-n in theory, at KL log n − (n − 1)/n"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plot:
-    """A plot: a panel of the scoring reward and, where there is one, of the held-out reward.
+    """A plot with a panel for the scoring reward and, if any, one for the held-out reward.
 
     Attributes:
-        file: its name in the evaluation's folder.
-        x: of a policy; None where it is not known.
-        y: of a policy's reward.
-        base: draws what policies are to be seen against.
-        with_base: whether the base is a point of it.
-        over_kl: whether ``x`` is the KL estimate; its axis is √KL then, else logarithmic.
+        file: file name in the evaluation's folder.
+        x: x of a policy; None omits the policy.
+        y: y of a policy's reward, with its interval.
+        base: draws the reference lines and curves.
+        with_base: whether to plot the base as a point.
+        over_kl: whether ``x`` is the KL estimate, on a √KL axis; else the axis is logarithmic.
     """
 
     file: str
@@ -49,7 +49,7 @@ class Plot:
 
 
 def draw(results: Results, folder: Path) -> None:
-    """Draws all plots as SVG; the same results give the same files."""
+    """Draws all plots as SVG files; the same results give the same bytes."""
     with mpl.rc_context(_STYLE):
         for plot in PLOTS:
             _figure(plot, results).savefig(
@@ -91,18 +91,18 @@ def _scale(axes: Axes, plot: Plot) -> None:
 
 
 def _lines(results: Results) -> dict[str, Sequence[str]]:
-    """The policies of each line: the points of a sweep, or a single one; the base first."""
-    alone = {name: [name] for name in results.policies if name not in results.points}
-    return alone | dict(results.sweeps)
+    """The policies of each line: the points of a sweep, or a single policy; the base first."""
+    single = {name: [name] for name in results.policies if name not in results.points}
+    return single | dict(results.sweeps)
 
 
 def _handles(all_axes: Sequence[Axes]) -> dict[str, Artist]:
-    """Each label of any panel once."""
-    found: dict[str, Artist] = {}
+    """The legend entries of all panels, each label once."""
+    handles: dict[str, Artist] = {}
     for axes in all_axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            found.setdefault(label, handle)
-    return found
+            handles.setdefault(label, handle)
+    return handles
 
 
 def _draw_line(
@@ -115,18 +115,18 @@ def _draw_line(
 ) -> None:
     label, names = line
     points = [
-        (name, figures, across, plot.y(_gain(figures, panel)))
+        (name, figures, x, plot.y(_gain(figures, panel)))
         for name in names
-        if (across := plot.x(figures := results.policies[name])) is not None
+        if (x := plot.x(figures := results.policies[name])) is not None
     ]
     if not points:
         return
-    xs = [across for _, _, across, _ in points]
-    ys = [found.mean for *_, found in points]
+    xs = [x for _, _, x, _ in points]
+    ys = [y.mean for *_, y in points]
     axes.errorbar(
         xs,
         ys,
-        yerr=np.transpose([_below_and_above(found) for *_, found in points]),
+        yerr=np.transpose([_error_bar(y) for *_, y in points]),
         color=color,
         marker="o",
         markersize=4,
@@ -136,26 +136,27 @@ def _draw_line(
         label=label,
         clip_on=False,
     )
-    for name, figures, across, found in points:
+    for name, figures, x, y in points:
         if plot.over_kl and figures.kl is not None:
             bound = figures.kl.bound.mean
-            axes.plot([across, bound], [found.mean] * 2, color=color, linewidth=0.6, alpha=0.6)
-        if plot.x is _wait and figures.latency.inter_p99 is None:
-            axes.plot(across, found.mean, "o", color=color, ms=4, mfc="white", zorder=3)
+            axes.plot([x, bound], [y.mean] * 2, color=color, linewidth=0.6, alpha=0.6)
+        if plot.x is _p99_wait and figures.latency.inter_p99 is None:
+            axes.plot(x, y.mean, "o", color=color, ms=4, mfc="white", zorder=3)
         if name in results.points:
             axes.annotate(
                 results.points[name],
-                (across, found.mean),
+                (x, y.mean),
                 (4, 4),
                 textcoords="offset points",
                 fontsize=6,
             )
 
 
-def _below_and_above(found: Interval) -> tuple[float, float]:
-    if found.low is None or found.high is None:
+def _error_bar(interval: Interval) -> tuple[float, float]:
+    """Lengths below and above the mean."""
+    if interval.low is None or interval.high is None:
         return 0.0, 0.0
-    return max(0.0, found.mean - found.low), max(0.0, found.high - found.mean)
+    return max(0.0, interval.mean - interval.low), max(0.0, interval.high - interval.mean)
 
 
 def _draw_base(axes: Axes, results: Results, panel: str) -> None:
@@ -175,9 +176,9 @@ def _draw_best_reward(axes: Axes, results: Results, panel: str) -> None:
     if panel == "gold":
         _draw_fits(axes, results)
         return
-    known = [(point.kl, point.reward) for point in results.best_of_n if point.reward is not None]
-    if len(known) > 1:
-        axes.plot(*zip(*known, strict=True), color="0.4", linestyle="--", label=_BEST_OF_N)
+    points = [(point.kl, point.reward) for point in results.best_of_n if point.reward is not None]
+    if len(points) > 1:
+        axes.plot(*zip(*points, strict=True), color="0.4", linestyle="--", label=_BEST_OF_N)
 
 
 def _draw_fits(axes: Axes, results: Results) -> None:
@@ -189,9 +190,9 @@ def _draw_fits(axes: Axes, results: Results) -> None:
 
 
 def _gain(figures: Figures, panel: str) -> Gain:
-    found = figures.gold if panel == "gold" else figures.reward
-    assert found is not None
-    return found
+    gain = figures.gold if panel == "gold" else figures.reward
+    assert gain is not None
+    return gain
 
 
 def _root(nats: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -207,8 +208,8 @@ def _candidate_tokens(figures: Figures) -> float | None:
     return figures.candidate_tokens
 
 
-def _wait(figures: Figures) -> float | None:
-    """The longest that a reader waits for the next block, but for one in a hundred."""
+def _p99_wait(figures: Figures) -> float | None:
+    """p99 of the time between blocks, or to the only block."""
     latency = figures.latency
     return latency.first_p99 if latency.inter_p99 is None else latency.inter_p99
 
@@ -247,7 +248,7 @@ PLOTS = (
         file="reward_candidate_tokens.svg",
         title="Reward against candidate tokens",
         x=_candidate_tokens,
-        x_label="tokens drawn for each token returned",
+        x_label="tokens drawn per token returned",
         y=_reward,
         y_label="reward",
         base=_draw_base,
@@ -255,11 +256,11 @@ PLOTS = (
     Plot(
         file="reward_latency.svg",
         title="Reward against p99 inter-block latency",
-        x=_wait,
-        x_label="p99 between blocks, s; open: one block, p99 to it",
+        x=_p99_wait,
+        x_label="p99 inter-block latency (s); open markers: p99 time to the only block",
         y=_reward,
         y_label="reward",
         base=_draw_base,
     ),
 )
-"""Those that an evaluation draws."""
+"""The plots of every evaluation."""

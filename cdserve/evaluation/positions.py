@@ -1,4 +1,4 @@
-"""KL by token position, out of the traces of answers."""
+"""KL by token position, from the traces of answers."""
 
 import math
 from collections import defaultdict
@@ -11,19 +11,19 @@ from typing import Any
 from cdserve.evaluation.records import Record
 
 _FIRST_BUCKET = 16
-"""Tokens of the first bucket of positions; each later one ends at twice as many."""
+"""Number of positions in the first bucket; each next bucket ends at twice the position."""
 _ROUNDING = 1e-9
-"""Nats that a sum may be off."""
+"""Tolerance of a difference of sums, in nats."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bucket:
-    """KL of the tokens of some positions, in nats a token.
+    """KL at a range of token positions, in nats per token.
 
     Attributes:
-        low, high: positions from ``low`` to before ``high``, from 0.
-        tokens: of all answers there.
-        bound, estimate: means over them.
+        low, high: first position, from 0, and the position after the last.
+        tokens: number of tokens of all answers in the range.
+        bound, estimate: means over these tokens.
     """
 
     low: int
@@ -34,10 +34,9 @@ class Bucket:
 
 
 def kl_by_position(records: Iterable[Record]) -> list[Bucket]:
-    """KL by token, each decision's spread evenly over the tokens it took.
+    """KL by token position: the KL of a decision is spread evenly over its chosen tokens.
 
-    What is reported of a whole response beside its decisions, the KL of steering, is spread evenly
-    over all of its tokens.
+    The KL of token-level steering is reported per response, and spread evenly over its tokens.
     """
     sums: defaultdict[int, list[tuple[float, float]]] = defaultdict(list)
     for record in records:
@@ -47,27 +46,27 @@ def kl_by_position(records: Iterable[Record]) -> list[Bucket]:
         Bucket(
             low=_FIRST_BUCKET << (i - 1) if i else 0,
             high=_FIRST_BUCKET << i,
-            tokens=len(found),
-            bound=fmean(bound for bound, _ in found),
-            estimate=fmean(estimate for _, estimate in found),
+            tokens=len(nats),
+            bound=fmean(bound for bound, _ in nats),
+            estimate=fmean(estimate for _, estimate in nats),
         )
-        for i, found in sorted(sums.items())
+        for i, nats in sorted(sums.items())
     ]
 
 
-def steering(record: Record) -> tuple[float, float]:
-    """What the report has of KL beside that of its decisions."""
-    found, steps = reported(record), record.steps or ()
-    bound = found["bound"] - math.fsum(step[1] for step in steps)
-    estimate = found["estimate"] - math.fsum(step[2] for step in steps)
+def steering_kl(record: Record) -> tuple[float, float]:
+    """Bound and estimate of the response's KL that are not due to decisions, in nats."""
+    kl, steps = reported_kl(record), record.steps or ()
+    bound = kl["bound"] - math.fsum(step[1] for step in steps)
+    estimate = kl["estimate"] - math.fsum(step[2] for step in steps)
     return bound if bound > _ROUNDING else 0.0, estimate if estimate > _ROUNDING else 0.0
 
 
-def reported(record: Record) -> Mapping[str, Any]:
-    """The KL that the server reports of an answer that has a report."""
+def reported_kl(record: Record) -> Mapping[str, Any]:
+    """The ``kl`` of an answer's report; the answer must have a report."""
     assert record.report is not None
-    found: Mapping[str, Any] = record.report["kl"]
-    return found
+    kl: Mapping[str, Any] = record.report["kl"]
+    return kl
 
 
 def _bucket(position: int) -> int:
@@ -77,6 +76,7 @@ def _bucket(position: int) -> int:
 def _per_token(record: Record) -> Iterator[tuple[float, float]]:
     steps = record.steps or ()
     tokens = sum(step[0] for step in steps)
-    for_all = [nats / tokens for nats in steering(record)] if tokens else [0.0, 0.0]
-    for taken, bound, estimate in steps:
-        yield from repeat((bound / taken + for_all[0], estimate / taken + for_all[1]), int(taken))
+    steering = [nats / tokens for nats in steering_kl(record)] if tokens else [0.0, 0.0]
+    for chosen, bound, estimate in steps:
+        per_token = (bound / chosen + steering[0], estimate / chosen + steering[1])
+        yield from repeat(per_token, int(chosen))

@@ -1,4 +1,4 @@
-"""What is kept of an answer."""
+"""Records of answers in the journals of an evaluation."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -13,24 +13,24 @@ _DIGITS = 6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One answer with its rewards.
+    """An answer with its rewards.
 
     Attributes:
-        prompt: its number in the file, from 0.
-        draw: the number of the answer to it, from 0.
-        seed: of the request.
-        text: of the answer.
-        finish_reason: ``stop``, or ``length`` where it was cut.
-        tokens: of the answer, the end token included.
-        began: when it was asked for, in seconds since 1970.
-        seconds: from the request to its end.
+        prompt: index of the prompt in its file, from 0.
+        draw: index of the answer among those to the prompt, from 0.
+        seed: sampling seed of the request.
+        text: the answer's text.
+        finish_reason: ``stop``, or ``length`` if the answer was cut.
+        tokens: length of the answer, including the end token.
+        began: time of the request, in seconds since 1970.
+        seconds: time from the request to the end of the answer.
         blocks: seconds from the request to each piece of text.
         reward: the scoring reward.
-        gold: the held-out reward; None where there is none.
-        report: the answer's ``alignment`` without its trace; None where it has none.
-        steps: of each decision the tokens it took, and the bound and the estimate of its KL in
-            nats; None without a trace.
-        pool: the scoring reward of all candidates, where these are i.i.d. draws of the base.
+        gold: the held-out reward; None without one.
+        report: the response's ``alignment`` without the trace; None without a report.
+        steps: per decision, the tokens of the chosen candidate and the bound and the estimate of
+            the KL in nats; None without a trace.
+        pool: scoring reward of every candidate; None unless all are i.i.d. draws of the base.
     """
 
     prompt: int
@@ -50,35 +50,35 @@ class Record:
 
     @property
     def id(self) -> str:
-        """The key in the journal."""
+        """The record's key in the journal."""
         return key(self.prompt, self.draw)
 
     @classmethod
-    def read(cls, found: Mapping[str, Any]) -> Self:
-        """A record out of a journal.
+    def read(cls, fields: Mapping[str, Any]) -> Self:
+        """A record from the fields in a journal.
 
         Raises:
-            ConfigError: it is another version's.
+            ConfigError: the fields are those of another version of cdserve.
         """
         try:
-            return cls(**{name: value for name, value in found.items() if name != "id"})
+            return cls(**{name: value for name, value in fields.items() if name != "id"})
         except TypeError as error:
-            raise ConfigError(f"a record is not of this version of cdserve: {error}") from error
+            raise ConfigError(f"a record was from another version of cdserve: {error}") from error
 
     def written(self) -> dict[str, Any]:
-        """The record for a journal."""
+        """The fields for a journal."""
         return {"id": self.id, **asdict(self)}
 
 
 def key(prompt: int, draw: int) -> str:
-    """A record's key in its journal."""
+    """The journal key of an answer."""
     return f"{prompt}.{draw}"
 
 
 def seed_of(seed: int, policy: str, prompt: int, draw: int) -> int:
-    """The seed of a request, unlike that of any other (policy, prompt, draw); 63 bits."""
-    named = f"{seed}/{policy}/{prompt}/{draw}".encode()
-    return int.from_bytes(hashlib.sha256(named).digest()[:8], "big") >> 1
+    """The seed of a request, hashed from all arguments; 63 bits."""
+    name = f"{seed}/{policy}/{prompt}/{draw}".encode()
+    return int.from_bytes(hashlib.sha256(name).digest()[:8], "big") >> 1
 
 
 def record(
@@ -91,11 +91,11 @@ def record(
     rewards: tuple[float, float | None],
     pooled: str | None,
 ) -> Record:
-    """What is kept of an answer.
+    """The record of an answer.
 
     Args:
-        rewards: the scoring and the held-out reward.
-        pooled: the scoring reward's name where all candidates are draws of the base.
+        rewards: the scoring reward and the held-out reward.
+        pooled: name of the scoring reward if all candidates are i.i.d. draws of the base.
     """
     trace = None if answer.report is None else answer.report.get("trace")
     return Record(
@@ -122,5 +122,9 @@ def _step(decision: Mapping[str, Any]) -> list[float]:
 
 
 def _pool(trace: Sequence[Mapping[str, Any]], reward: str) -> list[float] | None:
-    found = [candidate["rewards"].get(reward) for one in trace for candidate in one["candidates"]]
-    return None if None in found else found
+    rewards = [
+        candidate["rewards"].get(reward)
+        for decision in trace
+        for candidate in decision["candidates"]
+    ]
+    return None if None in rewards else rewards

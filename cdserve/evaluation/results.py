@@ -1,4 +1,4 @@
-"""All that an evaluation finds, as ``results.json`` has it."""
+"""Results of an evaluation, as in ``results.json``."""
 
 import json
 from collections import defaultdict
@@ -25,23 +25,24 @@ from cdserve.evaluation.summary import Figures, gold_of, summarise
 Records = Mapping[str, Sequence[Record]]
 
 _LEAST_N, _MOST_N = 16, 2**20
-"""How far the curve of best-of-n goes at least, and at most."""
+"""Bounds of the largest n of the best-of-n curve."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Results:
-    """What is found.
+    """Results of an evaluation.
 
     Attributes:
-        command: that asked for it.
-        settings: how answers were asked for; ``model``, ``reward`` and ``gold`` among them.
-        prompts, draws: how many prompts, and answers to each.
+        command: the command line.
+        settings: settings of the answers, including ``model``, ``reward`` and ``gold``.
+        prompts: number of prompts.
+        draws: number of answers per prompt and policy.
         policies: figures by policy, the base first.
-        sweeps: by name, the policies that are its points.
-        points: what a sweep sets each of its policies to, by policy.
-        alarms: over-optimisation; None where there is no held-out reward.
-        fits: of best-of-n sweeps, by sweep.
-        best_of_n: what theory says of it.
+        sweeps: names of a sweep's policies, by sweep.
+        points: a sweep's setting of a policy, such as ``n=4``, by policy.
+        alarms: over-optimised policies; None without a held-out reward.
+        fits: fits of over-optimisation, by best-of-n sweep.
+        best_of_n: theoretical curve of best-of-n.
     """
 
     command: str
@@ -56,7 +57,7 @@ class Results:
     best_of_n: Sequence[CurvePoint]
 
     def write(self, path: Path) -> None:
-        """Writes all of it as JSON."""
+        """Writes the results as JSON."""
         text = json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False)
         path.write_text(text + "\n", encoding="utf-8")
 
@@ -69,18 +70,18 @@ def results(
     settings: Mapping[str, Any],
     draws: int,
 ) -> Results:
-    """The results of all answers.
+    """The results of the recorded answers.
 
     Args:
-        policies: without the base.
-        records: by policy, the base's first.
-        settings: as ``settings.check`` returns them.
+        policies: the policies without the base.
+        records: answers by policy, the base first.
+        settings: the return value of ``settings.check``.
     """
     base = records[BASE]
     definitions = settings["policies"]
     figures = {
-        name: summarise(found, base, plain=definitions[name] == {"method": "none"})
-        for name, found in records.items()
+        name: summarise(answers, base, plain=definitions[name] == {"method": "none"})
+        for name, answers in records.items()
     }
     sweeps: defaultdict[str, list[str]] = defaultdict(list)
     for policy in policies:
@@ -105,15 +106,17 @@ def _alarms(
     records: Records, figures: Mapping[str, Figures], sweeps: Mapping[str, Sequence[str]]
 ) -> list[Alarm]:
     base = records[BASE]
-    found = [against_base(name, made, base) for name, made in records.items() if name != BASE]
+    alarms = [
+        against_base(name, answers, base) for name, answers in records.items() if name != BASE
+    ]
     for names in sweeps.values():
         points = [
             (name, divergence.estimate.mean, records[name])
             for name in names
             if (divergence := figures[name].kl) is not None
         ]
-        found += along(points)
-    return [alarm for alarm in found if alarm is not None]
+        alarms += along(points)
+    return [alarm for alarm in alarms if alarm is not None]
 
 
 def _fits(
@@ -121,31 +124,35 @@ def _fits(
     sweeps: Mapping[str, Sequence[str]],
     definitions: Mapping[str, Any],
 ) -> dict[str, Fit]:
-    made: dict[str, Fit] = {}
+    fits: dict[str, Fit] = {}
     for sweep, names in sweeps.items():
         if not all(is_best_of_n(definitions[name]) for name in names):
             continue
         points = [
-            (found.bound.mean, gold.gain.mean)
+            (divergence.bound.mean, gold.gain.mean)
             for name in names
-            if (found := figures[name].kl) is not None and (gold := figures[name].gold) is not None
+            if (divergence := figures[name].kl) is not None
+            and (gold := figures[name].gold) is not None
         ]
         if (fitted := fit(points)) is not None:
-            made[sweep] = fitted
-    return made
+            fits[sweep] = fitted
+    return fits
 
 
 def is_best_of_n(policy: Mapping[str, Any]) -> bool:
-    """Whether its candidates are i.i.d. draws of the base, and it is drawn with best-of-n's KL."""
+    """Whether the candidates are i.i.d. draws of the base, so that best-of-n theory applies."""
     return policy["method"] == "best_of_n" and not policy.get("proposal")
 
 
 def _curve(records: Records, figures: Mapping[str, Figures]) -> list[CurvePoint]:
-    """As far as the farthest policy's KL, and as the base's draws and best-of-n's candidates go."""
+    """Best-of-n in theory, up to the n with the largest KL of any policy.
+
+    The pools are the answers of the base and the candidates of best-of-n policies.
+    """
     pools: defaultdict[int, list[float]] = defaultdict(list)
-    for name, found in records.items():
-        for record in found:
+    for name, answers in records.items():
+        for record in answers:
             pools[record.prompt] += [record.reward] if name == BASE else record.pool or ()
-    farthest = max(made.kl.estimate.mean for made in figures.values() if made.kl is not None)
-    reached = kl.effective_n(max(0.0, farthest))
-    return best_of_n_curve(round(min(max(_LEAST_N, reached), _MOST_N)), pools)
+    largest_kl = max(f.kl.estimate.mean for f in figures.values() if f.kl is not None)
+    largest_n = kl.effective_n(max(0.0, largest_kl))
+    return best_of_n_curve(round(min(max(_LEAST_N, largest_n), _MOST_N)), pools)

@@ -1,4 +1,4 @@
-"""A folder of records belongs to one way of asking, which its settings file says."""
+"""Settings of a folder of records: all its answers are drawn under the same settings."""
 
 import hashlib
 from collections.abc import Mapping
@@ -7,29 +7,27 @@ from typing import Any
 from urllib.parse import quote
 
 from cdserve.client.settings import check_settings, read_settings
-from cdserve.errors import safe_repr
-from cdserve.evaluation.job import Job
+from cdserve.evaluation.job import EvaluationJob
 
 _LONGEST = 120
 
 
 def check(
-    job: Job, model: str, rewards: Mapping[str, str | None], policies: Mapping[str, Any]
+    job: EvaluationJob, model: str, rewards: Mapping[str, str | None], policies: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The settings of the folder, once it is seen that it is this evaluation's, or nobody's.
+    """Checks that the folder is new or has this evaluation's settings, and returns the settings.
 
-    Policies, prompts of the file and draws may come to it.
+    Policies, further prompts of the same file, and draws may be added to a folder.
 
     Args:
-        model: its id on the server.
+        model: model id on the server.
         rewards: the names of ``reward`` and ``gold``.
-        policies: what each of them is, presets resolved.
+        policies: the policies by name, with presets resolved.
 
     Raises:
-        ConfigError: the folder's records were asked for otherwise; with the setting and both
-            values.
+        ConfigError: a setting of the folder's records differs; names the setting and both values.
     """
-    wanted = {
+    current = {
         "model": model,
         "prompts_sha256": hashlib.sha256(job.prompts.read_bytes()).hexdigest(),
         **rewards,
@@ -41,19 +39,23 @@ def check(
     }
     kept = read_settings(job.out)
     if kept is not None:
-        check_settings(job.out, kept, wanted)
-        known = kept.get("policies", {})
-        check_settings(job.out, _labelled(known), _labelled(policies, of=known))
-        policies = {**known, **policies}
-    return {**wanted, "policies": dict(policies)}
+        check_settings(job.out, kept, current)
+        previous = kept.get("policies", {})
+        check_settings(job.out, _labelled(previous), _labelled(policies, only=previous))
+        policies = {**previous, **policies}
+    return {**current, "policies": dict(policies)}
 
 
-def _labelled(policies: Mapping[str, Any], of: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    return {f"policy {safe_repr(n)}": one for n, one in policies.items() if of is None or n in of}
+def _labelled(policies: Mapping[str, Any], only: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    return {
+        f"policy {safe_repr(name)}": policy
+        for name, policy in policies.items()
+        if only is None or name in only
+    }
 
 
 def journal_of(out: Path, policy: str) -> Path:
-    """The file of a policy's records: its name, with what file names cannot have written as %XX."""
+    """The file of a policy's records, named after the policy with unsafe characters as %XX."""
     name = quote(policy, safe=" =,+")
     if len(name) > _LONGEST:
         name = f"{name[:_LONGEST]}-{hashlib.sha256(policy.encode()).hexdigest()[:16]}"

@@ -1,4 +1,4 @@
-"""Means, shares and differences with their intervals, percentiles, diversity, correlation."""
+"""Means, shares and differences with confidence intervals; percentiles, diversity, correlation."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A mean or a share with the bounds of its confidence interval; None where they are unknown."""
+    """A mean or a share with its confidence interval; the bounds are None if unknown."""
 
     mean: float
     low: float | None
@@ -21,23 +21,23 @@ class Interval:
 
     @property
     def positive(self) -> bool:
-        """Whether all of it is above 0."""
+        """Whether the whole interval is above 0."""
         return self.low is not None and self.low > 0
 
     @property
     def negative(self) -> bool:
-        """Whether all of it is below 0."""
+        """Whether the whole interval is below 0."""
         return self.high is not None and self.high < 0
 
 
 def mean_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
-    """The mean of independent values, by Student's t; of a single one without bounds.
+    """The mean of independent values with Student's t interval; no bounds for a single value.
 
     Raises:
         ValueError: there are no values.
     """
     if not values:
-        raise ValueError("a mean needs values")
+        raise ValueError("a mean needs at least one value")
     mean = fmean(values)
     if len(values) == 1:
         return Interval(mean, None, None)
@@ -48,12 +48,12 @@ def mean_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
 
 
 def difference(values: Sequence[float], others: Sequence[float], level: float = LEVEL) -> Interval:
-    """The mean of ``values`` less ``others``, pair by pair."""
+    """The mean of the paired differences ``values`` − ``others``."""
     return mean_interval([a - b for a, b in zip(values, others, strict=True)], level)
 
 
 def wilson(successes: float, total: int, level: float = LEVEL) -> Interval:
-    """A share by Wilson's score interval; a tie is half a success.
+    """A share with Wilson's score interval; count a tie as half a success.
 
     Raises:
         ValueError: ``total`` < 1, or ``successes`` is not from 0 to ``total``.
@@ -69,14 +69,14 @@ def wilson(successes: float, total: int, level: float = LEVEL) -> Interval:
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """A percentile, between two values by linear interpolation."""
+    """A percentile, linearly interpolated between values."""
     return float(np.percentile(np.asarray(values, np.float64), percent))
 
 
 def distinct(texts: Sequence[str], n: int) -> float | None:
-    """distinct-n (arXiv 1510.03055): different n-grams of words over all of them, in all texts.
+    """distinct-n (arXiv 1510.03055): unique word n-grams of all texts, divided by all n-grams.
 
-    Words are what white space separates, in lower case. None where no text has n words.
+    Words are separated by white space and lower-cased. None if no text has n words.
     """
     grams = [
         tuple(words[i : i + n])
@@ -87,7 +87,7 @@ def distinct(texts: Sequence[str], n: int) -> float | None:
 
 
 def correlation(x: Sequence[float], y: Sequence[float]) -> float | None:
-    """Pearson's; None where one of them does not vary."""
+    """Pearson's correlation; None if ``x`` or ``y`` is constant."""
     a, b = np.asarray(x, np.float64), np.asarray(y, np.float64)
     if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return None
@@ -111,7 +111,7 @@ def student_t(level: float, dof: int) -> float:
 
 
 def _within(theta: float, dof: int) -> float:
-    """P(|T| ≤ √dof tan θ), the finite sum (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
+    """P(|T| ≤ √dof tan θ) as a finite sum (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
     odd = dof % 2
     term = math.cos(theta) if odd else 1.0
     total = 0.0

@@ -1,4 +1,4 @@
-"""A policy's figures, from the records of its answers and of the base's."""
+"""Figures of a policy, from the records of its answers and of the base's answers."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -7,7 +7,7 @@ from itertools import pairwise
 from statistics import fmean
 
 from cdserve import kl
-from cdserve.evaluation.positions import Bucket, kl_by_position, reported, steering
+from cdserve.evaluation.positions import Bucket, kl_by_position, reported_kl, steering_kl
 from cdserve.evaluation.records import Record
 from cdserve.evaluation.statistics import (
     Interval,
@@ -22,13 +22,14 @@ from cdserve.evaluation.statistics import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gain:
-    """A reward, and how it stands to the base's answers to the same prompts.
+    """A reward, compared with the base's answers to the same prompts.
 
     Attributes:
-        mean: of the reward, over prompts.
-        gain: its mean difference from the base's, prompt by prompt.
-        win_rate: the share of pairs of answers in which it is higher, a tie as half.
-        ties: the share of pairs in which both are equal.
+        mean: mean reward over prompts.
+        gain: mean difference from the base's reward, paired by prompt.
+        win_rate: share of pairs of answers in which the policy's reward is higher; a tie counts as
+            half.
+        ties: share of pairs with equal rewards.
     """
 
     mean: Interval
@@ -39,14 +40,14 @@ class Gain:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Divergence:
-    """KL from the base of a response, in nats, as the server reports it.
+    """KL divergence of a response from the base, in nats, as reported by the server.
 
     Attributes:
         bound, estimate: means over prompts.
-        estimators: what the estimates are, by answers.
-        flag: of the mean bound.
-        by_position: KL by token.
-        even: whether some of it is known of whole responses only, and spread evenly over them.
+        estimators: number of answers by estimator.
+        flag: flag of the mean bound.
+        by_position: KL by token position; None without traces.
+        even: whether part of the KL is known per response only, and is spread evenly over tokens.
     """
 
     bound: Interval
@@ -59,13 +60,13 @@ class Divergence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Latency:
-    """Seconds as a client sees them, at the run's concurrency.
+    """Client-side latency in seconds, and rates, at the run's concurrency.
 
     Attributes:
-        first_p50, first_p99: to the first block of text; None where no answer has any.
-        inter_p50, inter_p99: between a block and the next; None where answers are one block.
-        tokens_per_second: of one answer, over all of them.
-        throughput: of all answers together, in tokens a second.
+        first_p50, first_p99: time to the first block of text; None if no answer has text.
+        inter_p50, inter_p99: time between blocks; None if every answer is one block.
+        tokens_per_second: tokens of all answers divided by the sum of their seconds.
+        throughput: tokens of all answers divided by the seconds with any answer in progress.
     """
 
     first_p50: float | None
@@ -81,15 +82,17 @@ class Figures:
     """All figures of a policy.
 
     Attributes:
-        answers, prompts: how many; intervals are over prompts.
-        reward, gold: the scoring and the held-out reward.
-        kl: None where the server reports none.
-        tokens: of an answer.
-        cut: the share of answers that ``max_tokens`` ended.
+        answers: number of answers.
+        prompts: number of prompts; intervals are over prompts.
+        reward: the scoring reward.
+        gold: the held-out reward; None without one.
+        kl: None if the server reports no KL.
+        tokens: mean length of an answer.
+        cut: share of answers that ``max_tokens`` cut.
         distinct: distinct-1, -2 and -3.
-        reward_length, gold_length: correlation of the rewards with tokens, over answers.
-        tie_rate: the share of decisions between several candidates whose two best are equal.
-        candidate_tokens: drawn for each token returned; None where the server reports none.
+        reward_length, gold_length: correlation of the rewards with the length, over answers.
+        tie_rate: share of decisions between several candidates whose two best scores are equal.
+        candidate_tokens: tokens drawn per token returned; None if the server does not report them.
     """
 
     answers: int
@@ -111,7 +114,7 @@ def summarise(records: Sequence[Record], base: Sequence[Record], *, plain: bool)
     """The figures of a policy.
 
     Args:
-        records: its answers, at least one.
+        records: the policy's answers, at least one.
         base: the base's answers to the same prompts.
         plain: whether the policy is plain decoding, which has no report.
     """
@@ -135,20 +138,20 @@ def summarise(records: Sequence[Record], base: Sequence[Record], *, plain: bool)
 
 
 def means_by_prompt(records: Sequence[Record], *, gold: bool) -> list[float]:
-    """The mean reward of each prompt's answers, in the prompts' order."""
+    """The mean reward of each prompt's answers, ordered by prompt."""
     return _by_prompt(records, _gold if gold else lambda record: record.reward)
 
 
 def gold_of(records: Iterable[Record]) -> list[float] | None:
-    """The held-out rewards; None where there are none."""
-    found = [record.gold for record in records]
-    return None if None in found else [gold for gold in found if gold is not None]
+    """The held-out rewards; None without a held-out reward."""
+    golds = [record.gold for record in records]
+    return None if None in golds else [gold for gold in golds if gold is not None]
 
 
 def _gain(
     records: Sequence[Record], base: Sequence[Record], value: Callable[[Record], float]
 ) -> Gain:
-    """All of a prompt's answers are compared with all of the base's; each prompt counts once."""
+    """Compares every answer with every base answer to the same prompt; each prompt counts once."""
     others = _grouped(base, value)
     wins: list[float] = []
     ties: list[float] = []
@@ -156,10 +159,10 @@ def _gain(
         pairs = [(a, b) for a in values for b in others[prompt]]
         ties.append(fmean(a == b for a, b in pairs))
         wins.append(fmean((a > b) + (a == b) / 2 for a, b in pairs))
-    mine = _by_prompt(records, value)
+    means = _by_prompt(records, value)
     return Gain(
-        mean=mean_interval(mine),
-        gain=difference(mine, _by_prompt(base, value)),
+        mean=mean_interval(means),
+        gain=difference(means, _by_prompt(base, value)),
         win_rate=wilson(sum(wins), len(wins)),
         ties=fmean(ties),
     )
@@ -171,10 +174,10 @@ def _gold(record: Record) -> float:
 
 
 def _grouped(records: Sequence[Record], value: Callable[[Record], float]) -> dict[int, list[float]]:
-    found: defaultdict[int, list[float]] = defaultdict(list)
+    groups: defaultdict[int, list[float]] = defaultdict(list)
     for record in sorted(records, key=lambda record: (record.prompt, record.draw)):
-        found[record.prompt].append(value(record))
-    return found
+        groups[record.prompt].append(value(record))
+    return groups
 
 
 def _by_prompt(records: Sequence[Record], value: Callable[[Record], float]) -> list[float]:
@@ -182,37 +185,37 @@ def _by_prompt(records: Sequence[Record], value: Callable[[Record], float]) -> l
 
 
 def _plain_kl(records: Sequence[Record]) -> Divergence:
-    none = mean_interval([0.0] * len({record.prompt for record in records}))
+    zero = mean_interval([0.0] * len({record.prompt for record in records}))
     return Divergence(
-        bound=none, estimate=none, estimators={}, flag="ok", by_position=None, even=False
+        bound=zero, estimate=zero, estimators={}, flag="ok", by_position=None, even=False
     )
 
 
 def _kl(records: Sequence[Record]) -> Divergence | None:
     if any(record.report is None for record in records):
         return None
-    bound = mean_interval(_by_prompt(records, lambda record: reported(record)["bound"]))
+    bound = mean_interval(_by_prompt(records, lambda record: reported_kl(record)["bound"]))
     estimators: defaultdict[str, int] = defaultdict(int)
     for record in records:
-        estimators[reported(record)["estimator"]] += 1
+        estimators[reported_kl(record)["estimator"]] += 1
     traced = all(record.steps is not None for record in records)
     return Divergence(
         bound=bound,
-        estimate=mean_interval(_by_prompt(records, lambda record: reported(record)["estimate"])),
+        estimate=mean_interval(_by_prompt(records, lambda record: reported_kl(record)["estimate"])),
         estimators=dict(estimators),
         flag=kl.flag(bound.mean),
         by_position=kl_by_position(records) if traced else None,
-        even=traced and any(steering(record) != (0.0, 0.0) for record in records),
+        even=traced and any(steering_kl(record) != (0.0, 0.0) for record in records),
     )
 
 
 def _tie_rate(records: Sequence[Record]) -> float | None:
     reports = [record.report for record in records if record.report is not None]
-    between = [made for made in reports if made["candidates"] > made["decisions"]]
-    if not between:
+    several = [report for report in reports if report["candidates"] > report["decisions"]]
+    if not several:
         return None
-    ties: int = sum(made["ties"] for made in between)
-    decisions: int = sum(made["decisions"] for made in between)
+    ties: int = sum(report["ties"] for report in several)
+    decisions: int = sum(report["decisions"] for report in several)
     return ties / decisions
 
 
@@ -221,7 +224,7 @@ def _candidate_tokens(records: Sequence[Record]) -> float | None:
     returned = sum(record.tokens for record in records)
     if len(reports) < len(records) or not returned:
         return None
-    drawn: int = sum(made["candidate_tokens"] for made in reports)
+    drawn: int = sum(report["candidate_tokens"] for report in reports)
     return drawn / returned
 
 
@@ -240,7 +243,7 @@ def _latency(records: Sequence[Record]) -> Latency:
 
 
 def _busy(records: Sequence[Record]) -> float:
-    """Seconds in which at least one answer was under way."""
+    """Seconds with at least one answer in progress."""
     total, end = 0.0, 0.0
     for record in sorted(records, key=lambda record: record.began):
         until = record.began + record.seconds

@@ -6,7 +6,7 @@ import pytest
 
 from cdserve.collection.features import features
 
-from .made import CHAT, TEXT
+from .samples import CHAT, TEXT
 
 
 def test_every_kind_of_value_has_its_type() -> None:

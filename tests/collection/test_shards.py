@@ -1,4 +1,4 @@
-"""Files of rows: their names, their sizes, what becomes of those of before."""
+"""Shards of a data set: names, sizes, and replacement of previous files."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from cdserve.collection.shards import Shards, remove_shards
 
 
 def write(folder: Path, name: str, rows: int, size: int = 3) -> list[str]:
-    """Writes rows with numbers, and says the files' names."""
+    """Writes numbered rows; returns the files' names."""
     with Shards(folder, name, size) as shards:
         for number in range(rows):
             shards.add({"number": number, "text": "é\u2028\n"})
@@ -17,14 +17,14 @@ def write(folder: Path, name: str, rows: int, size: int = 3) -> list[str]:
 
 
 def numbers(folder: Path, *files: str) -> list[int]:
-    """Those of the rows of the files, in order."""
+    """The numbers of the rows in the files, in order."""
     lines = [line for file in files for line in (folder / file).read_bytes().split(b"\n")[:-1]]
     assert all(json.loads(line)["text"] == "é\u2028\n" for line in lines)
     return [json.loads(line)["number"] for line in lines]
 
 
 @pytest.mark.parametrize(("rows", "files"), [(0, 0), (1, 1), (3, 1), (4, 2), (7, 3)])
-def test_rows_are_in_files_of_a_size(tmp_path: Path, rows: int, files: int) -> None:
+def test_rows_are_split_into_files_of_bounded_size(tmp_path: Path, rows: int, files: int) -> None:
     made = write(tmp_path, "sft", rows)
     assert made == [f"sft-{i:05d}-of-{files:05d}.jsonl" for i in range(files)]
     assert sorted(path.name for path in tmp_path.iterdir()) == made
@@ -32,14 +32,14 @@ def test_rows_are_in_files_of_a_size(tmp_path: Path, rows: int, files: int) -> N
     assert all(len(numbers(tmp_path, file)) <= 3 for file in made)
 
 
-def test_files_take_the_place_of_those_of_before(tmp_path: Path) -> None:
+def test_new_files_replace_previous_files_of_the_same_name(tmp_path: Path) -> None:
     write(tmp_path, "sft", 7)
     others = write(tmp_path, "sft-chat", 4)
     made = write(tmp_path, "sft", 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*made, *others])
 
 
-def test_those_of_before_stay_when_something_fails(tmp_path: Path) -> None:
+def test_failure_keeps_previous_files(tmp_path: Path) -> None:
     before = write(tmp_path, "sft", 7)
     with pytest.raises(TypeError), Shards(tmp_path, "sft", 1) as shards:
         _ = [shards.add({"number": value}) for value in (1.0, object())]
@@ -47,13 +47,13 @@ def test_those_of_before_stay_when_something_fails(tmp_path: Path) -> None:
     assert numbers(tmp_path, *before) == list(range(7))
 
 
-def test_what_a_killed_run_left_goes(tmp_path: Path) -> None:
+def test_partial_files_of_a_killed_run_are_removed(tmp_path: Path) -> None:
     (tmp_path / ".sft-00004.partial").write_text("{")
     made = write(tmp_path, "sft", 1)
     assert [path.name for path in tmp_path.iterdir()] == made
 
 
-def test_other_files_are_nobody_s_to_remove(tmp_path: Path) -> None:
+def test_files_that_are_not_shards_are_kept(tmp_path: Path) -> None:
     for name in ("answers.jsonl", "sft.jsonl", "sft-1-of-2.jsonl", "x-00000-of-00001.jsonl"):
         (tmp_path / name).write_text("")
     write(tmp_path, "sft", 4)

@@ -1,4 +1,4 @@
-"""The files as TRL reads them, by an interpreter of its own environment (docs/collect.md)."""
+"""The files as TRL reads them, in a separate environment that has TRL (docs/collect.md)."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from cdserve.collection.formats import FORMATS
 from cdserve.demo import MODEL_DIR
 from tests.waiting import HANG_SECONDS
 
-from .made import CHAT, SETTINGS, TEXT, answered, job, response
+from .samples import CHAT, SETTINGS, TEXT, job, response, result
 
 PYTHON = os.environ.get("CDSERVE_TRL_PYTHON")
 
@@ -19,12 +19,12 @@ PYTHON = os.environ.get("CDSERVE_TRL_PYTHON")
 @pytest.mark.skipif(PYTHON is None, reason="CDSERVE_TRL_PYTHON names no interpreter that has TRL")
 def test_trainers_take_a_step_on_every_format(tmp_path: Path) -> None:
     assert PYTHON is not None
-    asked = job(tmp_path, prompts=[TEXT, CHAT] * 4, formats=FORMATS)
-    answers = [
-        answered(response(" Good.", 1.0), response(" Bad.", 0.0), prompt=prompt, index=index)
-        for index, prompt in enumerate(asked.prompts)
+    collection = job(tmp_path, prompts=[TEXT, CHAT] * 4, formats=FORMATS)
+    results = [
+        result(response(" Good.", 1.0), response(" Bad.", 0.0), prompt=prompt, index=index)
+        for index, prompt in enumerate(collection.prompts)
     ]
-    derive(asked, answers, SETTINGS)
+    derive(collection, results, SETTINGS)
     command = [PYTHON, Path(__file__).with_name("trl_check.py"), tmp_path, "--model", MODEL_DIR]
     run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=HANG_SECONDS)
     assert run.returncode == 0, run.stderr

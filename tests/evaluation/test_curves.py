@@ -57,7 +57,7 @@ def test_normal_rewards(n: int, mean: float) -> None:
     [
         ([1.0], [1.0], 0, "from 1 to the pool's 1, got 0"),
         ([1.0], [1.0], 2, "from 1 to the pool's 1, got 2"),
-        ([1.0, 2.0], [1.0], 1, "of one length"),
+        ([1.0, 2.0], [1.0], 1, "the same shape"),
         ([1.0, math.nan], [1.0, 2.0], 1, "finite"),
     ],
 )

@@ -12,7 +12,7 @@ from cdserve.client.answers import Answer, Sampling
 from cdserve.client.policies import read_policies
 from cdserve.errors import ConfigError
 from cdserve.evaluation import run
-from cdserve.evaluation.job import Job
+from cdserve.evaluation.job import EvaluationJob
 from cdserve.evaluation.results import Results
 from cdserve.evaluation.settings import journal_of
 from tests.waiting import turns
@@ -72,7 +72,7 @@ def _no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "draw", lambda results, folder: None)
 
 
-def job(folder: Path, *policies: str, **changes: Any) -> Job:
+def job(folder: Path, *policies: str, **changes: Any) -> EvaluationJob:
     prompts = folder / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": f"p{i}"}) + "\n" for i in range(PROMPTS)))
     fields = {
@@ -80,7 +80,7 @@ def job(folder: Path, *policies: str, **changes: Any) -> Job:
         **{"reward": None, "gold": "gold", "sampling": Sampling(max_tokens=8), "limit": None},
         **{"draws": 2, "concurrency": 3, "seed": 0, "command": "cdserve eval"},
     }
-    return Job(**(fields | changes))
+    return EvaluationJob(**(fields | changes))
 
 
 def kept(folder: Path, policy: str) -> list[dict[str, Any]]:
@@ -88,7 +88,7 @@ def kept(folder: Path, policy: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-async def evaluate(of: Job, client: Any) -> Results:
+async def evaluate(of: EvaluationJob, client: Any) -> Results:
     return await run.evaluate(of, client)
 
 

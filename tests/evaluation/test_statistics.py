@@ -58,7 +58,7 @@ class TestMean:
         assert not found.negative
 
     def test_none_is_an_error(self) -> None:
-        with pytest.raises(ValueError, match="needs values"):
+        with pytest.raises(ValueError, match="needs at least one value"):
             mean_interval([])
 
     def test_a_difference_is_by_pairs(self) -> None:

@@ -358,7 +358,7 @@ class TestResults:
     def test_without_a_held_out_reward(self, tmp_path: Path) -> None:
         made = self.made(gold=False)
         assert made.alarms is None
-        assert "takes a held-out reward" in markdown(made)
+        assert "requires a held-out reward" in markdown(made)
         draw(made, tmp_path)
 
     def test_the_same_results_give_the_same_files(self, tmp_path: Path) -> None:

@@ -198,7 +198,7 @@ class TestResuming:
         assert answers.read_bytes().startswith(kept)
         assert sorted(record["index"] for record in lines_of(answers)) == list(range(7))
         said = capsys.readouterr().out
-        assert "7 of 7 prompts answered with 28 responses" in said
+        assert "answered 7 of 7 prompts with 28 responses" in said
         assert "sft-text: 4 rows in 1 file; left out: none" in said
 
     @pytest.mark.usefixtures("interruptible")
@@ -224,7 +224,7 @@ class TestResuming:
         with pytest.raises(SystemExit) as stopped:
             collect(server.base_url, prompts, out, *few, "--limit", "4")
         assert stopped.value.code == 130
-        assert "the same command goes on" in capsys.readouterr().err
+        assert "run the same command again to resume" in capsys.readouterr().err
         assert [record["index"] for record in lines_of(out / "answers.jsonl")] == [0, 1]
         assert not list(out.glob("sft-*"))
         asked.clear()
@@ -288,7 +288,7 @@ class TestResuming:
             collect(NOBODY, prompts, made, *arguments, policy="best_of_n n=8")
         other = tmp_path / "other.jsonl"
         other.write_text("\n".join(prompts.read_text().splitlines()[1:]))
-        with pytest.raises(SystemExit, match=r"has an answer to .* as prompt 1, and --prompts has"):
+        with pytest.raises(SystemExit, match=r"has an answer to .* as prompt 1, but --prompts has"):
             collect(NOBODY, other, made, *arguments)
 
 
@@ -310,7 +310,7 @@ class TestPolicies:
             (row,) = rows_of(out, f"sft-{form}")
             said = row["completion"] if form == "text" else row["completion"][0]["content"]
             assert said == record["text"]
-        with pytest.raises(SystemExit, match="blockwise_cd has one; accepted for it: best_of_n"):
+        with pytest.raises(SystemExit, match="blockwise_cd gives only one; use best_of_n"):
             collect(NOBODY, prompts, out, *TOKENS, "--format", "preference", policy="safe")
 
     @pytest.mark.parametrize(
@@ -349,17 +349,19 @@ class TestPolicies:
         collect(server.base_url, path, out, *TOKENS, "--format", "sft")
         assert [record["index"] for record in lines_of(out / "answers.jsonl")] == [1]
         said = capsys.readouterr().out
-        assert "1 of 3 prompts answered with 4 responses" in said
-        assert "refused: 2 prompts; the first is prompt 1: the server answers: " in said
+        assert "answered 1 of 3 prompts with 4 responses" in said
+        assert "refused by the server: 2 prompts, first prompt 1: the server answers: " in said
         path.write_text(json.dumps({"prompt": long}))
-        with pytest.raises(SystemExit, match="every prompt is refused; the first: the server"):
+        with pytest.raises(
+            SystemExit, match="the server refused every prompt; the first: the server"
+        ):
             collect(server.base_url, path, tmp_path / "none", *TOKENS, "--format", "sft")
 
     @pytest.mark.parametrize(
         ("policy", "refusal"),
         [
             ("best_of_n n=99", r"prompt \d: .*alignment.n is 99; this server accepts 1 to 16"),
-            ("best-of-9", "'best-of-9' names no preset; this server has .*best-of-4"),
+            ("best-of-9", "'best-of-9' is not a preset; this server has .*best-of-4"),
             ("best_of_n n=2 rewards=sentiment", "prompt .*alignment.rewards"),
         ],
     )
@@ -373,14 +375,18 @@ class TestPolicies:
         ("policy", "arguments", "refusal"),
         [
             ("none", ("--format", "sft"), "none has no scores"),
-            ("best_of_n n=2,4", ("--format", "sft"), "is 2 policies"),
+            ("best_of_n n=2,4", ("--format", "sft"), "is a sweep of 2 policies"),
             ("cards m=4 r_star=1", ("--format", "unpaired"), "unpaired without --label-threshold"),
-            ("tokenwise_cd beta=1", ("--format", "preference"), "tokenwise_cd has one"),
-            (POLICY, ("--format", "sft", "--margin", "1"), "--margin is 1.0; it goes with"),
+            ("tokenwise_cd beta=1", ("--format", "preference"), "tokenwise_cd gives only one"),
+            (POLICY, ("--format", "sft", "--margin", "1"), "--margin is 1.0; it requires"),
             (POLICY, ("--format", "preference", "--margin", "-1"), "must be 0 or more"),
-            (POLICY, ("--format", "sft", "--label-threshold", "0"), "it goes with --format unp"),
-            (POLICY, ("--format", "preference", "--min-score", "0"), "it goes with --format sft"),
-            (POLICY, ("--format", "candidates", "--ended-only"), "candidates has all responses"),
+            (POLICY, ("--format", "sft", "--label-threshold", "0"), "it requires --format unp"),
+            (POLICY, ("--format", "preference", "--min-score", "0"), "it requires --format sft"),
+            (
+                POLICY,
+                ("--format", "candidates", "--ended-only"),
+                "candidates includes all responses",
+            ),
             (POLICY, ("--format", "sft", "--concurrency", "0"), "--concurrency is 0; it must"),
             (POLICY, ("--format", "sft", "--dtype", "float32"), "vLLM's flags are not accepted"),
             (POLICY, ("--format", "sft"), f"--url {NOBODY}: no healthy server answers there"),

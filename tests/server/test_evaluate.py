@@ -198,7 +198,7 @@ def _whole(out: Path, policy: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((), "there are no policies; name some by --policy or --policies"),
+        ((), "no policies to compare; add --policy or --policies"),
         (("--policy", "best-of-9"), "the server has no preset 'best-of-9'; it has .*best-of-4"),
         (("--policy", "best n=4"), "the server has no method 'best'; it has none, "),
         (("--policy", "best_of_n n=17"), "policy 'best_of_n n=17', prompt 1: the server answers"),
@@ -209,8 +209,8 @@ def _whole(out: Path, policy: str) -> list[dict[str, Any]]:
         (("--policy", "safe", "--gold", "sentiment"), "the scoring reward itself"),
         (("--policy", "safe", "--gold", "no.such:thing"), "--gold: no.such:thing cannot be impo"),
         (("--policy", "safe", "--gold", "a b:c"), "must be NAME or MODULE:FUNCTION"),
-        (("--policy", "safe", "--gold", "operator:truediv"), "--gold operator:truediv fails on"),
-        (("--policy", "safe", "--gold", "tests.server.faulty:nan"), "not finite"),
+        (("--policy", "safe", "--gold", "operator:truediv"), "--gold operator:truediv failed on"),
+        (("--policy", "safe", "--gold", "tests.server.faulty:nan"), "it must be finite"),
         (("--policy", "safe", "--draws", "0"), "--draws is 0; it must be at least 1"),
         (("--policy", "safe", "--top-p", "0"), "--top-p is 0.0; it must be above 0"),
         (("--policy", "safe", "--dtype", "auto"), "vLLM's flags are not accepted"),
@@ -226,7 +226,7 @@ def test_what_it_refuses(run: Run, arguments: tuple[str, ...], words: str, tmp_p
 
 def test_the_base_has_its_name(run: Run, tmp_path: Path) -> None:
     (path := tmp_path / "policies.yaml").write_text("base: safe")
-    with pytest.raises(SystemExit, match="a policy is named 'base'"):
+    with pytest.raises(SystemExit, match="the name 'base' is reserved"):
         run(tmp_path / "out", "--policies", str(path))
 
 

@@ -1,4 +1,4 @@
-"""Answers made up for these tests."""
+"""Prompt results, journal records and jobs for these tests."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,9 +6,10 @@ from typing import Any
 
 from cdserve.client.answers import Sampling
 from cdserve.client.policies import NamedPolicy
-from cdserve.collection.answered import Answered, Response
+from cdserve.client.server import ServerArgs
 from cdserve.collection.formats import Filters
-from cdserve.collection.job import Job
+from cdserve.collection.job import CollectionJob
+from cdserve.collection.prompt_result import PromptResult, Response
 from cdserve.prompts import Prompt
 
 TEXT = "Film review: The Glass Harbour."
@@ -21,7 +22,7 @@ CHAT: list[dict[str, Any]] = [
 def response(
     text: str, score: float, finish_reason: str = "stop", chosen: bool = False
 ) -> Response:
-    """One with a single reward."""
+    """A response with a single reward."""
     return Response(
         text=text,
         tokens=len(text.split()) + 1,
@@ -33,9 +34,9 @@ def response(
     )
 
 
-def answered(*responses: Response, prompt: Prompt = TEXT, index: int = 3) -> Answered:
-    """An answer with these responses."""
-    return Answered(
+def result(*responses: Response, prompt: Prompt = TEXT, index: int = 3) -> PromptResult:
+    """A prompt with these responses."""
+    return PromptResult(
         index=index,
         prompt=prompt,
         seed=17,
@@ -59,8 +60,8 @@ def traced(text: str, score: float, *, chosen: bool = False, **fields: Any) -> d
 
 
 def record(method: str, *decisions: list[dict[str, Any]], **report: Any) -> dict[str, Any]:
-    """A record of the journal."""
-    last = next(one for one in decisions[-1] if one["chosen"])
+    """A journal record."""
+    last = next(candidate for candidate in decisions[-1] if candidate["chosen"])
     return {
         "index": 3,
         "prompt": TEXT,
@@ -85,9 +86,11 @@ SETTINGS = {
 }
 
 
-def job(out: Path, prompts: Sequence[Prompt], formats: Sequence[str], **changes: Any) -> Job:
-    """A collection that nothing is asked for."""
-    return Job(
+def job(
+    out: Path, prompts: Sequence[Prompt], formats: Sequence[str], **changes: Any
+) -> CollectionJob:
+    """A collection whose server is never called."""
+    return CollectionJob(
         **{
             "prompts": prompts,
             "mixed": len({isinstance(prompt, str) for prompt in prompts}) == 2,
@@ -98,12 +101,14 @@ def job(out: Path, prompts: Sequence[Prompt], formats: Sequence[str], **changes:
             "formats": formats,
             "filters": Filters(),
             "shard_size": 100,
-            "url": None,
-            "config": Path("none.yaml"),
-            "flags": (),
-            "model": None,
-            "api_key": "-",
-            "concurrency": 1,
+            "server": ServerArgs(
+                url=None,
+                config=Path("none.yaml"),
+                flags=(),
+                model=None,
+                api_key="-",
+                concurrency=1,
+            ),
         }
         | changes
     )
