@@ -21,25 +21,35 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     train.add(kinds)
     confidence.add(kinds)
 
-    inspect = kinds.add_parser("inspect", help="say what a head is, and check its files")
-    inspect.add_argument("head", help="a folder, or a repository on the Hub")
-    inspect.add_argument("--base", type=Path, help="a model's folder: does the head belong to it?")
+    inspect = kinds.add_parser("inspect", help="describe a head and check its files")
+    inspect.add_argument("head", help="folder of the head, or repository on the Hub")
+    inspect.add_argument(
+        "--base", type=Path, help="folder of a model; check that the head belongs to it"
+    )
     inspect.set_defaults(run=_inspect)
 
     imported = kinds.add_parser(
-        "import", help="make a head of TRL's, OpenRLHF's or a classifier's checkpoint"
+        "import", help="convert a checkpoint of TRL, OpenRLHF or a classifier to a head"
     )
-    imported.add_argument("checkpoint", type=Path, help="its folder, weights in safetensors")
-    imported.add_argument("out", type=Path, help="the head's folder, which must not exist")
-    imported.add_argument("--base-model", required=True, help="name of the checkpoint's backbone")
-    imported.add_argument("--base", type=Path, help="the backbone's folder, to tie the head to it")
-    imported.add_argument("--rewards", nargs="+", metavar="NAME", help="a name for each output")
+    imported.add_argument(
+        "checkpoint", type=Path, help="folder of the checkpoint, with safetensors weights"
+    )
+    imported.add_argument("out", type=Path, help="folder of the new head; must not exist")
+    imported.add_argument(
+        "--base-model", required=True, help="name of the checkpoint's backbone in the model card"
+    )
+    imported.add_argument(
+        "--base", type=Path, help="folder of the backbone; the head then requires this model"
+    )
+    imported.add_argument("--rewards", nargs="+", metavar="NAME", help="one name per output")
     imported.set_defaults(run=_import)
 
     push = kinds.add_parser("push", help="publish a head's folder on the Hugging Face Hub")
-    push.add_argument("head", type=Path)
-    push.add_argument("repository", help="owner/name")
-    push.add_argument("--private", action="store_true", help="if the repository is made now")
+    push.add_argument("head", type=Path, help="folder of the head")
+    push.add_argument("repository", help="repository, as owner/name")
+    push.add_argument(
+        "--private", action="store_true", help="make the repository private if it is created"
+    )
     push.set_defaults(run=_push)
 
 
@@ -50,13 +60,14 @@ def _inspect(args: argparse.Namespace) -> None:
     print(f"{head.name}, {config.architecture}, kind {config.kind}, {parameters} parameters")
     for name, shift, scale in zip(config.rewards, config.shift, config.scale, strict=True):
         print(f"  reward {name}: shift {shift:g}, scale {scale:g}")
-    place = "after" if config.post_norm else "before"
+    position = "after" if config.post_norm else "before"
     print(
-        f"  reads hidden_states[{config.layer}] {place} the final norm, {config.hidden_size} wide"
+        f"  input: hidden_states[{config.layer}] {position} the final norm, width "
+        f"{config.hidden_size}"
     )
     if config.vocab_size is not None:
-        print(f"  values of {config.vocab_size} next tokens")
-    print(f"  base model {config.base_model}, hash {config.base_hash or 'none: any base'}")
+        print(f"  output: values of {config.vocab_size} next tokens")
+    print(f"  base model {config.base_model}, hash {config.base_hash or 'none (any base model)'}")
     if args.base is not None:
         from value_heads import check_base
 
@@ -64,14 +75,14 @@ def _inspect(args: argparse.Namespace) -> None:
             check_base(config, args.base)
         except (OSError, ValueError) as error:
             raise ConfigError(f"--base: {error}") from error
-        print(f"  fits {args.base}")
+        print(f"  matches {args.base}")
 
 
 def _import(args: argparse.Namespace) -> None:
     from value_heads import import_head
 
     if args.out.exists():
-        raise ConfigError(f"{args.out} exists already; name a folder that does not")
+        raise ConfigError(f"{args.out} already exists; choose a new folder")
     try:
         head = import_head(
             args.checkpoint, base_model=args.base_model, rewards=args.rewards, base_dir=args.base
@@ -79,7 +90,10 @@ def _import(args: argparse.Namespace) -> None:
     except (OSError, ValueError) as error:
         raise ConfigError(str(error)) from error
     head.save_pretrained(args.out)
-    print(f"{args.out}: {', '.join(head.config.rewards)}, {head.config.hidden_size} wide")
+    print(
+        f"{args.out}: rewards {', '.join(head.config.rewards)}, input width "
+        f"{head.config.hidden_size}"
+    )
 
 
 def _push(args: argparse.Namespace) -> None:
@@ -90,12 +104,12 @@ def _push(args: argparse.Namespace) -> None:
     api = HfApi()
     try:
         api.create_repo(args.repository, private=args.private, exist_ok=True)
-        found = api.upload_folder(
+        commit = api.upload_folder(
             repo_id=args.repository, folder_path=args.head, allow_patterns=list(_FILES)
         )
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise ConfigError(f"{args.repository}: {error}") from error
-    print(found.commit_url)
+    print(commit.commit_url)
 
 
 def _load(place: str | Path) -> "Head":

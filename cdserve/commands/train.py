@@ -1,4 +1,4 @@
-"""``cdserve heads train``: a head for rewards of one's own, from responses of the served model."""
+"""``cdserve heads train``: trains a head on responses of the base model."""
 
 import argparse
 from pathlib import Path
@@ -9,78 +9,136 @@ from cdserve.errors import ConfigError
 from cdserve.scoring import Reward, build
 
 if TYPE_CHECKING:
-    from cdserve.training.job import Job
+    from cdserve.training.job import TrainingJob
 
 _DESCRIPTION = """Trains a value head or a Q-head.
 
-The engine draws responses to the prompts, rewards score them, the base model's states behind their
-tokens go to disk, and the head is fitted to them. All other flags are vLLM's
-(`vllm serve --help`). Asked for again, a run that was stopped goes on."""
+vLLM samples responses to the prompts, and reward functions score them. The base model's hidden
+states of the responses are cached on disk, and the head is fitted to predict the rewards from them.
+Run the same command again to resume an interrupted run. All other flags are passed to vLLM (see
+`vllm serve --help`)."""
 
 
 def add(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Adds the command."""
     train = kinds.add_parser(
         "train",
-        help="train a head on responses of a model",
+        help="train a head on responses of the base model",
         allow_abbrev=False,
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     train.set_defaults(run=_train, takes_flags=True)
-    train.add_argument("--model", required=True, help="the base model: a folder, or on the Hub")
-    train.add_argument("--out", type=Path, required=True, help="the head's folder")
-    train.add_argument("--base-name", help="the base model's name in the model card")
+    train.add_argument("--model", required=True, help="base model: a folder, or a name on the Hub")
+    train.add_argument("--out", type=Path, required=True, help="folder of the new head")
+    train.add_argument("--base-name", help="name of the base model in the model card")
     _add_data(train.add_argument_group("responses"))
     _add_head(train.add_argument_group("head"))
     _add_fit(train.add_argument_group("fit"))
 
 
 def _add_data(group: "argparse._ArgumentGroup") -> None:
-    group.add_argument("--prompts", type=Path, required=True, help='JSONL of {"prompt": ...}')
-    group.add_argument("--test-prompts", type=Path, help="more, for the report alone")
+    group.add_argument(
+        "--prompts",
+        type=Path,
+        required=True,
+        help='JSONL file, one {"prompt": ...} or {"messages": ...} per line',
+    )
+    group.add_argument(
+        "--test-prompts",
+        type=Path,
+        help="JSONL file of prompts for the report (default: a held-out share of --prompts)",
+    )
     group.add_argument(
         "--rewards",
         nargs="+",
         required=True,
         metavar="NAME=MODULE:FUNCTION",
-        help="functions (prompt, response) -> float of finished responses",
+        help="reward functions (prompt, response) -> float, applied to finished responses",
     )
-    group.add_argument("--cache", type=Path, help="of responses and states (default: OUT-cache)")
-    group.add_argument("--held-out", type=float, default=0.1, metavar="SHARE")
-    group.add_argument("--per-prompt", type=int, default=1, help="responses a prompt")
-    group.add_argument("--max-tokens", type=int, default=256, help="cut responses there")
-    group.add_argument("--temperature", type=float, default=1.0)
-    group.add_argument("--sample-seed", type=int, default=0, help="of the responses and the split")
+    group.add_argument(
+        "--cache", type=Path, help="folder for responses and hidden states (default: OUT-cache)"
+    )
+    group.add_argument(
+        "--held-out",
+        type=float,
+        default=0.1,
+        metavar="SHARE",
+        help="share of --prompts in the validation set, and in the test set unless --test-prompts "
+        "is given (default: 0.1)",
+    )
+    group.add_argument(
+        "--per-prompt", type=int, default=1, help="responses per prompt (default: 1)"
+    )
+    group.add_argument(
+        "--max-tokens", type=int, default=256, help="maximum tokens per response (default: 256)"
+    )
+    group.add_argument(
+        "--temperature", type=float, default=1.0, help="sampling temperature (default: 1)"
+    )
+    group.add_argument(
+        "--sample-seed",
+        type=int,
+        default=0,
+        help="seed of the responses and of the split into sets (default: 0)",
+    )
 
 
 def _add_head(group: "argparse._ArgumentGroup") -> None:
-    group.add_argument("--head", required=True, choices=("linear", "mlp", "lowrank", "tied"))
-    group.add_argument("--rank", type=int, help="of a lowrank head (default: 64)")
-    group.add_argument("--mlp-width", type=int, help="of an mlp (default: the hidden size)")
+    group.add_argument(
+        "--head",
+        required=True,
+        choices=("linear", "mlp", "lowrank", "tied"),
+        help="architecture; linear and mlp are value heads, lowrank and tied are Q-heads",
+    )
+    group.add_argument("--rank", type=int, help="rank of a lowrank head (default: 64)")
+    group.add_argument(
+        "--mlp-width", type=int, help="width of an mlp head (default: the hidden size of the model)"
+    )
     group.add_argument(
         "--bounds",
         type=float,
         nargs=2,
         metavar=("LOW", "HIGH"),
-        help="of the rewards: the head ends in a sigmoid, and is fitted by cross-entropy",
+        help="range of the rewards; the head then ends in a sigmoid and is fitted by cross-entropy",
     )
-    group.add_argument("--start", type=Path, help="begin with the weights of this head's folder")
+    group.add_argument("--start", type=Path, help="folder of a head to start from")
 
 
 def _add_fit(group: "argparse._ArgumentGroup") -> None:
-    group.add_argument("--method", required=True, choices=("fudge", "td", "cdq", "soft"))
-    group.add_argument("--lam", type=float, help="lambda of td (default: 0.95)")
-    group.add_argument("--beta", type=float, help="of soft, and of cdq for a soft head")
     group.add_argument(
-        "--teacher", type=Path, help="for cdq of a linear or mlp head: the Q-head it learns from"
+        "--method",
+        required=True,
+        choices=("fudge", "td", "cdq", "soft"),
+        help="training targets: the final reward (fudge), TD(lambda) returns (td), the expectation "
+        "over the next token (cdq), the soft value (soft)",
     )
-    group.add_argument("--clip", type=float, help="move no value further in a visit to a shard")
-    group.add_argument("--lr", type=float, default=1e-3)
-    group.add_argument("--batch", type=int, default=4096, help="tokens a step")
-    group.add_argument("--max-epochs", type=int, default=20)
-    group.add_argument("--patience", type=int, default=3, help="epochs without a better loss")
-    group.add_argument("--seed", type=int, default=0, help="of the fit")
+    group.add_argument("--lam", type=float, help="lambda of td (default: 0.95)")
+    group.add_argument(
+        "--beta", type=float, help="beta of a soft head (soft or cdq), in reward units per nat"
+    )
+    group.add_argument(
+        "--teacher", type=Path, help="folder of the Q-head from which a value head learns by cdq"
+    )
+    group.add_argument(
+        "--clip",
+        type=float,
+        help="maximum change of a predicted value per pass over a shard (default: no limit)",
+    )
+    group.add_argument("--lr", type=float, default=1e-3, help="learning rate (default: 0.001)")
+    group.add_argument(
+        "--batch", type=int, default=4096, help="tokens per optimizer step (default: 4096)"
+    )
+    group.add_argument(
+        "--max-epochs", type=int, default=20, help="maximum number of epochs (default: 20)"
+    )
+    group.add_argument(
+        "--patience",
+        type=int,
+        default=3,
+        help="stop after this many epochs without a lower validation loss (default: 3)",
+    )
+    group.add_argument("--seed", type=int, default=0, help="seed of the fit (default: 0)")
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -88,22 +146,22 @@ def _train(args: argparse.Namespace) -> None:
 
     job = _job(args)
     report = train(job)
-    for name, made in report.rewards.items():
-        at_end = "none" if made.at_end is None else f"{made.at_end:.3f}"
+    for name, figures in report.rewards.items():
+        at_end = "undefined" if figures.at_end is None else f"{figures.at_end:.3f}"
         print(
-            f"{job.out}: {name}: half squared error {made.half_squared_error:.4g} "
-            f"({made.baseline:.4g} of a constant), correlation at the end {at_end}"
+            f"{job.out}: {name}: half squared error {figures.half_squared_error:.4g} (constant "
+            f"predictor: {figures.baseline:.4g}); correlation of final value and reward: {at_end}"
         )
 
 
-def _job(args: argparse.Namespace) -> "Job":
-    from cdserve.training.job import Data, Job
+def _job(args: argparse.Namespace) -> "TrainingJob":
+    from cdserve.training.job import Data, HeadSpec, TrainingJob
     from value_heads import FitOptions
 
     for flag in ("lr", "batch", "max_epochs", "patience"):
         if not (value := getattr(args, flag)) > 0:
             raise ConfigError(f"--{flag.replace('_', '-')} is {value}; it must be positive")
-    return Job(
+    return TrainingJob(
         data=Data(
             model=args.model,
             prompts=args.prompts,
@@ -120,11 +178,13 @@ def _job(args: argparse.Namespace) -> "Job":
         method=args.method,
         lam=args.lam,
         beta=args.beta,
-        architecture=args.head,
-        rank=args.rank,
-        mlp_width=args.mlp_width,
-        bounds=args.bounds and tuple(args.bounds),
-        start=args.start,
+        head=HeadSpec(
+            architecture=args.head,
+            rank=args.rank,
+            mlp_width=args.mlp_width,
+            bounds=args.bounds and tuple(args.bounds),
+            start=args.start,
+        ),
         teacher=args.teacher,
         out=args.out,
         base_name=args.base_name,
@@ -139,12 +199,12 @@ def _job(args: argparse.Namespace) -> "Job":
     )
 
 
-def _rewards(given: list[str]) -> dict[str, Reward]:
+def _rewards(arguments: list[str]) -> dict[str, Reward]:
     settings: dict[str, PythonReward] = {}
-    for one in given:
-        name, found, path = one.partition("=")
-        if not (name and found and path.count(":") == 1):
-            raise ConfigError(f"--rewards is {one}; it must be NAME=MODULE:FUNCTION")
+    for argument in arguments:
+        name, equals, path = argument.partition("=")
+        if not (name and equals and path.count(":") == 1):
+            raise ConfigError(f"--rewards is {argument}; it must be NAME=MODULE:FUNCTION")
         if name in settings:
             raise ConfigError(f"--rewards names {name} twice")
         settings[name] = PythonReward(kind="python", callable=path)

@@ -1,4 +1,4 @@
-"""What ``cdserve heads train`` is asked for, checked before anything starts."""
+"""A training run of ``cdserve heads train``, checked before anything starts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,20 +15,21 @@ MethodName = Literal["fudge", "td", "cdq", "soft"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Data:
-    """Which responses to learn from.
+    """The responses to learn from.
 
     Attributes:
-        model: the base model's folder, or its name on the Hub.
-        prompts: a JSONL file.
-        test_prompts: another, for the report alone; None to set prompts of the first aside.
-        held_out: the share of prompts that decides when to stop; the same again is for the report
-            if it has no file of its own. Each is at most ``MOST_HELD_OUT`` prompts.
-        per_prompt: responses a prompt.
-        max_tokens: at which a response is cut.
-        temperature: at which responses are sampled.
-        seed: of the split and the responses.
-        cache: folder of responses and states, which other heads can be trained on too.
-        flags: vLLM's.
+        model: folder of the base model, or its name on the Hub.
+        prompts: JSONL file of prompts.
+        test_prompts: JSONL file of prompts for the report; None to hold out some of ``prompts``.
+        held_out: share of the prompts for the validation set, which decides when to stop; without
+            ``test_prompts`` an equal share is held out for the report. Each set has at most
+            ``MOST_HELD_OUT`` prompts.
+        per_prompt: responses per prompt.
+        max_tokens: maximum length of a response.
+        temperature: sampling temperature.
+        seed: seed of the split and of the responses.
+        cache: folder of responses and states; other heads can be trained on the same cache.
+        flags: vLLM's flags.
     """
 
     model: str
@@ -43,7 +44,7 @@ class Data:
     flags: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuses numbers outside their range."""
+        """Checks the ranges of the numbers."""
         _check("--held-out", self.held_out, "above 0 and below 0.5", 0 < self.held_out < 0.5)
         _check("--per-prompt", self.per_prompt, "at least 1", self.per_prompt >= 1)
         _check("--max-tokens", self.max_tokens, "at least 1", self.max_tokens >= 1)
@@ -51,26 +52,41 @@ class Data:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """One head to train.
+class HeadSpec:
+    """The head to train.
 
     Attributes:
-        data: which responses to learn from.
-        rewards: functions of finished responses, by the names of the head's outputs.
-        method: which targets.
-        lam: lambda of td; None for 0.95.
-        beta: makes a head of kind soft, with this inverse strength in reward units a nat; for
-            soft, which needs it, and cdq.
-        architecture: of the head.
-        rank: of a lowrank head; None for 64.
-        mlp_width: of an mlp; None for the base model's hidden size.
-        bounds: least and greatest reward, for a value head with a sigmoid; None for any reward.
-        start: a head's folder, whose weights the fit begins with; None for fresh ones.
-        teacher: the folder of a Q-head, for cdq of a value head, which is fitted to its
-            expectation.
-        out: the head's folder.
-        base_name: the base model's name, for people; None for what ``data.model`` says.
-        options: of the fit.
+        architecture: architecture of the head.
+        rank: rank of a lowrank head; None for 64.
+        mlp_width: width of an mlp head; None for the base model's hidden size.
+        bounds: lowest and highest reward, for a value head that ends in a sigmoid; None for an
+            unbounded head.
+        start: folder of a head whose weights the fit starts from; None for new weights.
+    """
+
+    architecture: Architecture
+    rank: int | None = None
+    mlp_width: int | None = None
+    bounds: tuple[float, float] | None = None
+    start: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingJob:
+    """A head to train, the data and the method.
+
+    Attributes:
+        data: the responses to learn from.
+        rewards: rewards of finished responses, by output of the head.
+        method: name of the targets.
+        lam: λ of td; None for 0.95.
+        beta: β of a soft head, in reward units per nat; required by soft, optional for cdq, which
+            trains a head of mean values without it.
+        head: the head to train.
+        teacher: folder of the Q-head whose expectation a value head learns by cdq.
+        out: folder of the head.
+        base_name: name of the base model in the model card; None for ``data.model``.
+        options: options of the fit.
     """
 
     data: Data
@@ -78,53 +94,51 @@ class Job:
     method: MethodName
     lam: float | None = None
     beta: float | None = None
-    architecture: Architecture
-    rank: int | None = None
-    mlp_width: int | None = None
-    bounds: tuple[float, float] | None = None
-    start: Path | None = None
+    head: HeadSpec
     teacher: Path | None = None
     out: Path
     base_name: str | None = None
     options: FitOptions = field(default_factory=FitOptions)
 
     def __post_init__(self) -> None:
-        """Refuses what does not go together.
+        """Checks the ranges and combinations of the options.
 
         Raises:
-            ConfigError: naming the flag, its value and what is accepted.
+            ConfigError: an option is not accepted; names the flag, the value and what is accepted.
         """
-        q_head = self.architecture in ("lowrank", "tied")
+        head = self.head
+        q_head = head.architecture in ("lowrank", "tied")
         _only("--teacher", self.teacher, "--method cdq", self.method == "cdq")
         if self.method == "cdq" and not q_head and self.teacher is None:
             raise ConfigError(
-                f"--method cdq with --head {self.architecture} needs a --teacher, a Q-head"
+                f"--method cdq with --head {head.architecture} requires --teacher, a Q-head"
             )
         _only("--lam", self.lam, "--method td", self.method == "td")
         _only("--beta", self.beta, "--method soft or cdq", self.method in ("soft", "cdq"))
-        _only("--rank", self.rank, "--head lowrank", self.architecture == "lowrank")
-        _only("--mlp-width", self.mlp_width, "--head mlp", self.architecture == "mlp")
+        _only("--rank", head.rank, "--head lowrank", head.architecture == "lowrank")
+        _only("--mlp-width", head.mlp_width, "--head mlp", head.architecture == "mlp")
         mean_value = not q_head and self.method in ("fudge", "td")
-        _only("--bounds", self.bounds, "--head linear or mlp and --method fudge or td", mean_value)
-        _only("--clip", self.options.clip, "a mean value without --bounds", self._squared)
+        _only("--bounds", head.bounds, "--head linear or mlp and --method fudge or td", mean_value)
+        _only("--clip", self.options.clip, "neither --beta nor --bounds", self._squared)
         if self.method == "soft" and self.beta is None:
-            raise ConfigError("--method soft needs --beta, in reward units a nat")
+            raise ConfigError("--method soft requires --beta, in reward units per nat")
         _check("--lam", self.lam, "from 0 to 1", self.lam is None or 0 <= self.lam <= 1)
         for flag, value in (("--beta", self.beta), ("--clip", self.options.clip)):
             _check(flag, value, "positive", value is None or value > 0)
-        for flag, size in (("--rank", self.rank), ("--mlp-width", self.mlp_width)):
+        for flag, size in (("--rank", head.rank), ("--mlp-width", head.mlp_width)):
             _check(flag, size, "at least 1", size is None or size >= 1)
-        if self.bounds is not None:
-            _check("--bounds", self.bounds, "rising", self.bounds[0] < self.bounds[1])
+        if head.bounds is not None:
+            _check("--bounds", head.bounds, "ascending", head.bounds[0] < head.bounds[1])
 
     @property
     def _squared(self) -> bool:
-        return self.beta is None and self.bounds is None
+        """Whether the loss is the squared error."""
+        return self.beta is None and self.head.bounds is None
 
     @property
     def needs_base(self) -> bool:
-        """Whether nothing can be done without the base model's output layer."""
-        return self.method == "cdq" or self.architecture == "tied"
+        """Whether training requires the base model's output layer."""
+        return self.method == "cdq" or self.head.architecture == "tied"
 
 
 def _check(flag: str, value: object, accepted: str, holds: bool) -> None:
@@ -132,6 +146,6 @@ def _check(flag: str, value: object, accepted: str, holds: bool) -> None:
         raise ConfigError(f"{flag} is {value}; it must be {accepted}")
 
 
-def _only(flag: str, value: object, where: str, holds: bool) -> None:
+def _only(flag: str, value: object, requirement: str, holds: bool) -> None:
     if value is not None and not holds:
-        raise ConfigError(f"{flag} is {value}; it goes with {where}")
+        raise ConfigError(f"{flag} is {value}; it requires {requirement}")

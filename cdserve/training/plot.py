@@ -1,4 +1,4 @@
-"""Draws a head's report."""
+"""Draws the report of a head."""
 
 from collections.abc import Sequence
 from math import nan
@@ -15,9 +15,9 @@ def draw(report: HeadReport, losses: Sequence[tuple[float, float]], path: Path) 
     """Draws loss by epoch, correlation and pair accuracy by token number, and calibration.
 
     Args:
-        report: on held-out rollouts; a line a reward.
-        losses: of the training and the validation set, by epoch.
-        path: of the PNG.
+        report: report on the test set; one line per reward.
+        losses: losses of the training set and the validation set, by epoch.
+        path: path of the PNG.
     """
     figure = Figure(figsize=(10, 7.5), layout="constrained")
     (loss, correlation), (pairs, calibration) = figure.subplots(2, 2)
@@ -34,27 +34,27 @@ def draw(report: HeadReport, losses: Sequence[tuple[float, float]], path: Path) 
 def _draw_loss(axes: Axes, losses: Sequence[tuple[float, float]]) -> None:
     epochs = range(1, len(losses) + 1)
     axes.plot(epochs, [train for train, _ in losses], marker=".", label="training")
-    axes.plot(epochs, [held_out for _, held_out in losses], marker=".", label="held out")
+    axes.plot(epochs, [held_out for _, held_out in losses], marker=".", label="validation")
     axes.set_xlabel("epoch")
     axes.set_ylabel("loss")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _draw_correlation(axes: Axes, report: HeadReport) -> None:
-    for index, (name, made) in enumerate(report.rewards.items()):
-        labels = [f"{bucket.low:g}-{bucket.high - 1:g}" for bucket in made.by_number]
-        found = [bucket.correlation for bucket in made.by_number]
-        _draw_by_number(axes, f"C{index}", name, labels, found, made.at_end)
-    axes.set_ylabel("correlation with the reward")
+    for index, (name, figures) in enumerate(report.rewards.items()):
+        labels = [f"{bucket.low:g}-{bucket.high - 1:g}" for bucket in figures.by_number]
+        correlations = [bucket.correlation for bucket in figures.by_number]
+        _draw_by_number(axes, f"C{index}", name, labels, correlations, figures.at_end)
+    axes.set_ylabel("correlation of value and reward")
 
 
 def _draw_pairs(axes: Axes, report: HeadReport) -> None:
-    for index, (name, made) in enumerate(report.rewards.items()):
-        labels = [str(at.number) for at in made.pairs_by_number]
-        found = [at.accuracy for at in made.pairs_by_number]
-        _draw_by_number(axes, f"C{index}", name, labels, found, made.pairs_at_end)
+    for index, (name, figures) in enumerate(report.rewards.items()):
+        labels = [str(at.number) for at in figures.pairs_by_number]
+        accuracies = [at.accuracy for at in figures.pairs_by_number]
+        _draw_by_number(axes, f"C{index}", name, labels, accuracies, figures.pairs_at_end)
     axes.axhline(0.5, color="0.6", linestyle=":", label="chance")
-    axes.set_ylabel(f"pair accuracy, {report.pairs}")
+    axes.set_ylabel(f"pair accuracy ({report.pairs})")
 
 
 def _draw_by_number(
@@ -62,20 +62,20 @@ def _draw_by_number(
     color: str,
     name: str,
     labels: Sequence[str],
-    found: Sequence[float | None],
+    values: Sequence[float | None],
     at_end: float | None,
 ) -> None:
-    heights = [nan if one is None else one for one in (*found, at_end)]
-    axes.plot(range(len(found)), heights[:-1], marker=".", color=color, label=name)
-    axes.plot(len(found), heights[-1], marker="*", markersize=10, color=color)
+    heights = [nan if value is None else value for value in (*values, at_end)]
+    axes.plot(range(len(values)), heights[:-1], marker=".", color=color, label=name)
+    axes.plot(len(values), heights[-1], marker="*", markersize=10, color=color)
     axes.set_xticks(range(len(heights)), [*labels, "end"])
-    axes.set_xlabel("token of the response")
+    axes.set_xlabel("token position in the response")
 
 
 def _draw_calibration(axes: Axes, report: HeadReport) -> None:
-    for index, (name, made) in enumerate(report.rewards.items()):
-        values = [found.value for found in made.calibration]
-        rewards = [found.reward for found in made.calibration]
+    for index, (name, figures) in enumerate(report.rewards.items()):
+        values = [bin_.value for bin_ in figures.calibration]
+        rewards = [bin_.reward for bin_ in figures.calibration]
         axes.plot(values, rewards, marker="o", markersize=4, color=f"C{index}", label=name)
     middle = next(iter(report.rewards.values())).reward_mean
     axes.axline((middle, middle), slope=1, color="0.6", linestyle=":", label="value = reward")

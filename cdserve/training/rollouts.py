@@ -1,4 +1,4 @@
-"""Responses of the base model, drawn by vLLM and written to disk in waves."""
+"""Responses of the base model, sampled by vLLM and written to disk in waves."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ from cdserve.errors import ConfigError
 from cdserve.worker.parent import ENDS_WITH_PARENT
 
 WAVE = 1024
-"""Responses a file, about."""
+"""Approximate number of responses per file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,11 +38,11 @@ class Rollout:
     """A response.
 
     Attributes:
-        prompt: the number of its prompt, from 0.
+        prompt: index of the prompt, from 0.
         prompt_ids: token ids of the prompt.
-        tokens: token ids of the response, the end token included where it was sampled.
-        text: of the response without special tokens, as rewards read it.
-        ended: whether it ended by itself; False if it was cut at ``max_tokens``.
+        tokens: token ids of the response, including the end token if it was sampled.
+        text: text of the response without special tokens, as rewards receive it.
+        ended: whether the response ended by itself; False if ``max_tokens`` cut it.
     """
 
     prompt: int
@@ -53,15 +53,15 @@ class Rollout:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
-    """How responses are drawn: from the whole vocabulary, whatever the model's folder suggests.
+class RolloutSampling:
+    """Sampling parameters; the model's own generation config is ignored.
 
     Attributes:
-        max_tokens: at which a response is cut.
-        temperature: of the draws.
-        per_prompt: responses a prompt.
-        seed: with a prompt's number and a response's, it fixes the response up to rounding, which
-            depends on what else the engine computes at the time.
+        max_tokens: maximum length of a response.
+        temperature: sampling temperature.
+        per_prompt: responses per prompt.
+        seed: seed from which the seed of each response is hashed. It fixes a response up to
+            rounding, which depends on the other requests in the batch.
     """
 
     max_tokens: int
@@ -71,17 +71,17 @@ class Sampling:
 
 
 class Sampler:
-    """Draws responses; a context manager, behind which the engine and its process are gone.
+    """Samples responses; a context manager that shuts the engine and its process down.
 
-    The engine starts when the first response is needed, and stays for the sets that follow.
+    The engine starts with the first missing response and is shared by all sets.
 
     Args:
-        model: the base model's folder, or its name on the Hub.
-        flags: vLLM's.
-        sampling: how responses are drawn.
+        model: folder of the base model, or its name on the Hub.
+        flags: vLLM's flags.
+        sampling: sampling parameters.
     """
 
-    def __init__(self, model: str, flags: Sequence[str], sampling: Sampling) -> None:
+    def __init__(self, model: str, flags: Sequence[str], sampling: RolloutSampling) -> None:
         self._model = model
         self._flags = flags
         self._sampling = sampling
@@ -99,18 +99,18 @@ class Sampler:
     def draw(
         self, prompts: Sequence[tuple[int, list[int]]], folder: Path, name: str, wave: int = WAVE
     ) -> None:
-        """Writes the responses that are not there yet to ``{name}-rollouts-*.jsonl``.
+        """Samples the missing responses and writes them to ``{name}-rollouts-*.jsonl``.
 
-        A file appears once it is complete, so what was interrupted goes on where it was.
+        Only complete files appear, so an interrupted run resumes with the missing files.
 
         Args:
-            prompts: the number of each prompt and its token ids.
-            folder: of the files; it must exist.
-            name: of the set of responses.
-            wave: responses a file, rounded down to whole prompts; the same in every run.
+            prompts: index and token ids of each prompt.
+            folder: folder of the files; must exist.
+            name: name of the set of responses.
+            wave: responses per file, rounded down to whole prompts; the same in every run.
 
         Raises:
-            ConfigError: a prompt leaves no room for ``max_tokens``; nothing is drawn then.
+            ConfigError: a prompt leaves no room for ``max_tokens``; nothing is sampled.
         """
         size = max(1, wave // self._sampling.per_prompt)
         waves = {
@@ -123,9 +123,9 @@ class Sampler:
         self._engine = self._engine or _start(self._model, self._flags)
         self._check_lengths(prompts)
         total = len(prompts) * self._sampling.per_prompt
-        left = sum(map(len, missing.values())) * self._sampling.per_prompt
+        remaining = sum(map(len, missing.values())) * self._sampling.per_prompt
         with tqdm(
-            total=total, initial=total - left, desc=f"responses of {name}", unit="response"
+            total=total, initial=total - remaining, desc=f"{name}: responses", unit="response"
         ) as bar:
             self._draw(missing, bar)
 
@@ -135,8 +135,8 @@ class Sampler:
         for number, ids in prompts:
             if len(ids) + max_tokens > limit:
                 raise ConfigError(
-                    f"prompt {number + 1} has {len(ids)} tokens, and --max-tokens is {max_tokens}; "
-                    f"together they must be at most {limit}, vLLM's --max-model-len"
+                    f"prompt {number + 1} has {len(ids)} tokens and --max-tokens is {max_tokens}; "
+                    f"their sum must be at most {limit}, vLLM's --max-model-len"
                 )
 
     def _draw(
@@ -158,11 +158,11 @@ class Sampler:
                 del drawn[request.wave]
 
     def _responses(self, requests: Iterator["_Request"]) -> Iterator[tuple["_Request", Rollout]]:
-        """Responses as they end. The engine stays full: it never waits for the last of a wave."""
-        most = 2 * self._engine.vllm_config.scheduler_config.max_num_seqs
+        """Yields responses as they end; requests of later waves keep the engine busy."""
+        limit = 2 * self._engine.vllm_config.scheduler_config.max_num_seqs
         running: dict[str, _Request] = {}
         while True:
-            for request in islice(requests, most - len(running)):
+            for request in islice(requests, limit - len(running)):
                 prompt, params = tokens_input(request.ids), self._params(request)
                 self._engine.add_request(request.key, prompt, params)
                 running[request.key] = request
@@ -184,7 +184,7 @@ class Sampler:
 
 
 def read(folder: Path, name: str) -> Iterator[Rollout]:
-    """The responses of a set, in the order of its prompts, one line in memory at a time."""
+    """Yields the responses of a set in the order of its prompts, reading line by line."""
     for path in sorted(folder.glob(f"{name}-rollouts-*.jsonl")):
         with path.open(encoding="utf-8") as lines:
             for line in lines:
@@ -193,15 +193,15 @@ def read(folder: Path, name: str) -> Iterator[Rollout]:
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """One response to draw."""
+    """A response to sample."""
 
     wave: Path
     place: int
-    """Of its prompt in the wave."""
+    """Position of the prompt in the wave."""
     prompt: int
     ids: list[int]
     response: int
-    """Which of the prompt's responses, from 0."""
+    """Index among the prompt's responses, from 0."""
 
     @property
     def key(self) -> str:
@@ -213,15 +213,15 @@ def _start(model: str, flags: Sequence[str]) -> LLMEngine:
     cli_env_setup()
     parser = FlexibleArgumentParser(prog="cdserve heads train", add_help=False)
     args = EngineArgs.add_cli_args(parser).parse_args([*flags, "--model", model])
-    args.disable_log_stats = True  # its lines would break the progress bar
+    args.disable_log_stats = True  # log lines would break the progress bar
     use_one_process(args)
     os.environ[ENDS_WITH_PARENT] = "1"
     if current_platform.is_cpu():
         if args.max_num_batched_tokens is None:
-            # On CPU, vLLM 0.32 dies of a prompt that has a seed and is computed in chunks.
+            # On CPU, vLLM 0.32 crashes on a chunked prompt of a request with a seed.
             args.enable_chunked_prefill = bool(args.enable_chunked_prefill)
         if args.enforce_eager:
-            # Else vLLM compiles some sampling code at the first request, for a minute.
+            # Otherwise vLLM compiles sampling code at the first request, which takes a minute.
             os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     return LLMEngine.from_engine_args(
         EngineArgs.from_cli_args(args),

@@ -1,4 +1,4 @@
-"""Trains one head: responses, states, rewards, fit, report. Each goes on where it stopped."""
+"""Trains a head: responses, states, rewards, fit, report; an interrupted run resumes."""
 
 import json
 from dataclasses import asdict
@@ -9,9 +9,9 @@ from huggingface_hub import snapshot_download
 
 from cdserve.errors import ConfigError
 from cdserve.training.backbone import Backbone
-from cdserve.training.collect import collect
+from cdserve.training.fill_cache import fill_cache
 from cdserve.training.head import method, new_head
-from cdserve.training.job import Job
+from cdserve.training.job import TrainingJob
 from cdserve.training.plot import draw
 from cdserve.training.score import score
 from value_heads import (
@@ -29,25 +29,25 @@ from value_heads import (
 _WEIGHTS = "model.safetensors"
 _CHECKPOINT = "checkpoint.pt"
 _PLOT = "report.png"
+_CARD_LABELS = {"responses a prompt": "responses per prompt"}  # a key of report.json stays
 
 
-def train(job: Job) -> HeadReport:
+def train(job: TrainingJob) -> HeadReport:
     """Trains the head and writes its folder: weights, model card, ``report.json``, ``report.png``.
 
-    A run that was stopped goes on when it is asked for again: with the responses and states that
-    are in the cache, and from the last epoch.
+    An interrupted run resumes with the responses and states in the cache and from the last epoch.
 
     Raises:
-        ConfigError: the folder holds a head already, or something asked for cannot be used.
+        ConfigError: the folder already has a head, or an input cannot be used.
     """
     if (job.out / _WEIGHTS).exists():
-        raise ConfigError(f"--out {job.out} holds a head already; name another folder")
+        raise ConfigError(f"--out {job.out} already has a head; choose another folder")
     model = _folder(job.data.model)
-    collection = collect(job.data, model)
-    rewards = {name: score(job, collection, name) for name in collection.sets}
-    shards = {name: CachedRollouts(collection.folder, name, rewards[name]) for name in rewards}
-    head = new_head(job, model, collection.base_hash, rewards["train"])
-    base, how = _base(job, model), method(job)
+    cache = fill_cache(job.data, model)
+    rewards = {name: score(job, cache, name) for name in cache.sets}
+    shards = {name: CachedRollouts(cache.folder, name, rewards[name]) for name in rewards}
+    head = new_head(job, model, cache.base_hash, rewards["train"])
+    base = _base(job, model)
     job.out.mkdir(parents=True, exist_ok=True)
     checkpoint = job.out / _CHECKPOINT
     try:
@@ -55,7 +55,7 @@ def train(job: Job) -> HeadReport:
             head,
             shards["train"],
             shards["validation"],
-            how,
+            method(job),
             job.options,
             base=base,
             checkpoint=checkpoint,
@@ -75,9 +75,9 @@ def _folder(model: str) -> Path:
     return Path(snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
 
 
-def _base(job: Job, model: Path) -> Base | None:
-    """The base model's output layer; it may be missing where only the report would read it."""
-    if job.architecture not in QHead.architectures and not job.needs_base:
+def _base(job: TrainingJob, model: Path) -> Base | None:
+    """The base model's output layer; None if unavailable and only the report would use it."""
+    if job.head.architecture not in QHead.architectures and not job.needs_base:
         return None
     try:
         return Backbone(model).base(job.data.temperature)
@@ -87,22 +87,26 @@ def _base(job: Job, model: Path) -> Base | None:
         return None
 
 
-def _write(job: Job, head: Head, fitted: FitReport, report: HeadReport) -> None:
-    made = {"how": _how(job), "fit": asdict(fitted), "held_out": asdict(report)}
-    text = json.dumps(made, indent=2, allow_nan=False) + "\n"
+def _write(job: TrainingJob, head: Head, fitted: FitReport, report: HeadReport) -> None:
+    content = {"how": _settings(job), "fit": asdict(fitted), "held_out": asdict(report)}
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     (job.out / "report.json").write_text(text, encoding="utf-8")
     draw(report, list(zip(fitted.train_loss, fitted.held_out_loss, strict=True)), job.out / _PLOT)
-    how = "\n".join(f"- {key}: {value}" for key, value in _how(job).items() if value is not None)
-    head.report = f"## How it was trained\n\n{how}\n\n{markdown(report)}\n![report]({_PLOT})\n"
+    settings = "\n".join(
+        f"- {_CARD_LABELS.get(key, key)}: {value}"
+        for key, value in _settings(job).items()
+        if value is not None
+    )
+    head.report = f"## Training\n\n{settings}\n\n{markdown(report)}\n![report]({_PLOT})\n"
     head.save_pretrained(job.out)
 
 
-def _how(job: Job) -> dict[str, Any]:
+def _settings(job: TrainingJob) -> dict[str, Any]:
     data = job.data
     return {
         "method": job.method,
         "lambda": job.lam,
-        "started from": job.start and job.start.name,
+        "started from": job.head.start and job.head.start.name,
         "teacher": job.teacher and job.teacher.name,
         "responses a prompt": data.per_prompt,
         "max_tokens": data.max_tokens,

@@ -10,30 +10,32 @@ from tqdm import tqdm
 
 from cdserve.errors import ConfigError, safe_repr
 from cdserve.scoring import Response
-from cdserve.training.collect import Collection
-from cdserve.training.job import Job
+from cdserve.training.fill_cache import FilledCache
+from cdserve.training.job import TrainingJob
 from cdserve.training.rollouts import Rollout, read
 
 
-def score(job: Job, collection: Collection, name: str) -> Tensor:
-    """The rewards of a set's responses, float32 [B, G]; NaN for one that was cut.
+def score(job: TrainingJob, cache: FilledCache, name: str) -> Tensor:
+    """The rewards of a set's responses, float32 [B, G]; NaN for a response that was cut.
 
     Raises:
-        ConfigError: a reward fails, is not finite, or lies outside the job's bounds.
+        ConfigError: a reward fails, is not finite, or is outside ``--bounds``.
     """
-    rollouts = tqdm(read(collection.folder, name), f"rewards of {name}", unit="response")
-    return torch.tensor(asyncio.run(_all(job, collection, rollouts)))
+    rollouts = tqdm(read(cache.folder, name), f"{name}: rewards", unit="response")
+    return torch.tensor(asyncio.run(_all(job, cache, rollouts)))
 
 
-async def _all(job: Job, collection: Collection, rollouts: Iterable[Rollout]) -> list[list[float]]:
-    return [await _rewards(job, collection, rollout) for rollout in rollouts]
+async def _all(
+    job: TrainingJob, cache: FilledCache, rollouts: Iterable[Rollout]
+) -> list[list[float]]:
+    return [await _rewards(job, cache, rollout) for rollout in rollouts]
 
 
-async def _rewards(job: Job, collection: Collection, rollout: Rollout) -> list[float]:
+async def _rewards(job: TrainingJob, cache: FilledCache, rollout: Rollout) -> list[float]:
     if not rollout.ended:
         return [math.nan] * len(job.rewards)
     response = Response(
-        prompt=collection.prompts[rollout.prompt],
+        prompt=cache.prompts[rollout.prompt],
         text=rollout.text,
         tokens=len(rollout.tokens),
         finished=True,
@@ -42,19 +44,21 @@ async def _rewards(job: Job, collection: Collection, rollout: Rollout) -> list[f
     return [await _reward(job, name, response) for name in job.rewards]
 
 
-async def _reward(job: Job, name: str, response: Response) -> float:
+async def _reward(job: TrainingJob, name: str, response: Response) -> float:
     try:
-        (found,) = await job.rewards[name].score([response])
+        (reward,) = await job.rewards[name].score([response])
     except Exception as error:
         raise ConfigError(
             f"--rewards {name} failed on {safe_repr(response.text)}: {error!r}"
         ) from error
-    if not math.isfinite(found):
-        raise ConfigError(f"--rewards {name} is {found} for {safe_repr(response.text)}; not finite")
-    if job.bounds is not None and not job.bounds[0] <= found <= job.bounds[1]:
-        low, high = job.bounds
+    if not math.isfinite(reward):
         raise ConfigError(
-            f"--rewards {name} is {found:g} for {safe_repr(response.text)}; --bounds says from "
-            f"{low:g} to {high:g}"
+            f"--rewards {name} is {reward} for {safe_repr(response.text)}; it must be finite"
         )
-    return found
+    bounds = job.head.bounds
+    if bounds is not None and not bounds[0] <= reward <= bounds[1]:
+        raise ConfigError(
+            f"--rewards {name} is {reward:g} for {safe_repr(response.text)}; --bounds requires "
+            f"{bounds[0]:g} to {bounds[1]:g}"
+        )
+    return reward

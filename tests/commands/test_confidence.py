@@ -56,11 +56,10 @@ class TestOutcome:
             HASH,
         )
         state = CachedRollouts(cache, "validation")[0].states[2]
-        said = (
-            f"confidence of 10 responses that ended; mean {head(state).item():.4g} on 1 responses "
-            "to validation prompts"
+        assert capsys.readouterr().out == (
+            f"{out}: confidence from 10 finished responses; validation: mean "
+            f"{head(state).item():.4g} (n = 1)\n"
         )
-        assert capsys.readouterr().out == f"{out}: {said}\n"
         card = (out / "README.md").read_text()
         assert "base_model: tiny" in card
         assert "Made of 10 responses that ended, λ = 1." in card
@@ -79,7 +78,7 @@ class TestOutcome:
             path.unlink()
         fill(cache, "validation", [False, False])
         confidence(cache)
-        assert capsys.readouterr().out.endswith("; no response to validation prompts ended\n")
+        assert capsys.readouterr().out.endswith("; validation: no finished responses\n")
 
     def test_what_it_is_can_be_inspected(
         self, cache: Path, capsys: pytest.CaptureFixture[str]
@@ -107,38 +106,41 @@ class TestRefusals:
 
     def test_a_head_is_not_overwritten(self, cache: Path) -> None:
         out = confidence(cache)
-        with pytest.raises(SystemExit, match=rf"cdserve: --out {out} holds a head already"):
+        with pytest.raises(SystemExit, match=rf"cdserve: --out {out} already has a head"):
             confidence(cache)
 
     @pytest.mark.parametrize("text", [None, "", "[]", "{}"])
     def test_a_folder_that_is_no_cache(self, tmp_path: Path, text: str | None) -> None:
         if text is not None:
             (tmp_path / "settings.json").write_text(text)
-        with pytest.raises(SystemExit, match=rf"--cache {tmp_path} is no cache of `cdserve heads"):
+        with pytest.raises(
+            SystemExit, match=rf"--cache {tmp_path} is not a cache of `cdserve heads"
+        ):
             confidence(tmp_path)
 
     def test_a_base_without_a_name(self, cache: Path) -> None:
         settings(cache, model=None)
-        with pytest.raises(SystemExit, match=rf"--base-name is missing, and --cache {cache} does"):
+        with pytest.raises(SystemExit, match=rf"--base-name is required: --cache {cache} does not"):
             confidence(cache)
         confidence(cache, "--base-name", "tiny")
 
     @pytest.mark.parametrize(
-        ("missing", "states", "text"),
+        ("missing", "states", "texts"),
         [
-            ("train-states-*", "0", "15 responses of train"),
-            ("train-states-00002*", "11", "15 responses of train"),
-            ("validation-states-*", "0", "2 responses of validation"),
-            ("train-*", "0", "0 responses of train"),
+            ("train-states-*", "0", "15"),
+            ("train-states-00002*", "11", "15"),
+            ("validation-states-*", "0", "2"),
+            ("train-*", "0", "0"),
         ],
     )
     def test_a_cache_that_is_not_full(
-        self, cache: Path, missing: str, states: str, text: str
+        self, cache: Path, missing: str, states: str, texts: str
     ) -> None:
         for path in cache.glob(missing):
             path.unlink()
-        said = f"--cache {cache} is not complete: it has states of {states} and text of {text}; "
-        with pytest.raises(SystemExit, match=said):
+        name = missing.partition("-")[0]
+        counts = f"set {name} has states of {states} and texts of {texts} responses; "
+        with pytest.raises(SystemExit, match=f"--cache {cache} is incomplete: {counts}"):
             confidence(cache)
 
     def test_too_few_responses(self, cache: Path) -> None:

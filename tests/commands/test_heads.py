@@ -19,8 +19,8 @@ class TestInspect:
         said = capsys.readouterr().out
         assert said.startswith("Value head, mlp, kind mean, ")
         assert "reward sentiment: shift" in said
-        assert "reads hidden_states[-1] after the final norm, 256 wide" in said
-        assert f"fits {MODEL_DIR}" in said
+        assert "input: hidden_states[-1] after the final norm, width 256" in said
+        assert f"matches {MODEL_DIR}" in said
 
     def test_a_q_head(self, capsys: pytest.CaptureFixture[str]) -> None:
         main(["heads", "inspect", str(Q_HEAD_DIR)])
@@ -52,9 +52,9 @@ class TestImport:
         out = tmp_path / "head"
         command = ["heads", "import", str(checkpoint), str(out), "--base-model", "tiny"]
         main([*command, "--rewards", "helpful"])
-        assert capsys.readouterr().out == f"{out}: helpful, 8 wide\n"
+        assert capsys.readouterr().out == f"{out}: rewards helpful, input width 8\n"
         assert ValueHead.from_pretrained(out)(torch.ones(8)).tolist() == [9.0]
-        with pytest.raises(SystemExit, match=f"cdserve: {out} exists already"):
+        with pytest.raises(SystemExit, match=f"cdserve: {out} already exists"):
             main(command)
 
     def test_a_wrong_checkpoint_is_named(self, tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ class TestOutcome:
     def test_a_finished_head_is_not_overwritten(
         self, head: Path, prompts: Path, cache: Path
     ) -> None:
-        with pytest.raises(SystemExit, match=rf"--out {head} holds a head already"):
+        with pytest.raises(SystemExit, match=rf"--out {head} already has a head"):
             train(prompts, cache, head, "--head", "mlp", "--method", "fudge")
 
 
@@ -178,7 +178,9 @@ class TestOnTheSameResponses:
         train(prompts, cache, v, "--head", "mlp", "--method", "cdq", "--teacher", str(q))
         assert json.loads((v / "report.json").read_text())["how"]["teacher"] == "q"
         command = ("--head", "mlp", "--method", "cdq", "--teacher", str(head))
-        with pytest.raises(SystemExit, match=rf"--teacher {head} is no Q-head, but mlp"):
+        with pytest.raises(
+            SystemExit, match=rf"--teacher {head} has architecture mlp; it must be a Q-head"
+        ):
             train(prompts, cache, tmp_path / "other", *command)
 
     def test_the_confidence_of_its_responses(
@@ -195,9 +197,8 @@ class TestOnTheSameResponses:
             torch.equal(weight, expected[name]) for name, weight in made.state_dict().items()
         )
         assert capsys.readouterr().out == (
-            f"{out}: confidence of {int(train.ended.sum())} responses that ended; mean "
-            f"{mean_confidence(made, validation):.4g} on {int(validation.ended.sum())} responses "
-            "to validation prompts\n"
+            f"{out}: confidence from {int(train.ended.sum())} finished responses; validation: mean "
+            f"{mean_confidence(made, validation):.4g} (n = {int(validation.ended.sum())})\n"
         )
 
     def test_a_stopped_run_goes_on(
@@ -247,7 +248,7 @@ class TestOnTheSameResponses:
             (("--per-prompt", "4"), "was made with per_prompt 3, not 4"),
             (("--rewards", "x=operator:truediv"), r"--rewards x failed on .*: TypeError"),
             (("--rewards", "x=cdserve.demo.reward:nothing"), "cannot be imported"),
-            (("--bounds", "0", "1"), r"--bounds says from 0 to 1"),
+            (("--bounds", "0", "1"), r"--bounds requires 0 to 1"),
         ],
     )
     def test_what_cannot_be_used_is_named(
@@ -269,16 +270,19 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("arguments", "refusal"),
         [
-            (("--head", "mlp", "--method", "cdq"), "--head mlp needs a --teacher, a Q-head"),
-            (("--head", "mlp", "--method", "soft"), "--method soft needs --beta"),
-            (("--head", "mlp", "--method", "fudge", "--beta", "1"), "--beta is 1.0; it goes with"),
-            (("--head", "mlp", "--method", "fudge", "--lam", "1"), "it goes with --method td"),
+            (("--head", "mlp", "--method", "cdq"), "--head mlp requires --teacher, a Q-head"),
+            (("--head", "mlp", "--method", "soft"), "--method soft requires --beta"),
+            (("--head", "mlp", "--method", "fudge", "--beta", "1"), "--beta is 1.0; it requires"),
+            (("--head", "mlp", "--method", "fudge", "--lam", "1"), "it requires --method td"),
             (("--head", "mlp", "--method", "td", "--lam", "2"), "--lam is 2.0; .* from 0 to 1"),
             (("--head", "mlp", "--method", "soft", "--beta", "0"), "--beta is 0.0; .* positive"),
-            (("--head", "mlp", "--method", "fudge", "--rank", "4"), "with --head lowrank"),
-            (("--head", "tied", "--method", "fudge", "--mlp-width", "4"), "with --head mlp"),
-            (("--head", "tied", "--method", "fudge", "--bounds", "0", "1"), "with --head linear"),
-            (("--head", "mlp", "--method", "fudge", "--bounds", "1", "0"), "must be rising"),
+            (("--head", "mlp", "--method", "fudge", "--rank", "4"), "requires --head lowrank"),
+            (("--head", "tied", "--method", "fudge", "--mlp-width", "4"), "requires --head mlp"),
+            (
+                ("--head", "tied", "--method", "fudge", "--bounds", "0", "1"),
+                "requires --head linear",
+            ),
+            (("--head", "mlp", "--method", "fudge", "--bounds", "1", "0"), "must be ascending"),
             (("--head", "mlp", "--method", "fudge", "--held-out", "0.6"), "below 0.5"),
             (("--head", "mlp", "--method", "fudge", "--temperature", "0"), "must be positive"),
             (("--head", "mlp", "--method", "fudge", "--batch", "0"), "--batch is 0; .* positive"),
@@ -312,11 +316,11 @@ class TestRefusals:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
         given = ("--head", "mlp", "--method", "soft", "--rewards", "good=my_own_rewards:good")
-        with pytest.raises(SystemExit, match="--method soft needs --beta"):
+        with pytest.raises(SystemExit, match="--method soft requires --beta"):
             train(prompts, tmp_path / "cache", tmp_path / "x", *given)
 
     def test_too_few_prompts(self, tmp_path: Path) -> None:
         path = tmp_path / "prompts.jsonl"
         path.write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
-        with pytest.raises(SystemExit, match=r"has 2 prompts; at least 3 are needed"):
+        with pytest.raises(SystemExit, match=r"has 2 prompts; at least 3 are required"):
             train(path, tmp_path / "cache", tmp_path / "x", "--head", "mlp", "--method", "fudge")

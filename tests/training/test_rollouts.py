@@ -9,13 +9,13 @@ from transformers import AutoTokenizer
 from cdserve.demo import MODEL_DIR, PROMPTS_PATH
 from cdserve.errors import ConfigError
 from cdserve.prompts import encode, read_prompts
-from cdserve.training.rollouts import Rollout, Sampler, Sampling, read
+from cdserve.training.rollouts import Rollout, RolloutSampling, Sampler, read
 
 FLAGS = (
     *("--dtype", "float32", "--max-model-len", "512", "--enforce-eager"),
     *("--kv-cache-memory-bytes", "268435456", "--block-size", "32"),
 )
-SAMPLING = Sampling(max_tokens=48, temperature=1.0, per_prompt=2, seed=5)
+SAMPLING = RolloutSampling(max_tokens=48, temperature=1.0, per_prompt=2, seed=5)
 TOKENIZER = AutoTokenizer.from_pretrained(MODEL_DIR)
 # Their numbers have gaps: a set is a part of the file's prompts.
 PROMPTS = [(3 * i, ids) for i, ids in enumerate(encode(read_prompts(PROMPTS_PATH)[:12], TOKENIZER))]
@@ -100,7 +100,7 @@ def test_nothing_missing_starts_no_engine(folder: Path) -> None:
 def test_a_prompt_without_room_is_refused(sampler: Sampler, tmp_path: Path) -> None:
     fits, too_long = (0, [5] * 464), (7, [5] * 465)
     with pytest.raises(
-        ConfigError, match=r"prompt 8 has 465 tokens, and --max-tokens is 48; .* at most 512"
+        ConfigError, match=r"prompt 8 has 465 tokens and --max-tokens is 48; .* at most 512"
     ):
         sampler.draw([fits, too_long], tmp_path, "train")
     assert list(tmp_path.iterdir()) == []

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cdserve.config import PythonReward
 from cdserve.scoring import build
-from cdserve.training.job import Data, Job, MethodName
+from cdserve.training.job import Data, HeadSpec, MethodName, TrainingJob
 from cdserve.training.run import train
 from value_heads import FitOptions, HeadReport
 from value_heads.config import Architecture
@@ -61,7 +61,7 @@ def train_head(model: Path, cache: Path, heads: Path, name: str, recipe: Recipe)
     shutil.rmtree(heads / name, ignore_errors=True)
     gold = PythonReward(kind="python", callable="cdserve.demo.reward:sentiment_gold")
     return train(
-        Job(
+        TrainingJob(
             data=Data(
                 model=str(model),
                 prompts=cache / "prompts.jsonl",
@@ -73,8 +73,10 @@ def train_head(model: Path, cache: Path, heads: Path, name: str, recipe: Recipe)
             ),
             rewards=build({"sentiment": gold}),
             method=recipe.method,
-            architecture=recipe.architecture,
-            start=None if recipe.start is None else heads / recipe.start,
+            head=HeadSpec(
+                architecture=recipe.architecture,
+                start=None if recipe.start is None else heads / recipe.start,
+            ),
             out=heads / name,
             base_name="cdserve-demo",
             options=recipe.options,

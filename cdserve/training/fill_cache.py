@@ -1,4 +1,4 @@
-"""Fills a cache: responses from the engine, their states from the base model."""
+"""Fills a cache with responses from the engine and hidden states from the base model."""
 
 import hashlib
 import json
@@ -17,23 +17,22 @@ from cdserve.prompts import Prompt, encode, read_prompts, text_of
 from cdserve.training.backbone import Backbone
 from cdserve.training.cache import SETTINGS
 from cdserve.training.job import Data
-from cdserve.training.rollouts import Sampler, Sampling, read
+from cdserve.training.rollouts import RolloutSampling, Sampler, read
 from value_heads import ShardWriter, hash_base
 
 MOST_HELD_OUT = 1000
-"""Prompts of a set that is not trained on: more would make no figure better."""
+"""Maximum number of prompts in the validation set and in the test set."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Collection:
-    """A cache that is full.
+class FilledCache:
+    """A cache with all responses and states.
 
     Attributes:
-        folder: where it is.
-        prompts: what rewards see of the prompts of both files, by the numbers that responses know
-            them by.
-        sets: the numbers of the prompts of ``train``, ``validation`` and ``test``.
-        base_hash: of the base model.
+        folder: folder of the cache.
+        prompts: text of every prompt as rewards receive it; the index is ``Rollout.prompt``.
+        sets: indices of the prompts of ``train``, ``validation`` and ``test``.
+        base_hash: hash of the base model.
     """
 
     folder: Path
@@ -42,29 +41,29 @@ class Collection:
     base_hash: str
 
 
-def collect(data: Data, model: Path) -> Collection:
-    """Draws the responses and computes the states that the cache still lacks.
+def fill_cache(data: Data, model: Path) -> FilledCache:
+    """Draws the responses and computes the states that the cache lacks.
 
     Args:
-        data: which responses.
-        model: the base model's folder.
+        data: the responses.
+        model: folder of the base model.
 
     Raises:
-        ConfigError: the cache is of other settings, or the prompts cannot be used.
+        ConfigError: the cache has other settings, or the prompts cannot be used.
     """
     prompts, sets = _split(data)
     tokenizer = AutoTokenizer.from_pretrained(model)
     ids = encode(prompts, tokenizer)
-    collection = Collection(
+    cache = FilledCache(
         folder=data.cache,
         prompts=[text_of(prompt, tokenizer) for prompt in prompts],
         sets=sets,
         base_hash=hash_base(model),
     )
-    _claim(data, collection)
-    _draw(data, model, collection, ids)
-    _compute_states(data, model, collection)
-    return collection
+    _check_settings(data, cache)
+    _draw(data, model, cache, ids)
+    _compute_states(data, model, cache)
+    return cache
 
 
 def _split(data: Data) -> tuple[list[Prompt], dict[str, list[int]]]:
@@ -74,7 +73,7 @@ def _split(data: Data) -> tuple[list[Prompt], dict[str, list[int]]]:
     count = min(max(1, round(data.held_out * len(order))), MOST_HELD_OUT)
     if len(order) < 3 * count:
         raise ConfigError(
-            f"--prompts {data.prompts} has {len(order)} prompts; at least 3 are needed"
+            f"--prompts {data.prompts} has {len(order)} prompts; at least 3 are required"
         )
     validation, rest = order[:count], order[count:]
     if data.test_prompts is None:
@@ -84,10 +83,10 @@ def _split(data: Data) -> tuple[list[Prompt], dict[str, list[int]]]:
     return prompts + others, {"test": test, "validation": validation, "train": rest}
 
 
-def _claim(data: Data, collection: Collection) -> None:
-    """Makes the cache ours, or sees that it is."""
-    wanted = {
-        "base_hash": collection.base_hash,
+def _check_settings(data: Data, cache: FilledCache) -> None:
+    """Checks the settings of an existing cache; writes them for a new one."""
+    settings = {
+        "base_hash": cache.base_hash,
         "prompts_sha256": _digest(data.prompts),
         "test_prompts_sha256": data.test_prompts and _digest(data.test_prompts),
         "held_out": data.held_out,
@@ -99,15 +98,15 @@ def _claim(data: Data, collection: Collection) -> None:
     path = data.cache / SETTINGS
     if not path.exists():
         data.cache.mkdir(parents=True, exist_ok=True)
-        made = {"model": data.model, **wanted}  # the hash says which one; the name is for people
-        path.write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
+        content = {"model": data.model, **settings}  # the name is for readers; the hash identifies
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         return
-    found = json.loads(path.read_text(encoding="utf-8"))
-    for key, value in wanted.items():
-        if found.get(key) != value:
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    for key, value in settings.items():
+        if kept.get(key) != value:
             raise ConfigError(
-                f"--cache {data.cache} was made with {key} {found.get(key)}, not {value}: "
-                "name another folder"
+                f"--cache {data.cache} was made with {key} {kept.get(key)}, not {value}; choose "
+                "another folder"
             )
 
 
@@ -115,28 +114,28 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _draw(data: Data, model: Path, collection: Collection, ids: list[list[int]]) -> None:
-    sampling = Sampling(
+def _draw(data: Data, model: Path, cache: FilledCache, ids: list[list[int]]) -> None:
+    sampling = RolloutSampling(
         max_tokens=data.max_tokens,
         temperature=data.temperature,
         per_prompt=data.per_prompt,
         seed=data.seed,
     )
     with Sampler(str(model), data.flags, sampling) as sampler:
-        for name, numbers in collection.sets.items():
-            sampler.draw([(i, ids[i]) for i in numbers], collection.folder, name)
+        for name, indices in cache.sets.items():
+            sampler.draw([(i, ids[i]) for i in indices], cache.folder, name)
 
 
-def _compute_states(data: Data, model: Path, collection: Collection) -> None:
+def _compute_states(data: Data, model: Path, cache: FilledCache) -> None:
     backbone = None
-    for name, numbers in collection.sets.items():
-        total = len(numbers) * data.per_prompt
-        writer = ShardWriter(collection.folder, name)
+    for name, indices in cache.sets.items():
+        total = len(indices) * data.per_prompt
+        writer = ShardWriter(cache.folder, name)
         if writer.written == total:
             continue
         backbone = backbone or Backbone(model)
-        missing = islice(read(collection.folder, name), writer.written, None)
-        bar = tqdm(total=total, initial=writer.written, desc=f"states of {name}", unit="response")
+        missing = islice(read(cache.folder, name), writer.written, None)
+        bar = tqdm(total=total, initial=writer.written, desc=f"{name}: states", unit="response")
         for rollout, states in backbone.states(missing):
             tokens = torch.tensor(rollout.tokens)
             writer.add(states, tokens, ended=rollout.ended, prompt=rollout.prompt)
