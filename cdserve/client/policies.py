@@ -130,7 +130,8 @@ def _expand(name: str, alignment: Any, where: str) -> Iterator[NamedPolicy]:
         return
     if not isinstance(alignment, dict) or not isinstance(alignment.get("method"), str):
         raise ConfigError(
-            f"{where} is {safe_repr(alignment)}; a policy is a preset's name or an object with a method"
+            f"{where} is {safe_repr(alignment)}; "
+            "a policy is a preset's name or an object with a method"
         )
     policy = {key: value for key, value in alignment.items() if key != SWEEP}
     sweep = alignment.get(SWEEP) or {}

@@ -86,7 +86,8 @@ def _check_prompts(job: CollectionJob, journal: Journal) -> None:
         if index < len(job.prompts) and record["prompt"] != job.prompts[index]:
             raise ConfigError(
                 f"--out {job.out} has an answer to {safe_repr(record['prompt'])} as prompt "
-                f"{index + 1}, but --prompts has {safe_repr(job.prompts[index])}; choose another folder"
+                f"{index + 1}, but --prompts has {safe_repr(job.prompts[index])}; "
+                "choose another folder"
             )
 
 

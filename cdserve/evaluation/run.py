@@ -58,14 +58,16 @@ def _resolve(policy: NamedPolicy, server: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(alignment, str):
         if alignment not in presets:
             raise ConfigError(
-                f"policy {safe_repr(policy.name)}: the server has no preset {safe_repr(alignment)}; it has "
+                f"policy {safe_repr(policy.name)}: the server has no preset "
+                f"{safe_repr(alignment)}; it has "
                 f"{', '.join(presets) or 'none'}. If this is not a preset, write "
                 "'METHOD FIELD=VALUE ...'."
             )
         return {"preset": alignment, **presets[alignment]}
     if alignment["method"] not in methods:
         raise ConfigError(
-            f"policy {safe_repr(policy.name)}: the server has no method {safe_repr(alignment['method'])}; "
+            f"policy {safe_repr(policy.name)}: the server has no method "
+            f"{safe_repr(alignment['method'])}; "
             f"it has {', '.join(methods)}"
         )
     return alignment

@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 from cdserve.client.settings import check_settings, read_settings
+from cdserve.errors import safe_repr
 from cdserve.evaluation.job import EvaluationJob
 
 _LONGEST = 120
