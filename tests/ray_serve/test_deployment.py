@@ -302,11 +302,10 @@ def test_what_is_under_way_ends_before_a_replica_goes(replicas: Replicas) -> Non
         with replicas.gate.closed(above=BLOCK):
             running = [pool.submit(_ask, http, BLOCKS, **SEARCH) for _ in range(4)]
             replicas.gate.until_wait(4)
-            going = pool.submit(serve.delete, NAME)
+            serve.delete(NAME, _blocking=False)  # Ray waits for 60 s at most
             until(lambda: http.get("/-/routes").json() == {}, "the end of its route")
             assert not any(one.done() for one in running)
         assert [one.result() for one in running] == [200] * 4
-        going.result()
     until(lambda: not replicas.actors(), "the end of the replicas")
 
 
