@@ -1,4 +1,4 @@
-"""Decoding methods: one search loop, its selection rules, a registry. Nothing here knows vLLM."""
+"""Decoding methods: one search loop, its selection rules, a registry. Nothing depends on vLLM."""
 
 from cdserve.decoders.best_of_n import BestOfN, BestOfNPolicy
 from cdserve.decoders.best_of_poisson import BestOfPoisson, BestOfPoissonPolicy
@@ -9,7 +9,7 @@ from cdserve.decoders.logit_mixing import LogitMixing, LogitMixingPolicy
 from cdserve.decoders.registry import Decoder, load
 from cdserve.decoders.rejection import Rejection, RejectionPolicy
 from cdserve.decoders.search import search
-from cdserve.decoders.selection import Argmax, Beam, Select, Softmax, WorstCase
+from cdserve.decoders.selection import Argmax, Beam, SelectionRule, Softmax, WorstCase
 from cdserve.decoders.speculative_rejection import (
     SpeculativeRejection,
     SpeculativeRejectionPolicy,
@@ -37,7 +37,7 @@ __all__ = [
     "Rejection",
     "RejectionPolicy",
     "Score",
-    "Select",
+    "SelectionRule",
     "Softmax",
     "SpeculativeRejection",
     "SpeculativeRejectionPolicy",

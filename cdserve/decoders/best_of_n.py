@@ -1,7 +1,7 @@
-"""Best-of-n: n whole responses, the best is returned (arXiv 2401.01879)."""
+"""Best-of-n: the best of n whole responses (arXiv 2401.01879)."""
 
 from collections.abc import AsyncGenerator
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -9,26 +9,23 @@ from cdserve.decoders.candidate import Decision, Proposal
 from cdserve.decoders.registry import decoder
 from cdserve.decoders.search import search
 from cdserve.decoders.selection import rule
-from cdserve.policy import Limits, SelectingPolicy, at_most
+from cdserve.decoders.width import WidthField
+from cdserve.policy import SelectingPolicy
 
 
-class BestOfNPolicy(SelectingPolicy):
+class BestOfNPolicy(WidthField, SelectingPolicy):
     """Samples ``n`` whole responses and returns one by its final reward."""
 
     method: Literal["best_of_n"]
     n: int = Field(ge=1, description="Responses drawn for each one returned.")
 
-    @property
-    def width(self) -> int:
-        return self.n
-
-    def check_limits(self, limits: Limits) -> None:
-        at_most("alignment.n", self.n, limits.max_n)
+    width_field: ClassVar[str] = "n"
+    width_limit: ClassVar[str] = "max_n"
 
 
 @decoder("best_of_n")
 class BestOfN:
-    """The search with M = ∞."""
+    """The search with M = ∞, so that the first decision is the last."""
 
     policy = BestOfNPolicy
 

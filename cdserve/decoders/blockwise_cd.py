@@ -14,18 +14,18 @@ from cdserve.policy import FIELD, Limits, Schedule, SelectingPolicy, at_most
 
 
 class BlockwiseCDPolicy(SelectingPolicy):
-    """Samples ``k`` blocks of ``m`` tokens, keeps one by its prefix value, and goes on from it."""
+    """Samples ``k`` blocks of ``m`` tokens, keeps one by its prefix value, and continues there."""
 
     method: Literal["blockwise_cd"]
     k: Schedule = Field(
-        description="Blocks drawn for each one kept; a list has one number a block, the last "
-        "repeated."
+        description="Blocks drawn per block kept; a list has one number per block, "
+        "with the last repeated."
     )
     m: int = Field(ge=1, description="Block length in tokens.")
     beam_width: int = Field(
         default=1,
         ge=1,
-        description="Prefixes kept, each with k blocks; the best that ends is the response.",
+        description="Prefixes kept, each continued by k blocks; the best that ends is returned.",
     )
 
     scores_prefixes: ClassVar[bool] = True
@@ -34,9 +34,9 @@ class BlockwiseCDPolicy(SelectingPolicy):
     @classmethod
     def _keeps_the_highest(cls, beam_width: int, info: ValidationInfo) -> int:
         if beam_width > 1 and info.data.get("selection", "argmax") != "argmax":
-            raise ValueError("with another selection than 'argmax' it must be 1")
+            raise ValueError("it must be 1 unless selection is 'argmax'")
         if beam_width > 1 and info.data.get("kl_budget") is not None:
-            raise ValueError("with a kl_budget it must be 1")
+            raise ValueError("it must be 1 with a kl_budget")
         return beam_width
 
     @property
@@ -59,7 +59,7 @@ class BlockwiseCDPolicy(SelectingPolicy):
 
 @decoder("blockwise_cd")
 class BlockwiseCD:
-    """The search with blocks; each is streamed as it is accepted."""
+    """The search with blocks, each of which is streamed as soon as it is chosen."""
 
     policy = BlockwiseCDPolicy
 
@@ -71,6 +71,6 @@ class BlockwiseCD:
             select, budget = rule(policy, seed), policy.kl_budget
             return search(proposal, k=policy.k, m=policy.m, select=select, budget=budget)
         first, *rest = [policy.k, policy.k] if isinstance(policy.k, int) else policy.k
-        # All beams begin as one, the prompt, which has the blocks of all of them.
+        # All beams begin as the prompt, which draws the blocks of all of them.
         counts = [policy.beam_width * first, *(rest or [first])]
         return search(proposal, k=counts, m=policy.m, select=Beam(policy.beam_width))

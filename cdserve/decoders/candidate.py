@@ -1,4 +1,4 @@
-"""What a decoder works on: candidates, their scores, and the decision between them."""
+"""Candidates, their scores, and decisions between them: the data of every decoder."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,27 +11,27 @@ class Candidate:
 
     token_ids: tuple[int, ...]
     finish_reason: str | None
-    """``stop``: it ended by itself (EOS, a stop token or string); ``length``: the response is
-    at ``max_tokens``; ``deadline``: no time is left; None: a block that goes on. Others as vLLM
+    """``stop``: ended by itself (EOS, a stop token or string); ``length``: the response is at
+    ``max_tokens``; ``deadline``: no time is left; None: the response goes on. Others as vLLM
     reports them."""
     stop_reason: int | str | None = None
     """The stop token or string, as vLLM reports it; None for EOS."""
     text: str = ""
-    """The block's text; filled in only where something reads it (a trace, a text reward)."""
+    """The block's text; empty unless a trace or a text reward reads it."""
     values: Mapping[str, float] = field(default_factory=dict)
-    """V of the prefix with this block, a value head's name each, in raw reward units."""
+    """V of the prefix including this block, by value head, in raw reward units."""
     loglik: Mapping[str, float] = field(default_factory=dict)
-    """log p of the block by model (``base`` or a member), in nats, where a reward reads it."""
+    """log p of the block by model (``base`` or a member), in nats, if a reward reads it."""
     logprobs: Any = None
-    """vLLM's logprobs of the tokens, where the request asked for them."""
+    """vLLM's logprobs of the tokens, if the request asked for them."""
     cumulative_logprob: float | None = None
-    """log p of the block in nats, where the request asked for logprobs."""
+    """log p of the block, in nats, if the request asked for logprobs."""
     kl: float | None = None
-    """KL of its tokens' distributions from the base model's, in nats, where they are steered."""
+    """KL of the tokens' distributions from the base model's, in nats; None without steering."""
     unsteered: int = 0
-    """Tokens that a budget left to the base model's distribution."""
+    """Tokens that a KL budget left unsteered, drawn from the base model's distribution."""
     cut: bool = False
-    """Whether the deadline ended it before its block or response was whole."""
+    """Whether the deadline cut the block or response short."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,52 +41,52 @@ class Score:
     total: float
     rewards: Mapping[str, float]
     failed: tuple[str, ...] = ()
-    """Rewards that could not be computed, and that the operator lets a decision do without."""
+    """Rewards that failed, and that the operator's settings allow a decision to do without."""
     parts: Mapping[str, float] = field(default_factory=dict)
-    """What each reward that has a weight adds to the sum, standardised where the operator says."""
+    """Contribution of each reward of nonzero weight to the sum, standardised if so configured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """One selection: the candidates in the order they were drawn, and the index taken."""
+    """One selection: the candidates in the order they were drawn, and the index of the choice."""
 
     candidates: Sequence[Candidate]
     scores: Sequence[Score]
     chosen: int
     tie: bool
-    """Whether the two best scores were equal."""
+    """Whether the two highest scores were equal."""
     kl_bound: float
-    """Bound on this decision's KL from the proposal, in nats."""
+    """Upper bound on this decision's KL divergence from the proposal, in nats."""
     kl_estimate: float
-    """Estimate of the same, in nats."""
+    """Estimate of this decision's KL divergence from the proposal, in nats."""
     kl_estimator: str
-    """How it was estimated."""
+    """Name of the estimator of ``kl_estimate``, as docs/methods.md lists them."""
     limited: bool = False
-    """Whether a budget left it fewer candidates than were asked for."""
+    """Whether a KL budget allowed fewer candidates than were asked for."""
     accepted: bool | None = None
     """Whether the candidate passed the rule's own test; None for rules that have none."""
 
     @property
     def candidate(self) -> Candidate:
-        """The candidate taken."""
+        """The chosen candidate."""
         return self.candidates[self.chosen]
 
     @property
     def score(self) -> Score:
-        """Its score."""
+        """Score of the chosen candidate."""
         return self.scores[self.chosen]
 
 
 Prefix = tuple[Candidate, ...]
-"""The candidates taken so far, one a decision; none of them is the prompt alone."""
+"""The candidates chosen so far, one per decision; the empty tuple is the prompt alone."""
 
 
 class Proposal(Protocol):
-    """Where candidates come from: what continues one prompt."""
+    """Source of candidates: draws and scores continuations of one prompt."""
 
     @property
     def deadline_passed(self) -> bool:
-        """Whether the deadline has passed: what is sampled from then on has no tokens."""
+        """Whether the deadline has passed; candidates sampled from then on have no tokens."""
         ...
 
     async def sample(
@@ -96,15 +96,15 @@ class Proposal(Protocol):
         max_tokens: int | None,
         budget: float | None = None,
     ) -> Sequence[Candidate]:
-        """``count`` i.i.d. continuations of each prefix, those of the first one first.
+        """``count`` i.i.d. continuations of each prefix, grouped by prefix in order.
 
         Args:
-            prefixes: none of them has ended.
+            prefixes: prefixes that have not ended.
             max_tokens: block length in tokens; None runs each to the end of the response.
-            budget: nats that the steering of each may cost; None for no limit.
+            budget: nats that the steering of each continuation may cost; None for no limit.
         """
         ...
 
     async def score(self, prefixes: Sequence[Prefix]) -> Sequence[Score]:
-        """The request's rewards of each prefix, ended or not; of the prompt alone too."""
+        """The request's rewards of each prefix, ended or not, the prompt alone included."""
         ...

@@ -1,4 +1,4 @@
-"""Cascade reward sampling: blocks drawn until one passes a rising threshold (arXiv 2406.16306)."""
+"""Cascade reward sampling: draw blocks until one passes a rising threshold (arXiv 2406.16306)."""
 
 import random
 from collections.abc import AsyncGenerator, Iterator
@@ -12,26 +12,35 @@ from cdserve.decoders.candidate import Decision, Proposal
 from cdserve.decoders.registry import decoder
 from cdserve.decoders.rejection import Threshold
 from cdserve.decoders.search import search
-from cdserve.policy import FIELD, Limits, SearchPolicy, at_most
+from cdserve.decoders.width import WidthField
+from cdserve.policy import SearchPolicy
 
 
-class CardsPolicy(SearchPolicy):
-    """Draws blocks of ``m`` tokens until one is accepted, with min(1, exp((V - threshold) / beta)).
+class CardsPolicy(WidthField, SearchPolicy):
+    """Draws blocks of ``m`` tokens until one is accepted.
 
-    The threshold rises from (1 - alpha) V(prompt) + alpha r_star to r_star over ``rise`` blocks. Of
-    ``max_draws`` blocks of which none is accepted, the one with the highest value is taken.
+    The probability of acceptance is min(1, exp((V - threshold) / beta)). The threshold rises from
+    (1 - alpha) V(prompt) + alpha r_star to r_star over ``rise`` blocks. If none of ``max_draws``
+    blocks is accepted, the one with the highest value is chosen.
     """
 
     method: Literal["cards"]
     m: int = Field(ge=1, description="Block length in tokens.")
-    r_star: float = Field(ge=-1e12, le=1e12, description="The value aimed for.")
-    beta: float = Field(default=0.7, ge=1e-6, le=1e12, description="Units of the reward a nat.")
-    alpha: float = Field(default=0.5, ge=0, le=1, description="Where the threshold begins.")
-    rise: int = Field(default=8, ge=1, description="Blocks after which the threshold is r_star.")
-    max_draws: int = Field(default=20, ge=1, description="Blocks drawn at most for each one kept.")
-    k: int = Field(default=4, ge=1, validate_default=True, description="Blocks drawn at once.")
+    r_star: float = Field(ge=-1e12, le=1e12, description="Target value.")
+    beta: float = Field(default=0.7, ge=1e-6, le=1e12, description="Reward units per nat.")
+    alpha: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="First threshold: 0 is the prompt's value, 1 r_star.",
+    )
+    rise: int = Field(default=8, ge=1, description="Blocks until the threshold reaches r_star.")
+    max_draws: int = Field(default=20, ge=1, description="Most blocks drawn per block kept.")
+    k: int = Field(default=4, ge=1, validate_default=True, description="Blocks drawn at a time.")
 
     scores_prefixes: ClassVar[bool] = True
+    width_field: ClassVar[str] = "max_draws"
+    width_limit: ClassVar[str] = "max_k"
 
     @field_validator("k")
     @classmethod
@@ -41,16 +50,9 @@ class CardsPolicy(SearchPolicy):
             raise ValueError(f"it must divide max_draws, which is {draws}")
         return k
 
-    @property
-    def width(self) -> int:
-        return self.max_draws
 
-    def check_limits(self, limits: Limits) -> None:
-        at_most(f"{FIELD}.max_draws", self.max_draws, limits.max_k)
-
-
-def rising(policy: CardsPolicy, value: float) -> Iterator[float]:
-    """The thresholds: min(r*, r0 + t (r* - r0) / rise) of decision t, from 0.
+def thresholds(policy: CardsPolicy, value: float) -> Iterator[float]:
+    """Thresholds min(r*, r0 + t (r* - r0) / rise) of the decisions t = 0, 1, ..., in reward units.
 
     Args:
         policy: r*, α and the rise.
@@ -63,7 +65,7 @@ def rising(policy: CardsPolicy, value: float) -> Iterator[float]:
 
 @decoder("cards")
 class Cards:
-    """The search with blocks and a rule that may take none of those drawn."""
+    """The search with blocks, and a rule that may reject all drawn ones."""
 
     policy = CardsPolicy
 
@@ -72,8 +74,8 @@ class Cards:
         cls, policy: CardsPolicy, proposal: Proposal, seed: int | None
     ) -> AsyncGenerator[Decision, None]:
         (prompt,) = await proposal.score([()])
-        thresholds = rising(policy, prompt.total)
-        select = Threshold(policy.beta, thresholds, policy.max_draws, random.Random(seed))
+        rising = thresholds(policy, prompt.total)
+        select = Threshold(policy.beta, rising, policy.max_draws, random.Random(seed))
         async with aclosing(search(proposal, k=policy.k, m=policy.m, select=select)) as decisions:
             async for decision in decisions:
                 yield decision

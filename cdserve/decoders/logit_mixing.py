@@ -1,6 +1,6 @@
-"""Logit mixing: every token drawn from a product of several models' distributions.
+"""Logit mixing: each token is drawn from a product of several models' distributions.
 
-The engine does it, in its own step (MOD, arXiv 2406.18853; proxy tuning, arXiv 2401.08565).
+The engine mixes in its own step (MOD, arXiv 2406.18853; proxy tuning, arXiv 2401.08565).
 """
 
 from typing import ClassVar, Literal
@@ -10,7 +10,7 @@ from cdserve.policy import BudgetedPolicy, Mix
 
 
 class LogitMixingPolicy(Mix, BudgetedPolicy):
-    """Draws each token in proportion to the product of members' p_i(z|s)^w_i."""
+    """Draws each token in proportion to the product of the models' p_i(z|s)^w_i."""
 
     method: Literal["logit_mixing"]
 

@@ -16,27 +16,27 @@ ENTRY_POINTS = "cdserve.decoders"
 
 
 class Run(Protocol):
-    """Decodes one response, a decision at a time."""
+    """Decodes one response, one decision at a time."""
 
     def __call__(
         self, policy: Any, proposal: Proposal, seed: int | None
     ) -> AsyncGenerator[Decision, None]:
-        """Starts.
+        """Starts the decoding of a response.
 
         Args:
             policy: a validated instance of the decoder's policy.
-            proposal: where candidates come from.
-            seed: seeds whatever the method draws itself; None for fresh randomness.
+            proposal: source of candidates.
+            seed: seeds the random numbers of the method itself; None for fresh randomness.
         """
         ...
 
 
 class Decoder(Protocol):
-    """A decoding method: the policy a client may send, and what is done with it."""
+    """A decoding method: the policy that a client may send, and the function that follows it."""
 
     policy: ClassVar[type[Policy]]
     run: ClassVar[Run | None]
-    """Decodes one response; None where the engine's own sampling does, under the policy's tilt."""
+    """Decodes one response; None if the engine's own sampling does, under the policy's steering."""
 
 
 BUILT_IN: dict[str, type[Decoder]] = {}
@@ -56,10 +56,10 @@ def load(allowed: Iterable[str]) -> Mapping[str, type[Decoder]]:
     """The built-in decoders and the allowed third-party ones.
 
     Raises:
-        ConfigError: an allowed name is not installed, is taken by another decoder, or is of what is
-            no decoder. The message names the package.
+        ConfigError: an allowed name is not installed, is taken by another decoder, or is not the
+            name of a decoder. The message names the package.
     """
-    found = dict(BUILT_IN)
+    decoders = dict(BUILT_IN)
     installed = entry_points(group=ENTRY_POINTS)
     for name in allowed:
         points = installed.select(name=name)
@@ -74,8 +74,8 @@ def load(allowed: Iterable[str]) -> Mapping[str, type[Decoder]]:
             )
         if name in {*BUILT_IN, "none"}:
             raise ConfigError(f"decoders: the name {name!r} is taken by a built-in decoder")
-        found[name] = _imported(points[name])
-    return found
+        decoders[name] = _imported(points[name])
+    return decoders
 
 
 def _imported(point: EntryPoint) -> type[Decoder]:
@@ -94,11 +94,11 @@ def _imported(point: EntryPoint) -> type[Decoder]:
     run = getattr(loaded, "run", ...)
     if run is not None and not callable(run):
         raise ConfigError(f"{where} has no `run`, a function or None")
-    found: type[Decoder] = loaded
-    return found
+    imported: type[Decoder] = loaded
+    return imported
 
 
 def _origin(point: EntryPoint) -> str:
-    """Where an entry point leads, and whose it is."""
+    """Target of an entry point, and its package."""
     package = point.dist.name if point.dist else "an unknown package"
     return f"{point.value} of {package}"

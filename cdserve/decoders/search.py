@@ -1,8 +1,9 @@
 """The search: sample K blocks of M tokens, score each prefix, select, repeat.
 
 Blockwise controlled decoding (arXiv 2310.17022, section 4). With M = ∞ the first decision is the
-last one, and it is best-of-n. A rule that takes no prefix is given more of them; one that keeps
-several makes a beam search of it (arXiv 2405.19262), or speculative rejection (arXiv 2410.20290).
+last, and the search is best-of-n. A rule that rejects all candidates gets more of them; a rule that
+keeps several makes the search a beam search (arXiv 2405.19262) or speculative rejection (arXiv
+2410.20290).
 """
 
 import math
@@ -12,7 +13,7 @@ from itertools import chain, repeat
 
 from cdserve import kl
 from cdserve.decoders.candidate import Candidate, Decision, Prefix, Proposal, Score
-from cdserve.decoders.selection import Argmax, Select
+from cdserve.decoders.selection import Argmax, SelectionRule
 
 
 async def search(
@@ -20,44 +21,53 @@ async def search(
     *,
     k: int | Sequence[int],
     m: int | None,
-    select: Select,
+    select: SelectionRule,
     budget: float | None = None,
 ) -> AsyncGenerator[Decision, None]:
-    """Decodes one response, until every prefix kept has ended; the best of them is it.
+    """Decodes one response until every kept prefix has ended; the best of them is the response.
 
-    A decision is made known once it is settled: once all prefixes kept go on from it. Once the
-    deadline has passed, the best of what has been drawn ends the response; candidates that it cut
-    are taken only where it cut them all.
+    A decision is yielded once it is settled: once all kept prefixes go on from its block. Two beams
+    with ``k=[4, 2]``, for example, where ``ab`` is block b after block a::
+
+        round  drawn             kept      yielded
+        0      a b c d           a, c      nothing: the beams differ
+        1      aa ab ca cb       ca, cb    c
+        2      caa cab cba cbb   cbb, caa  nothing
+
+    If all prefixes kept in round 2 have ended, ``cb`` and ``cbb`` follow. Once the deadline has
+    passed, the best of the candidates drawn so far ends the response; a candidate that the deadline
+    cut short is chosen only if it cut all of them.
 
     Args:
         proposal: draws candidates, and scores prefixes.
-        k: candidates a draw for each prefix kept; a sequence is one number a draw, the last
+        k: candidates per draw for each kept prefix; a sequence has one number per draw, the last
             repeated.
-        m: block length in tokens; None is ∞.
-        select: the selection rule; with a budget, one that keeps one prefix.
-        budget: nats that the sum of the decisions' bounds and of the steering never passes. Each
-            draw has as many candidates as what is left allows, and their steering has the rest.
+        m: block length in tokens; None for ∞.
+        select: the selection rule; with a budget, one that keeps a single prefix.
+        budget: upper limit, in nats, on the decisions' KL bounds plus the KL of steering. Each draw
+            has as many candidates as the rest of the budget allows, and steering may cost what
+            remains.
     """
     counts = _counts(k)
     kept: Sequence[Prefix] = [()]
     rounds: list[_Round] = []
     settled = 0
     while True:
-        going = [prefix for prefix in kept if not _ended(prefix)]
-        now = _Round(before=[prefix for prefix in kept if _ended(prefix)])
-        chosen: Sequence[int] | None = None
-        while chosen is None:
-            count = 1 if proposal.deadline_passed else now.asks(next(counts), budget)
-            drawn = await proposal.sample(going, count, m, now.left)
-            over = proposal.deadline_passed
-            drawn = [_last(one) for one in drawn] if over else drawn
-            await now.add([(*going[i // count], one) for i, one in enumerate(drawn)], proposal)
-            now.rank(select)
-            chosen = select.keep(now.ranks)
-            if chosen is None and over:
-                chosen = [Argmax().choose(now.ranks)]
-        rounds.append(now)
-        kept = [now.prefixes[i] for i in chosen]
+        growing = [prefix for prefix in kept if not _ended(prefix)]
+        current = _Round(ended=[prefix for prefix in kept if _ended(prefix)])
+        indices: Sequence[int] | None = None
+        while indices is None:
+            count = 1 if proposal.deadline_passed else current.affordable(next(counts), budget)
+            blocks = await proposal.sample(growing, count, m, current.steering_nats)
+            late = proposal.deadline_passed
+            blocks = [_final(block) for block in blocks] if late else blocks
+            await current.add([(*growing[i // count], b) for i, b in enumerate(blocks)], proposal)
+            current.rank(select)
+            indices = select.keep(current.ranks)
+            if indices is None and late:
+                indices = [Argmax().choose(current.ranks)]
+        rounds.append(current)
+        kept = [current.prefixes[index] for index in indices]
         done = all(map(_ended, kept))
         if done:
             kept = kept[:1]
@@ -74,45 +84,47 @@ async def search(
 class _Round:
     """Prefixes that are compared with each other."""
 
-    before: list[Prefix]
-    """Those kept that had ended before; they come first."""
+    ended: list[Prefix]
+    """Kept prefixes that ended in an earlier round; they are compared too, and come first."""
     prefixes: list[Prefix] = field(default_factory=list)
     scores: list[Score] = field(default_factory=list)
-    known: dict[Hashable, Score] = field(default_factory=dict)
-    """The scores by prefix."""
+    """Scores of ``prefixes``, in their order."""
+    score_by_key: dict[Hashable, Score] = field(default_factory=dict)
     ranks: Sequence[float] = ()
+    """Numbers that the rule compares ``prefixes`` by; the highest is the best."""
     limited: bool = False
-    left: float | None = None
-    """Of the budget, for the steering of each candidate."""
+    """Whether the budget allowed fewer candidates than were asked for."""
+    steering_nats: float | None = None
+    """KL that the steering of each candidate may cost, in nats; None for no limit."""
 
-    def asks(self, count: int, budget: float | None) -> int:
-        """How many candidates are drawn where ``count`` were asked for."""
+    def affordable(self, count: int, budget: float | None) -> int:
+        """Candidates that a budget, in nats, allows out of ``count``; steering has the rest."""
         if budget is None:
             return count
         allowed = kl.largest_n(budget, count)
         self.limited = allowed < count
-        self.left = max(0.0, budget - kl.best_of_n_bound(allowed))
+        self.steering_nats = max(0.0, budget - kl.best_of_n_bound(allowed))
         return allowed
 
     async def add(self, drawn: Sequence[Prefix], proposal: Proposal) -> None:
-        """Scores what was drawn, and with the first draw what had ended before.
+        """Adds and scores drawn prefixes, and before the first of them the ended ones.
 
-        Equal prefixes have one score, the first's: computed again it could differ in a last digit.
+        Equal prefixes share the first one's score: computed again, it could differ in a last digit.
         """
-        new = drawn if self.prefixes else [*self.before, *drawn]
+        new = drawn if self.prefixes else [*self.ended, *drawn]
         self.prefixes += new
-        keys = [_key(one) for one in new]
-        fresh: dict[Hashable, Prefix] = {}
-        for key, one in zip(keys, new, strict=True):
-            if key not in self.known:
-                fresh.setdefault(key, one)
-        if fresh:
-            scores = await proposal.score(list(fresh.values()))
-            self.known |= zip(fresh, scores, strict=True)
-        self.scores += [self.known[key] for key in keys]
+        keys = [_key(prefix) for prefix in new]
+        unscored: dict[Hashable, Prefix] = {}
+        for key, prefix in zip(keys, new, strict=True):
+            if key not in self.score_by_key:
+                unscored.setdefault(key, prefix)
+        if unscored:
+            scores = await proposal.score(list(unscored.values()))
+            self.score_by_key |= zip(unscored, scores, strict=True)
+        self.scores += [self.score_by_key[key] for key in keys]
 
-    def rank(self, select: Select) -> None:
-        """Compares all prefixes; those that the deadline cut come last."""
+    def rank(self, select: SelectionRule) -> None:
+        """Ranks all prefixes; those that the deadline cut short come last."""
         cut = [prefix[-1].cut for prefix in self.prefixes]
         self.ranks = select.rank(self.scores)
         if any(cut) and not all(cut):
@@ -121,29 +133,31 @@ class _Round:
 
     @property
     def drawn(self) -> list[tuple[Prefix, Score, float]]:
-        """Those drawn now, with their scores and ranks."""
-        found = zip(self.prefixes, self.scores, self.ranks, strict=True)
-        return list(found)[len(self.before) :]
+        """Prefixes drawn in this round, with their scores and ranks."""
+        compared = zip(self.prefixes, self.scores, self.ranks, strict=True)
+        return list(compared)[len(self.ended) :]
 
 
-def _decision(rounds: Sequence[_Round], prefix: Prefix, index: int, select: Select) -> Decision:
-    """The decision for ``prefix[index]``, which the first of the rounds made.
+def _decision(
+    rounds: Sequence[_Round], prefix: Prefix, index: int, select: SelectionRule
+) -> Decision:
+    """The decision for ``prefix[index]``, which the first of the rounds drew.
 
-    The response's last decision lists what was drawn after it too, and not taken.
+    The response's last decision also lists the candidates of later rounds, none of them chosen.
     """
     candidate = prefix[index]
     listed = rounds if candidate.finish_reason is not None else rounds[:1]
-    candidates = [(other[-1], score) for one in listed for other, score, _ in one.drawn]
+    candidates = [(drawn[-1], score) for each in listed for drawn, score, _ in each.drawn]
     siblings = [
         rank
-        for other, _, rank in rounds[0].drawn
-        if index == 0 or other[index - 1] is prefix[index - 1]
+        for drawn, _, rank in rounds[0].drawn
+        if index == 0 or drawn[index - 1] is prefix[index - 1]
     ]
     ranks = rounds[0].ranks
     return Decision(
-        candidates=[other for other, _ in candidates],
+        candidates=[drawn for drawn, _ in candidates],
         scores=[score for _, score in candidates],
-        chosen=next(i for i, (other, _) in enumerate(candidates) if other is candidate),
+        chosen=next(i for i, (drawn, _) in enumerate(candidates) if drawn is candidate),
         tie=ranks.count(max(ranks)) > 1,
         kl_bound=select.kl_bound(len(siblings)),
         kl_estimate=select.kl_estimate(siblings, candidate.cumulative_logprob),
@@ -153,14 +167,14 @@ def _decision(rounds: Sequence[_Round], prefix: Prefix, index: int, select: Sele
     )
 
 
-def _last(candidate: Candidate) -> Candidate:
-    """It as the response's last one."""
+def _final(candidate: Candidate) -> Candidate:
+    """The candidate as the last of its response."""
     return replace(candidate, finish_reason=candidate.finish_reason or "deadline")
 
 
 def _key(prefix: Prefix) -> Hashable:
-    """Equal for prefixes of the same tokens that have ended alike."""
-    return tuple(one.token_ids for one in prefix), prefix[-1].finish_reason
+    """Equal for prefixes of the same tokens and finish reason."""
+    return tuple(block.token_ids for block in prefix), prefix[-1].finish_reason
 
 
 def _ended(prefix: Prefix) -> bool:

@@ -1,8 +1,8 @@
-"""Selection rules: which of K candidates is taken, and what that costs in KL.
+"""Selection rules: which of K candidates is chosen, and what the choice costs in KL.
 
 A rule sees scores only. Candidates are drawn i.i.d., so the fixed tie rule (the first drawn wins)
-takes each of several tied candidates equally often; and whatever the rule, its KL from p is at most
-best-of-n's bound for the same number of draws (``kl.best_of_n_bound``).
+chooses each of several tied candidates equally often; and whatever the rule, its KL from p is at
+most best-of-n's bound for the same number of draws (``kl.best_of_n_bound``).
 """
 
 import math
@@ -30,44 +30,44 @@ _ROUNDING = 1e-12
 _WEAKEST = 1e-9
 
 
-class Select(Protocol):
+class SelectionRule(Protocol):
     """A selection rule. Rules subclass it, or have all of its methods."""
 
     def rank(self, scores: Sequence[Score]) -> Sequence[float]:
-        """What the candidates are compared by: the weighted sums, unless the rule says else."""
+        """Numbers that the candidates are compared by; the weighted sums by default."""
         return [score.total for score in scores]
 
     def choose(self, scores: Sequence[float]) -> int | None:
-        """The index taken, of what ``rank`` gave; None to draw more candidates first."""
+        """Index of the chosen candidate, given the result of ``rank``; None to draw more first."""
         ...
 
     def keep(self, scores: Sequence[float]) -> Sequence[int] | None:
-        """The indices that the search goes on with, the best first; None to draw more first.
+        """Indices that the search goes on with, the best first; None to draw more first.
 
-        One of them, ``choose``'s, unless the rule says else.
+        By default the one that ``choose`` gives.
         """
         chosen = self.choose(scores)
         return None if chosen is None else [chosen]
 
     def accepted(self) -> bool | None:
-        """Whether the one taken last passed the rule's test; None for a rule that has none."""
+        """Whether the last chosen candidate passed the rule's test; None without a test."""
         return None
 
     def kl_bound(self, count: int) -> float:
-        """Bound on the KL of taking one of ``count`` i.i.d. draws, in nats: best-of-n's."""
+        """Upper bound on the KL of choosing one of ``count`` i.i.d. draws, in nats: best-of-n's."""
         return kl.best_of_n_bound(count)
 
     def kl_estimate(self, scores: Sequence[float], logprob: float | None) -> float:
-        """Estimate of it from one decision, in nats; ``logprob`` is log p of the draw taken."""
+        """Estimate of that KL from one decision, in nats; ``logprob`` is log p of the choice."""
         ...
 
     def kl_estimator(self, logprob: float | None) -> str:
-        """Name of that estimate, as docs/methods.md lists them."""
+        """Name of the estimator, as docs/methods.md lists them."""
         ...
 
 
-class Argmax(Select):
-    """Takes the highest score; of equal ones the first drawn. Best-of-n (arXiv 2401.01879)."""
+class Argmax(SelectionRule):
+    """Chooses the highest score, the first drawn of equal ones: best-of-n (arXiv 2401.01879)."""
 
     def choose(self, scores: Sequence[float]) -> int:
         return max(range(len(scores)), key=scores.__getitem__)
@@ -81,14 +81,14 @@ class Argmax(Select):
         return "bound" if logprob is None else "epsilon_n"
 
 
-class Weighted(Select):
-    """Takes candidate i with a probability of its own; the base of rules that draw the index.
+class RandomisedRule(SelectionRule):
+    """Base of rules that draw the index, candidate i with probability ``weights``[i].
 
-    A strength → 0 is argmax, → ∞ is the proposal itself.
+    Strength → 0 is argmax, → ∞ is the proposal itself.
 
     Args:
-        strength: of the randomness, in units of the score.
-        rng: the source of the one uniform number a decision needs.
+        strength: strength of the randomness, in units of the score.
+        rng: source of one uniform number per decision.
     """
 
     def __init__(self, strength: float, rng: random.Random) -> None:
@@ -97,13 +97,13 @@ class Weighted(Select):
 
     @abstractmethod
     def weights(self, scores: Sequence[float]) -> Sequence[float]:
-        """The candidates' probabilities."""
+        """Probability of each candidate."""
 
     def choose(self, scores: Sequence[float]) -> int:
         return self._rng.choices(range(len(scores)), self.weights(scores))[0]
 
     def kl_estimate(self, scores: Sequence[float], logprob: float | None) -> float:
-        # The KL of the index from uniform, given the draws; its mean bounds that of the draw taken.
+        # KL of the index from uniform, given the draws; its mean bounds the KL of the choice.
         entropy = -sum(w * math.log(w) for w in self.weights(scores) if w > 0)
         return min(math.log(len(scores)) - entropy, kl.best_of_n_bound(len(scores)))
 
@@ -111,8 +111,8 @@ class Weighted(Select):
         return "selection_entropy"
 
 
-class Softmax(Weighted):
-    """Takes candidate i with probability softmax(score / λ): soft best-of-n (arXiv 2505.03156).
+class Softmax(RandomisedRule):
+    """Chooses i with probability softmax(score / λ)_i: soft best-of-n (arXiv 2505.03156).
 
     λ is the strength.
     """
@@ -124,11 +124,11 @@ class Softmax(Weighted):
         return [weight / total for weight in unnormalised]
 
 
-class Pessimistic(Weighted):
-    """Takes candidate i with probability max(0, score_i - l) / (K β): arXiv 2503.21878.
+class Pessimistic(RandomisedRule):
+    """Chooses i with probability max(0, score_i - l) / (K β) (arXiv 2503.21878).
 
-    β is the strength; l is where these sum to one, so that no candidate counts for more than what
-    a χ² penalty on the drift allows.
+    β is the strength; l makes the probabilities sum to one, so that no candidate counts for more
+    than a χ² penalty on the drift allows.
     """
 
     def weights(self, scores: Sequence[float]) -> list[float]:
@@ -139,22 +139,22 @@ class Pessimistic(Weighted):
 
 
 def pessimistic_level(scores: Sequence[float], beta: float) -> float:
-    """The l with mean max(0, (score - l) / β) = 1."""
-    left = len(scores) * beta
+    """Level l with mean max(0, (score - l) / β) = 1, in units of the score."""
+    total = len(scores) * beta
     order = sorted(scores, reverse=True)
     for count, (score, following) in enumerate(pairwise([*order, -math.inf]), 1):
-        # The best ``count`` are above the level once the next one is not.
+        # The ``count`` highest are above the level as soon as the next one is not.
         above = math.fsum(best - score for best in order[:count])
-        level = score - (left - above) / count
+        level = score - (total - above) / count
         if level >= following:
             return level
     raise AssertionError("no score is below -inf")
 
 
-class Bounded(Argmax):
-    """The base of rules whose order of the responses depends on the draws.
+class OrderDependentRule(Argmax):
+    """Base of rules under which the order of the responses depends on the draws.
 
-    ε_n is of a fixed order, so that the bound is all that is known of their KL.
+    The ε_n estimator needs a fixed order, so the bound is all that is known of the KL.
     """
 
     def kl_estimate(self, scores: Sequence[float], logprob: float | None) -> float:
@@ -164,28 +164,28 @@ class Bounded(Argmax):
         return "bound"
 
 
-class KeepSeveral(Bounded):
-    """Keeps the highest scores, of equal ones the first drawn; the base of rules that keep several.
+class KeepSeveral(OrderDependentRule):
+    """Base of rules that keep several candidates: the highest scores, ties by order of drawing.
 
-    What is taken depends on draws made after it.
+    Which of them is chosen depends on later draws.
     """
 
     def keep(self, scores: Sequence[float]) -> Sequence[int]:
-        """The ``width`` highest."""
+        """Indices of the ``width`` highest scores."""
         order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)
         return order[: self.width(len(scores))]
 
     @abstractmethod
     def width(self, count: int) -> int:
-        """How many of ``count`` are kept."""
+        """Number of candidates kept out of ``count``."""
 
 
 class Beam(KeepSeveral):
     """Keeps W prefixes: beam search (arXiv 2405.19262).
 
-    Of a response of B blocks the bound is log W + B log K. A prefix is expected to be among those
-    drawn at most W K^B times its probability: each prefix kept, of at most as many as were drawn,
-    has K continuations.
+    The bound for a response of B blocks is log W + B log K: the expected number of times that a
+    prefix is drawn is at most W K^B times its probability, since every kept prefix has K
+    continuations.
 
     Args:
         beams: W.
@@ -198,14 +198,14 @@ class Beam(KeepSeveral):
         return self._beams
 
     def kl_bound(self, count: int) -> float:
-        return math.log(count)  # the first count is of W K draws
+        return math.log(count)  # the first decision has W K draws
 
 
-class WorstCase(Bounded):
-    """Takes the highest Σ w_g V_g at the worst w of the simplex: RMOD (arXiv 2503.08796).
+class WorstCase(OrderDependentRule):
+    """Chooses the highest Σ w_g V_g at the worst w of the simplex: RMOD (arXiv 2503.08796).
 
-    V_g are the parts of the scores. Where a reward failed and the operator lets the others go on,
-    candidates are compared by their sums.
+    V_g are the parts of the scores. If a reward failed and the operator's settings let the others
+    decide, candidates are compared by their weighted sums.
 
     Args:
         strength: λ, in 1 / units of V_g.
@@ -225,13 +225,13 @@ class WorstCase(Bounded):
 def worst_weights(values: NDArray[np.float64], strength: float) -> NDArray[np.float64]:
     """argmin over the simplex of log mean_k exp(λ Σ_g w_g V_g(z_k)), by exponentiated gradient.
 
-    It is convex in w; where several w are minimal, one of them is found. It stops where the duality
-    gap is 1e-6 of the values' spread, or after 300 steps, which only a λ far above 10 / spread
-    takes.
+    The function is convex in w; if several w are minimal, the result is one of them. The iteration
+    stops at a duality gap of 1e-6 of the values' spread, or after 300 steps, which only a λ far
+    above 10 / spread takes.
 
     Args:
         values: V [candidates, objectives].
-        strength: λ.
+        strength: λ, in 1 / units of V.
     """
     log_w: NDArray[np.float64] = np.full(values.shape[1], -np.log(values.shape[1]))
     spread = float(np.ptp(values))
@@ -244,14 +244,14 @@ def worst_weights(values: NDArray[np.float64], strength: float) -> NDArray[np.fl
         w = np.exp(log_w)
         if w @ slope - slope.min() <= _PRECISION:
             break
-        tried = log_w - step * slope
-        tried -= np.logaddexp.reduce(tried)
-        moved = np.exp(tried)
-        # A step is short enough if the line plus the divergence of its ends is above the function.
-        ceiling = height + slope @ (moved - w) + moved @ (tried - log_w) / step
-        new_height, new_slope = _soft_maximum(scaled, tried, strength)
+        new_log_w = log_w - step * slope
+        new_log_w -= np.logaddexp.reduce(new_log_w)
+        new_w = np.exp(new_log_w)
+        # The step is short enough if the tangent plus KL(new_w ‖ w) / step is above the function.
+        ceiling = height + slope @ (new_w - w) + new_w @ (new_log_w - log_w) / step
+        new_height, new_slope = _soft_maximum(scaled, new_log_w, strength)
         if new_height <= ceiling + _ROUNDING:
-            log_w, height, slope, step = tried, new_height, new_slope, step * 2.0
+            log_w, height, slope, step = new_log_w, new_height, new_slope, step * 2.0
         else:
             step /= 2.0
     return w
@@ -269,8 +269,8 @@ def _soft_maximum(
     return top + math.log1p(float(np.expm1(exponents).mean())) / strength, slope
 
 
-def rule(policy: SelectingPolicy, seed: int | None) -> Select:
-    """The rule a policy asks for; ``seed`` seeds what it draws, None for fresh randomness."""
+def rule(policy: SelectingPolicy, seed: int | None) -> SelectionRule:
+    """Selection rule of a policy; ``seed`` seeds its draws, None for fresh randomness."""
     selection, weights = policy.selection, policy.rewards or {}
     if isinstance(selection, SoftmaxSelection):
         return Softmax(selection.softmax, random.Random(seed))
@@ -278,4 +278,4 @@ def rule(policy: SelectingPolicy, seed: int | None) -> Select:
         return Pessimistic(selection.pessimistic, random.Random(seed))
     if isinstance(selection, WorstCaseSelection) and sum(map(bool, weights.values())) > 1:
         return WorstCase(selection.worst_case.strength)
-    return Argmax()  # of one objective, too, the worst case is the weighted sum
+    return Argmax()  # the worst case of a single objective too is the weighted sum

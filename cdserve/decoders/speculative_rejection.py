@@ -1,4 +1,4 @@
-"""Speculative rejection: best-of-n that gives up what has fallen behind (arXiv 2410.20290)."""
+"""Speculative rejection: best-of-n that drops low-valued responses early (arXiv 2410.20290)."""
 
 import math
 from collections.abc import AsyncGenerator
@@ -10,39 +10,36 @@ from cdserve.decoders.candidate import Decision, Proposal
 from cdserve.decoders.registry import decoder
 from cdserve.decoders.search import search
 from cdserve.decoders.selection import KeepSeveral
-from cdserve.policy import FIELD, Limits, SearchPolicy, at_most
+from cdserve.decoders.width import WidthField
+from cdserve.policy import SearchPolicy
 
 
-class SpeculativeRejectionPolicy(SearchPolicy):
-    """Begins ``n`` responses; every ``m`` tokens the share ``alpha`` with the lowest values is
-    given up. Of those that reach their end, the one with the highest reward is returned.
+class SpeculativeRejectionPolicy(WidthField, SearchPolicy):
+    """Starts ``n`` responses; every ``m`` tokens, drops the share ``alpha`` with the lowest values.
+
+    Of the responses that reach their end, the one with the highest reward is returned.
     """
 
     method: Literal["speculative_rejection"]
-    n: int = Field(ge=1, description="Responses begun for each one returned.")
-    m: int = Field(ge=1, description="Tokens between one comparison and the next.")
+    n: int = Field(ge=1, description="Responses started per response returned.")
+    m: int = Field(ge=1, description="Tokens between comparisons.")
     alpha: float = Field(
-        default=0.5, ge=0, lt=1, description="Share given up each time; 0 is none."
+        default=0.5, ge=0, lt=1, description="Share of responses dropped at each comparison."
     )
 
     scores_prefixes: ClassVar[bool] = True
-
-    @property
-    def width(self) -> int:
-        return self.n
-
-    def check_limits(self, limits: Limits) -> None:
-        at_most(f"{FIELD}.n", self.n, limits.max_n)
+    width_field: ClassVar[str] = "n"
+    width_limit: ClassVar[str] = "max_n"
 
 
-class GiveUp(KeepSeveral):
-    """Gives up a share of the prefixes each time, and keeps at least one.
+class DropFraction(KeepSeveral):
+    """Drops a share of the prefixes in each round, and keeps at least one.
 
-    Each prefix kept has one continuation, so what is returned is one of the i.i.d. responses begun:
+    Each kept prefix has one continuation, so the response is one of the i.i.d. responses started:
     best-of-n's bound holds for their number, and later rounds add nothing to it.
 
     Args:
-        alpha: the share, that with the lowest scores.
+        alpha: share of prefixes dropped, those with the lowest scores.
     """
 
     def __init__(self, alpha: float) -> None:
@@ -54,7 +51,7 @@ class GiveUp(KeepSeveral):
 
 @decoder("speculative_rejection")
 class SpeculativeRejection:
-    """The search with a rule that keeps several prefixes, each continued once."""
+    """The search with a rule that keeps several prefixes, each with one continuation."""
 
     policy = SpeculativeRejectionPolicy
 
@@ -62,4 +59,4 @@ class SpeculativeRejection:
     def run(
         cls, policy: SpeculativeRejectionPolicy, proposal: Proposal, seed: int | None
     ) -> AsyncGenerator[Decision, None]:
-        return search(proposal, k=[policy.n, 1], m=policy.m, select=GiveUp(policy.alpha))
+        return search(proposal, k=[policy.n, 1], m=policy.m, select=DropFraction(policy.alpha))

@@ -1,6 +1,6 @@
-"""Token-wise controlled decoding: every token drawn from a tilted distribution (arXiv 2310.17022).
+"""Token-wise controlled decoding: each token is drawn from a tilted distribution.
 
-The engine does it, in its own step; there is nothing to search.
+The engine tilts in its own step; there is no search. Source: arXiv 2310.17022.
 """
 
 from typing import Literal

@@ -8,7 +8,7 @@ import pytest
 
 from cdserve import kl
 from cdserve.decoders import BestOfN, BestOfNPolicy, BestOfPoisson, BestOfPoissonPolicy
-from cdserve.decoders.best_of_poisson import CUT, MAX_MU, draws, largest
+from cdserve.decoders.best_of_poisson import CUT, MAX_MU, largest_mu, poisson_quantile
 from cdserve.errors import PolicyError
 
 from .toy import (
@@ -49,14 +49,14 @@ class TestNumber:
 
     @pytest.mark.parametrize("mu", [0.3, 1.0, 4.0, 16.0])
     def test_law(self, mu: float) -> None:
-        jumps = [0.0, *(_jump(mu, n) for n in range(1, draws(mu, 1.0)))]
+        jumps = [0.0, *(_jump(mu, n) for n in range(1, poisson_quantile(mu, 1.0)))]
         for k, (low, high) in enumerate(pairwise(jumps)):
             p = math.exp(-mu + k * math.log(mu) - math.lgamma(k + 1))
             assert high - low == pytest.approx(p, abs=1e-12)
 
     @pytest.mark.parametrize("mu", [0.3, 1.0, 4.0, 16.0, 60.0])
     def test_more_than_the_most_would_be_drawn_once_in_a_million(self, mu: float) -> None:
-        most = draws(mu, 1.0)
+        most = poisson_quantile(mu, 1.0)
         tail = 1 - math.fsum(
             math.exp(-mu + k * math.log(mu) - math.lgamma(k + 1)) for k in range(most)
         )
@@ -64,11 +64,11 @@ class TestNumber:
         assert policy(mu).width == most
 
     def test_none_on_average_is_always_one(self) -> None:
-        assert {draws(0.0, u) for u in (0.0, 0.5, 1.0)} == {1}
+        assert {poisson_quantile(0.0, u) for u in (0.0, 0.5, 1.0)} == {1}
 
     def test_a_large_mean(self) -> None:
-        assert draws(MAX_MU, 0.5) == pytest.approx(MAX_MU, rel=1e-3)
-        assert draws(MAX_MU, 1.0) < MAX_MU * 1.06
+        assert poisson_quantile(MAX_MU, 0.5) == pytest.approx(MAX_MU, rel=1e-3)
+        assert poisson_quantile(MAX_MU, 1.0) < MAX_MU * 1.06
 
 
 class TestLaw:
@@ -129,7 +129,11 @@ class TestDecisions:
 class TestLimits:
     @pytest.mark.parametrize("max_n", [2, 8, 16, 64])
     def test_the_largest_mu_named_is_accepted_and_a_little_more_is_not(self, max_n: int) -> None:
-        assert draws(largest(max_n), 1.0) <= max_n < draws(largest(max_n) + 2e-3, 1.0)
+        assert (
+            poisson_quantile(largest_mu(max_n), 1.0)
+            <= max_n
+            < poisson_quantile(largest_mu(max_n) + 2e-3, 1.0)
+        )
 
     def test_refused(self) -> None:
         message = r"alignment\.mu is 8\.0, .*up to \d+ responses.*up to 16, a mu of 0 to 3\.\d+$"
@@ -145,7 +149,7 @@ def _jump(mu: float, n: int) -> float:
     """Where the number drawn passes ``n``."""
     low, high = 0.0, 1.0
     while (middle := (low + high) / 2) not in (low, high):
-        low, high = (middle, high) if draws(mu, middle) <= n else (low, middle)
+        low, high = (middle, high) if poisson_quantile(mu, middle) <= n else (low, middle)
     return high
 
 

@@ -108,7 +108,7 @@ async def test_steering_has_what_the_selection_leaves(budget: float) -> None:
 
 
 def test_beams_have_no_budget() -> None:
-    with pytest.raises(ValidationError, match="with a kl_budget it must be 1"):
+    with pytest.raises(ValidationError, match="must be 1 with a kl_budget"):
         policy(beam_width=2, kl_budget=1.0)
 
 

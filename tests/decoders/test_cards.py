@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from cdserve import kl
 from cdserve.decoders import Cards, CardsPolicy
-from cdserve.decoders.cards import rising
+from cdserve.decoders.cards import thresholds
 from cdserve.errors import PolicyError
 
 from .toy import (
@@ -35,14 +35,14 @@ def policy(**fields: Any) -> CardsPolicy:
 
 def test_published_threshold() -> None:
     """r* 8.5, alpha 0.5 (METHODS: CARDS); r(x) = 1 begins at 4.75."""
-    thresholds = rising(policy(r_star=8.5, rise=4), 1.0)
-    assert list(islice(thresholds, 6)) == [4.75, 5.6875, 6.625, 7.5625, 8.5, 8.5]
+    levels = thresholds(policy(r_star=8.5, rise=4), 1.0)
+    assert list(islice(levels, 6)) == [4.75, 5.6875, 6.625, 7.5625, 8.5, 8.5]
 
 
 def exact(asked: CardsPolicy) -> dict[Tokens, float]:
     """The law where there is no end to the draws."""
     responses: defaultdict[Tokens, float] = defaultdict(float)
-    thresholds = list(islice(rising(asked, value(())), LENGTH))
+    levels = list(islice(thresholds(asked, value(())), LENGTH))
 
     def go(prefix: Tokens, mass: float, t: int) -> None:
         if ended(prefix):
@@ -50,7 +50,7 @@ def exact(asked: CardsPolicy) -> dict[Tokens, float]:
             return
         passing = {
             block: probability(block)
-            * math.exp(min(0.0, (value(prefix + block) - thresholds[t]) / asked.beta))
+            * math.exp(min(0.0, (value(prefix + block) - levels[t]) / asked.beta))
             for block in blocks(prefix, asked.m)
         }
         total = math.fsum(passing.values())

@@ -5,17 +5,17 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cdserve.decoders import Argmax, Beam, Score, Select, WorstCase
-from cdserve.decoders.speculative_rejection import GiveUp
+from cdserve.decoders import Argmax, Beam, Score, SelectionRule, WorstCase
+from cdserve.decoders.speculative_rejection import DropFraction
 
 SCORES = st.lists(st.integers(-50, 50), min_size=1, max_size=12)
-RULES: st.SearchStrategy[Select] = st.sampled_from(
-    [Argmax(), Beam(1), Beam(3), GiveUp(0.5), WorstCase(0.3)]
+RULES: st.SearchStrategy[SelectionRule] = st.sampled_from(
+    [Argmax(), Beam(1), Beam(3), DropFraction(0.5), WorstCase(0.3)]
 )
 reproducible = settings(derandomize=True, deadline=None, max_examples=200)
 
 
-def kept(select: Select, scores: list[float]) -> list[float]:
+def kept(select: SelectionRule, scores: list[float]) -> list[float]:
     """The scores kept, the best first."""
     made = [Score(s, {}, parts={"up": s, "down": -0.5 * s}) for s in scores]
     chosen = select.keep(select.rank(made))
@@ -25,7 +25,7 @@ def kept(select: Select, scores: list[float]) -> list[float]:
 
 @reproducible
 @given(RULES, SCORES, st.randoms(use_true_random=False))
-def test_permutation(select: Select, scores: list[float], rng: random.Random) -> None:
+def test_permutation(select: SelectionRule, scores: list[float], rng: random.Random) -> None:
     permuted = list(scores)
     rng.shuffle(permuted)
     assert kept(select, permuted) == kept(select, scores)
@@ -33,13 +33,13 @@ def test_permutation(select: Select, scores: list[float], rng: random.Random) ->
 
 @reproducible
 @given(RULES.filter(lambda rule: type(rule) is not WorstCase), SCORES, st.integers(-1000, 1000))
-def test_constant(select: Select, scores: list[float], constant: int) -> None:
+def test_constant(select: SelectionRule, scores: list[float], constant: int) -> None:
     shifted = kept(select, [score + constant for score in scores])
     assert shifted == [score + constant for score in kept(select, scores)]
 
 
 @reproducible
 @given(RULES.filter(lambda rule: type(rule) is not WorstCase), SCORES, st.sampled_from([0.25, 8]))
-def test_scale(select: Select, scores: list[float], scale: float) -> None:
+def test_scale(select: SelectionRule, scores: list[float], scale: float) -> None:
     scaled = kept(select, [score * scale for score in scores])
     assert scaled == [score * scale for score in kept(select, scores)]

@@ -8,7 +8,7 @@ import pytest
 
 from cdserve import kl
 from cdserve.decoders import Decision, Rejection, RejectionPolicy
-from cdserve.decoders.rejection import BATCH, Accept
+from cdserve.decoders.rejection import BATCH, ExactRejection
 from cdserve.errors import PolicyError, ScoringError
 from cdserve.report import merged, report
 
@@ -56,7 +56,7 @@ def acceptance(score: float, eta: float = 1.0) -> float:
     """P(accepted), from where the choice jumps as the uniform number grows."""
     low, high = 0.0, 1.0
     while (middle := (low + high) / 2) not in (low, high):
-        taken = Accept(eta, R_MAX, 2, At(middle)).choose([score]) is not None
+        taken = ExactRejection(eta, R_MAX, 2, At(middle)).choose([score]) is not None
         low, high = (low, middle) if taken else (middle, high)
     return 1 - low
 
@@ -131,7 +131,7 @@ class TestDraws:
             await collect(Rejection.run(policy(r_max=2.5), proposal, 0))
 
     def test_rounding_is_not_an_error(self) -> None:
-        rule = Accept(1.0, 0.3, 2, At(0.0))
+        rule = ExactRejection(1.0, 0.3, 2, At(0.0))
         assert rule.choose([0.1 + 0.2]) == 0
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cdserve import kl
-from cdserve.decoders import Argmax, BestOfNPolicy, Select, Softmax
+from cdserve.decoders import Argmax, BestOfNPolicy, SelectionRule, Softmax
 from cdserve.decoders.selection import Pessimistic, pessimistic_level, rule
 from cdserve.policy import PessimisticSelection, SoftmaxSelection
 
@@ -116,18 +116,18 @@ class TestEstimates:
     def test_they_lie_between_zero_and_the_bound(
         self, scores: list[float], logprob: float, temperature: float
     ) -> None:
-        rules: list[Select] = [Argmax(), Softmax(temperature, random.Random(0))]
+        rules: list[SelectionRule] = [Argmax(), Softmax(temperature, random.Random(0))]
         for selection in rules:
             estimate = selection.kl_estimate(scores, logprob)
             assert -1e-12 <= estimate <= selection.kl_bound(len(scores)) + 1e-12
 
     @pytest.mark.parametrize("selection", [Argmax(), Softmax(1.0, random.Random(0))])
-    def test_one_candidate_costs_nothing(self, selection: Select) -> None:
+    def test_one_candidate_costs_nothing(self, selection: SelectionRule) -> None:
         assert selection.kl_bound(1) == 0
         assert selection.kl_estimate([0.3], -4.0) == 0
 
 
-def softmax_rule(temperature: float, seed: int | None) -> Select:
+def softmax_rule(temperature: float, seed: int | None) -> SelectionRule:
     selection = SoftmaxSelection(softmax=temperature)
     return rule(BestOfNPolicy(method="best_of_n", n=2, selection=selection), seed)
 

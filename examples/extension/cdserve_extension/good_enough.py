@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from cdserve import kl
-from cdserve.decoders import Decision, Proposal, Select, search
+from cdserve.decoders import Decision, Proposal, SelectionRule, search
 from cdserve.policy import FIELD, Limits, SearchPolicy, at_most
 
 
@@ -31,7 +31,7 @@ class GoodEnoughPolicy(SearchPolicy):
         at_most(f"{FIELD}.max_draws", self.max_draws, limits.max_n)
 
 
-class Enough(Select):
+class Enough(SelectionRule):
     """Takes the best so far once it is good enough, or once all draws are made.
 
     What is returned is one of ``max_draws`` i.i.d. draws, made or left undone, so best-of-n's bound
