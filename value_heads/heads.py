@@ -81,7 +81,8 @@ class Head(nn.Module, ModelHubMixin, library_name="cdserve", tags=["value-head"]
         """Load a head from a local folder, or else from the Hub.
 
         Raises:
-            ValueError: the configuration is wrong, or the weights do not fit it exactly.
+            ValueError: the configuration is wrong, or the weights do not fit it exactly or are not
+                finite.
             FileNotFoundError: the folder lacks `config.json` or `model.safetensors`.
         """
         folder = _fetched(
@@ -107,6 +108,10 @@ class Head(nn.Module, ModelHubMixin, library_name="cdserve", tags=["value-head"]
         found = {name: tuple(value.shape) for name, value in weights.items()}
         if found != expected:
             raise ValueError(f"{path} must hold {expected}, got {found}")
+        for name, value in weights.items():
+            # A NaN in a Q-head would reach all rows of a launch, also those of other requests.
+            if not value.isfinite().all():
+                raise ValueError(f"{path}: {name} has values that are not finite")
         self.load_state_dict(weights)
 
     def generate_model_card(self, *args: object, **kwargs: object) -> ModelCard:

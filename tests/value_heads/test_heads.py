@@ -86,6 +86,15 @@ def test_a_weight_of_another_shape_is_refused(folder: Path) -> None:
         ValueHead.from_pretrained(folder)
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_load_refuses_a_weight_that_is_not_finite(folder: Path, value: float) -> None:
+    bias = load_file(folder / "model.safetensors")["net.0.bias"]
+    bias[3] = value
+    change_weights(folder, **{"net.0.bias": bias})
+    with pytest.raises(ValueError, match=r"net\.0\.bias has values that are not finite"):
+        ValueHead.from_pretrained(folder)
+
+
 def test_pickled_weights_are_never_read(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
