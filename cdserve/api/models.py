@@ -1,4 +1,4 @@
-"""Model ids that look like a preset's and name nothing."""
+"""Rejection of model ids that have the form of a preset's but name none."""
 
 from typing import Any
 
@@ -10,20 +10,21 @@ async def check_preset(request: Any, server: AlignmentServer, state: Any) -> Non
     """Checks the model id of a request of any class.
 
     Args:
-        server: what it is to whoever sends the request.
-        state: the app's, which has vLLM's serving code.
+        request: the request.
+        server: the caller's view of the server.
+        state: the app's state, with vLLM's serving code.
 
     Raises:
-        ModelError: the id begins with the base model's name and a colon, but names no preset, and
-            no model or adapter that vLLM has. The message lists the presets.
+        ModelError: the id is the base model's name, a colon and a name that is neither a preset nor
+            a model or adapter of vLLM's. The message lists the presets.
     """
-    if not server.lacks(request.model):
+    if not server.is_unknown_preset(request.model):
         return
-    refused = await state.openai_serving_completion._check_model(request)  # loads adapters, too
-    if refused is not None and refused.error.code == 404:
+    rejection = await state.openai_serving_completion._check_model(request)  # may load an adapter
+    if rejection is not None and rejection.error.code == 404:
         base = server.settings.model_name
         known = ", ".join(f"{base}:{name}" for name in server.presets)
         raise ModelError(
-            f"model {safe_repr(request.model)} does not exist: it is no preset of "
-            f"{safe_repr(base)}, which has {known or 'none'}"
+            f"model {safe_repr(request.model)} does not exist; {safe_repr(base)} has the presets "
+            f"{known or 'none'}"
         )

@@ -55,14 +55,17 @@ class ScoreRequest(BaseModel):
 async def score(
     request: ScoreRequest, server: AlignmentServer, state: Any, client_id: str | None
 ) -> dict[str, Any]:
-    """The answer: a score, its rewards and per-token values for each response.
+    """Scores the responses of a request; returns the body of the answer.
 
     Args:
+        request: the request.
+        server: the caller's view of the server.
+        state: the app's state, with vLLM's serving code.
         client_id: the client's ``X-Request-Id``, for the log.
 
     Raises:
-        ModelError: the model is not there.
-        PolicyError: a reward is not known, the model is an adapter, or too much is asked for.
+        ModelError: the model does not exist.
+        PolicyError: a field is invalid, or a limit is exceeded.
     """
     await _check_model(request, server, state)
     if not request.prompt:
@@ -74,7 +77,7 @@ async def score(
             "responses", f"has {len(request.responses)} items; this server accepts 1 to {limit}"
         )
     objective = _objective(request, server)
-    prompt = await _rendered(request, state)
+    prompt = await _render_prompt(request, state)
     request_id = f"score-{client_id or random_uuid()}"
     scorer = _Scorer(state.engine_client, objective, prompt, request, request_id)
     try:
@@ -84,7 +87,7 @@ async def score(
 
 
 async def _check_model(request: ScoreRequest, server: AlignmentServer, state: Any) -> None:
-    """Checks that the base model is asked for: by a name of its own or a preset's."""
+    """Checks that the model id is one of the base model's; replaces a preset's by the model's."""
     await check_preset(request, server, state)
     if server.preset_of(request.model) is not None:
         request.model = server.settings.model_name
@@ -103,6 +106,16 @@ async def _check_model(request: ScoreRequest, server: AlignmentServer, state: An
 
 
 class _Scorer:
+    """Scores the responses of one request.
+
+    Args:
+        engine: computes values and log-likelihoods.
+        objective: the rewards and their weights.
+        prompt: vLLM's engine input, with ``prompt_token_ids``.
+        request: the request.
+        request_id: id for the log.
+    """
+
     def __init__(
         self,
         engine: AlignedEngine,
@@ -121,22 +134,22 @@ class _Scorer:
         self._per_token = request.per_token
 
     async def score(self, texts: Sequence[str]) -> list[dict[str, Any]]:
-        """All responses at once, as the candidates of one decision are scored."""
+        """Scores all responses together, like the candidates of one decision."""
         prefixes = await asyncio.gather(*map(self._prefixes, texts))
-        finished = [of_one[-1] for of_one in prefixes]
+        finished = [response_prefixes[-1] for response_prefixes in prefixes]
         scores = await self._objective.score(finished, self._request_id)
-        return [await self._answer(*one) for one in zip(scores, prefixes, strict=True)]
+        return [await self._result(*pair) for pair in zip(scores, prefixes, strict=True)]
 
-    async def _answer(self, score: Score, prefixes: Sequence[Response]) -> dict[str, Any]:
-        made: dict[str, Any] = {"score": score.total, "rewards": dict(score.rewards)}
+    async def _result(self, score: Score, prefixes: Sequence[Response]) -> dict[str, Any]:
+        result: dict[str, Any] = {"score": score.total, "rewards": dict(score.rewards)}
         if score.failed:
-            made["failed"] = list(score.failed)
+            result["failed"] = list(score.failed)
         if self._per_token:
-            made["per_token"] = await self._objective.per_token(prefixes, self._request_id)
-        return made
+            result["per_token"] = await self._objective.per_token(prefixes, self._request_id)
+        return result
 
     async def _prefixes(self, text: str) -> list[Response]:
-        """The response and, where wanted, before it every prefix of it, a token longer each."""
+        """The response; with ``per_token``, all its prefixes before it, shortest first."""
         token_ids = self._tokenizer.encode(text, add_special_tokens=False)
         eos = self._tokenizer.eos_token_id
         response = [*token_ids, *([] if eos is None else [eos])]
@@ -145,33 +158,38 @@ class _Scorer:
         return [
             Response(
                 prompt=self._prompt_text,
-                text=text if left == 0 else "",
-                tokens=len(response) - left,
-                finished=left == 0,
-                values=values[-1 - left] if values else {},
-                loglik=logliks[-1 - left] if logliks else {},
+                text=text if missing == 0 else "",
+                tokens=len(response) - missing,
+                finished=missing == 0,
+                values=values[-1 - missing] if values else {},
+                loglik=logliks[-1 - missing] if logliks else {},
                 messages=self._messages,
             )
-            for left in reversed(range(count))
+            for missing in reversed(range(count))
         ]
 
-    async def _read(self, whole: Sequence[int]) -> tuple[list[Any], list[Any]]:
-        """V by reward and log p by model, of each prefix of a text.
+    async def _read(self, token_ids: Sequence[int]) -> tuple[list[Any], list[Any]]:
+        """Reads V by reward and log p by model, in nats, from the engine.
 
-        V of the whole text only, unless per-token rewards are asked for.
+        Args:
+            token_ids: the prompt and a response.
+
+        Returns:
+            V of each prefix that ends in the response, or of the whole text without
+            ``per_token``; and log p of the response's part of each prefix.
         """
         objective, start = self._objective, len(self._prompt)
         values: list[Any] = []
         logliks: list[Any] = []
         limit = self._engine.model_config.max_model_len - 1
-        if (objective.reads_values or objective.models) and len(whole) > limit:
+        if (objective.reads_values or objective.models) and len(token_ids) > limit:
             raise PolicyError(
                 "responses",
-                f"has a text of {len(whole)} tokens, prompt included; this server scores up to "
+                f"has a text of {len(token_ids)} tokens, prompt included; this server scores up to "
                 f"{limit}",
             )
         request_id, resources = f"score-{random_uuid()}", self._engine.resources
-        text = TokenSequence(token_ids=whole, start=start)
+        text = TokenSequence(token_ids=token_ids, start=start)
         if objective.reads_values and self._per_token:
             values = await resources.values.every(text, request_id)
         elif objective.reads_values:
@@ -187,35 +205,35 @@ def _objective(request: ScoreRequest, server: AlignmentServer) -> Objective:
     sent = {"method": "score", "rewards": request.rewards}
     try:
         policy = parse_object(sent, {"score": Policy}, FIELD)
-        assert policy is not None  # as only the method `none` is
+        assert policy is not None  # only the method `none` gives None
         return server.objective(policy)
     except PolicyError as error:
         raise error.under("") from error
 
 
-async def _rendered(request: ScoreRequest, state: Any) -> dict[str, Any]:
-    """The prompt as the generating routes would see it."""
+async def _render_prompt(request: ScoreRequest, state: Any) -> dict[str, Any]:
+    """The prompt as vLLM's engine input, rendered as for generation."""
     try:
         return await _render(request, state.online_renderer)
     except VLLMValidationError as error:
         raise PolicyError(error.parameter or "prompt", f"is invalid: {error.args[0]}") from error
     except ValidationError as error:
-        raise _not_a_message(error, request.prompt) from error
+        raise _message_error(error, request.prompt) from error
     except ValueError as error:
         raise PolicyError("prompt", f"is invalid: {error}") from error
 
 
 def _check_token_ids(prompt: Sequence[Any]) -> None:
-    """Raises PolicyError for what no tokenizer has; what its vocabulary lacks vLLM refuses."""
-    for i, one in enumerate(prompt):
-        if isinstance(one, int) and not 0 <= one <= _MAX_TOKEN_ID:
+    """Raises PolicyError for ids outside int32; vLLM rejects those outside the vocabulary."""
+    for i, item in enumerate(prompt):
+        if isinstance(item, int) and not 0 <= item <= _MAX_TOKEN_ID:
             raise PolicyError(
-                f"prompt.{i}", f"is {safe_repr(one)}; token ids are 0 to {_MAX_TOKEN_ID} at most"
+                f"prompt.{i}", f"is {safe_repr(item)}; token ids are 0 to {_MAX_TOKEN_ID}"
             )
 
 
-def _not_a_message(error: ValidationError, messages: Sequence[Any]) -> PolicyError:
-    """One error for the first bad message; Pydantic lists one for each class of message."""
+def _message_error(error: ValidationError, messages: Sequence[Any]) -> PolicyError:
+    """The error for the first invalid message; pydantic lists one for each class of message."""
     first = error.errors(include_url=False)[0]
     match first["loc"]:
         case ("messages", int(i), *_):
@@ -230,7 +248,7 @@ def _not_a_message(error: ValidationError, messages: Sequence[Any]) -> PolicyErr
 def _messages(request: ScoreRequest) -> list[dict[str, Any]] | None:
     if isinstance(request.prompt, str):
         return None
-    return [one for one in request.prompt if isinstance(one, dict)] or None
+    return [item for item in request.prompt if isinstance(item, dict)] or None
 
 
 async def _render(request: ScoreRequest, renderer: Any) -> dict[str, Any]:

@@ -1,11 +1,11 @@
-"""What the routes need to know: the operator's settings, resolved and checked."""
+"""The alignment server: the operator's settings, resolved and validated, for the routes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from cdserve import decoders, scoring
-from cdserve.api.steering import steering
+from cdserve.api.steering import worker_request
 from cdserve.config import Settings
 from cdserve.decoders import Decoder
 from cdserve.engine.context import AlignmentContext
@@ -15,26 +15,33 @@ from cdserve.policy import FIELD, BudgetedPolicy, Policy, SearchPolicy, parse, p
 from cdserve.scoring import HeadOutput, ModelOutput, Objective, Reward
 from cdserve.worker.request import WorkerRequest
 
-_OPERATORS = {"path", "q_head", "callable", "force", "url", "api_key_env", "engine"}
-"""What is not told to clients of a reward's settings."""
+_PRIVATE_SETTINGS = {"path", "q_head", "callable", "force", "url", "api_key_env", "engine"}
+"""Settings of a reward that clients do not see."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlignmentServer:
-    """Decoders, rewards and presets by name, and the limits."""
+    """Methods, rewards, presets and limits that requests of one API key may use.
+
+    Attributes:
+        settings: the operator's settings, with the limits of the key.
+        decoders: decoder of each method.
+        rewards: rewards by name.
+        q_columns: output of the Q-heads for each reward with a Q-head.
+        presets: policy of each preset.
+        methods: policy class of each method.
+        key: name of the API key this view is restricted to; empty for unrestricted callers.
+        max_candidates: maximum candidates of all running requests of the key; None for no limit.
+    """
 
     settings: Settings
     decoders: Mapping[str, type[Decoder]]
     rewards: Mapping[str, Reward]
     q_columns: Mapping[str, int]
-    """Which output of the Q-heads each reward reads that has one."""
     presets: Mapping[str, Policy]
     methods: Mapping[str, type[Policy]]
-    """Policy classes of the decoders that requests may name."""
     key: str = ""
-    """Of whose holders it is what they may do; that of everybody else has none."""
     max_candidates: int | None = None
-    """That the key's requests may hold at once."""
 
     @classmethod
     def build(
@@ -44,15 +51,16 @@ class AlignmentServer:
         q_columns: Mapping[str, int],
         models: Mapping[str, ModelOutput] | None = None,
     ) -> "AlignmentServer":
-        """Resolves the settings.
+        """Resolves and validates the settings.
 
         Args:
-            outputs: value head output of each reward that has one.
-            q_columns: Q-head output of each reward that has one.
-            models: where the scores of reward models come from.
+            settings: the operator's settings.
+            outputs: output of a value head for each reward with one.
+            q_columns: output of the Q-heads for each reward with a Q-head.
+            models: output of a reward model for each reward with one.
 
         Raises:
-            ConfigError: a reward, a preset or a decoder is wrong.
+            ConfigError: a reward, a preset or a decoder is invalid.
         """
         loaded = decoders.load(settings.decoders)
         rewards = scoring.build(settings.rewards, outputs, models)
@@ -69,55 +77,58 @@ class AlignmentServer:
             presets={},
             methods={name: decoder.policy for name, decoder in loaded.items()},
         )
-        presets = {n: server._preset(n, sent) for n, sent in settings.presets.items()}
+        presets = {name: server._preset(name, sent) for name, sent in settings.presets.items()}
         return replace(server, presets=presets)
 
     def resolve(self, sent: object) -> AlignmentContext | None:
-        """What a request's ``alignment`` field asks for; None for plain decoding.
+        """Resolves the value of a request's ``alignment`` field; None for plain decoding.
 
         Raises:
-            PolicyError: naming the field, the value and what is accepted.
+            PolicyError: the policy is invalid; the message names the field, the value and what is
+                accepted.
         """
+        # The policy class may be a third party's.
         with hide_unexpected(FIELD, self.settings.error_details):
-            policy = parse(self._bounded(sent), self.methods, self.presets)
-            return (
-                None if policy is None else self._resolved(policy, operator=isinstance(sent, str))
-            )
+            policy = parse(self._with_kl_limit(sent), self.methods, self.presets)
+            if policy is None:
+                return None
+            return self._context(policy, operator=isinstance(sent, str))
 
     def objective(self, policy: Policy) -> Objective:
-        """What a policy asks to maximise.
+        """The objective of a policy.
 
         Raises:
-            PolicyError: as ``scoring.objective``.
+            PolicyError: a reward is unknown or cannot score what the method needs.
         """
         settings = self.settings
         default, details = settings.default_reward, settings.error_details
         return scoring.objective(policy, self.rewards, default, details)
 
     def preset_of(self, model: str | None) -> str | None:
-        """The preset a model id such as ``demo:safe`` names; None for any other id."""
+        """Name of the preset in a model id such as ``demo:safe``; None for other ids."""
         name = self._suffix(model)
         return name if name in self.presets else None
 
-    def lacks(self, model: str | None) -> bool:
-        """Whether a model id has the form of a preset's, and no preset has its name."""
+    def is_unknown_preset(self, model: str | None) -> bool:
+        """Whether a model id has the form of a preset's, but names no preset."""
         name = self._suffix(model)
         return name is not None and name not in self.presets
 
     def _suffix(self, model: str | None) -> str | None:
-        """What follows the base model's name and a colon, if it does; the name may hold colons."""
+        """The part of a model id after the base model's name and a colon; None if it has none."""
+        # The name itself may contain colons.
         base = f"{self.settings.model_name}:"
         return model.removeprefix(base) if model and model.startswith(base) else None
 
     def describe(self) -> dict[str, Any]:
-        """The answer of ``GET /v1/alignment``."""
+        """Response body of ``GET /v1/alignment``."""
         methods = {name: policy.model_json_schema() for name, policy in self.methods.items()}
         return {
             "methods": {"none": {"type": "object", "properties": {"method": {"const": "none"}}}}
             | methods,
             "rewards": {
                 name: {
-                    **self.settings.rewards[name].model_dump(exclude=_OPERATORS),
+                    **self.settings.rewards[name].model_dump(exclude=_PRIVATE_SETTINGS),
                     "prefixes": reward.prefixes,
                     "next_tokens": name in self.q_columns,
                     "default": name == self.settings.default_reward,
@@ -133,46 +144,52 @@ class AlignmentServer:
         }
 
     def summary(self) -> str:
-        """One line for the log."""
+        """One line for the log: methods, rewards and presets."""
         return (
             f"methods {', '.join(self.decoders)}; rewards {', '.join(self.rewards) or 'none'}; "
             f"presets {', '.join(self.presets) or 'none'}"
         )
 
-    def _bounded(self, sent: object) -> object:
-        """What a client sent, with the operator's KL budget where it has none of its own."""
-        most = self.settings.limits.max_kl_budget
-        if most is None or not isinstance(sent, dict) or sent.get("method") == "none":
+    def _with_kl_limit(self, sent: object) -> object:
+        """Applies the operator's ``max_kl_budget`` to a policy object.
+
+        Raises:
+            PolicyError: the policy has no KL budget, or a larger one.
+        """
+        limit = self.settings.limits.max_kl_budget
+        if limit is None or not isinstance(sent, dict) or sent.get("method") == "none":
             return sent
-        sent = {"kl_budget": most, **sent}
+        sent = {"kl_budget": limit, **sent}
         budget, method = sent["kl_budget"], self.methods.get(str(sent.get("method")))
         if method is not None and not issubclass(method, BudgetedPolicy):
             raise PolicyError(
                 f"{FIELD}.method",
                 f"is {safe_repr(sent['method'])}, which keeps no KL budget; this server bounds the "
-                f"KL at {most:g} nats",
+                f"KL at {limit:g} nats",
             )
-        if budget is None or (isinstance(budget, int | float) and budget > most):
+        if budget is None or (isinstance(budget, int | float) and budget > limit):
             raise PolicyError(
                 f"{FIELD}.kl_budget",
-                f"is {safe_repr(budget)}; this server accepts 0 to {most:g} nats",
+                f"is {safe_repr(budget)}; this server accepts 0 to {limit:g} nats",
             )
         return sent
 
-    def _resolved(self, policy: Policy, *, operator: bool) -> AlignmentContext:
+    def _context(self, policy: Policy, *, operator: bool) -> AlignmentContext:
         policy.check_limits(self.settings.limits)
         objective = self.objective(policy)
         return AlignmentContext(
             policy=policy,
             decoder=self.decoders[policy.method],
             objective=objective,
-            base=replace(self._steering(policy, operator), loglik_models=tuple(objective.models)),
+            base=replace(
+                self._worker_request(policy, operator), loglik_models=tuple(objective.models)
+            ),
         )
 
-    def _steering(self, policy: Policy, operator: bool) -> WorkerRequest:
+    def _worker_request(self, policy: Policy, operator: bool) -> WorkerRequest:
         if policy.proposal_policy is None:
             return WorkerRequest()
-        return steering(
+        return worker_request(
             policy.proposal_policy,
             self.q_columns,
             self.settings,
@@ -186,7 +203,7 @@ class AlignmentServer:
             policy = parse_object(sent, self.methods, FIELD)
             if policy is None:
                 raise ConfigError(f"{key}: method 'none' is the base model; it needs no preset")
-            self._resolved(policy, operator=True)
+            self._context(policy, operator=True)
         except PolicyError as error:
             raise ConfigError(str(error.under(key))) from error
         return policy

@@ -1,4 +1,4 @@
-"""The proposal of a policy, resolved to what the worker tilts and mixes."""
+"""Resolution of a policy's proposal to the tilt and the mix of a worker request."""
 
 from collections.abc import Mapping
 
@@ -8,22 +8,24 @@ from cdserve.policy import Mix, Tilt
 from cdserve.worker.request import RowTilt, WorkerRequest
 
 
-def steering(
+def worker_request(
     proposal: Tilt | Mix,
     columns: Mapping[str, int],
     settings: Settings,
     field: str,
     operator: bool,
 ) -> WorkerRequest:
-    """The tilt and the mix of a proposal; neither if it is the base model itself.
+    """The worker request of a proposal; without tilt and mix for the base model itself.
 
     Args:
-        columns: Q-head output of each reward that has one.
+        proposal: the tilt or mix of the policy.
+        columns: output of the Q-heads for each reward with a Q-head.
+        settings: the operator's settings.
         field: path of the proposal in the request, for error messages.
-        operator: whether it comes from a preset; the limits for clients do not apply then.
+        operator: whether the policy is the operator's preset, exempt from the clients' limits.
 
     Raises:
-        PolicyError: a reward has no Q-head, or a member cannot be used as asked.
+        PolicyError: a reward has no Q-head, a member is unknown, or its weight is not allowed.
     """
     tilt: RowTilt | None = None
     weights: Mapping[str, float] = {}
@@ -34,12 +36,12 @@ def steering(
             tilt = RowTilt(coefficients, proposal.top_k)
         mix, field = proposal.proposal, f"{field}.proposal"
     if isinstance(mix, Mix):
-        weights = _mix(mix, settings, field, operator)
-    changes = bool(weights) and weights != {"base": 1.0}
-    return WorkerRequest(tilt=tilt, mix=weights if changes else None)
+        weights = _mix_weights(mix, settings, field, operator)
+    mixes = bool(weights) and weights != {"base": 1.0}
+    return WorkerRequest(tilt=tilt, mix=weights if mixes else None)
 
 
-def _mix(mix: Mix, settings: Settings, field: str, operator: bool) -> dict[str, float]:
+def _mix_weights(mix: Mix, settings: Settings, field: str, operator: bool) -> dict[str, float]:
     where = f"{field}.{'weights' if mix.recipe is None else 'recipe'}"
     try:
         weights = mix.resolved()
@@ -61,21 +63,21 @@ def _mix(mix: Mix, settings: Settings, field: str, operator: bool) -> dict[str, 
 def _coefficients(
     tilt: Tilt, columns: Mapping[str, int], default: str | None, field: str
 ) -> dict[int, float]:
-    """weight / beta by Q column, without zeros."""
-    have = ", ".join(sorted(columns)) or "none"
+    """Reward weight divided by beta, by Q-head output; zeros are left out."""
+    available = ", ".join(sorted(columns)) or "none"
     weights = tilt.rewards or ({} if default is None else {default: 1.0})
     if not weights:
         raise PolicyError(
             f"{field}.rewards",
             "is missing, and this server has no default reward; rewards with next-token values: "
-            f"{have}",
+            f"{available}",
         )
     for name in weights:
         if name not in columns:
             raise PolicyError(
                 f"{field}.rewards",
                 f"names {safe_repr(name)}, which has no next-token values (no q_head); rewards "
-                f"with next-token values: {have}",
+                f"with next-token values: {available}",
             )
-    by = {columns[name]: weight / tilt.beta for name, weight in weights.items()}
-    return {column: coefficient for column, coefficient in by.items() if coefficient != 0}
+    coefficients = {columns[name]: weight / tilt.beta for name, weight in weights.items()}
+    return {column: value for column, value in coefficients.items() if value != 0}

@@ -61,7 +61,7 @@ async def test_a_model_id_that_names_no_missing_preset_is_not_looked_up(model: s
 
 
 async def test_a_missing_preset_is_told_with_those_that_there_are() -> None:
-    with pytest.raises(ModelError, match=r"'demo:no'.* has demo:safe, demo:8b:safe$"):
+    with pytest.raises(ModelError, match=r"'demo:no'.* presets demo:safe, demo:8b:safe$"):
         await check_preset(SimpleNamespace(model="demo:no"), server("demo"), refusing(404))
 
 
