@@ -1,4 +1,4 @@
-"""The ``vllm.endpoint_plugins`` entry: puts our routes in the place of vLLM's of the same path."""
+"""The ``vllm.endpoint_plugins`` entry: replaces vLLM's routes by cdserve's of the same path."""
 
 import copy
 from argparse import Namespace
@@ -10,45 +10,50 @@ from starlette.datastructures import State
 
 from cdserve.errors import ConfigError
 
-_PAST_POLICIES = "/invocations"
-"""SageMaker's route, which calls vLLM's handlers past policies and API keys."""
+_SAGEMAKER_PATH = "/invocations"
+"""SageMaker's route. Its handler calls vLLM's directly, past policies and API keys."""
 
 
 class AlignmentEndpoints:
-    """Our routes."""
+    """Endpoint plugin with cdserve's routes."""
 
     name = "cdserve"
     required_tasks = ("generate",)
 
     def attach_router(self, app: FastAPI) -> None:
-        """Adds the routes; vLLM puts them in the place of its own.
+        """Adds the routes, which take precedence over vLLM's of the same path.
 
         Raises:
-            ConfigError: vLLM was started without cdserve's engine.
+            ConfigError: vLLM was not started by ``cdserve serve``.
         """
         from cdserve.api import errors, playground
-        from cdserve.api.body import BodyLimit
+        from cdserve.api.body import BodyLimitMiddleware
         from cdserve.api.routes import router
 
         if "cdserve" not in app.state.args:
-            raise ConfigError("the routes need `cdserve serve`; they cannot work in `vllm serve`")
-        _remove(app, _PAST_POLICIES)
+            raise ConfigError(
+                "cdserve's routes need `cdserve serve`; `vllm serve` cannot serve them"
+            )
+        _remove_route(app, _SAGEMAKER_PATH)
         app.include_router(router)
         errors.install(app)
-        settings = app.state.args.cdserve.everybody.settings
+        settings = app.state.args.cdserve.default.settings
         if settings.playground:
             app.include_router(playground.router)
-        app.add_middleware(BodyLimit, limit=settings.admission.max_body_bytes)
+        app.add_middleware(BodyLimitMiddleware, limit=settings.admission.max_body_bytes)
 
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
-        """Has vLLM's Messages API tell an error in a stream; it would call it no chunk."""
-        from cdserve.api.streams import raising
+        """Makes vLLM's Messages API raise the errors of a chat stream.
+
+        Unchanged, it would parse such an error as a chunk and report an invalid chunk instead.
+        """
+        from cdserve.api.streams import raise_stream_errors
 
         serving = copy.copy(state.anthropic_serving_messages)
-        serving.create_chat_completion = raising(serving.create_chat_completion)
+        serving.create_chat_completion = raise_stream_errors(serving.create_chat_completion)
         state.anthropic_serving_messages = serving
 
 
-def _remove(app: FastAPI, path: str) -> None:
+def _remove_route(app: FastAPI, path: str) -> None:
     for route in [r for r in app.routes if isinstance(r, APIRoute) and r.path == path]:
         app.router.routes.remove(route)

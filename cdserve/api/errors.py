@@ -1,4 +1,4 @@
-"""cdserve's errors as answers of OpenAI's shape; ``AnthropicErrors`` makes Anthropic's of them."""
+"""Error responses in OpenAI's format; ``api.messages`` converts them for Anthropic's API."""
 
 from http import HTTPStatus
 
@@ -11,41 +11,41 @@ from cdserve.errors import CdserveError, ModelError, OverloadError, PolicyError
 from cdserve.observability.metrics import REFUSED
 
 _NO_RETRY = {"x-should-retry": "false"}
-"""OpenAI's clients try a 5xx again by themselves unless they are told not to."""
+"""OpenAI's clients retry a 5xx automatically unless this header forbids it."""
 
 
 def install(app: FastAPI) -> None:
-    """Has the app answer what cdserve raises, and what Starlette does, in this shape."""
-    app.add_exception_handler(CdserveError, _answer)
-    app.add_exception_handler(HTTPException, _framework)
+    """Registers the handlers for cdserve's and Starlette's exceptions."""
+    app.add_exception_handler(CdserveError, _on_cdserve_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
 
 
-async def _answer(_: Request, error: Exception) -> JSONResponse:
-    """Client errors name the field; an OverloadError says when to try again.
+async def _on_cdserve_error(_: Request, error: Exception) -> JSONResponse:
+    """Maps client errors to 4xx and an OverloadError to 429 or 503 with a retry delay.
 
-    All others are a 500, not to be tried again: the candidates it took are lost.
+    All others are a 500 without a retry, which would draw all candidates again.
     """
     if isinstance(error, PolicyError):
         REFUSED.inc()
-        return answer(str(error), "BadRequestError", 400, param=error.param)
+        return error_response(str(error), "BadRequestError", 400, param=error.param)
     if isinstance(error, ModelError):
-        return answer(str(error), "NotFoundError", 404, param="model")
+        return error_response(str(error), "NotFoundError", 404, param="model")
     if isinstance(error, OverloadError):
         kind = "ServiceUnavailableError" if error.status == 503 else "RateLimitError"
         headers = {"retry-after": str(error.retry_after)}
-        return answer(str(error), kind, error.status, headers=headers)
-    return answer(str(error), "InternalServerError", 500, headers=_NO_RETRY)
+        return error_response(str(error), kind, error.status, headers=headers)
+    return error_response(str(error), "InternalServerError", 500, headers=_NO_RETRY)
 
 
-async def _framework(_: Request, error: Exception) -> JSONResponse:
-    """Such as a body that is no JSON, or a path that is not there."""
+async def _on_http_exception(_: Request, error: Exception) -> JSONResponse:
+    """Handles the framework's errors, such as a malformed body or an unknown path."""
     assert isinstance(error, HTTPException)
     kind = HTTPStatus(error.status_code).phrase
     headers = dict(error.headers) if error.headers else None
-    return answer(str(error.detail), kind, error.status_code, headers=headers)
+    return error_response(str(error.detail), kind, error.status_code, headers=headers)
 
 
-def answer(
+def error_response(
     message: str,
     kind: str,
     status: int,
@@ -53,13 +53,17 @@ def answer(
     param: str | None = None,
     headers: dict[str, str] | None = None,
 ) -> JSONResponse:
-    """An error in OpenAI's shape."""
+    """An error response in OpenAI's format."""
     info = ErrorInfo(message=message, type=kind, param=param, code=status)
     return JSONResponse(ErrorResponse(error=info).model_dump(), status, headers)
 
 
-def of_vllm(error: ErrorResponse, begun: bool) -> JSONResponse:
-    """An error of vLLM's; ``begun`` is whether candidates have been drawn, which are lost then."""
+def from_vllm_error(error: ErrorResponse, begun: bool) -> JSONResponse:
+    """The response for an error of vLLM's serving code.
+
+    Args:
+        begun: whether candidates have been drawn; a 5xx then forbids a retry.
+    """
     status = error.error.code
     headers = None
     if status >= 500:

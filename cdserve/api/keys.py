@@ -1,4 +1,4 @@
-"""API keys with bounds of their own: whose request it is, and what this server is to them."""
+"""API keys with their own permissions and limits."""
 
 import hashlib
 import os
@@ -15,33 +15,35 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keys:
-    """What the server is to everybody, and to the holders of keys.
+    """Views of the server by API key.
 
     Attributes:
-        secrets: the keys.
+        default: view of callers without one of these keys.
+        secrets: the API keys.
     """
 
-    everybody: AlignmentServer
+    default: AlignmentServer
     secrets: tuple[str, ...]
-    _servers: Mapping[bytes, AlignmentServer]
+    _views: Mapping[bytes, AlignmentServer]
 
     @classmethod
     def build(cls, server: AlignmentServer) -> "Keys":
-        """Reads the keys out of the environment.
+        """Reads the keys from the environment.
 
         Raises:
-            ConfigError: one is not set or given twice, or a key names what is not there.
+            ConfigError: a key is not set, two keys are equal, or a key names an unknown method or
+                preset.
         """
         secrets = {name: _secret(name, server.settings) for name in server.settings.keys}
         if len(set(secrets.values())) < len(secrets):
-            raise ConfigError("keys: two of them are the same")
-        servers = {_digest(secret): _restricted(server, name) for name, secret in secrets.items()}
-        return cls(everybody=server, secrets=tuple(secrets.values()), _servers=servers)
+            raise ConfigError("keys: two API keys are equal")
+        views = {_digest(secret): _restricted(server, name) for name, secret in secrets.items()}
+        return cls(default=server, secrets=tuple(secrets.values()), _views=views)
 
-    def server(self, authorization: str | None) -> AlignmentServer:
-        """What the server is to whoever sends this header."""
+    def view(self, authorization: str | None) -> AlignmentServer:
+        """The view for the value of an ``authorization`` header."""
         secret = (authorization or "").partition(" ")[2]
-        return self._servers.get(_digest(secret), self.everybody)
+        return self._views.get(_digest(secret), self.default)
 
 
 def _secret(name: str, settings: Settings) -> str:
@@ -55,26 +57,26 @@ def _secret(name: str, settings: Settings) -> str:
 def _restricted(server: AlignmentServer, name: str) -> AlignmentServer:
     key = server.settings.keys[name]
     limits = server.settings.limits_of(name)
-    _known(f"keys.{name}.methods", key.methods, server.methods)
-    _known(f"keys.{name}.presets", key.presets, server.presets)
+    _check_names(f"keys.{name}.methods", key.methods, server.methods)
+    _check_names(f"keys.{name}.presets", key.presets, server.presets)
     return replace(
         server,
         settings=server.settings.model_copy(update={"limits": limits}),
-        presets=_allowed(server.presets, key.presets),
-        methods=_allowed(server.methods, key.methods),
+        presets=_only(server.presets, key.presets),
+        methods=_only(server.methods, key.methods),
         key=name,
         max_candidates=key.max_candidates,
     )
 
 
-def _known(key: str, names: list[str] | None, known: Mapping[str, object]) -> None:
+def _check_names(key: str, names: list[str] | None, known: Mapping[str, object]) -> None:
     for name in names or ():
         if name not in known:
-            raise ConfigError(f"{key} names {name!r}; there is {', '.join(known) or 'none'}")
+            raise ConfigError(f"{key} names {name!r}; this server has {', '.join(known) or 'none'}")
 
 
-def _allowed(every: Mapping[str, T], names: list[str] | None) -> dict[str, T]:
-    return {name: one for name, one in every.items() if names is None or name in names}
+def _only(mapping: Mapping[str, T], names: list[str] | None) -> dict[str, T]:
+    return {name: value for name, value in mapping.items() if names is None or name in names}
 
 
 def _digest(secret: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Anthropic's API: errors in the shape its clients read, whoever made them."""
+"""Errors in Anthropic's format, for the routes of its API."""
 
 import json
 from http import HTTPStatus
@@ -18,32 +18,32 @@ _TYPES = {
     503: "overloaded_error",
     504: "timeout_error",
 }
-"""Anthropic's names; of all other statuses the type says whose fault it was."""
+"""Anthropic's error types by status; other 4xx and 5xx statuses have a generic type."""
 
 
-class AnthropicErrors:
-    """Middleware that gives errors of Anthropic's API its shape, in answers and in streams.
+class AnthropicErrorMiddleware:
+    """Middleware that converts errors on Anthropic's routes, in responses and in streams.
 
-    ``{"type": "error", "error": {"type", "message"}}``, the inner type by the status. An error of
-    OpenAI's shape keeps its other fields beside, such as ``param``.
+    The format is ``{"type": "error", "error": {"type", "message"}}``, with an inner type by status.
+    Other fields of an OpenAI error, such as ``param``, stay in the inner object.
 
     Args:
-        app: what answers, authentication included.
+        app: the app, authentication included.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Leaves other paths alone."""
+        """Handles a request; other routes pass unchanged."""
         if scope["type"] == "http":
             path = scope["path"].removeprefix(scope.get("root_path", ""))
-            send = _Shaped(send) if path in PATHS else send
+            send = _ErrorConverter(send) if path in PATHS else send
         await self._app(scope, receive, send)
 
 
-class _Shaped:
-    """Sends an answer on; an error once its body is whole."""
+class _ErrorConverter:
+    """Forwards a response; buffers an error's body until it is complete, then converts it."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -56,14 +56,14 @@ class _Shaped:
         elif self._start is not None:
             self._body += message.get("body", b"")
             if not message.get("more_body"):
-                await self._answer(self._start)
+                await self._send_error(self._start)
         elif (body := message.get("body", b"")).startswith(_ERROR_EVENT):
-            await self._send({**message, "body": _event(body)})
+            await self._send({**message, "body": _convert_event(body)})
         else:
             await self._send(message)
 
-    async def _answer(self, start: Message) -> None:
-        body = json.dumps(shaped(_error(self._body), start["status"])).encode()
+    async def _send_error(self, start: Message) -> None:
+        body = json.dumps(to_anthropic_error(_inner_error(self._body), start["status"])).encode()
         headers = MutableHeaders(raw=list(start["headers"]))
         headers["content-type"] = "application/json"
         headers["content-length"] = str(len(body))
@@ -71,31 +71,33 @@ class _Shaped:
         await self._send({"type": "http.response.body", "body": body})
 
 
-def _event(event: bytes) -> bytes:
-    """The event of an error in a stream, which has begun with a status of its own."""
+def _convert_event(event: bytes) -> bytes:
+    """An error event in Anthropic's format; the type is that of a 500, since the status is sent."""
     name, mark, rest = event.partition(b"data: ")
     data, end, after = rest.partition(b"\n\n")
-    told = json.dumps(shaped(_error(data), HTTPStatus.INTERNAL_SERVER_ERROR)).encode()
-    return name + mark + told + end + after
+    converted = json.dumps(
+        to_anthropic_error(_inner_error(data), HTTPStatus.INTERNAL_SERVER_ERROR)
+    ).encode()
+    return name + mark + converted + end + after
 
 
-def _error(body: bytes) -> Any:
-    """What is under ``error``: an object as a rule, of vLLM's authentication a text."""
+def _inner_error(body: bytes) -> Any:
+    """The value of ``error``: an object, or a string from vLLM's authentication."""
     try:
-        found = json.loads(body)
+        content = json.loads(body)
     except ValueError:
         return None
-    return found.get("error") if isinstance(found, dict) else None
+    return content.get("error") if isinstance(content, dict) else None
 
 
-def shaped(error: Any, status: int) -> dict[str, Any]:
-    """An error as Anthropic's clients read it.
+def to_anthropic_error(error: Any, status: int) -> dict[str, Any]:
+    """Converts an error to Anthropic's format.
 
     Args:
-        error: what is under ``error`` in OpenAI's shape, or its message alone.
-        status: the answer's, which the inner type follows.
+        error: the value of ``error`` in OpenAI's format, or a message.
+        status: HTTP status of the response, which determines the inner type.
     """
     if not isinstance(error, dict):
         error = {"message": error if isinstance(error, str) else HTTPStatus(status).phrase}
-    usual = "api_error" if status >= 500 else "invalid_request_error"
-    return {"type": "error", "error": {**error, "type": _TYPES.get(status, usual)}}
+    generic = "api_error" if status >= 500 else "invalid_request_error"
+    return {"type": "error", "error": {**error, "type": _TYPES.get(status, generic)}}

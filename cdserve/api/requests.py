@@ -26,8 +26,8 @@ _DESCRIPTION = (
 )
 
 
-class Aligned(BaseModel):
-    """What all request classes share. Mixed in before vLLM's class."""
+class AlignedRequestMixin(BaseModel):
+    """Base of all request classes with a policy, to be placed before vLLM's class."""
 
     if TYPE_CHECKING:
         model: str | None
@@ -37,12 +37,16 @@ class Aligned(BaseModel):
     _server: AlignmentServer = PrivateAttr()
 
     def resolve(self, server: AlignmentServer) -> AlignmentContext | None:
-        """Reads the policy off ``alignment`` or the model id, and checks it against the request.
+        """Resolves the policy of ``alignment`` or of the model id; None for plain decoding.
 
-        A preset's model id becomes the base model's.
+        A preset's model id is replaced by the base model's.
+
+        Args:
+            server: the caller's view of the server.
 
         Raises:
-            PolicyError: naming the field, the value and what is accepted.
+            PolicyError: the policy is invalid, or cannot be combined with another field; the
+                message names the field, the value and what is accepted.
         """
         preset = server.preset_of(self.model)
         if preset is not None:
@@ -61,118 +65,121 @@ class Aligned(BaseModel):
 
     @property
     def server(self) -> AlignmentServer:
-        """What the server is to whoever sends it, once it is resolved."""
+        """The caller's view of the server; set by ``resolve``."""
         return self._server
 
     @property
-    def counts(self) -> Mapping[str, int]:
-        """Fields that ask for several answers, and for how many each."""
+    def choice_counts(self) -> Mapping[str, int]:
+        """Number of choices that each field asks for; the total is their product."""
         return {}
 
     @property
-    def choices(self) -> int:
-        """Answers in all."""
-        return math.prod(self.counts.values())
+    def choice_count(self) -> int:
+        """Total number of choices in the response."""
+        return math.prod(self.choice_counts.values())
 
     @property
     def length_field(self) -> str:
-        """The field that bounds the response's tokens."""
+        """Name of the field that limits the length of the response."""
         newer = getattr(self, "max_completion_tokens", None)
         return "max_tokens" if newer is None else "max_completion_tokens"
 
     @property
     def output_only(self) -> Mapping[str, Any]:
-        """Fields in use that look at the tokens of the output only."""
-        found = {name: getattr(self, name, None) for name in _OUTPUT_ONLY}
-        return {n: v for n, v in found.items() if v is not None and v != _OUTPUT_ONLY[n]}
+        """Fields in use that consider only the tokens of the output, with their values."""
+        values = {name: getattr(self, name, None) for name in _OUTPUT_ONLY}
+        return {n: v for n, v in values.items() if v is not None and v != _OUTPUT_ONLY[n]}
 
     @property
     def grammar(self) -> str | None:
-        """The field that constrains the text by a grammar, if one does."""
+        """Name of the field that constrains the output by a grammar; None if there is none."""
         if self.extract_structured_outputs() is None:  # type: ignore[attr-defined]
             return None
         form = getattr(self, "response_format", None)
         return "structured_outputs" if form is None else "response_format"
 
     def to_sampling_params(self, *args: Any, **kwargs: Any) -> SamplingParams:
-        """As vLLM's; the policy rides in ``extra_args``."""
+        """vLLM's sampling parameters, with the policy in ``extra_args``."""
         params = super().to_sampling_params(*args, **kwargs)  # type: ignore[misc]
         if self._context is not None:
             limit = self._server.settings.limits.max_candidate_tokens
-            _check_params(params, self._context, self.choices, self.length_field, limit)
-            if params.structured_outputs is not None:  # vLLM's, of a tool call
+            _check_params(params, self._context, self.choice_count, self.length_field, limit)
+            if params.structured_outputs is not None:  # a tool call that vLLM forces
                 _check_grammar(self._context, "tools")
             params.extra_args = {**(params.extra_args or {}), CONTEXT_KEY: self._context}
         return params
 
 
-class AlignedCompletionRequest(Aligned, CompletionRequest):  # type: ignore[misc]
-    """A completions request with a policy."""
+class AlignedCompletionRequest(AlignedRequestMixin, CompletionRequest):  # type: ignore[misc]
+    """Request of the Completions API with a policy."""
 
     @property
-    def counts(self) -> Mapping[str, int]:
-        """A list of texts or of token lists holds several prompts."""
+    def choice_counts(self) -> Mapping[str, int]:
+        """``n`` and the number of prompts: a list of texts or of token lists holds several."""
         prompt = self.prompt
         several = isinstance(prompt, list) and not all(isinstance(item, int) for item in prompt)
         return {"n": self.n or 1, "prompt": len(prompt) if several else 1}
 
 
-class AlignedChatCompletionRequest(Aligned, ChatCompletionRequest):  # type: ignore[misc]
-    """A chat completions request with a policy."""
+class AlignedChatCompletionRequest(AlignedRequestMixin, ChatCompletionRequest):  # type: ignore[misc]
+    """Request of the Chat Completions API with a policy."""
 
-    _origin: Aligned | None = PrivateAttr(None)
-    """What vLLM made it of, if it is of another API."""
+    _origin: AlignedRequestMixin | None = PrivateAttr(None)
+    """Request of another API that vLLM converted to this one; None if there is none."""
 
     @classmethod
-    def of(cls, made: ChatCompletionRequest, request: Aligned) -> "AlignedChatCompletionRequest":
-        """The chat request that vLLM made of another API's, under that one's policy."""
-        fields = dict(made)  # validated already
-        chat: AlignedChatCompletionRequest = cls.model_construct(made.model_fields_set, **fields)
-        chat._context, chat._server, chat._origin = request._context, request._server, request
-        return chat
+    def with_policy_of(
+        cls, chat: ChatCompletionRequest, origin: AlignedRequestMixin
+    ) -> "AlignedChatCompletionRequest":
+        """Adds the policy of ``origin`` to the chat request that vLLM converted it to."""
+        fields = dict(chat)  # validated already
+        aligned: AlignedChatCompletionRequest = cls.model_construct(chat.model_fields_set, **fields)
+        aligned._context, aligned._server, aligned._origin = origin._context, origin._server, origin
+        return aligned
 
     @property
-    def counts(self) -> Mapping[str, int]:
-        return {"n": self.n or 1} if self._origin is None else self._origin.counts
+    def choice_counts(self) -> Mapping[str, int]:
+        return {"n": self.n or 1} if self._origin is None else self._origin.choice_counts
 
     @property
     def length_field(self) -> str:
         return super().length_field if self._origin is None else self._origin.length_field
 
     def resolve(self, server: AlignmentServer) -> AlignmentContext | None:
-        """As for completions; rewards may read the messages."""
+        """Resolves the policy and adds the messages, which rewards may read, to its context."""
         context = super().resolve(server)
         if context is not None:
             context.conversations = [self.messages]
         return context
 
 
-class AlignedBatchRequest(Aligned, BatchChatCompletionRequest):  # type: ignore[misc]
-    """A chat completions request of several conversations, each answered under the policy."""
+class AlignedBatchRequest(AlignedRequestMixin, BatchChatCompletionRequest):  # type: ignore[misc]
+    """Chat completions request with several conversations under one policy."""
 
     @property
-    def counts(self) -> Mapping[str, int]:
+    def choice_counts(self) -> Mapping[str, int]:
         return {"messages": len(self.messages)}
 
     @property
     def grammar(self) -> str | None:
-        made: AlignedChatCompletionRequest = self.to_chat_completion_request(self.messages[0])
-        return made.grammar
+        chat: AlignedChatCompletionRequest = self.to_chat_completion_request(self.messages[0])
+        return chat.grammar
 
     def resolve(self, server: AlignmentServer) -> AlignmentContext | None:
-        """As for completions; rewards may read the messages."""
+        """Resolves the policy and adds the messages, which rewards may read, to its context."""
         context = super().resolve(server)
         if context is not None:
             context.conversations = self.messages
         return context
 
     def to_chat_completion_request(self, messages: Any) -> "AlignedChatCompletionRequest":
-        """As vLLM's, under the policy."""
-        return AlignedChatCompletionRequest.of(super().to_chat_completion_request(messages), self)
+        """The chat request of one conversation, with the policy."""
+        chat = super().to_chat_completion_request(messages)
+        return AlignedChatCompletionRequest.with_policy_of(chat, self)
 
 
-class AlignedResponsesRequest(Aligned, ResponsesRequest):  # type: ignore[misc]
-    """A request of OpenAI's Responses API with a policy."""
+class AlignedResponsesRequest(AlignedRequestMixin, ResponsesRequest):  # type: ignore[misc]
+    """Request of OpenAI's Responses API with a policy."""
 
     @property
     def length_field(self) -> str:
@@ -180,19 +187,19 @@ class AlignedResponsesRequest(Aligned, ResponsesRequest):  # type: ignore[misc]
 
     @property
     def grammar(self) -> str | None:
-        found = super().grammar
-        return found if found is None or self.structured_outputs is not None else "text.format"
+        field = super().grammar
+        return field if field is None or self.structured_outputs is not None else "text.format"
 
     def resolve(self, server: AlignmentServer) -> AlignmentContext | None:
-        """As for completions."""
+        """Resolves the policy; rejects ``background``."""
         context = super().resolve(server)
         if context is not None and self.background:
             raise PolicyError("background", f"is true; it cannot be combined with {FIELD}")
         return context
 
 
-class AlignedMessagesRequest(Aligned, AnthropicMessagesRequest):  # type: ignore[misc]
-    """A request of Anthropic's Messages API with a policy; vLLM makes a chat request of it."""
+class AlignedMessagesRequest(AlignedRequestMixin, AnthropicMessagesRequest):  # type: ignore[misc]
+    """Request of Anthropic's Messages API with a policy; vLLM converts it to a chat request."""
 
     @property
     def output_only(self) -> Mapping[str, Any]:
@@ -204,16 +211,16 @@ class AlignedMessagesRequest(Aligned, AnthropicMessagesRequest):  # type: ignore
         config = self.output_config
         return None if config is None or config.format is None else "output_config.format"
 
-    def chat(self, made: ChatCompletionRequest) -> AlignedChatCompletionRequest:
-        """The chat request that vLLM made of it, under the policy."""
-        chat = AlignedChatCompletionRequest.of(made, self)
+    def with_policy(self, chat: ChatCompletionRequest) -> AlignedChatCompletionRequest:
+        """Adds the policy to the chat request that vLLM converted this request to."""
+        aligned = AlignedChatCompletionRequest.with_policy_of(chat, self)
         if self._context is not None:
-            self._context.conversations = [chat.messages]
-        return chat
+            self._context.conversations = [aligned.messages]
+        return aligned
 
 
-def _check_combination(request: Aligned, context: AlignmentContext) -> None:
-    """Raises PolicyError for fields that no method, or not this one, can honour."""
+def _check_combination(request: AlignedRequestMixin, context: AlignmentContext) -> None:
+    """Raises PolicyError for a field that the method cannot honour."""
     method = context.policy.method
     if getattr(request, "use_beam_search", False):
         raise PolicyError(
@@ -222,7 +229,7 @@ def _check_combination(request: Aligned, context: AlignmentContext) -> None:
         )
     if not context.policy.scores_prefixes:
         return
-    # Across blocks the accepted tokens are the candidates' prompt, which these do not look at.
+    # Accepted blocks become part of the prompt, which these fields do not consider.
     for field, value in request.output_only.items():
         raise PolicyError(
             field,
@@ -234,7 +241,7 @@ def _check_combination(request: Aligned, context: AlignmentContext) -> None:
 
 
 def _check_grammar(context: AlignmentContext, field: str) -> None:
-    """Raises PolicyError where blocks would lose the state of the grammar that ``field`` makes."""
+    """Raises PolicyError if the method decodes in blocks, which lose a grammar's state."""
     if context.policy.scores_prefixes:
         raise PolicyError(
             field,
@@ -251,11 +258,13 @@ _OUTPUT_ONLY: dict[str, Any] = {
     "repetition_detection": None,
     "thinking_token_budget": None,
 }
+"""Fields that consider only the tokens of the output, with their neutral values."""
 
 
 def _check_params(
-    params: SamplingParams, context: AlignmentContext, answers: int, length_field: str, limit: int
+    params: SamplingParams, context: AlignmentContext, choices: int, length_field: str, limit: int
 ) -> None:
+    """Raises PolicyError for sampling parameters that the policy or the token limit excludes."""
     for key in {REQUEST_KEY, CONTEXT_KEY} & (params.extra_args or {}).keys():
         field = f"vllm_xargs.{key}"
         raise PolicyError(field, f"is reserved; use the field {FIELD!r}")
@@ -266,9 +275,9 @@ def _check_params(
             f"is 0; all {width} candidates would be the same, so method "
             f"{context.policy.method!r} needs a temperature above 0",
         )
-    tokens = width * params.max_tokens * answers
+    tokens = width * params.max_tokens * choices
     if tokens > limit:
-        times = f" × {answers} answers" if answers > 1 else ""
+        times = f" × {choices} answers" if choices > 1 else ""
         raise PolicyError(
             length_field,
             f"is {params.max_tokens}; {width} candidates{times} would be {tokens} tokens, and this "

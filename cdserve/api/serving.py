@@ -1,8 +1,8 @@
-"""vLLM's serving code under a policy, whatever the API: room for the candidates, and the report."""
+"""Requests with a policy, for every API: admission, vLLM's serving code, and the report."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractContextManager, ExitStack
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
@@ -13,75 +13,83 @@ from vllm.entrypoints.serve.utils.api_utils import load_aware_call, with_cancell
 from vllm.entrypoints.serve.utils.sse_keep_alive import with_sse_keep_alive
 from vllm.exceptions import GenerationError, GracefulHTTPError
 
-from cdserve.api.errors import of_vllm
+from cdserve.api.errors import from_vllm_error
 from cdserve.api.keys import Keys
-from cdserve.api.requests import Aligned
+from cdserve.api.requests import AlignedRequestMixin
 from cdserve.api.server import AlignmentServer
-from cdserve.api.wire import Wire
+from cdserve.api.wire import AnswerWriter
 from cdserve.engine.admission import Admission
 from cdserve.engine.context import AlignmentContext
 from cdserve.errors import PolicyError
 from cdserve.policy import FIELD
 
+_Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
+cancelled_on_disconnect: Callable[[_Decorated], _Decorated] = with_cancellation
+_counted_as_load: Callable[[_Decorated], _Decorated] = load_aware_call
 
-def server_of(raw_request: Request) -> AlignmentServer:
-    """What the server is to whoever sends the request."""
+
+def server_view(raw_request: Request) -> AlignmentServer:
+    """The view of the server for the caller's API key."""
     keys: Keys = raw_request.app.state.args.cdserve
-    return keys.server(raw_request.headers.get("authorization"))
+    return keys.view(raw_request.headers.get("authorization"))
 
 
 async def check_draining(raw_request: Request) -> None:
-    """Refuses a request once the server is shutting down.
+    """Rejects a request while the server shuts down.
 
     Raises:
-        OverloadError: it is.
+        OverloadError: the server is shutting down.
     """
     raw_request.app.state.engine_client.check_draining()
 
 
-async def aligned(
-    request: Aligned, raw_request: Request, context: AlignmentContext, handler: Any, wire: Wire
+@cancelled_on_disconnect
+@_counted_as_load
+async def serve_aligned(
+    request: AlignedRequestMixin,
+    raw_request: Request,
+    context: AlignmentContext,
+    handler: Any,
+    writer: AnswerWriter,
 ) -> Response:
-    """What ``handler``, vLLM's for the request's class, answers; with the report.
+    """Answers a request with a policy by vLLM's serving code, and adds the report.
+
+    Args:
+        request: the resolved request.
+        raw_request: the HTTP request.
+        context: the request's policy.
+        handler: vLLM's serving method for the class of the request.
+        writer: adds the report to the answer.
 
     Raises:
-        PolicyError: it asks for more candidates than there is ever room for.
-        OverloadError: there is no room for them now.
+        PolicyError: the request has more candidates than the server ever admits.
+        OverloadError: the server has no room for the candidates now.
     """
-    answer: Response = await _aligned(request, raw_request, context, handler, wire)
-    return answer
-
-
-@with_cancellation  # type: ignore[untyped-decorator]
-@load_aware_call  # type: ignore[untyped-decorator]
-async def _aligned(
-    request: Aligned, raw_request: Request, context: AlignmentContext, handler: Any, wire: Wire
-) -> Response:
-    with ExitStack() as held:
+    with ExitStack() as resources:
         admission = raw_request.app.state.engine_client.admission
-        held.enter_context(_room(admission, request, context))
+        resources.enter_context(_admit(admission, request, context))
         try:
             answer = await handler(request, raw_request)
         except (GenerationError, GracefulHTTPError) as error:
             answer = create_error_response(error)
         if isinstance(answer, ErrorResponse):
-            return of_vllm(answer, begun=bool(context.prompts))
+            return from_vllm_error(answer, begun=bool(context.prompts))
         if not isinstance(answer, AsyncGenerator):
-            return JSONResponse(wire.whole(answer))
+            return JSONResponse(writer.body(answer))
         interval = raw_request.app.state.args.sse_keep_alive_interval
         events = with_sse_keep_alive(
-            wire.events(answer), float(interval) or request.server.settings.keep_alive
+            writer.events(answer), float(interval) or request.server.settings.keep_alive
         )
-        return _Stream(events, held.pop_all())
+        return _Stream(events, resources.pop_all())
 
 
-def _room(
-    admission: Admission, request: Aligned, context: AlignmentContext
+def _admit(
+    admission: Admission, request: AlignedRequestMixin, context: AlignmentContext
 ) -> AbstractContextManager[None]:
-    """Room for a request's candidates, until it ends."""
-    candidates = context.policy.width * request.choices
+    """Reserves room for the candidates of a request until it ends."""
+    candidates = context.policy.width * request.choice_count
     if candidates > admission.capacity:
-        field = next((name for name, count in request.counts.items() if count > 1), FIELD)
+        field = next((name for name, count in request.choice_counts.items() if count > 1), FIELD)
         raise PolicyError(
             field,
             f"asks for {candidates} candidates at once in all; this server accepts up to "
@@ -91,12 +99,12 @@ def _room(
 
 
 class _Stream(StreamingResponse):
-    """A stream that holds what it needs until it ends, even if it never begins."""
+    """Streaming response that releases its resources when it ends, even before it has begun."""
 
-    def __init__(self, events: AsyncGenerator[str, None], held: ExitStack) -> None:
+    def __init__(self, events: AsyncGenerator[str, None], resources: ExitStack) -> None:
         super().__init__(events, media_type="text/event-stream")
-        self._held = held
+        self._resources = resources
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._held:
+        with self._resources:
             await super().__call__(scope, receive, send)

@@ -15,9 +15,9 @@ from cdserve.launch.heads import Heads, attach
 from cdserve.launch.reward_models import RewardModels, plan
 
 _MIDDLEWARE = (
-    "cdserve.api.bearer.Bearer",
-    "cdserve.api.unexpected.Unexpected",
-    "cdserve.api.messages.AnthropicErrors",
+    "cdserve.api.api_key_header.ApiKeyHeaderMiddleware",
+    "cdserve.api.unexpected.UnexpectedErrorMiddleware",
+    "cdserve.api.messages.AnthropicErrorMiddleware",
 )
 """Middleware around vLLM's, which includes its authentication; the last is outermost."""
 

@@ -16,8 +16,8 @@ from vllm.exceptions import VLLMValidationError
 from vllm.v1.engine.exceptions import EngineGenerateError
 
 from cdserve.api import errors
-from cdserve.api.messages import AnthropicErrors
-from cdserve.api.unexpected import Unexpected
+from cdserve.api.messages import AnthropicErrorMiddleware
+from cdserve.api.unexpected import UnexpectedErrorMiddleware
 from cdserve.errors import OverloadError
 
 SECRET = "/srv/models/secret said: A fine kettle."
@@ -38,8 +38,7 @@ def app(answer: Any, details: str = "log") -> FastAPI:
     """An app whose routes all do what they are told, under vLLM's handlers and ours."""
     made = FastAPI()
     settings = SimpleNamespace(error_details=details)
-    everybody = SimpleNamespace(settings=settings)
-    cdserve = SimpleNamespace(everybody=everybody)
+    cdserve = SimpleNamespace(default=SimpleNamespace(settings=settings))
     made.state.args = Namespace(log_error_stack=False, cdserve=cdserve)
     made.state.server, made.state.engine_client = None, SimpleNamespace(errored=False)
 
@@ -53,8 +52,8 @@ def app(answer: Any, details: str = "log") -> FastAPI:
     errors.install(made)
     init_exception_handler(made)
     made.add_middleware(AuthenticationMiddleware, tokens=["sk"])
-    made.add_middleware(Unexpected)
-    made.add_middleware(AnthropicErrors)
+    made.add_middleware(UnexpectedErrorMiddleware)
+    made.add_middleware(AnthropicErrorMiddleware)
     return made
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from vllm.exceptions import VLLMValidationError
 
-from cdserve.api.wire import Responses
+from cdserve.api.wire import ResponsesWriter
 from cdserve.errors import ScoringError
 from cdserve.failures import Details
 from cdserve.scoring import Objective
@@ -38,7 +38,7 @@ async def error_event(error: Exception, details: Details = "log") -> dict[str, A
     context: Any = SimpleNamespace(
         objective=objective, report=lambda: None, traced=lambda start: []
     )
-    *_, last = [event async for event in Responses(context, None).events(broken(error))]
+    *_, last = [event async for event in ResponsesWriter(context, None).events(broken(error))]
     name, _, data = last.partition("\ndata: ")
     assert name == "event: error"
     event: dict[str, Any] = json.loads(data)

@@ -12,8 +12,8 @@ from cdserve.config import Settings
 @pytest.mark.parametrize("playground", [True, False])
 def test_it_can_be_turned_off(playground: bool) -> None:
     app = FastAPI()
-    everybody = Namespace(settings=Settings(model="any", playground=playground))
-    app.state.args = Namespace(cdserve=Namespace(everybody=everybody))
+    default = Namespace(settings=Settings(model="any", playground=playground))
+    app.state.args = Namespace(cdserve=Namespace(default=default))
     AlignmentEndpoints().attach_router(app)
     paths = {getattr(route, "path", None) for route in app.routes}
     assert "/v1/alignment" in paths
