@@ -204,7 +204,7 @@ class AlignedEngine(EngineProxy):
             read = await self._prompt_logprobs(placed)
             choices = self._live[placed] = [self._choice(placed, i) for i in range(count)]
             streams = merge_async_iterators(
-                *(metrics.observed(method, one.outputs(), one.spans.end) for one in choices)
+                *(metrics.observe_outputs(method, one.outputs(), one.spans.end) for one in choices)
             )
             async with aclosing(streams) as outputs:
                 async for index, output in outputs:

@@ -85,13 +85,13 @@ class SearchedChoice:
             async with aclosing(self._search(context.policy, self._proposal, seeded)) as search:
                 async for decision in search:
                     SELECT_SECONDS.observe(time.perf_counter() - self._proposal.scored_at)
-                    self.spans.decided(decision)
+                    self.spans.end_decision(decision)
                     self._request.record(decision, self._choice)
                     decisions.append(decision)
                     output = self._writer.append(decision.candidate)
                     if output.finished():
                         report = context.add_report(decisions, self._request.index, self._choice)
-                        self.spans.reported(report)
+                        self.spans.set_report(report)
                     yield output
                     if output.finished():
                         return
@@ -202,7 +202,7 @@ class SteeredChoice:
             kl=kl,
             unsteered=unsteered,
         )
-        with self.spans.during("score", candidates=1):
+        with self.spans.span("score", candidates=1):
             scores = await context.objective.score([response], request.engine_id)
         decision = Decision(
             candidates=[candidate],
@@ -213,9 +213,9 @@ class SteeredChoice:
             kl_estimate=0.0,
             kl_estimator="exact_path",
         )
-        self.spans.decided(decision)
+        self.spans.end_decision(decision)
         request.record(decision, self._choice)
-        self.spans.reported(context.add_report([decision], request.index, self._choice))
+        self.spans.set_report(context.add_report([decision], request.index, self._choice))
 
     async def _response(self, token_ids: Sequence[int], text: str) -> Response:
         """The finished response with the values and log-likelihoods that its rewards read."""

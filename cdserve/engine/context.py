@@ -85,7 +85,7 @@ class AlignmentContext:
             policy.method, decisions, policy.report == "trace", policy.budget, policy.deadline_ms
         )
         self.reports[prompt, choice] = added
-        metrics.count(added, decisions)
+        metrics.count_response(added, decisions)
         return added
 
     def report(self) -> Report | None:

@@ -122,7 +122,7 @@ class EngineProposal:
         draw, self._draws = self._draws, self._draws + 1
         try:
             ended = ended_at_deadline(self._resources.engine, self._context, self.alive)
-            traced = self._spans.during("generate", candidates=len(starts))
+            traced = self._spans.span("generate", candidates=len(starts))
             with GENERATE_SECONDS.time(), traced, ended:
                 async with asyncio.TaskGroup() as group:
                     tasks = [
@@ -135,7 +135,7 @@ class EngineProposal:
 
     async def score(self, prefixes: Sequence[Prefix]) -> Sequence[Score]:
         """Scores each prefix by the objective."""
-        with SCORE_SECONDS.time(), self._spans.during("score", candidates=len(prefixes)):
+        with SCORE_SECONDS.time(), self._spans.span("score", candidates=len(prefixes)):
             responses = [await self._response(prefix) for prefix in prefixes]
             scores = await self._objective.score(responses, self._request.engine_id)
         self.scored_at = time.perf_counter()

@@ -152,21 +152,23 @@ class _Output(Protocol):
 Output = TypeVar("Output", bound=_Output)
 
 
-async def observed(
+async def observe_outputs(
     method: str, outputs: AsyncGenerator[Output, None], on_end: Callable[[str], object]
 ) -> AsyncGenerator[Output, None]:
     """Yields a response's outputs unchanged and records their timing and the outcome.
 
     Args:
+        method: method of the policy.
+        outputs: outputs of the response.
         on_end: called once with the outcome: vLLM's finish reason, ``error`` or ``cancelled``.
     """
-    last, seconds, outcome = time.perf_counter(), FIRST_BLOCK_SECONDS, "cancelled"
+    last, histogram, outcome = time.perf_counter(), FIRST_BLOCK_SECONDS, "cancelled"
     try:
         async with aclosing(outputs):
             async for output in outputs:
                 now = time.perf_counter()
-                seconds.labels(method).observe(now - last)
-                last, seconds = now, INTER_BLOCK_SECONDS
+                histogram.labels(method).observe(now - last)
+                last, histogram = now, INTER_BLOCK_SECONDS
                 outcome = output.finish_reason or outcome
                 yield output
     except Exception:
@@ -177,8 +179,13 @@ async def observed(
         on_end(outcome)
 
 
-def count(report: Mapping[str, Any], decisions: Sequence[Decision]) -> None:
-    """Adds a finished response to the counters and histograms."""
+def count_response(report: Mapping[str, Any], decisions: Sequence[Decision]) -> None:
+    """Adds a finished response to the counters and histograms.
+
+    Args:
+        report: report of the response.
+        decisions: all decisions of the response.
+    """
     method = report["method"]
     kept_tokens = sum(len(d.candidate.token_ids) for d in decisions)
     limited = sum(d.limited or d.candidate.unsteered > 0 for d in decisions)

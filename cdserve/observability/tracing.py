@@ -1,7 +1,7 @@
-"""OpenTelemetry spans beside vLLM's: a response, its decisions, and in them each draw and scoring.
+"""OpenTelemetry spans of a response, its decisions, and the draws and scorings in a decision.
 
-They go where vLLM's ``--otlp-traces-endpoint`` sends its own, and cost next to nothing without it.
-No prompt and no response is in them.
+The spans are exported with vLLM's own, to its ``--otlp-traces-endpoint``, and cost next to nothing
+without one. They contain no text of prompts and responses.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,13 +18,13 @@ _HEADERS = TraceContextTextMapPropagator()
 
 
 class ResponseSpans:
-    """The spans of one response under a policy.
+    """Spans of one response with a policy.
 
     Args:
-        method: the policy's.
-        request_id: vLLM's, of the prompt.
+        method: method of the policy.
+        request_id: vLLM's request id of the prompt.
         choice: index of the response.
-        headers: the client's trace context; None for a trace of its own.
+        headers: trace context of the client; None to start a new trace.
     """
 
     def __init__(
@@ -41,30 +41,30 @@ class ResponseSpans:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What puts the spans of engine requests, which are vLLM's, under the one that is open."""
+        """Arguments of an engine request that make vLLM's spans children of the open span."""
         if not self._response.is_recording():
             return {}
-        made: dict[str, str] = {}
-        _HEADERS.inject(made, _inside(self._decision or self._response))
-        return {"trace_headers": made}
+        headers: dict[str, str] = {}
+        _HEADERS.inject(headers, _context(self._decision or self._response))
+        return {"trace_headers": headers}
 
     @contextmanager
-    def during(self, name: str, **attributes: Any) -> Iterator[None]:
-        """A span of what a decision takes, ``generate`` or ``score``, in the decision's."""
+    def span(self, name: str, **attributes: Any) -> Iterator[None]:
+        """Opens a span, ``generate`` or ``score``, inside the span of the current decision."""
         if self._decision is None:
-            self._decision = _TRACER.start_span("decision", _inside(self._response))
-        known = {f"cdserve.{key}": value for key, value in attributes.items()}
-        span = _TRACER.start_span(name, _inside(self._decision), attributes=known)
+            self._decision = _TRACER.start_span("decision", _context(self._response))
+        prefixed = {f"cdserve.{key}": value for key, value in attributes.items()}
+        span = _TRACER.start_span(name, _context(self._decision), attributes=prefixed)
         try:
             yield
-        except Exception as error:  # its message may have text of the client's
+        except Exception as error:  # the message may contain text of the client
             span.set_status(trace.StatusCode.ERROR, type(error).__name__)
             raise
         finally:
             span.end()
 
-    def decided(self, decision: Decision) -> None:
-        """Ends the decision's span."""
+    def end_decision(self, decision: Decision) -> None:
+        """Ends the span of the current decision, with its counts, score and KL bound."""
         if self._decision is not None:
             self._decision.set_attributes(
                 {
@@ -78,14 +78,18 @@ class ResponseSpans:
             self._decision.end()
             self._decision = None
 
-    def reported(self, report: Mapping[str, Any]) -> None:
-        """Tells the response's span what the report counts."""
+    def set_report(self, report: Mapping[str, Any]) -> None:
+        """Adds the report's counts, score and KL bound to the span of the response."""
         counts = ("decisions", "candidates", "candidate_tokens", "score")
         self._response.set_attributes({f"cdserve.{key}": report[key] for key in counts})
         self._response.set_attribute("cdserve.kl_bound", report["kl"]["bound"])
 
     def end(self, outcome: str) -> None:
-        """Ends the response's span, by vLLM's finish reason, ``error`` or ``cancelled``."""
+        """Ends the span of the response.
+
+        Args:
+            outcome: vLLM's finish reason, ``error`` or ``cancelled``.
+        """
         if self._decision is not None:
             self._decision.end()
         self._response.set_attribute("cdserve.outcome", outcome)
@@ -94,5 +98,5 @@ class ResponseSpans:
         self._response.end()
 
 
-def _inside(span: trace.Span) -> Any:
+def _context(span: trace.Span) -> Any:
     return trace.set_span_in_context(span)
