@@ -1,4 +1,4 @@
-"""KL from the distribution sampled from: bounds and estimates, in nats.
+"""Bounds on and estimates of the KL divergence from the sampled distribution p, in nats.
 
 Sources: best-of-n, arXiv 2401.01879 (Theorem 3.1 and the ε_n estimator); blockwise, arXiv
 2310.17022 section 4, a sum over decisions by the chain rule; best-of-Poisson, arXiv 2506.19248.
@@ -15,10 +15,10 @@ _MAX_STEPS = 100
 
 
 def best_of_n_bound(n: int) -> float:
-    """KL(best-of-n ‖ p) ≤ log n − (n − 1)/n, in nats.
+    """Bound KL(best-of-n ‖ p) ≤ log n − (n − 1)/n, in nats (arXiv 2401.01879, Theorem 3.1).
 
-    It bounds every rule that returns one of n i.i.d. draws, however it picks: no set A can be hit
-    more often than 1 − (1 − p(A))^n, so best-of-n's density majorises the rule's.
+    The bound holds for every rule that returns one of n i.i.d. draws: no rule hits a set A with a
+    probability above 1 − (1 − p(A))^n, so best-of-n's density majorises that of the rule.
 
     Raises:
         ValueError: ``n`` < 1.
@@ -29,11 +29,14 @@ def best_of_n_bound(n: int) -> float:
 
 
 def best_of_n_estimate(logp: float, n: int) -> float:
-    """The ε_n estimator at ε = p(y) of the response taken, in nats; 0 ≤ it ≤ the bound.
+    """Estimate of KL(best-of-n ‖ p) by ε_n at ε = p(y), in nats (arXiv 2401.01879).
+
+    The estimate is between 0 and the bound.
 
     Args:
-        logp: log p(y) in nats. With tied rewards, that of the reward level.
-        n: candidates.
+        logp: log p(y) of the selected response y, in nats; with tied rewards, log p of the
+            responses with the same reward.
+        n: number of candidates.
     """
     bound = best_of_n_bound(n)
     if logp >= 0 or n == 1:
@@ -50,14 +53,14 @@ def best_of_n_estimate(logp: float, n: int) -> float:
 
 
 def effective_n(bound: float) -> float:
-    """The n, not always whole, whose best-of-n has this bound: log n − 1 + 1/n = ``bound``.
+    """The real number n for which best-of-n has this bound: log n − 1 + 1/n = ``bound``.
 
     Raises:
         ValueError: ``bound`` is negative or not finite.
     """
     if not 0 <= bound < math.inf:
-        raise ValueError(f"bound must be a number of nats from 0, got {bound}")
-    log_n = bound + math.sqrt(2.0 * bound)  # Newton from above: the function of log n is convex
+        raise ValueError(f"bound must be finite and at least 0 nats, got {bound}")
+    log_n = bound + math.sqrt(2.0 * bound)  # Newton's method from above; convex in log n
     for _ in range(_MAX_STEPS):
         step = log_n + math.expm1(-log_n) - bound
         if step <= 1e-15 * bound:
@@ -66,9 +69,9 @@ def effective_n(bound: float) -> float:
     return math.exp(log_n) if log_n < 709 else math.inf
 
 
-def largest_n(budget: float, most: int) -> int:
-    """The largest n from 1 to ``most`` whose bound is within a budget of nats; 1 costs nothing."""
-    low, high = 1, most
+def largest_n(budget: float, limit: int) -> int:
+    """The largest n from 1 to ``limit`` whose bound is within ``budget`` nats; n = 1 costs none."""
+    low, high = 1, limit
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if best_of_n_bound(middle) <= budget else (low, middle - 1)
@@ -76,7 +79,7 @@ def largest_n(budget: float, most: int) -> int:
 
 
 def win_rate_bound(n: int) -> float:
-    """Best-of-n's win-rate against p is at most n / (n + 1), which it has where no two rewards tie.
+    """Bound n / (n + 1) on the win-rate of best-of-n against p; exact if no rewards tie.
 
     Raises:
         ValueError: ``n`` < 1.
@@ -87,23 +90,27 @@ def win_rate_bound(n: int) -> float:
 
 
 def best_of_poisson_bound(mu: float) -> float:
-    """KL(best-of-Poisson ‖ p) ≤ log(1 + μ) − 1 + ∫₀¹ e^{μ(u−1)} / (1 + μu) du, in nats.
+    """Bound KL(best-of-Poisson ‖ p) ≤ log(1 + μ) − 1 + ∫₀¹ e^{μ(u−1)} / (1 + μu) du, in nats.
 
-    It is the KL where rewards are continuous: that of the density (μu + 1) e^{μ(u−1)} from 1.
+    With continuous rewards the bound is the KL: that of the density (μu + 1) e^{μ(u−1)} of the
+    reward's quantile u from the uniform one (arXiv 2506.19248).
 
     Args:
-        mu: μ ≥ 0; the best of 1 + Poisson(μ) draws is returned.
+        mu: μ ≥ 0, for the best of 1 + Poisson(μ) draws.
     """
     return max(0.0, _poisson_kl(mu, 1.0))
 
 
 def best_of_poisson_estimate(logp: float, mu: float) -> float:
-    """The ε estimator of best-of-n, for 1 + Poisson(μ) draws; 0 ≤ it ≤ the bound.
+    """Estimate of KL(best-of-Poisson ‖ p), in nats: the ε estimator for 1 + Poisson(μ) draws.
 
-    The draws that beat all but a share ε = p(y) keep their density, the rest share one level.
+    The density is kept up to the quantile 1 − ε, with ε = p(y), and constant above it. The estimate
+    is between 0 and the bound.
 
     Args:
-        logp: log p(y) of the response taken, in nats. With tied rewards, that of the reward level.
+        logp: log p(y) of the selected response y, in nats; with tied rewards, log p of the
+            responses with the same reward.
+        mu: μ ≥ 0, for the best of 1 + Poisson(μ) draws.
     """
     bound = best_of_poisson_bound(mu)
     if logp >= 0 or mu == 0:
@@ -119,16 +126,16 @@ def best_of_poisson_estimate(logp: float, mu: float) -> float:
 
 
 def _poisson_kl(mu: float, top: float) -> float:
-    """∫₀ᵗ g log g du of best-of-Poisson's density g, up to the quantile t = ``top``."""
+    """∫₀ᵗ g log g du for best-of-Poisson's density g, up to the quantile t = ``top``."""
     below = top * math.exp(mu * (top - 1.0))
     log_g = math.log1p(mu * top) + mu * (top - 1.0)
     return below * (log_g - 1.0) + _poisson_integral(mu, top)
 
 
 def _poisson_integral(mu: float, top: float) -> float:
-    """∫₀ᵗ e^{μ(u−1)} / (1 + μu) du, from the series of the exponential integral.
+    """∫₀ᵗ e^{μ(u−1)} / (1 + μu) du for t = ``top``, from the series of the exponential integral.
 
-    All terms are positive; they are a Poisson law's, so there are about μ of them.
+    All terms are positive and weighted by Poisson probabilities, so about μ terms contribute.
     """
     if mu < 1e-16:
         return top
@@ -141,7 +148,7 @@ def _poisson_integral(mu: float, top: float) -> float:
 
 
 def flag(nats: float) -> Flag:
-    """``inspect`` from 8 nats, ``high`` from 15: where over-optimisation is to be expected."""
+    """Flag for a KL bound: ``inspect`` from 8 nats, ``high`` from 15 (over-optimisation likely)."""
     if nats >= HIGH_NATS:
         return "high"
     return "inspect" if nats >= INSPECT_NATS else "ok"

@@ -1,4 +1,4 @@
-"""The prompts that responses are drawn for: a JSONL file, their token ids, their text."""
+"""Prompts from a JSONL file, with their token ids and their text."""
 
 import json
 from collections.abc import Sequence
@@ -10,20 +10,20 @@ from jinja2 import TemplateError
 from cdserve.errors import ConfigError, safe_repr
 
 Prompt = str | list[dict[str, Any]]
-"""A text, or the messages of a chat."""
+"""Text, or the messages of a chat."""
 
 _ACCEPTED = '{"prompt": "text"}, {"prompt": [messages]} or {"messages": [messages]}'
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """The prompts of a JSONL file, in order; blank lines are skipped.
+    """Reads the prompts of a JSONL file in order; blank lines are skipped.
 
     A line is ``{"prompt": "text"}``, ``{"prompt": [messages]}`` (TRL's prompt-only format) or
-    ``{"messages": [messages]}``. What else a line holds is not read.
+    ``{"messages": [messages]}``. Other keys are ignored.
 
     Raises:
-        ConfigError: the file cannot be read or has no prompt; or a line is something else, then
-            with its number.
+        ConfigError: the file cannot be read, has no prompts, or has an invalid line; the message
+            then gives the line's number.
     """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
@@ -40,24 +40,25 @@ def read_prompts(path: Path) -> list[Prompt]:
 
 
 def encode(prompts: Sequence[Prompt], tokenizer: Any) -> list[list[int]]:
-    """Token ids of each prompt, as vLLM has them of a completion or a chat request.
+    """Token ids of each prompt, equal to those of a completion or chat request to vLLM.
 
     Args:
-        tokenizer: from Transformers. It adds its special tokens to a text; the messages of a chat
-            go through its chat template, which writes its own.
+        prompts: the prompts.
+        tokenizer: from Transformers. It adds special tokens to a text; the chat template, which
+            contains its own special tokens, is applied to messages.
 
     Raises:
-        ConfigError: the chat template refuses a prompt, or there is none, or a prompt has no
-            tokens; with the prompt's number, from 1.
+        ConfigError: the chat template is missing or rejects a prompt, or a prompt has no tokens;
+            the message gives the prompt's number, from 1.
     """
     return [_encode(prompt, number, tokenizer) for number, prompt in enumerate(prompts, 1)]
 
 
 def text_of(prompt: Prompt, tokenizer: Any) -> str:
-    """What a reward sees as the prompt, the same as when the server scores a response.
+    """The prompt as rewards see it, equal to the text that the server passes to them.
 
-    That is a text itself, and of a chat what the tokenizer's chat template makes of its messages,
-    special tokens and the opening of the reply included.
+    A text is returned unchanged. Messages are rendered by the tokenizer's chat template, with
+    special tokens and the opening of the reply.
     """
     if isinstance(prompt, str):
         return prompt
@@ -67,42 +68,42 @@ def text_of(prompt: Prompt, tokenizer: Any) -> str:
 
 def _parse(line: str, place: str) -> Prompt:
     try:
-        found = json.loads(line)
+        content = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise ConfigError(
-            f"{place} is {safe_repr(line)}, no JSON; it must be {_ACCEPTED}"
+            f"{place} is {safe_repr(line)}, which is not JSON; it must be {_ACCEPTED}"
         ) from error
-    keys = [key for key in ("prompt", "messages") if isinstance(found, dict) and key in found]
+    keys = [key for key in ("prompt", "messages") if isinstance(content, dict) and key in content]
     if len(keys) != 1:
-        both = " with both" if keys else ""
-        raise ConfigError(f"{place} is {safe_repr(found)}{both}; it must be {_ACCEPTED}")
-    prompt: Prompt = found[keys[0]]
+        both = " with both keys" if keys else ""
+        raise ConfigError(f"{place} is {safe_repr(content)}{both}; it must be {_ACCEPTED}")
+    prompt: Prompt = content[keys[0]]
     if not (keys == ["prompt"] and isinstance(prompt, str)):
         _check_messages(prompt, f"{place}: {keys[0]}")
     return prompt
 
 
-def _check_messages(found: Any, place: str) -> None:
-    if not isinstance(found, list) or not found:
-        raise ConfigError(f"{place} is {safe_repr(found)}; a line must be {_ACCEPTED}")
-    for message in found:
+def _check_messages(messages: Any, place: str) -> None:
+    if not isinstance(messages, list) or not messages:
+        raise ConfigError(f"{place} is {safe_repr(messages)}; a line must be {_ACCEPTED}")
+    for message in messages:
         if not _is_message(message):
             raise ConfigError(
                 f"{place} has {safe_repr(message)}; a message must be an object with role and "
                 "content"
             )
-    if found[-1]["role"] == "assistant":
+    if messages[-1]["role"] == "assistant":
         raise ConfigError(
-            f"{place} ends with {safe_repr(found[-1])}; what the assistant says next is drawn, so "
-            "the last message must be another's"
+            f"{place} ends with {safe_repr(messages[-1])}; the last message must not be the "
+            "assistant's, whose reply is generated"
         )
 
 
-def _is_message(found: Any) -> bool:
+def _is_message(value: Any) -> bool:
     return (
-        isinstance(found, dict)
-        and isinstance(found.get("role"), str)
-        and not found.keys().isdisjoint({"content", "tool_calls"})
+        isinstance(value, dict)
+        and isinstance(value.get("role"), str)
+        and not value.keys().isdisjoint({"content", "tool_calls"})
     )
 
 
@@ -111,9 +112,11 @@ def _encode(prompt: Prompt, number: int, tokenizer: Any) -> list[int]:
         text = text_of(prompt, tokenizer)
     except (TemplateError, ValueError, TypeError) as error:
         raise ConfigError(
-            f"prompt {number}, {safe_repr(prompt)}: the chat template refuses it: {error}"
+            f"prompt {number}, {safe_repr(prompt)}: the chat template rejects it: {error}"
         ) from error
     ids: list[int] = tokenizer(text, add_special_tokens=isinstance(prompt, str))["input_ids"]
     if not ids:
-        raise ConfigError(f"prompt {number}, {safe_repr(prompt)}, has no tokens; it must have some")
+        raise ConfigError(
+            f"prompt {number}, {safe_repr(prompt)}, has no tokens; it must have at least one"
+        )
     return ids

@@ -1,13 +1,13 @@
-"""Values on their way from the worker to the server: a table in shared memory.
+"""Table in shared memory that carries numbers (values, KL, log-likelihoods) to the server.
 
-The server hands out a ticket (some rows) with every request whose values it wants. In vLLM's step
-the worker writes V(prefix) into the ticket's rows. The server reads once the request's output has
-arrived, which the worker sent after it wrote. So values cost no message, no waiting and no work per
-token on the server's side (measured against the alternatives in docs/log.md). Worker and server
-must share a machine's memory.
+The server adds a ticket, a range of rows, to each engine request whose numbers it needs. In vLLM's
+step the worker writes the numbers of a prefix into the ticket's rows. The server reads them when
+the request's output arrives, which the worker sends after writing. This costs no message, no
+waiting and no work per token in the server (docs/log.md has measurements of the alternatives).
+Worker and server must run on the same machine.
 
-A row carries the ticket and the prefix length it was written for: what was never written, or was
-overwritten, reads as missing, never as another prefix's value.
+A row records the ticket and the prefix length it was written for. A row that was never written, or
+was overwritten, therefore reads as missing, and never as the numbers of another prefix.
 
 Layout: int64 ``[rows, 2]`` (ticket, prefix length), then float32 ``[rows, G]``.
 """
@@ -30,7 +30,7 @@ _PREFIX = "cdserve-values-"
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """Rows ``offset .. offset + length`` of the table at ``path``, for one engine request."""
+    """Rows ``offset`` to ``offset + length`` of the table at ``path``, for one engine request."""
 
     path: str
     number: int
@@ -38,17 +38,23 @@ class Ticket:
     length: int
 
     def to_wire(self) -> list[str | int]:
-        """As it rides in ``SamplingParams.extra_args``."""
+        """The ticket in the form of ``SamplingParams.extra_args``."""
         return [self.path, self.number, self.offset, self.length]
 
     @classmethod
     def from_wire(cls, wire: list[str | int]) -> "Ticket":
+        """The ticket that ``to_wire`` wrote."""
         path, number, offset, length = wire
         return cls(str(path), int(number), int(offset), int(length))
 
 
 class TableView:
-    """The mapped table; both sides open one."""
+    """The mapped table; server and worker each open one.
+
+    Attributes:
+        keys: int64 ``[rows, 2]``, ticket number and prefix length.
+        values: float32 ``[rows, G]``.
+    """
 
     def __init__(self, path: str, rows: int, columns: int) -> None:
         self.keys: npt.NDArray[np.int64] = np.memmap(
@@ -60,10 +66,14 @@ class TableView:
 
     @classmethod
     def open(cls, path: str, columns: int) -> "TableView":
-        """Maps an existing table of ``columns`` values a row."""
+        """Maps an existing table with ``columns`` values per row.
+
+        Raises:
+            ValueError: the size of the file is not a multiple of the size of such a row.
+        """
         rows, rest = divmod(os.stat(path).st_size, 16 + 4 * columns)
         if rest:
-            raise ValueError(f"value table {path} does not hold rows of {columns} values")
+            raise ValueError(f"shared table {path} does not hold rows of {columns} values")
         return cls(path, rows, columns)
 
     def write(
@@ -73,14 +83,21 @@ class TableView:
         lengths: npt.NDArray[np.int64],
         values: npt.NDArray[np.float32],
     ) -> None:
-        """Writes values ``[N, G]`` of prefixes of ``lengths`` tokens ``[N]`` into ``rows`` [N]."""
+        """Writes values into rows.
+
+        Args:
+            rows: row indices ``[N]``.
+            tickets: ticket numbers ``[N]``.
+            lengths: prefix lengths in tokens ``[N]``.
+            values: ``[N, G]``.
+        """
         self.keys[rows, 0] = _EMPTY
         self.values[rows] = values
         self.keys[rows, 1] = lengths
         self.keys[rows, 0] = tickets
 
     def read(self, ticket: Ticket, length: int) -> npt.NDArray[np.float32] | None:
-        """The values of the prefix of ``length`` tokens, ``[G]``; None if they are not there."""
+        """Values ``[G]`` of the prefix of ``length`` tokens; None if they are missing."""
         row = ticket.offset + length % ticket.length
         values = np.array(self.values[row])
         written = self.keys[row, 0] == ticket.number and self.keys[row, 1] == length
@@ -88,50 +105,51 @@ class TableView:
 
 
 class SharedTable:
-    """The server's side: makes the table, hands out tickets, reads values.
+    """The server's side: creates the table, issues tickets and reads values.
 
-    It holds a lock on its file while its process lives; tables that nobody holds are of servers
-    that were killed, and are removed first.
+    The process holds a lock on the table's file. Files without a lock belong to servers that were
+    killed, and are removed first.
 
     Args:
-        slots: tickets that can be out at once.
-        length: rows a ticket; V of a prefix of n tokens goes to row n modulo ``length``.
-        columns: values a row (the heads' outputs, in order).
+        slots: maximum number of tickets in use.
+        length: rows per ticket; the prefix of n tokens is written to row n modulo ``length``.
+        columns: values per row.
     """
 
     def __init__(self, *, slots: int, columns: int, length: int = 1) -> None:
         folder = Path("/dev/shm") if os.path.isdir("/dev/shm") else Path(tempfile.gettempdir())
         _remove_abandoned(folder)
         self._lock: int | None
-        self._lock, made = tempfile.mkstemp(dir=folder)
+        self._lock, temporary = tempfile.mkstemp(dir=folder)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
-        self.path = str(folder / f"{_PREFIX}{Path(made).name}")  # only now, when it is held
-        os.rename(made, self.path)
+        # The file gets the prefix only now: other servers remove such files if they are not locked.
+        self.path = str(folder / f"{_PREFIX}{Path(temporary).name}")
+        os.rename(temporary, self.path)
         os.truncate(self._lock, slots * length * (16 + 4 * columns))
         self._view = TableView(self.path, slots * length, columns)
         self._view.keys[:] = _EMPTY
         self._length = length
-        # First in, first out: a slot rests as long as possible before it is used again.
+        # First in, first out: a slot stays unused as long as possible before it is reused.
         self._free = deque(range(slots))
         self._issued = 0
 
     def acquire(self) -> Ticket:
-        """A ticket for one engine request.
+        """Issues a ticket for one engine request.
 
         Raises:
-            RuntimeError: all slots are out.
+            RuntimeError: all slots are in use.
         """
         if not self._free:
-            raise RuntimeError("the value table is full: more candidates are alive than it has")
+            raise RuntimeError("the shared table is full: all slots are in use")
         self._issued += 1
         return Ticket(self.path, self._issued, self._free.popleft() * self._length, self._length)
 
     @contextmanager
     def ticket(self) -> Iterator[Ticket]:
-        """A ticket that is given back at the end.
+        """Issues a ticket and releases it at the end of the context.
 
         Raises:
-            RuntimeError: all slots are out.
+            RuntimeError: all slots are in use.
         """
         ticket = self.acquire()
         try:
@@ -140,26 +158,26 @@ class SharedTable:
             self.release(ticket)
 
     def release(self, ticket: Ticket) -> None:
-        """Gives the ticket's rows back."""
+        """Makes the ticket's rows available again."""
         self._free.append(ticket.offset // self._length)
 
     def read(self, ticket: Ticket, length: int) -> npt.NDArray[np.float32] | None:
-        """V of the prefix of ``length`` tokens, ``[G]``; None if it was not computed."""
+        """Values ``[G]`` of the prefix of ``length`` tokens; None if they are missing."""
         return self._view.read(ticket, length)
 
     def read_from(self, ticket: Ticket, length: int) -> npt.NDArray[np.float32] | None:
-        """The values of the shortest prefix of at least ``length`` tokens that still has any.
+        """Values ``[G]`` of the shortest prefix of at least ``length`` tokens that has them.
 
-        The worker may be any number of tokens ahead of the outputs that have arrived, and writes
-        over the rows of shorter prefixes.
+        The worker may be ahead of the outputs that have arrived by any number of tokens, and
+        overwrites the rows of shorter prefixes.
         """
         keys = self._view.keys[ticket.offset : ticket.offset + ticket.length]
         written = keys[(keys[:, 0] == ticket.number) & (keys[:, 1] >= length), 1]
-        found = (self.read(ticket, later) for later in sorted(written.tolist()))
-        return next((values for values in found if values is not None), None)
+        rows = (self.read(ticket, later) for later in sorted(written.tolist()))
+        return next((values for values in rows if values is not None), None)
 
     def close(self) -> None:
-        """Removes the table; views that are still mapped stay readable."""
+        """Removes the table's file; mapped views stay readable."""
         if self._lock is not None:
             Path(self.path).unlink(missing_ok=True)
             os.close(self._lock)
@@ -167,8 +185,9 @@ class SharedTable:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Removes the tables of this user's servers that were killed."""
+    """Removes the tables that killed servers of this user have left."""
     for path in folder.glob(f"{_PREFIX}*"):
-        with suppress(OSError), path.open("r+b") as file:  # alive, another user's, or gone by now
+        # An OSError means that the file is locked, another user's, or gone.
+        with suppress(OSError), path.open("r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()

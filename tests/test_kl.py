@@ -72,7 +72,7 @@ class TestBound:
     def test_effective_n_beyond_floats(self) -> None:
         assert effective_n(1e6) == math.inf
         for nats in (-1e-9, math.nan, math.inf):
-            with pytest.raises(ValueError, match="from 0"):
+            with pytest.raises(ValueError, match="at least 0 nats"):
                 effective_n(nats)
 
     @reproducible

@@ -37,11 +37,11 @@ class TestRead:
     @pytest.mark.parametrize(
         ("line", "refusal"),
         [
-            ("{'prompt': 1}", r"no JSON; it must be \{\"prompt\": \"text\"\}"),
-            ("[" * 100_000, r"no JSON"),
+            ("{'prompt': 1}", r"not JSON; it must be \{\"prompt\": \"text\"\}"),
+            ("[" * 100_000, r"not JSON"),
             ([1], r"is \[1\]; it must be"),
             ({"text": "a"}, r"is \{'text': 'a'\}; it must be"),
-            ({"prompt": "a", "messages": CHAT}, r"with both; it must be"),
+            ({"prompt": "a", "messages": CHAT}, r"with both keys; it must be"),
             ({"prompt": 3}, r"prompt is 3; a line must be"),
             ({"prompt": []}, r"prompt is \[\]; a line must be"),
             ({"messages": "a"}, r"messages is 'a'; a line must be"),
@@ -50,7 +50,7 @@ class TestRead:
             ({"prompt": [{"content": "a"}]}, r"prompt has \{'content': 'a'\}; a message"),
             (
                 {"messages": [*CHAT, {"role": "assistant", "content": "Fine."}]},
-                r"messages ends with \{'role': 'assistant', .*the last message must be another's",
+                r"ends with \{'role': 'assistant', .*last message must not be the assistant's",
             ),
         ],
     )
