@@ -42,9 +42,9 @@ export async function* stream(route, body, { key, signal }) {
       }
     }
   } catch (error) {
-    throw error instanceof TypeError ? unreachable("broke off the stream", error) : error;
+    throw error instanceof TypeError ? unreachable("closed the stream", error) : error;
   }
-  if (!done) throw new ApiError("The stream ended before the answer did.");
+  if (!done) throw new ApiError("The stream ended before the response was complete.");
 }
 
 /** Scores of a response, with V after each of its tokens: `POST /v1/alignment/score`. */
@@ -83,12 +83,12 @@ async function refusal(answer) {
 }
 
 const SAYS = {
-  401: "The server wants an API key, or another one.",
-  404: "The server has no such route or model.",
+  401: "Missing or invalid API key.",
+  404: "Unknown route or model.",
   413: "The request is too large for the server.",
-  429: "The server takes no more of this key's requests now.",
+  429: "This API key is at its limit.",
   500: "The server failed.",
-  503: "The server takes no request now: it is overloaded, or going down.",
+  503: "The server is overloaded or shutting down.",
 };
 
 /** OpenAI's error object, or a text, as an ApiError; `wait` is in seconds. */

@@ -49,7 +49,7 @@ function rankChart({ decision, width, domain, onopen }) {
   frame.axis();
   ordered.forEach(({ score, chosen }, i) => {
     frame.dot(i, score, chosen ? "taken" : "candidate", chosen ? 4 : 3);
-    frame.target(i, `${number(score)}${chosen ? ", taken" : ""}`, () => onopen(0));
+    frame.target(i, `${number(score)}${chosen ? ", selected" : ""}`, () => onopen(0));
   });
   return frame.element;
 }

@@ -64,7 +64,7 @@ export class DecisionList {
 /** A decision in a line. */
 function said({ candidates, chosen, kl, milliseconds }, i) {
   const facts = [
-    candidates.length > 1 ? `taken of ${candidates.length}` : "the only one drawn",
+    candidates.length > 1 ? `selected from ${candidates.length}` : "single candidate",
     kl.bound > 0 ? `KL ≤ ${number(kl.bound)}` : null,
     milliseconds === null ? null : duration(milliseconds),
   ];

@@ -178,7 +178,7 @@ class Page {
       await navigator.clipboard.writeText(location.href);
       by("copied").textContent = "copied";
     } catch {
-      by("copied").textContent = "The browser does not let this page copy; the address bar has it.";
+      by("copied").textContent = "The browser blocked copying; copy the link from the address bar.";
     }
   }
 

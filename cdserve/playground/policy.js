@@ -177,7 +177,7 @@ export class PolicyEditor {
     try {
       value = JSON.parse(this.json.value);
     } catch (error) {
-      complain(this.jsonField, `This is no JSON: ${error.message}`);
+      complain(this.jsonField, `Invalid JSON: ${error.message}`);
       return undefined;
     }
     if (typeof value === "string" || (typeof value === "object" && value && !Array.isArray(value))) {
@@ -211,7 +211,7 @@ export class PolicyEditor {
       };
       const known = this.policy in this.server.presets;
       return [
-        "Sent by its name, so with the operator's own report. ",
+        "Sent by name, with the preset's own report setting. ",
         known ? h("button", { type: "button", class: "link", onclick: copy }, "Edit a copy") : "",
       ];
     }
@@ -223,8 +223,8 @@ export class PolicyEditor {
       this.onchange();
     };
     return [
-      `A copy of the preset ${this.preset}, for its trace. `,
-      h("button", { type: "button", class: "link", onclick: name }, "Send the name"),
+      `Copy of the preset ${this.preset}, with a trace. `,
+      h("button", { type: "button", class: "link", onclick: name }, "Send the preset's name"),
     ];
   }
 }

@@ -61,5 +61,5 @@ export function forgive() {
 
 function notANumber() {
   const name = NUMBERS.find((one) => !Number.isFinite(Number(input(one).value)));
-  return name && [name, `${input(name).value} is no number.`];
+  return name && [name, `${input(name).value} is not a number.`];
 }

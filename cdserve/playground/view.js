@@ -17,7 +17,7 @@ export class ResultView {
   constructor(prefix, name, values) {
     this.prefix = prefix;
     this.values = values;
-    this.progress = h("p", { class: "progress" }, "Nothing has been run yet.");
+    this.progress = h("p", { class: "progress" }, "No run yet.");
     this.announcement = h("p", { class: "hidden", role: "status" });
     this.text = h("div", { class: "text", role: "region", "aria-label": `Text ${name}` });
     this.details = h("div", { class: "made" });
@@ -60,7 +60,7 @@ export class ResultView {
     if (run.state !== "running") this.end();
     else if (this.shown > 0) {
       const tokens = counted(run.tokens, "token");
-      const first = `the first after ${duration(run.first)}`;
+      const first = `first after ${duration(run.first)}`;
       this.progress.textContent = `${counted(this.shown, "chunk")}, ${tokens}, ${first}`;
     }
   }
@@ -85,7 +85,7 @@ export class ResultView {
     list.before(this.charts);
     this.decisions = run.decisions;
     if (this.decisions.length === 0) {
-      const words = "The policy's report has no trace, so its candidates are not known here.";
+      const words = "The policy's report has no trace, so the candidates are not shown.";
       list.replaceWith(h("p", { class: "note" }, words));
       return;
     }
@@ -117,12 +117,12 @@ export class ResultView {
     const onopen = (i) => this.list.open(i);
     const charts = [];
     if (!single || decisions[0].candidates.length > 1) {
-      const title = single ? "Scores of the candidates, in order" : "Value along the text, by decision";
+      const title = single ? "Scores of the candidates, in order" : "Value after each decision";
       charts.push(figure(title, valueChart({ decisions, width, domain, onopen })));
     }
     if (!single) {
       const steering = steered(run);
-      const more = steering > 0 ? `; steering took ${number(steering)} more` : "";
+      const more = steering > 0 ? `; steering adds ${number(steering)}` : "";
       const title = `KL bound spent by the selections, nats${more}`;
       charts.push(figure(title, klChart({ decisions, budget, width })));
     }

@@ -266,7 +266,7 @@ class TestPolicy:
         page.open(BLOCKWISE, **ROUTE)
         page.js(OPEN_JSON)
         page.type("#a-json", '{"method": "best_of_n", "n": }')
-        assert "no JSON" in problem(page, "a-json-field")
+        assert "Invalid JSON" in problem(page, "a-json-field")
         before = page.requested()
         page.one("#run").click()
         assert page.requested() == before
