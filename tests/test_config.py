@@ -1,4 +1,4 @@
-"""The operator's settings: who wins, what is refused, and what a message says."""
+"""The operator's settings: precedence, validation and error messages."""
 
 import os
 from collections.abc import Callable
@@ -20,24 +20,24 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """Writes a settings file."""
+    """Function that writes a settings file."""
 
-    def written(text: str) -> Path:
+    def write_file(text: str) -> Path:
         path = tmp_path / "cdserve.yaml"
         path.write_text(text, encoding="utf-8")
         return path
 
-    return written
+    return write_file
 
 
-def refused(path: Path, *flags: str) -> str:
+def load_error(path: Path, *flags: str) -> str:
     with pytest.raises(ConfigError) as caught:
         load(path, flags)
     return str(caught.value)
 
 
 class TestFile:
-    def test_all_sections(self, write: Write) -> None:
+    def test_load_reads_every_section_of_a_file(self, write: Write) -> None:
         settings = load(
             write(
                 """
@@ -67,26 +67,30 @@ class TestFile:
         assert settings.limits.max_candidate_tokens == 65536
         assert settings.engine == {"max_model_len": 512}
 
-    def test_the_model_names_itself(self, write: Write) -> None:
+    def test_model_name_defaults_to_the_model(self, write: Write) -> None:
         assert load(write("model: some/model")).model_name == "some/model"
 
 
 class TestPrecedence:
     FILE = "model: of-file\nlimits: {max_n: 1, max_k: 1}"
 
-    def test_environment_over_file(self, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_environment_overrides_the_file(
+        self, write: Write, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv("CDSERVE_MODEL", "of-environment")
         monkeypatch.setenv("CDSERVE_LIMITS__MAX_N", "2")
         settings = load(write(self.FILE))
         assert settings.model == "of-environment"
         assert (settings.limits.max_n, settings.limits.max_k) == (2, 1)
 
-    def test_flag_over_file(self, write: Write) -> None:
+    def test_flag_overrides_the_file(self, write: Write) -> None:
         settings = load(write(self.FILE), ["limits.max_n=3", "model=of-flag"])
         assert settings.model == "of-flag"
         assert (settings.limits.max_n, settings.limits.max_k) == (3, 1)
 
-    def test_flag_over_environment(self, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_flag_overrides_the_environment(
+        self, write: Write, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv("CDSERVE_MODEL", "of-environment")
         monkeypatch.setenv("CDSERVE_LIMITS__MAX_N", "2")
         monkeypatch.setenv("CDSERVE_LIMITS__MAX_K", "2")
@@ -94,32 +98,32 @@ class TestPrecedence:
         assert settings.model == "of-flag"
         assert (settings.limits.max_n, settings.limits.max_k) == (3, 2)
 
-    def test_the_last_of_equal_flags_wins(self, write: Write) -> None:
+    def test_last_flag_for_a_key_wins(self, write: Write) -> None:
         assert load(write(self.FILE), ["model=a", "model=b"]).model == "b"
 
-    def test_the_environment_alone_may_name_the_model(
+    def test_model_may_come_from_the_environment_alone(
         self, write: Write, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("CDSERVE_MODEL", "of-environment")
         assert load(write("")).model == "of-environment"
 
-    def test_a_flag_alone_may_name_the_model(self, write: Write) -> None:
+    def test_model_may_come_from_a_flag_alone(self, write: Write) -> None:
         assert load(write(""), ["model=of-flag"]).model == "of-flag"
 
 
 class TestFlags:
-    def test_values_are_yaml(self, write: Write) -> None:
+    def test_flag_values_are_parsed_as_yaml(self, write: Write) -> None:
         flags = ["engine.enforce_eager=true", "decoders=[a, b]", "engine.name='1'"]
         settings = load(write("model: m"), flags)
         assert settings.engine == {"enforce_eager": True, "name": "1"}
         assert settings.decoders == ["a", "b"]
 
-    def test_they_make_new_sections(self, write: Write) -> None:
+    def test_flags_create_missing_sections(self, write: Write) -> None:
         flags = ["rewards.short.kind=length", "rewards.short.target=8"]
         assert load(write("model: m"), flags).rewards["short"].kind == "length"
 
     @pytest.mark.parametrize(
-        ("flag", "named"),
+        ("flag", "message"),
         [
             ("limits.max_n", "key=value"),
             ("model.x=1", "model is a value"),
@@ -130,36 +134,38 @@ class TestFlags:
             ("limits.max_n=[", "limits.max_n"),
         ],
     )
-    def test_wrong_ones_are_named(self, write: Write, flag: str, named: str) -> None:
-        assert named in refused(write("model: m"), flag)
+    def test_invalid_flag_is_named_in_the_error(
+        self, write: Write, flag: str, message: str
+    ) -> None:
+        assert message in load_error(write("model: m"), flag)
 
 
 class TestEnvironment:
     @pytest.mark.parametrize(
         "variable", ["CDSERVE_MODELL", "CDSERVE_LIMIT__MAX_N", "CDSERVE_", "cdserve_port"]
     )
-    def test_unknown_variables_are_refused(
+    def test_unknown_environment_variable_is_rejected(
         self, write: Write, monkeypatch: pytest.MonkeyPatch, variable: str
     ) -> None:
         monkeypatch.setenv(variable, "1")
-        message = refused(write("model: m"))
+        message = load_error(write("model: m"))
         assert variable in message
         assert "CDSERVE_LIMITS" in message
 
-    def test_unknown_keys_of_a_section_are_refused(
+    def test_unknown_key_in_the_environment_is_rejected(
         self, write: Write, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("CDSERVE_LIMITS__MAX", "1")
-        assert "limits.max is " in refused(write("model: m"))
+        assert "limits.max is " in load_error(write("model: m"))
 
-    def test_a_key_of_what_is_no_section_is_refused(
+    def test_environment_key_below_a_plain_value_is_rejected(
         self, write: Write, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("CDSERVE_MODEL__NAME", "x")
-        assert "CDSERVE_MODEL__NAME" in refused(write("model: m"))
+        assert "CDSERVE_MODEL__NAME" in load_error(write("model: m"))
 
     @pytest.mark.parametrize(
-        ("variable", "value", "named"),
+        ("variable", "value", "message"),
         [
             ("CDSERVE_LIMITS__MAX_N", "x", "limits.max_n is 'x'"),
             ("CDSERVE_KEEP_ALIVE", "-1", "keep_alive is "),
@@ -167,18 +173,18 @@ class TestEnvironment:
             ("CDSERVE_DECODERS", "greedy", "decoders"),
         ],
     )
-    def test_bad_values_are_named(
+    def test_invalid_environment_value_is_named_in_the_error(
         self,
         write: Write,
         monkeypatch: pytest.MonkeyPatch,
         variable: str,
         value: str,
-        named: str,
+        message: str,
     ) -> None:
         monkeypatch.setenv(variable, value)
-        assert named in refused(write("model: m"))
+        assert message in load_error(write("model: m"))
 
-    def test_others_variables_are_left_alone(
+    def test_variables_without_the_prefix_are_ignored(
         self, write: Write, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("_CDSERVE_ARCHITECTURE", "LlamaForCausalLM")
@@ -186,9 +192,9 @@ class TestEnvironment:
         assert load(write("model: m")).model == "m"
 
 
-class TestRefused:
+class TestInvalid:
     @pytest.mark.parametrize(
-        ("text", "named"),
+        ("text", "message"),
         [
             ("model: m\nlimit: {max_n: 1}", "limit is {'max_n': 1}"),
             ("model: m\nlimits: {max: 1}", "limits.max is 1"),
@@ -219,26 +225,26 @@ class TestRefused:
             ("model: [", "cdserve.yaml"),
         ],
     )
-    def test_message_names_the_key(self, write: Write, text: str, named: str) -> None:
-        assert named in refused(write(text))
+    def test_error_names_the_invalid_key(self, write: Write, text: str, message: str) -> None:
+        assert message in load_error(write(text))
 
-    def test_keys_that_are_no_strings(self, write: Write) -> None:
-        assert "1" in refused(write("model: m\n1: x"))
+    def test_non_string_key_is_rejected(self, write: Write) -> None:
+        assert "1" in load_error(write("model: m\n1: x"))
 
     @pytest.mark.parametrize("key", ["_env_file", "_env_prefix", "_case_sensitive", "_secrets_dir"])
-    def test_names_of_the_settings_library(self, write: Write, key: str) -> None:
-        assert key in refused(write(f"model: m\n{key}: x"))
+    def test_pydantic_settings_option_is_rejected_as_a_key(self, write: Write, key: str) -> None:
+        assert key in load_error(write(f"model: m\n{key}: x"))
 
-    def test_missing_file(self, tmp_path: Path) -> None:
-        assert "absent.yaml" in refused(tmp_path / "absent.yaml")
+    def test_missing_file_is_named_in_the_error(self, tmp_path: Path) -> None:
+        assert "absent.yaml" in load_error(tmp_path / "absent.yaml")
 
-    def test_file_that_is_no_text(self, tmp_path: Path) -> None:
+    def test_binary_file_is_named_in_the_error(self, tmp_path: Path) -> None:
         path = tmp_path / "cdserve.yaml"
         path.write_bytes(b"model: \xff\xfe")
-        assert "cdserve.yaml" in refused(path)
+        assert "cdserve.yaml" in load_error(path)
 
-    def test_message_is_capped(self, write: Write) -> None:
-        assert len(refused(write(f"model: m\nkeep_alive: {'x' * 100_000}"))) < 1000
+    def test_error_for_a_long_value_is_short(self, write: Write) -> None:
+        assert len(load_error(write(f"model: m\nkeep_alive: {'x' * 100_000}"))) < 1000
 
     def test_settings_are_frozen(self, write: Write) -> None:
         settings = load(write("model: m"))
@@ -262,21 +268,21 @@ class TestPaths:
         monkeypatch.chdir(tmp_path / "elsewhere")
         return load(write(self.FILE))
 
-    def test_they_are_relative_to_the_files_folder(
+    def test_paths_are_relative_to_the_folder_of_the_file(
         self, settings: Settings, tmp_path: Path
     ) -> None:
         assert settings.model == str(tmp_path / "model")
         assert settings.rewards["here"].model_dump()["path"] == str(tmp_path / "heads" / "here")
 
-    def test_hub_names_stay(self, settings: Settings) -> None:
+    def test_hub_names_stay_unchanged(self, settings: Settings) -> None:
         assert settings.rewards["hub"].model_dump()["path"] == "someone/head"
 
-    def test_a_reward_models_is_one_too(self, write: Write, tmp_path: Path) -> None:
+    def test_path_of_a_reward_model_is_resolved(self, write: Write, tmp_path: Path) -> None:
         (tmp_path / "rm").mkdir()
         text = "model: m\nrewards: {a: {kind: reward_model, model: ./rm}}"
         assert load(write(text)).rewards["a"].model_dump()["model"] == str(tmp_path / "rm")
 
-    def test_a_relative_file_gives_absolute_paths(
+    def test_paths_are_absolute_for_a_relative_settings_file(
         self, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         (tmp_path / "model").mkdir()
@@ -284,5 +290,5 @@ class TestPaths:
         monkeypatch.chdir(tmp_path)
         assert load(Path("cdserve.yaml")).model == str(tmp_path / "model")
 
-    def test_absolute_paths_stay(self, write: Write, tmp_path: Path) -> None:
+    def test_absolute_paths_stay_unchanged(self, write: Write, tmp_path: Path) -> None:
         assert load(write(f"model: {tmp_path}")).model == str(tmp_path)

@@ -1,4 +1,4 @@
-"""What imports what: one direction, and nothing heavy before it is needed."""
+"""Imports between packages run one way, and light modules load no heavy packages."""
 
 import ast
 import json
@@ -47,15 +47,15 @@ print(json.dumps(loaded))
 
 @pytest.fixture(scope="module")
 def loaded() -> dict[str, list[str]]:
-    """What heavy packages are there after each of the light modules was imported, in order."""
+    """Heavy packages in memory after the import of each light module, in order."""
     command = [sys.executable, "-c", IMPORTING, ",".join(HEAVY), ",".join(LIGHT)]
     run = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=HANG_SECONDS)
-    found: dict[str, list[str]] = json.loads(run.stdout)
-    return found
+    packages: dict[str, list[str]] = json.loads(run.stdout)
+    return packages
 
 
 @pytest.mark.parametrize("module", LIGHT)
-def test_it_loads_nothing_heavy(loaded: dict[str, list[str]], module: str) -> None:
+def test_light_module_loads_no_heavy_package(loaded: dict[str, list[str]], module: str) -> None:
     assert loaded[module] == []
 
 
@@ -69,21 +69,21 @@ def modules(package: str) -> Iterator[Path]:
 
 @cache
 def imports(file: Path) -> frozenset[str]:
-    """Everything a file imports, wherever in it, as absolute dotted names."""
+    """Absolute dotted names of all modules and names that a file imports."""
     parts = file.relative_to(ROOT).with_suffix("").parts
-    found: set[str] = set()
+    names: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             above = parts[: len(parts) - node.level] if node.level else ()
             base = ".".join([*above, *([node.module] if node.module else [])])
-            found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
-    return frozenset(found)
+            names |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+    return frozenset(names)
 
 
 def imported(package: str, *targets: str) -> list[str]:
-    """Where a package imports one of the targets, or what is in them."""
+    """Imports of the targets, or of anything inside them, in a package."""
     return [
         f"{file.relative_to(ROOT)} imports {name}"
         for file in modules(package)
@@ -92,44 +92,44 @@ def imported(package: str, *targets: str) -> list[str]:
     ]
 
 
-def test_the_walk_sees_imports() -> None:
+def test_import_walk_finds_known_imports() -> None:
     assert imported("cdserve.worker", "cdserve.shared_table")
     assert imported("cdserve.engine", "vllm")
-    assert imported("cdserve.demo", "cdserve.demo.lexicon")  # a relative one
+    assert imported("cdserve.demo", "cdserve.demo.lexicon")  # a relative import
 
 
 @pytest.mark.parametrize("module", PURE)
-def test_the_mathematics_knows_no_engine(module: str) -> None:
+def test_pure_module_imports_no_engine_and_no_web_framework(module: str) -> None:
     outside = ["vllm", "torch", "fastapi", "value_heads"]
     ours = [f"cdserve.{name}" for name in ("launch", "engine", "api", "worker", "demo", "cli")]
     assert imported(f"cdserve.{module}", *outside, *ours) == []
 
 
 @pytest.mark.parametrize("module", ["errors", "kl", "shared_table", "policy", "config"])
-def test_the_bottom_knows_nothing_above_it(module: str) -> None:
+def test_base_module_imports_no_decoders_scoring_or_report(module: str) -> None:
     above = [f"cdserve.{name}" for name in ("decoders", "scoring", "report")]
     assert imported(f"cdserve.{module}", *above) == []
 
 
-def test_decoders_know_no_rewards() -> None:
+def test_decoders_import_neither_scoring_nor_config() -> None:
     assert imported("cdserve.decoders", "cdserve.scoring", "cdserve.config") == []
 
 
-def test_the_engine_knows_no_wire() -> None:
+def test_engine_does_not_import_the_api() -> None:
     assert imported("cdserve.engine", "cdserve.api", "fastapi") == []
 
 
 def test_worker_imports_only_the_shared_table_and_heads() -> None:
     allowed = ("cdserve.worker", "cdserve.shared_table")
-    beside = [
+    others = [
         line
         for line in imported("cdserve.worker", "cdserve")
         if not line.partition(" imports ")[2].startswith(allowed)
     ]
-    assert beside == []
+    assert others == []
 
 
-def test_value_heads_stand_alone() -> None:
+def test_value_heads_import_neither_cdserve_nor_vllm() -> None:
     assert imported("value_heads", "cdserve", "vllm") == []
 
 

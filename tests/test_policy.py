@@ -1,4 +1,4 @@
-"""What a client may ask for: every refusal names the field, the value and what is accepted."""
+"""Validation of policies: every error names the field, the value and what is accepted."""
 
 import json
 import math
@@ -20,15 +20,15 @@ LONGEST_MESSAGE = 1000
 LONGEST_PARAM = 200
 
 
-def refused(sent: object) -> PolicyError:
+def policy_error(sent: object) -> PolicyError:
     with pytest.raises(PolicyError) as caught:
         parse(sent, METHODS, PRESETS)
-    assert_on_the_wire(caught.value)
+    assert_fits_a_response(caught.value)
     return caught.value
 
 
-def assert_on_the_wire(error: PolicyError) -> None:
-    """It fits into an answer: short, and valid as UTF-8."""
+def assert_fits_a_response(error: PolicyError) -> None:
+    """Asserts that message and path are short and valid UTF-8."""
     message_size, param_size = len(str(error).encode()), len(error.param.encode())
     assert message_size < LONGEST_MESSAGE
     assert param_size < LONGEST_PARAM
@@ -44,13 +44,13 @@ ACCEPTED = "accepted here: deadline_ms, kl_budget, method, n, proposal, report, 
 
 class TestAccepted:
     @pytest.mark.parametrize("sent", [None, {"method": "none"}])
-    def test_plain_decoding(self, sent: object) -> None:
+    def test_parse_returns_none_for_plain_decoding(self, sent: object) -> None:
         assert parse(sent, METHODS, PRESETS) is None
 
-    def test_preset(self) -> None:
+    def test_parse_returns_the_named_preset(self) -> None:
         assert parse("safe", METHODS, PRESETS) is SAFE
 
-    def test_best_of_n(self) -> None:
+    def test_parse_reads_all_fields_of_best_of_n(self) -> None:
         sent = best_of(rewards={"a": 1, "b": -0.5}, selection={"softmax": 0.1}, report="trace")
         assert parse(sent, METHODS, PRESETS) == BestOfNPolicy(
             method="best_of_n",
@@ -60,52 +60,52 @@ class TestAccepted:
             report="trace",
         )
 
-    def test_a_preset_is_shown_as_it_is_sent(self) -> None:
+    def test_dumped_policy_has_the_form_that_was_sent(self) -> None:
         selection = {"worst_case": {"lambda": 2.0}}
         sent = {"method": "blockwise_cd", "k": [4, 2], "m": 8, "selection": selection}
         policy = parse(sent, METHODS, PRESETS)
         assert policy is not None
-        shown = {**sent, "beam_width": 1, "report": "summary"}
-        assert policy.model_dump(exclude_none=True) == shown
+        expected = {**sent, "beam_width": 1, "report": "summary"}
+        assert policy.model_dump(exclude_none=True) == expected
         assert policy.width == 4
 
-    def test_defaults(self) -> None:
+    def test_parse_fills_in_defaults(self) -> None:
         policy = parse({"method": "blockwise_cd", "k": 8, "m": 32}, METHODS, PRESETS)
         assert policy == SAFE
         assert (SAFE.rewards, SAFE.selection, SAFE.report) == (None, "argmax", "summary")
 
-    def test_width_is_what_is_alive_at_once(self) -> None:
+    def test_width_is_the_number_of_concurrent_candidates(self) -> None:
         assert SAFE.width == 8
         assert PRESETS["best"].width == 4
 
 
-class TestRefused:
+class TestInvalid:
     @pytest.mark.parametrize("sent", [3, 2.5, True, [], ["safe"], math.nan])
-    def test_neither_name_nor_object(self, sent: object) -> None:
-        error = refused(sent)
+    def test_value_that_is_neither_name_nor_object_is_rejected(self, sent: object) -> None:
+        error = policy_error(sent)
         assert error.param == "alignment"
         assert repr(sent) in str(error)
 
     @pytest.mark.parametrize("sent", ["unsafe", "", "none", "Safe"])
-    def test_unknown_preset(self, sent: str) -> None:
-        error = refused(sent)
+    def test_unknown_preset_is_rejected_with_the_known_ones(self, sent: str) -> None:
+        error = policy_error(sent)
         assert error.param == "alignment"
         assert str(error) == f"alignment names the preset {sent!r}; this server has 'safe', 'best'"
 
-    def test_unknown_preset_of_a_server_without_any(self) -> None:
+    def test_unknown_preset_is_rejected_by_a_server_without_presets(self) -> None:
         with pytest.raises(PolicyError, match="this server has none"):
             parse("safe", METHODS, {})
 
     @pytest.mark.parametrize("sent", [{}, {"method": "best-of-n"}, {"method": ["none"]}, {"n": 2}])
-    def test_unknown_method(self, sent: dict[str, object]) -> None:
-        error = refused(sent)
+    def test_unknown_method_is_rejected_with_the_known_ones(self, sent: dict[str, object]) -> None:
+        error = policy_error(sent)
         assert error.param == "alignment.method"
         assert repr(sent.get("method")) in str(error)
         assert "'none', 'best_of_n', 'best_of_poisson', 'blockwise_cd'" in str(error)
 
     @pytest.mark.parametrize("value", [0, -1, "x", 2.5, None, [2], {}, math.nan, math.inf, 1e400])
-    def test_count(self, value: object) -> None:
-        error = refused({"method": "best_of_n", "n": value})
+    def test_invalid_n_is_rejected(self, value: object) -> None:
+        error = policy_error({"method": "best_of_n", "n": value})
         assert error.param == "alignment.n"
         assert f"alignment.n is {value!r}: " in str(error)
 
@@ -123,13 +123,13 @@ class TestRefused:
             ("2", "k"),
         ],
     )
-    def test_schedule(self, k: object, param: str) -> None:
-        error = refused({"method": "blockwise_cd", "k": k, "m": 2})
+    def test_invalid_schedule_of_k_is_rejected(self, k: object, param: str) -> None:
+        error = policy_error({"method": "blockwise_cd", "k": k, "m": 2})
         assert error.param == f"alignment.{param}"
         assert f"alignment.{param} is " in str(error)
 
     @pytest.mark.parametrize(
-        ("fields", "param", "says"),
+        ("fields", "param", "message"),
         [
             ({"mu": -1}, "mu", "greater than or equal to 0"),
             ({"mu": 1e5}, "mu", "less than or equal to 10000"),
@@ -142,13 +142,15 @@ class TestRefused:
             ({}, "mu", "missing"),
         ],
     )
-    def test_best_of_poisson(self, fields: dict[str, object], param: str, says: str) -> None:
-        error = refused({"method": "best_of_poisson", **fields})
+    def test_invalid_best_of_poisson_policy_is_rejected(
+        self, fields: dict[str, object], param: str, message: str
+    ) -> None:
+        error = policy_error({"method": "best_of_poisson", **fields})
         assert error.param == f"alignment.{param}"
-        assert says in str(error)
+        assert message in str(error)
 
     @pytest.mark.parametrize(
-        ("fields", "param", "says"),
+        ("fields", "param", "message"),
         [
             ({"eta": 0}, "eta", "greater than or equal to 0.000001"),
             ({"r_max": math.inf}, "r_max", "inf"),
@@ -157,53 +159,55 @@ class TestRefused:
             ({"selection": "argmax"}, "selection", "not known"),
         ],
     )
-    def test_rejection(self, fields: dict[str, object], param: str, says: str) -> None:
+    def test_invalid_rejection_policy_is_rejected(
+        self, fields: dict[str, object], param: str, message: str
+    ) -> None:
         sent = {"method": "rejection", "eta": 1, "r_max": 1, "max_draws": 8, **fields}
-        error = refused(sent)
+        error = policy_error(sent)
         assert error.param == f"alignment.{param}"
-        assert says in str(error)
+        assert message in str(error)
 
     @pytest.mark.parametrize("field", ["k", "m"])
-    def test_block_count_and_length(self, field: str) -> None:
-        error = refused({"method": "blockwise_cd", "k": 2, "m": 2, field: 0})
+    def test_zero_block_count_or_length_is_rejected(self, field: str) -> None:
+        error = policy_error({"method": "blockwise_cd", "k": 2, "m": 2, field: 0})
         assert error.param == f"alignment.{field}"
         assert f"alignment.{field} is 0" in str(error)
         assert "greater than or equal to 1" in str(error)
 
-    def test_missing(self) -> None:
-        error = refused({"method": "blockwise_cd", "k": 2})
+    def test_missing_field_is_rejected(self) -> None:
+        error = policy_error({"method": "blockwise_cd", "k": 2})
         assert error.param == "alignment.m"
         assert "alignment.m is missing" in str(error)
 
     @pytest.mark.parametrize("field", ["k", "N", "", "kl", "with space", "a.b"])
-    def test_unknown_field(self, field: str) -> None:
-        error = refused(best_of(**{field: 1}))
+    def test_unknown_field_is_rejected_with_the_known_ones(self, field: str) -> None:
+        error = policy_error(best_of(**{field: 1}))
         assert error.param == f"alignment.{field}"
         assert ACCEPTED in str(error)
 
     @pytest.mark.parametrize("field", ["Softmax", "SoftmaxSelection", "literal[x"])
-    def test_unknown_field_that_looks_like_a_branch_of_a_union(self, field: str) -> None:
-        error = refused(best_of(**{field: 1}))
+    def test_unknown_field_named_like_a_union_branch_is_rejected(self, field: str) -> None:
+        error = policy_error(best_of(**{field: 1}))
         assert error.param == f"alignment.{field}"
         assert ACCEPTED in str(error)
 
-    def test_a_reward_that_looks_like_a_branch_of_a_union(self) -> None:
-        assert refused(best_of(rewards={"Softmax": "x"})).param == "alignment.rewards.Softmax"
+    def test_reward_named_like_a_union_branch_keeps_its_path(self) -> None:
+        assert policy_error(best_of(rewards={"Softmax": "x"})).param == "alignment.rewards.Softmax"
 
-    def test_the_method_none_takes_nothing_else(self) -> None:
-        error = refused({"method": "none", "n": 2})
+    def test_method_none_rejects_other_fields(self) -> None:
+        error = policy_error({"method": "none", "n": 2})
         assert error.param == "alignment.n"
         assert "'none'" in str(error)
 
     @pytest.mark.parametrize("weight", [math.nan, math.inf, -math.inf, "x", None, [1], {}])
-    def test_weight(self, weight: object) -> None:
-        error = refused(best_of(rewards={"a": 1, "b": weight}))
+    def test_invalid_weight_is_rejected(self, weight: object) -> None:
+        error = policy_error(best_of(rewards={"a": 1, "b": weight}))
         assert error.param == "alignment.rewards.b"
         assert f"alignment.rewards.b is {weight!r}: " in str(error)
 
     @pytest.mark.parametrize("rewards", [{}, [], "a", 1, {str(i): 1 for i in range(65)}])
-    def test_rewards(self, rewards: object) -> None:
-        assert refused(best_of(rewards=rewards)).param == "alignment.rewards"
+    def test_invalid_rewards_object_is_rejected(self, rewards: object) -> None:
+        assert policy_error(best_of(rewards=rewards)).param == "alignment.rewards"
 
     @pytest.mark.parametrize(
         "selection",
@@ -229,8 +233,8 @@ class TestRefused:
             {"worst_case": {"lambda": 1}, "softmax": 1},
         ],
     )
-    def test_selection(self, selection: object) -> None:
-        error = refused(best_of(selection=selection))
+    def test_invalid_selection_is_rejected(self, selection: object) -> None:
+        error = policy_error(best_of(selection=selection))
         assert error.param == "alignment.selection"
         assert f"alignment.selection is {selection!r}" in str(error)
         assert (
@@ -239,14 +243,14 @@ class TestRefused:
         )
         assert "with λ and β > 0" in str(error)
 
-    def test_report(self) -> None:
-        error = refused(best_of(report="all"))
+    def test_invalid_report_is_rejected(self) -> None:
+        error = policy_error(best_of(report="all"))
         assert error.param == "alignment.report"
         assert all(repr(known) in str(error) for known in ("all", "none", "summary", "trace"))
 
 
 class TestHostile:
-    """A message never grows with what was sent, and always goes out as UTF-8."""
+    """Error messages are short and valid UTF-8, whatever the client sends."""
 
     HUGE = "x" * 1_000_000
 
@@ -268,15 +272,15 @@ class TestHostile:
         ],
         ids=range(12),
     )
-    def test_huge_strings(self, sent: object) -> None:
-        refused(sent)
+    def test_error_for_huge_strings_is_short(self, sent: object) -> None:
+        policy_error(sent)
 
     @pytest.mark.parametrize("wrap", [lambda x: x, lambda x: best_of(n=x), lambda x: {"method": x}])
-    def test_deep_nesting(self, wrap: Any) -> None:
+    def test_error_for_deep_nesting_is_short(self, wrap: Any) -> None:
         deep: list[Any] = []
         for _ in range(100_000):
             deep = [deep]
-        refused(wrap(deep))
+        policy_error(wrap(deep))
 
     @pytest.mark.parametrize(
         "sent",
@@ -291,8 +295,8 @@ class TestHostile:
         ],
         ids=range(7),
     )
-    def test_lone_surrogates(self, sent: object) -> None:
-        refused(sent)
+    def test_error_for_lone_surrogates_is_valid_utf8(self, sent: object) -> None:
+        policy_error(sent)
 
 
 @dataclass
@@ -304,25 +308,25 @@ class Small:
 
 class TestLimits:
     @pytest.mark.parametrize("n", [1, 8])
-    def test_within(self, n: int) -> None:
+    def test_n_within_the_limit_is_accepted(self, n: int) -> None:
         BestOfNPolicy(method="best_of_n", n=n).check_limits(Small())
 
-    def test_best_of_n(self) -> None:
+    def test_n_above_the_limit_is_rejected(self) -> None:
         with pytest.raises(PolicyError, match=r"alignment\.n is 9; .*1 to 8") as caught:
             BestOfNPolicy(method="best_of_n", n=9).check_limits(Small())
         assert caught.value.param == "alignment.n"
 
-    def test_blockwise_cd(self) -> None:
+    def test_k_above_the_limit_is_rejected(self) -> None:
         with pytest.raises(PolicyError, match=r"alignment\.k is 5; .*1 to 4") as caught:
             BlockwiseCDPolicy(method="blockwise_cd", k=5, m=99).check_limits(Small())
         assert caught.value.param == "alignment.k"
 
-    def test_a_huge_count_makes_no_huge_message(self) -> None:
+    def test_error_for_a_huge_count_is_short(self) -> None:
         policy = parse({"method": "best_of_n", "n": 10**4000}, METHODS, PRESETS)
         assert policy is not None
         with pytest.raises(PolicyError) as caught:
             policy.check_limits(Small())
-        assert_on_the_wire(caught.value)
+        assert_fits_a_response(caught.value)
 
 
 NAMES = st.sampled_from(
@@ -357,12 +361,12 @@ NEAR_POLICIES = st.builds(
 
 @settings(derandomize=True, deadline=None, max_examples=200)
 @given(JSON | NEAR_POLICIES)
-def test_any_json_is_a_policy_or_a_policy_error(sent: object) -> None:
+def test_any_json_parses_to_a_policy_or_a_policy_error(sent: object) -> None:
     arrived = json.loads(json.dumps(sent))
     try:
         policy = parse(arrived, METHODS, PRESETS)
     except PolicyError as error:
-        assert_on_the_wire(error)
+        assert_fits_a_response(error)
     else:
         assert policy is None or isinstance(policy, Policy)
 

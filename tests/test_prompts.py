@@ -1,4 +1,4 @@
-"""Prompts from a file, their tokens and their text."""
+"""Prompts of a file, with their tokens and their text."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ def file_of(folder: Path, *lines: Any) -> Path:
 
 
 class TestRead:
-    def test_all_forms(self, tmp_path: Path) -> None:
+    def test_read_prompts_accepts_all_forms_and_skips_blank_lines(self, tmp_path: Path) -> None:
         path = file_of(
             tmp_path,
             {"prompt": "Film review:", "id": 7},
@@ -35,7 +35,7 @@ class TestRead:
         assert read_prompts(path) == ["Film review:", CHAT, CHAT]
 
     @pytest.mark.parametrize(
-        ("line", "refusal"),
+        ("line", "message"),
         [
             ("{'prompt': 1}", r"not JSON; it must be \{\"prompt\": \"text\"\}"),
             ("[" * 100_000, r"not JSON"),
@@ -54,16 +54,18 @@ class TestRead:
             ),
         ],
     )
-    def test_a_wrong_line_is_named(self, tmp_path: Path, line: Any, refusal: str) -> None:
+    def test_read_prompts_names_the_invalid_line(
+        self, tmp_path: Path, line: Any, message: str
+    ) -> None:
         path = file_of(tmp_path, {"prompt": "a"}, "", line)
-        with pytest.raises(ConfigError, match=rf"prompts\.jsonl, line 3.*{refusal}"):
+        with pytest.raises(ConfigError, match=rf"prompts\.jsonl, line 3.*{message}"):
             read_prompts(path)
 
-    def test_a_file_without_prompts(self, tmp_path: Path) -> None:
+    def test_read_prompts_rejects_a_file_without_prompts(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"prompts\.jsonl has no prompts; each line must"):
             read_prompts(file_of(tmp_path, "", " "))
 
-    def test_files_that_cannot_be_read(self, tmp_path: Path) -> None:
+    def test_read_prompts_names_an_unreadable_file(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"missing: the prompts cannot be read: "):
             read_prompts(tmp_path / "missing")
         (tmp_path / "latin").write_bytes(b'{"prompt": "caf\xe9"}')
@@ -72,7 +74,7 @@ class TestRead:
 
 
 class TestEncode:
-    def test_texts_and_chats_begin_once(self) -> None:
+    def test_encode_adds_the_begin_token_once(self) -> None:
         text, chat = encode(["Film review:", CHAT], TOKENIZER)
         assert text == TOKENIZER("Film review:")["input_ids"]
         assert TOKENIZER.decode(text) == "<|begin|>Film review:"
@@ -81,18 +83,18 @@ class TestEncode:
         )
         assert TOKENIZER.decode(chat) == RENDERED
 
-    def test_what_the_template_refuses(self) -> None:
+    def test_encode_names_a_prompt_that_the_template_rejects(self) -> None:
         wrong = [{"role": "narrator", "content": "a"}]
         with pytest.raises(ConfigError, match=r"prompt 2, \[\{'role': 'narrator'.*role must be"):
             encode(["a", wrong], TOKENIZER)
 
-    def test_a_model_without_a_template(self) -> None:
+    def test_encode_rejects_a_chat_without_a_chat_template(self) -> None:
         tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
         tokenizer.chat_template = None
         with pytest.raises(ConfigError, match=r"prompt 1, .*chat_template is not set"):
             encode([CHAT], tokenizer)
 
-    def test_a_prompt_without_tokens(self) -> None:
+    def test_encode_rejects_a_prompt_without_tokens(self) -> None:
         def tokenizer(text: str, add_special_tokens: bool) -> dict[str, list[int]]:
             return {"input_ids": []}
 
@@ -100,6 +102,6 @@ class TestEncode:
             encode([""], tokenizer)
 
 
-def test_the_text_that_rewards_see() -> None:
+def test_text_of_renders_chats_and_keeps_texts() -> None:
     assert text_of("Film review:", TOKENIZER) == "Film review:"
     assert text_of(CHAT, TOKENIZER) == RENDERED

@@ -1,4 +1,4 @@
-"""The report: its shape on the wire and the numbers in it."""
+"""The report: keys, types and numbers."""
 
 import json
 from dataclasses import replace
@@ -48,8 +48,8 @@ def decision(
     )
 
 
-def shape(made: Any) -> Any:
-    return {k: shape(v) for k, v in made.items()} if isinstance(made, dict) else type(made)
+def shape(result: Any) -> Any:
+    return {k: shape(v) for k, v in result.items()} if isinstance(result, dict) else type(result)
 
 
 class TestReport:
@@ -59,58 +59,60 @@ class TestReport:
     )
 
     @pytest.fixture
-    def made(self) -> dict[str, Any]:
+    def result(self) -> dict[str, Any]:
         return report("blockwise_cd", self.DECISIONS, trace=False)
 
-    def test_shape(self, made: dict[str, Any]) -> None:
-        rewards = made["rewards"]
-        assert shape({**made, "rewards": None}) == {**SHAPE, "rewards": type(None)}
+    def test_report_has_the_documented_keys_and_types(self, result: dict[str, Any]) -> None:
+        rewards = result["rewards"]
+        assert shape({**result, "rewards": None}) == {**SHAPE, "rewards": type(None)}
         assert shape(rewards) == {"a": float, "b": float}
-        assert list(made) == list(SHAPE)
+        assert list(result) == list(SHAPE)
 
-    def test_it_is_json(self, made: dict[str, Any]) -> None:
-        assert json.loads(json.dumps(made, allow_nan=False)) == made
+    def test_report_survives_json(self, result: dict[str, Any]) -> None:
+        assert json.loads(json.dumps(result, allow_nan=False)) == result
 
-    def test_score_and_rewards_are_those_of_the_returned_text(self, made: dict[str, Any]) -> None:
-        assert made["score"] == 4.0
-        assert made["rewards"] == {"a": 2.0, "b": 1.0}
+    def test_score_and_rewards_belong_to_the_returned_text(self, result: dict[str, Any]) -> None:
+        assert result["score"] == 4.0
+        assert result["rewards"] == {"a": 2.0, "b": 1.0}
 
-    def test_scores_are_over_all_candidates(self, made: dict[str, Any]) -> None:
-        assert made["scores"] == {"mean": pytest.approx(16 / 6), "max": 6.0, "min": -1.0}
+    def test_scores_cover_all_candidates(self, result: dict[str, Any]) -> None:
+        assert result["scores"] == {"mean": pytest.approx(16 / 6), "max": 6.0, "min": -1.0}
 
-    def test_counts(self, made: dict[str, Any]) -> None:
-        assert made["decisions"] == 2
-        assert made["candidates"] == 6
-        assert made["candidate_tokens"] == 2 * (2 + 3 + 4)
-        assert made["ties"] == 1
+    def test_report_counts_decisions_candidates_tokens_and_ties(
+        self, result: dict[str, Any]
+    ) -> None:
+        assert result["decisions"] == 2
+        assert result["candidates"] == 6
+        assert result["candidate_tokens"] == 2 * (2 + 3 + 4)
+        assert result["ties"] == 1
 
-    def test_kl_is_summed_over_decisions(self, made: dict[str, Any]) -> None:
-        assert made["kl"] == {
+    def test_kl_is_summed_over_decisions(self, result: dict[str, Any]) -> None:
+        assert result["kl"] == {
             "bound": 1.25,
             "estimate": 0.75,
             "estimator": "epsilon_n",
             "flag": "ok",
         }
 
-    def test_the_estimator_is_the_selection_rule_s(self) -> None:
+    def test_estimator_comes_from_the_selection_rule(self) -> None:
         one = decision(1.0, 2.0, estimator="selection_entropy")
         assert report("best_of_n", [one], trace=False)["kl"]["estimator"] == "selection_entropy"
 
     @pytest.mark.parametrize(("count", "flag"), [(15, "ok"), (16, "inspect"), (30, "high")])
-    def test_flag_is_that_of_the_bound(self, count: int, flag: str) -> None:
-        made = report("blockwise_cd", [decision(1.0, estimate=0.0)] * count, trace=False)
-        assert made["kl"]["flag"] == flag
+    def test_flag_follows_the_bound(self, count: int, flag: str) -> None:
+        result = report("blockwise_cd", [decision(1.0, estimate=0.0)] * count, trace=False)
+        assert result["kl"]["flag"] == flag
 
 
 class TestTrace:
-    def test_every_decision_lists_its_candidates(self) -> None:
-        made = report("blockwise_cd", TestReport.DECISIONS, trace=True)
-        assert list(made) == [*SHAPE, "trace"]
-        assert [len(traced["candidates"]) for traced in made["trace"]] == [3, 3]
-        assert [traced["kl"]["bound"] for traced in made["trace"]] == [
+    def test_trace_lists_the_candidates_of_every_decision(self) -> None:
+        result = report("blockwise_cd", TestReport.DECISIONS, trace=True)
+        assert list(result) == [*SHAPE, "trace"]
+        assert [len(traced["candidates"]) for traced in result["trace"]] == [3, 3]
+        assert [traced["kl"]["bound"] for traced in result["trace"]] == [
             decision.kl_bound for decision in TestReport.DECISIONS
         ]
-        assert made["trace"][0]["candidates"][1:] == [
+        assert result["trace"][0]["candidates"][1:] == [
             {
                 "text": "text 1",
                 "tokens": 3,
@@ -131,14 +133,14 @@ class TestTrace:
             },
         ]
 
-    def test_one_candidate_a_decision_is_chosen(self) -> None:
-        made = report("blockwise_cd", TestReport.DECISIONS, trace=True)
-        assert [[c["chosen"] for c in traced["candidates"]] for traced in made["trace"]] == [
+    def test_trace_marks_one_chosen_candidate_per_decision(self) -> None:
+        result = report("blockwise_cd", TestReport.DECISIONS, trace=True)
+        assert [[c["chosen"] for c in traced["candidates"]] for traced in result["trace"]] == [
             [False, False, True],
             [True, False, False],
         ]
 
-    def test_the_summary_has_none(self) -> None:
+    def test_report_without_trace_is_otherwise_equal(self) -> None:
         summary = report("blockwise_cd", TestReport.DECISIONS, trace=False)
         traced = report("blockwise_cd", TestReport.DECISIONS, trace=True)
         assert {k: v for k, v in traced.items() if k != "trace"} == summary
@@ -150,46 +152,46 @@ class TestMerged:
         report("best_of_n", [decision(-1.0, -1.0), decision(-2.0, 0.0)], trace=False),
     )
 
-    def test_one_choice_is_itself(self) -> None:
+    def test_merged_returns_a_single_report_unchanged(self) -> None:
         assert merged(self.CHOICES[:1]) == self.CHOICES[0]
 
-    def test_shape(self) -> None:
-        made = merged(self.CHOICES)
-        assert list(made) == [*SHAPE, "choices"]
-        assert made["choices"] == list(self.CHOICES)
+    def test_merged_report_has_the_documented_keys_and_the_choices(self) -> None:
+        result = merged(self.CHOICES)
+        assert list(result) == [*SHAPE, "choices"]
+        assert result["choices"] == list(self.CHOICES)
 
-    def test_scores_are_averaged(self) -> None:
-        made = merged(self.CHOICES)
-        assert made["score"] == 0.5
-        assert made["rewards"] == {"a": 0.25, "b": 0.125}
-        assert made["scores"] == {"mean": 0.5, "max": 3.0, "min": -2.0}
+    def test_merged_scores_are_averages(self) -> None:
+        result = merged(self.CHOICES)
+        assert result["score"] == 0.5
+        assert result["rewards"] == {"a": 0.25, "b": 0.125}
+        assert result["scores"] == {"mean": 0.5, "max": 3.0, "min": -2.0}
 
-    def test_counts_are_summed(self) -> None:
-        made = merged(self.CHOICES)
-        assert (made["decisions"], made["candidates"], made["ties"]) == (3, 6, 1)
-        assert made["candidate_tokens"] == sum(c["candidate_tokens"] for c in self.CHOICES)
+    def test_merged_counts_are_sums(self) -> None:
+        result = merged(self.CHOICES)
+        assert (result["decisions"], result["candidates"], result["ties"]) == (3, 6, 1)
+        assert result["candidate_tokens"] == sum(c["candidate_tokens"] for c in self.CHOICES)
 
-    def test_kl_is_that_of_the_farthest_choice(self) -> None:
+    def test_merged_kl_is_that_of_the_choice_with_the_largest_bound(self) -> None:
         assert merged(self.CHOICES)["kl"] == self.CHOICES[0]["kl"]
         assert merged(self.CHOICES[::-1])["kl"]["flag"] == "inspect"
 
 
 class TestFailedRewards:
-    """Rewards that decisions went without."""
+    """Reports of responses with decisions that lack a failed reward."""
 
-    def one(self, failed: tuple[str, ...]) -> dict[str, Any]:
+    def report_with(self, failed: tuple[str, ...]) -> dict[str, Any]:
         good, bad = decision(1.0, 2.0), decision(1.0, 2.0)
         scores = [Score(score.total, {"a": 1.0}, failed) for score in bad.scores]
         return report("m", [good, replace(bad, scores=scores)], trace=False)
 
-    def test_decisions_are_counted_by_reward(self) -> None:
-        made = self.one(("b",))
-        assert made["failed"] == {"b": 1}
-        assert made["rewards"] == {"a": 1.0}
+    def test_failed_counts_decisions_by_reward(self) -> None:
+        result = self.report_with(("b",))
+        assert result["failed"] == {"b": 1}
+        assert result["rewards"] == {"a": 1.0}
 
-    def test_choices_are_summed_and_averaged_over_those_that_have_it(self) -> None:
+    def test_merged_reward_is_the_average_over_the_choices_that_have_it(self) -> None:
         other = report("m", [decision(1.0, 2.0)], trace=False)
-        made = merged([self.one(("b",)), other, self.one(("b",))])
-        assert made["failed"] == {"b": 2}
-        assert made["rewards"] == {"a": pytest.approx((1 + 0.5 + 1) / 3), "b": 0.25}
+        result = merged([self.report_with(("b",)), other, self.report_with(("b",))])
+        assert result["failed"] == {"b": 2}
+        assert result["rewards"] == {"a": pytest.approx((1 + 0.5 + 1) / 3), "b": 0.25}
         assert "failed" not in merged([other, other])

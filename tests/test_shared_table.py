@@ -1,4 +1,4 @@
-"""The shared table: a value reads back as what was written for it, or as missing."""
+"""The shared table: a prefix reads the values written for it, or none."""
 
 import subprocess
 import sys
@@ -26,7 +26,7 @@ def table() -> Iterator[SharedTable]:
 
 @pytest.fixture
 def worker(table: SharedTable) -> TableView:
-    """The view of the other side."""
+    """The worker's view of the table."""
     return TableView.open(table.path, COLUMNS)
 
 
@@ -45,12 +45,12 @@ def read(table: SharedTable, ticket: Ticket, length: int) -> list[float] | None:
 
 
 class TestTickets:
-    def test_they_share_no_rows(self, table: SharedTable) -> None:
+    def test_tickets_share_no_rows(self, table: SharedTable) -> None:
         tickets = [table.acquire() for _ in range(SLOTS)]
         rows = [row for t in tickets for row in range(t.offset, t.offset + t.length)]
         assert sorted(rows) == list(range(SLOTS * LENGTH))
 
-    def test_numbers_are_never_used_again(self, table: SharedTable) -> None:
+    def test_ticket_numbers_are_unique(self, table: SharedTable) -> None:
         numbers = []
         for _ in range(4 * SLOTS):
             ticket = table.acquire()
@@ -58,44 +58,44 @@ class TestTickets:
             table.release(ticket)
         assert len(set(numbers)) == 4 * SLOTS
 
-    def test_they_run_out(self, table: SharedTable) -> None:
+    def test_acquire_fails_without_a_free_slot(self, table: SharedTable) -> None:
         tickets = [table.acquire() for _ in range(SLOTS)]
         with pytest.raises(RuntimeError, match="full"):
             table.acquire()
         table.release(tickets[1])
         assert table.acquire().offset == tickets[1].offset
 
-    def test_a_slot_rests_as_long_as_possible(self, table: SharedTable) -> None:
+    def test_released_slot_is_reused_last(self, table: SharedTable) -> None:
         first = table.acquire()
         table.release(first)
         later = [table.acquire().offset for _ in range(SLOTS)]
         assert later[-1] == first.offset
 
-    def test_the_wire(self, table: SharedTable) -> None:
+    def test_ticket_survives_the_wire_format(self, table: SharedTable) -> None:
         ticket = table.acquire()
         assert all(isinstance(part, str | int) for part in ticket.to_wire())
         assert Ticket.from_wire(ticket.to_wire()) == ticket
 
 
 class TestValues:
-    def test_nothing_is_there_at_first(self, table: SharedTable) -> None:
+    def test_new_ticket_has_no_values(self, table: SharedTable) -> None:
         ticket = table.acquire()
         assert [table.read(ticket, length) for length in range(10)] == [None] * 10
 
-    def test_what_was_written_is_read(self, table: SharedTable, worker: TableView) -> None:
+    def test_written_values_are_read(self, table: SharedTable, worker: TableView) -> None:
         ticket = table.acquire()
         write(worker, ticket, 7, 0.5, -1.25)
         assert read(table, ticket, 7) == [0.5, -1.25]
 
     @pytest.mark.parametrize("length", [3, 6, 8, 11, 7 + 8 * LENGTH])
-    def test_other_lengths_stay_missing(
+    def test_values_of_other_lengths_are_missing(
         self, table: SharedTable, worker: TableView, length: int
     ) -> None:
         ticket = table.acquire()
         write(worker, ticket, 7, 0.5, -1.25)
         assert table.read(ticket, length) is None
 
-    def test_the_ring_keeps_the_latest(self, table: SharedTable, worker: TableView) -> None:
+    def test_ring_keeps_the_latest_lengths(self, table: SharedTable, worker: TableView) -> None:
         ticket = table.acquire()
         for length in range(5, 15):
             write(worker, ticket, length, length, -length)
@@ -103,21 +103,21 @@ class TestValues:
         kept = {length: read(table, ticket, length) for length in range(11, 15)}
         assert kept == {length: [length, -length] for length in range(11, 15)}
 
-    @pytest.mark.parametrize(("length", "found"), [(5, 11), (11, 11), (12, 12), (14, 14)])
-    def test_the_shortest_prefix_from_a_length_on_is_read(
-        self, table: SharedTable, worker: TableView, length: int, found: int
+    @pytest.mark.parametrize(("length", "later"), [(5, 11), (11, 11), (12, 12), (14, 14)])
+    def test_read_from_returns_the_shortest_later_prefix(
+        self, table: SharedTable, worker: TableView, length: int, later: int
     ) -> None:
-        """The worker is up to nine tokens ahead of a reader of 5, the ring keeps four."""
+        """The worker is up to nine tokens ahead of the reader, and the ring keeps four rows."""
         ticket, other = table.acquire(), table.acquire()
         for written in range(5, 15):
             write(worker, ticket, written, written, 1)
             write(worker, other, written + 1, written, 2)
         values = table.read_from(ticket, length)
         assert values is not None
-        assert values.tolist() == [found, 1]
+        assert values.tolist() == [later, 1]
         assert table.read_from(ticket, 15) is None
 
-    def test_a_stale_ticket_reads_nothing_that_is_not_its_own(
+    def test_stale_ticket_reads_no_values_of_the_next_one(
         self, table: SharedTable, worker: TableView
     ) -> None:
         stale = table.acquire()
@@ -130,7 +130,7 @@ class TestValues:
         assert table.read(stale, 3) is None
         assert read(table, fresh, 3) == [2, 2]
 
-    def test_a_late_write_of_a_stale_ticket_is_not_read(
+    def test_late_write_to_a_stale_ticket_is_not_read(
         self, table: SharedTable, worker: TableView
     ) -> None:
         stale = table.acquire()
@@ -140,7 +140,7 @@ class TestValues:
         write(worker, stale, 3, 1, 1)
         assert table.read(fresh, 3) is None
 
-    def test_many_rows_at_once(self, table: SharedTable, worker: TableView) -> None:
+    def test_one_write_fills_many_rows(self, table: SharedTable, worker: TableView) -> None:
         tickets = [table.acquire() for _ in range(SLOTS)]
         lengths = np.array([2, 9, 4])
         worker.write(
@@ -149,12 +149,10 @@ class TestValues:
             lengths,
             np.arange(6, dtype=np.float32).reshape(3, 2),
         )
-        found = [read(table, t, n) for t, n in zip(tickets, lengths.tolist(), strict=True)]
-        assert found == [[0, 1], [2, 3], [4, 5]]
+        values_read = [read(table, t, n) for t, n in zip(tickets, lengths.tolist(), strict=True)]
+        assert values_read == [[0, 1], [2, 3], [4, 5]]
 
-    def test_what_was_read_does_not_change_afterwards(
-        self, table: SharedTable, worker: TableView
-    ) -> None:
+    def test_read_returns_a_copy(self, table: SharedTable, worker: TableView) -> None:
         ticket = table.acquire()
         write(worker, ticket, 3, 1, 2)
         before = table.read(ticket, 3)
@@ -165,7 +163,9 @@ class TestValues:
 
     @settings(derandomize=True, deadline=None, max_examples=100)
     @given(st.lists(st.tuples(st.integers(0, SLOTS - 1), st.integers(0, 12)), max_size=30))
-    def test_the_latest_write_of_a_row_is_read(self, writes: list[tuple[int, int]]) -> None:
+    def test_random_writes_read_back_as_the_latest_per_row(
+        self, writes: list[tuple[int, int]]
+    ) -> None:
         table = SharedTable(slots=SLOTS, length=LENGTH, columns=COLUMNS)
         worker = TableView.open(table.path, COLUMNS)
         tickets = [table.acquire() for _ in range(SLOTS)]
@@ -175,14 +175,14 @@ class TestValues:
             for other in range(length % LENGTH, 13, LENGTH):
                 expected.pop((slot, other), None)
             expected[slot, length] = [i, -i]
-        found = {
+        values_read = {
             (slot, length): values
             for slot in range(SLOTS)
             for length in range(13)
             if (values := read(table, tickets[slot], length)) is not None
         }
         table.close()
-        assert found == expected
+        assert values_read == expected
 
 
 WORKER = """
@@ -204,25 +204,29 @@ for n in (6, 7):
 
 
 class TestSharing:
-    def test_another_process_writes(self, table: SharedTable) -> None:
+    def test_values_written_by_another_process_are_read(self, table: SharedTable) -> None:
         ticket = table.acquire()
         wire = [str(part) for part in ticket.to_wire()]
         subprocess.run([sys.executable, "-c", WORKER, *wire], check=True, timeout=HANG_SECONDS)
         assert [read(table, ticket, n) for n in (5, 6, 7, 8)] == [None, [6, 6.5], [7, 7.5], None]
 
-    def test_tables_are_apart(self, table: SharedTable, worker: TableView) -> None:
+    def test_tables_of_one_process_are_separate(
+        self, table: SharedTable, worker: TableView
+    ) -> None:
         other = SharedTable(slots=SLOTS, length=LENGTH, columns=COLUMNS)
         theirs, ours = other.acquire(), table.acquire()
         write(worker, ours, 3, 1, 2)
-        found = other.read(theirs, 3)
+        values_read = other.read(theirs, 3)
         other.close()
-        assert found is None
+        assert values_read is None
 
-    def test_a_table_of_other_columns_is_refused(self, table: SharedTable) -> None:
+    def test_open_rejects_a_different_number_of_columns(self, table: SharedTable) -> None:
         with pytest.raises(ValueError, match="rows of 3 values"):
             TableView.open(table.path, 3)
 
-    def test_closing_removes_it(self, table: SharedTable, worker: TableView) -> None:
+    def test_close_removes_the_file_and_keeps_views_readable(
+        self, table: SharedTable, worker: TableView
+    ) -> None:
         ticket = table.acquire()
         write(worker, ticket, 3, 1, 2)
         table.close()
@@ -232,7 +236,7 @@ class TestSharing:
 
 
 class TestAbandoned:
-    """A killed server cannot remove its table; the next one does."""
+    """Tables of killed servers."""
 
     SCRIPT = """
 from cdserve.shared_table import SharedTable
@@ -240,7 +244,7 @@ print(SharedTable(slots=1, columns=1).path, flush=True)
 input()
 """
 
-    def test_the_next_server_removes_it(self) -> None:
+    def test_next_server_removes_the_table_of_a_killed_one(self) -> None:
         command = [sys.executable, "-c", self.SCRIPT]
         pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         with (

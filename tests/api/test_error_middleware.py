@@ -1,4 +1,4 @@
-"""The middleware around vLLM's: unexpected exceptions, and errors of Anthropic's API."""
+"""Middleware for unexpected exceptions and for errors on Anthropic's routes."""
 
 import logging
 from argparse import Namespace
@@ -35,12 +35,12 @@ PATH = pytest.mark.parametrize("path", PATHS)
 
 
 def app(answer: Any, details: str = "log") -> FastAPI:
-    """An app whose routes all do what they are told, under vLLM's handlers and ours."""
-    made = FastAPI()
+    """App whose routes return or raise ``answer``, with vLLM's and cdserve's error handlers."""
+    application = FastAPI()
     settings = SimpleNamespace(error_details=details)
     cdserve = SimpleNamespace(default=SimpleNamespace(settings=settings))
-    made.state.args = Namespace(log_error_stack=False, cdserve=cdserve)
-    made.state.server, made.state.engine_client = None, SimpleNamespace(errored=False)
+    application.state.args = Namespace(log_error_stack=False, cdserve=cdserve)
+    application.state.server, application.state.engine_client = None, SimpleNamespace(errored=False)
 
     async def route() -> Any:
         if isinstance(answer, Exception):
@@ -48,13 +48,13 @@ def app(answer: Any, details: str = "log") -> FastAPI:
         return answer
 
     for path in (*PATHS, "/v1/completions"):
-        made.post(path)(route)
-    errors.install(made)
-    init_exception_handler(made)
-    made.add_middleware(AuthenticationMiddleware, tokens=["sk"])
-    made.add_middleware(UnexpectedErrorMiddleware)
-    made.add_middleware(AnthropicErrorMiddleware)
-    return made
+        application.post(path)(route)
+    errors.install(application)
+    init_exception_handler(application)
+    application.add_middleware(AuthenticationMiddleware, tokens=["sk"])
+    application.add_middleware(UnexpectedErrorMiddleware)
+    application.add_middleware(AnthropicErrorMiddleware)
+    return application
 
 
 async def post(path: str, answer: Any, key: str = "sk", details: str = "log") -> httpx2.Response:
@@ -65,7 +65,7 @@ async def post(path: str, answer: Any, key: str = "sk", details: str = "log") ->
 
 @PATH
 @pytest.mark.parametrize(
-    ("raised", "status", "kind", "says"),
+    ("raised", "status", "kind", "message"),
     [
         ("unexpected", 500, "api_error", "failed with KeyError"),
         ("value", 400, "invalid_request_error", "top_k is odd"),
@@ -76,19 +76,19 @@ async def post(path: str, answer: Any, key: str = "sk", details: str = "log") ->
         ("mine", 429, "rate_limit_error", "no more room of yours"),
     ],
 )
-async def test_an_error_of_anthropics_api_has_its_shape_whoever_raised_it(
-    path: str, raised: str, status: int, kind: str, says: str
+async def test_error_on_an_anthropic_route_has_anthropics_format(
+    path: str, raised: str, status: int, kind: str, message: str
 ) -> None:
     answer = await post(path, RAISED[raised])
     assert answer.status_code == status
     assert int(answer.headers["content-length"]) == len(answer.content)
     body = answer.json()
     assert (body["type"], body["error"]["type"]) == ("error", kind)
-    assert says in body["error"]["message"]
+    assert message in body["error"]["message"]
 
 
 @PATH
-async def test_a_wrong_key_has_its_shape(path: str) -> None:
+async def test_wrong_key_on_an_anthropic_route_has_anthropics_format(path: str) -> None:
     answer = await post(path, {}, key="no")
     assert answer.status_code == 401
     error = {"message": "Unauthorized", "type": "authentication_error"}
@@ -99,18 +99,20 @@ async def test_a_wrong_key_has_its_shape(path: str) -> None:
 @pytest.mark.parametrize(
     "answer", [PlainTextResponse("<html>", 413), JSONResponse(["no", "object"], 413)]
 )
-async def test_an_error_that_is_no_json_object_has_its_shape(path: str, answer: Any) -> None:
+async def test_non_json_error_on_an_anthropic_route_has_anthropics_format(
+    path: str, answer: Any
+) -> None:
     body = (await post(path, answer)).json()
     assert body["error"]["type"] == "request_too_large"
     assert body["error"]["message"]
 
 
-async def test_headers_of_an_error_are_kept() -> None:
+async def test_converted_error_keeps_its_headers() -> None:
     answer = await post("/v1/messages", RAISED["full"])
     assert answer.headers["retry-after"] == "2"
 
 
-async def test_an_error_in_pieces_is_put_together() -> None:
+async def test_error_body_in_several_parts_is_converted_as_one() -> None:
     async def pieces() -> AsyncIterator[bytes]:
         for piece in (b'{"error": {"mess', b'age": "odd", "type": "x"', b"}}"):
             yield piece
@@ -120,7 +122,7 @@ async def test_an_error_in_pieces_is_put_together() -> None:
     assert answer.json() == {"type": "error", "error": error}
 
 
-async def test_an_error_of_another_api_is_as_it_was() -> None:
+async def test_error_on_another_route_is_unchanged() -> None:
     answer = await post("/v1/completions", RAISED["vllm"])
     assert answer.json() == {
         "error": {
@@ -132,7 +134,7 @@ async def test_an_error_of_another_api_is_as_it_was() -> None:
     }
 
 
-async def test_an_error_event_of_a_stream_has_the_types_name_of_anthropic() -> None:
+async def test_error_event_in_a_stream_has_anthropics_type() -> None:
     delta = 'event: content_block_delta\ndata: {"type":"content_block_delta"}\n\n'
     error = '{"type":"error","error":{"type":"internal_error","message":"it died"}}'
 
@@ -142,12 +144,12 @@ async def test_an_error_event_of_a_stream_has_the_types_name_of_anthropic() -> N
         yield "data: [DONE]\n\n"
 
     answer = await post("/v1/messages", StreamingResponse(events()))
-    said = '{"type": "error", "error": {"type": "api_error", "message": "it died"}}'
-    assert answer.text == f"{delta}event: error\ndata: {said}\n\ndata: [DONE]\n\n"
+    converted = '{"type": "error", "error": {"type": "api_error", "message": "it died"}}'
+    assert answer.text == f"{delta}event: error\ndata: {converted}\n\ndata: [DONE]\n\n"
 
 
 @pytest.mark.parametrize("path", [*PATHS, "/v1/completions"])
-async def test_an_unexpected_exception_is_logged_under_the_id_that_is_told(
+async def test_unexpected_exception_is_logged_under_the_id_in_the_response(
     path: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     answer = await post(path, RAISED["unexpected"])
@@ -159,12 +161,12 @@ async def test_an_unexpected_exception_is_logged_under_the_id_that_is_told(
     assert SECRET in record.message
 
 
-async def test_an_unexpected_exception_is_told_where_the_operator_says_so() -> None:
+async def test_response_has_the_exceptions_text_with_error_details_client() -> None:
     answer = await post("/v1/completions", RAISED["unexpected"], details="client")
     assert "A fine kettle." in answer.json()["error"]["message"]
 
 
-async def test_an_exception_after_a_stream_began_is_raised_on() -> None:
+async def test_exception_after_the_stream_has_begun_is_reraised() -> None:
     async def breaks() -> AsyncIterator[str]:
         yield "data: {}\n\n"
         raise KeyError(SECRET)

@@ -1,4 +1,4 @@
-"""What vLLM's Messages API says of a chat stream that breaks off, without a policy too."""
+"""Errors in a stream of vLLM's Messages API, without a policy."""
 
 import json
 from argparse import Namespace
@@ -23,7 +23,7 @@ async def chat(request: Any, raw_request: Any) -> AsyncGenerator[str, None]:
     return events()
 
 
-async def test_the_error_of_a_plain_stream_is_told_as_it_is() -> None:
+async def test_error_in_a_plain_messages_stream_keeps_its_message() -> None:
     serving: Any = object.__new__(AnthropicServingMessages)
     serving._merge_inline_system = False
     serving.create_chat_completion = chat
@@ -32,8 +32,8 @@ async def test_the_error_of_a_plain_stream_is_told_as_it_is() -> None:
     messages = [{"role": "user", "content": "Hello"}]
     request = AnthropicMessagesRequest(model="demo", messages=messages, max_tokens=8, stream=True)
     stream = await state.anthropic_serving_messages.create_messages(request, None)
-    (told,) = [event async for event in stream]
-    name, _, data = told.partition("\n")
+    (event,) = [item async for item in stream]
+    name, _, data = event.partition("\n")
     assert name == "event: error"
-    said = json.loads(data.removeprefix("data: "))
-    assert said["error"]["message"] == "it died"
+    content = json.loads(data.removeprefix("data: "))
+    assert content["error"]["message"] == "it died"

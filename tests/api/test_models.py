@@ -1,4 +1,4 @@
-"""Model ids with a colon: presets, and what only looks like one."""
+"""Model ids with a colon: presets, and ids that only look like one."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -27,7 +27,7 @@ def server(name: str) -> AlignmentServer:
 
 
 def refusing(code: int | None) -> Any:
-    """The app's state, whose vLLM knows every model, or answers with an error."""
+    """State of an app whose vLLM accepts every model, or answers with an error."""
 
     async def _check_model(request: Any) -> ErrorResponse | None:
         info = ErrorInfo(message="no", type="Error", code=code or 0)
@@ -49,22 +49,22 @@ def refusing(code: int | None) -> Any:
         ("demo", None, None),
     ],
 )
-def test_a_preset_stands_behind_the_whole_name_of_the_model(
+def test_preset_of_splits_after_the_whole_model_name(
     name: str, model: str | None, preset: str | None
 ) -> None:
     assert server(name).preset_of(model) == preset
 
 
 @pytest.mark.parametrize("model", ["demo", "demo:safe", "other:safe", "", None])
-async def test_a_model_id_that_names_no_missing_preset_is_not_looked_up(model: str | None) -> None:
+async def test_check_preset_does_not_look_up_other_model_ids(model: str | None) -> None:
     await check_preset(SimpleNamespace(model=model), server("demo"), refusing(404))
 
 
-async def test_a_missing_preset_is_told_with_those_that_there_are() -> None:
+async def test_unknown_preset_error_lists_the_presets() -> None:
     with pytest.raises(ModelError, match=r"'demo:no'.* presets demo:safe, demo:8b:safe$"):
         await check_preset(SimpleNamespace(model="demo:no"), server("demo"), refusing(404))
 
 
 @pytest.mark.parametrize("code", [None, 400])
-async def test_what_vllm_knows_or_cannot_load_is_left_to_it(code: int | None) -> None:
+async def test_check_preset_leaves_models_and_adapters_to_vllm(code: int | None) -> None:
     await check_preset(SimpleNamespace(model="demo:no"), server("demo"), refusing(code))

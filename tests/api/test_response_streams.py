@@ -1,4 +1,4 @@
-"""What a stream of the Responses API tells of an exception that breaks it off."""
+"""Errors in a stream of the Responses API."""
 
 import json
 import logging
@@ -18,7 +18,7 @@ SECRET = "hunter2"
 
 
 class Created:
-    """Stands for vLLM's first event."""
+    """Stand-in for vLLM's first event."""
 
     type = "response.created"
     response = SimpleNamespace(id="resp_7")
@@ -33,7 +33,7 @@ async def broken(error: Exception) -> AsyncGenerator[Any, None]:
 
 
 async def error_event(error: Exception, details: Details = "log") -> dict[str, Any]:
-    """The last event of a stream that an exception breaks off."""
+    """The last event of a stream that fails with ``error``."""
     objective = Objective(weights={}, rewards={}, details=details)
     context: Any = SimpleNamespace(
         objective=objective, report=lambda: None, traced=lambda start: []
@@ -47,7 +47,7 @@ async def error_event(error: Exception, details: Details = "log") -> dict[str, A
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, ValueError, KeyError])
-async def test_an_unexpected_exception_is_told_by_its_class_and_id(
+async def test_unexpected_exception_in_a_stream_shows_only_class_and_id(
     kind: type[Exception], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.ERROR, "vllm.cdserve"):
@@ -63,7 +63,7 @@ async def test_an_unexpected_exception_is_told_by_its_class_and_id(
     assert SECRET in line
 
 
-async def test_the_text_is_told_where_the_operator_lets_it() -> None:
+async def test_stream_error_has_the_text_with_error_details_client() -> None:
     assert SECRET in (await error_event(RuntimeError(SECRET), "client"))["message"]
 
 
@@ -74,7 +74,7 @@ async def test_the_text_is_told_where_the_operator_lets_it() -> None:
         (VLLMValidationError("reward 'a' failed", parameter="top_k"), 400),
     ],
 )
-async def test_an_expected_error_is_told_as_it_is(error: Exception, code: int) -> None:
+async def test_expected_error_in_a_stream_keeps_its_message(error: Exception, code: int) -> None:
     event = await error_event(error)
     assert "reward 'a' failed" in event["message"]
     assert event["error"]["code"] == code

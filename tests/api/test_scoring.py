@@ -1,4 +1,4 @@
-"""Score requests that are refused before the engine is asked."""
+"""Score requests that are rejected before they reach the engine."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -33,7 +33,7 @@ ADAPTER = "demo:fond"
 
 
 async def _check_model(request: Any) -> ErrorResponse | None:
-    """vLLM's answer for a model that it does not know."""
+    """vLLM's answer for an unknown model; None for a known one."""
     info = ErrorInfo(message="no", type="NotFoundError", code=404)
     known = request.model in (None, "demo", "twin", ADAPTER)
     return None if known else ErrorResponse(error=info)
@@ -45,8 +45,8 @@ SERVING = SimpleNamespace(
 STATE = SimpleNamespace(online_renderer=None, openai_serving_completion=SERVING)
 
 
-async def refusal(**fields: Any) -> CdserveError:
-    """Why a request is refused."""
+async def rejection(**fields: Any) -> CdserveError:
+    """The error that rejects a request."""
     request = ScoreRequest.model_validate({"prompt": "a", "responses": ["b"], **fields})
     with pytest.raises(CdserveError) as caught:
         await score(request, SERVER, STATE, None)
@@ -54,7 +54,7 @@ async def refusal(**fields: Any) -> CdserveError:
 
 
 @pytest.mark.parametrize(
-    ("fields", "param", "says"),
+    ("fields", "param", "parts"),
     [
         ({"prompt": [5, -1]}, "prompt.1", ["prompt.1 is -1", "0 to 2147483647"]),
         ({"prompt": [10**30]}, "prompt.0", [f"prompt.0 is {10**30}", "0 to 2147483647"]),
@@ -72,40 +72,38 @@ async def refusal(**fields: Any) -> CdserveError:
         ({"rewards": {"long": float("nan")}}, "rewards.long", ["rewards.long is nan"]),
     ],
 )
-async def test_bad_input_is_told_in_one_line_with_its_field_and_what_is_accepted(
-    fields: dict[str, Any], param: str, says: list[str]
+async def test_invalid_input_is_a_one_line_error_with_field_and_range(
+    fields: dict[str, Any], param: str, parts: list[str]
 ) -> None:
-    error = await refusal(**fields)
+    error = await rejection(**fields)
     assert isinstance(error, PolicyError)
     assert error.param == param
-    assert all(part in str(error) for part in says), error
+    assert all(part in str(error) for part in parts), error
     assert not any(part in str(error) for part in ("\n", "pydantic", "_Scoring", "Request"))
 
 
 @pytest.mark.parametrize(
-    ("model", "says"),
+    ("model", "parts"),
     [
         ("other", ["'other' does not exist", "'demo'"]),
         ("safe", ["'safe' does not exist", "'demo'"]),
         ("demo:unknown", ["'demo:unknown' does not exist", "demo:safe"]),
     ],
 )
-async def test_a_model_that_is_not_there_is_an_error_of_the_model(
-    model: str, says: list[str]
-) -> None:
-    error = await refusal(model=model)
+async def test_unknown_model_is_a_model_error(model: str, parts: list[str]) -> None:
+    error = await rejection(model=model)
     assert isinstance(error, ModelError)
-    assert all(part in str(error) for part in says), error
+    assert all(part in str(error) for part in parts), error
 
 
-async def test_an_adapter_is_there_but_does_not_score() -> None:
-    error = await refusal(model=ADAPTER)
+async def test_adapter_is_rejected_for_scoring() -> None:
+    error = await rejection(model=ADAPTER)
     assert isinstance(error, PolicyError)
     assert error.param == "model"
     assert str(error) == "model is the adapter 'demo:fond'; this server scores with 'demo'"
 
 
 @pytest.mark.parametrize("model", [None, "demo", "twin", "demo:safe"])
-async def test_every_name_of_the_base_model_scores(model: str | None) -> None:
-    error = await refusal(model=model, prompt="")
+async def test_every_id_of_the_base_model_is_accepted_for_scoring(model: str | None) -> None:
+    error = await rejection(model=model, prompt="")
     assert str(error).startswith("prompt is empty")
