@@ -73,7 +73,7 @@ class Mixture(_Object):
 
 
 class Rescale(_Object):
-    """KL penalty beta of a tuned model changed to beta': ref + beta / beta' (tuned - ref)."""
+    """Change of a tuned model's KL penalty from beta to beta': ref + beta / beta' (tuned - ref)."""
 
     kind: Literal["rescale"]
     tuned: str = Field(description="The tuned model.")
@@ -125,7 +125,7 @@ class Mix(_Object):
         description="Weight of each model: members and base.",
     )
     recipe: Recipe | None = Field(
-        default=None, description="Recipe that gives the weights, instead of weights."
+        default=None, description="Named recipe for the weights; replaces weights."
     )
 
     def resolved(self) -> dict[str, float]:
@@ -136,17 +136,18 @@ class Mix(_Object):
         """
         if (self.weights is None) == (self.recipe is None):
             raise ValueError("one of weights and recipe is required, and not both")
-        given = self.weights if self.recipe is None else self.recipe.resolved()
-        weights = {name: weight for name, weight in (given or {}).items() if weight != 0}
+        raw = self.weights if self.recipe is None else self.recipe.resolved()
+        weights = {name: weight for name, weight in (raw or {}).items() if weight != 0}
         if not weights:
             raise ValueError("all weights are 0")
         return weights
 
 
 class Tilt(RewardedMethod):
-    """Sampling of each token in proportion to p(z|s) exp(Q(s, z) / beta), Q the weighted Q-heads.
+    """Sampling of each token in proportion to p(z|s) exp(Q(s, z) / beta).
 
-    Token-wise controlled decoding (arXiv 2310.17022, equation 2).
+    Q is the weighted sum of the rewards' Q-heads. Token-wise controlled decoding (arXiv 2310.17022,
+    equation 2).
     """
 
     method: Literal["tokenwise_cd"]

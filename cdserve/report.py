@@ -137,9 +137,8 @@ class Report(TypedDict):
     """Whether the response, or each of its blocks, passed the acceptance test; false if one is
     only the best of `max_draws`. Present for `rejection` and `cards`."""
     failed: NotRequired[dict[str, int]]
-    """Number of decisions made without a reward that failed, by reward; present if there are any
-    (`on_failure` is `skip` or `base`). `rewards` lacks a reward that failed in the last decision.
-    """
+    """Decisions made without a failed reward, by reward (with `on_failure` `skip` or `base`);
+    present if there are any. `rewards` omits a reward that failed in the last decision."""
     trace: NotRequired[list[TracedDecision]]
     """All decisions in order; present with `report: "trace"`."""
     choices: NotRequired[list["Report"]]

@@ -1,1 +1,1 @@
-"""The wire: request classes, routes, and what the routes need to know of the server."""
+"""The HTTP API: request classes, routes, streaming, API keys and errors."""

@@ -224,7 +224,7 @@ async def _render_prompt(request: ScoreRequest, state: Any) -> dict[str, Any]:
 
 
 def _check_token_ids(prompt: Sequence[Any]) -> None:
-    """Raises PolicyError for ids outside int32; vLLM rejects those outside the vocabulary."""
+    """Raises PolicyError for ids that are not 31-bit integers; vLLM checks the vocabulary."""
     for i, item in enumerate(prompt):
         if isinstance(item, int) and not 0 <= item <= _MAX_TOKEN_ID:
             raise PolicyError(

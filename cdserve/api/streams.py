@@ -59,9 +59,9 @@ class ChoiceEnds:
             return []
         if chunk is not None:
             self._created = chunk.get("created", self._created)
-        return (
-            [self._final_chunk(index) for index in sorted(self._open)] if self._has_deadline else []
-        )
+        if not self._has_deadline:
+            return []
+        return [self._final_chunk(index) for index in sorted(self._open)]
 
     def record(self, chunk: Mapping[str, Any]) -> bool:
         """Records the choices that a chunk ends; returns whether none is left after it."""
