@@ -1,4 +1,4 @@
-"""Rewards and the objectives that requests make of them."""
+"""Rewards, and the weighted sums of them that requests ask for."""
 
 from cdserve.scoring.build import HeadOutput, build
 from cdserve.scoring.objective import Objective, objective

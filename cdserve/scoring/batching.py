@@ -1,4 +1,4 @@
-"""One queue in front of a scorer: what all requests wait for is scored together, and once."""
+"""A queue in front of a scorer that batches the items of all requests."""
 
 import asyncio
 import time
@@ -16,12 +16,12 @@ class Batcher(Generic[Item, Score]):
     """Scores items of concurrent requests in batches; equal items are scored once.
 
     Args:
-        score: scores one batch; an exception in the place of a score is that item's alone.
-        max_batch: items a batch.
-        max_wait: seconds that a batch which could start waits to be fuller.
-        max_waiting: items that may wait; more are refused.
-        concurrency: batches at once.
-        on_wait: told how many seconds each item waited for its batch to begin.
+        score: scores one batch; an exception in place of a score fails that item alone.
+        max_batch: most items in a batch.
+        max_wait: seconds that a batch which could start waits for more items.
+        max_waiting: most items that may wait; more are refused.
+        concurrency: batches that run at the same time.
+        on_wait: called with the seconds that each item waited for its batch to start.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Batcher(Generic[Item, Score]):
         self._max_waiting = max_waiting
         self._slots = asyncio.Semaphore(concurrency)
         self._on_wait = on_wait
-        self._since: dict[Item, float] = {}
+        self._waiting_since: dict[Item, float] = {}
         self._waiting: dict[Item, asyncio.Future[Score]] = {}
         self._running: dict[Item, asyncio.Future[Score]] = {}
         self._full = asyncio.Event()
@@ -48,29 +48,29 @@ class Batcher(Generic[Item, Score]):
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def score(self, items: Sequence[Item]) -> list[Score]:
-        """The scores of items, in their order.
+        """Scores of items, in their order.
 
         Raises:
             RewardFailure: too many items wait already.
-            Exception: what the scorer gave for one of them, or raised for a batch with one.
+            Exception: the scorer's, for one of the items or for a batch that has one.
         """
-        known = self._waiting | self._running
-        fresh = [item for item in dict.fromkeys(items) if item not in known]
+        futures = self._waiting | self._running
+        fresh = [item for item in dict.fromkeys(items) if item not in futures]
         if len(self._waiting) + len(fresh) > self._max_waiting:
             raise RewardFailure(
                 f"failed: {len(self._waiting)} responses wait to be scored; {len(fresh)} more "
                 f"would pass the limit of {self._max_waiting}"
             )
-        made = {item: asyncio.get_running_loop().create_future() for item in fresh}
-        self._waiting |= made
-        self._since |= dict.fromkeys(fresh, time.monotonic())
+        new = {item: asyncio.get_running_loop().create_future() for item in fresh}
+        self._waiting |= new
+        self._waiting_since |= dict.fromkeys(fresh, time.monotonic())
         if len(self._waiting) >= self._max_batch:
             self._full.set()
         if self._waiting and self._collector is None:
             self._collector = asyncio.create_task(self._collect())
-        known |= made
-        # Shielded: whoever is cancelled leaves what others wait for too.
-        return await asyncio.gather(*(asyncio.shield(known[item]) for item in items))
+        futures |= new
+        # Shielded: a cancelled caller must not cancel what others wait for.
+        return await asyncio.gather(*(asyncio.shield(futures[item]) for item in items))
 
     async def _collect(self) -> None:
         """Starts batches until nothing waits."""
@@ -80,7 +80,7 @@ class Batcher(Generic[Item, Score]):
             batch = dict(islice(self._waiting.items(), self._max_batch))
             for item in batch:
                 del self._waiting[item]
-                self._waited(time.monotonic() - self._since.pop(item))
+                self._waited(time.monotonic() - self._waiting_since.pop(item))
             self._running |= batch
             task = asyncio.create_task(self._run(batch))
             self._tasks.add(task)
@@ -108,7 +108,7 @@ class Batcher(Generic[Item, Score]):
                     _fail(future, score)
                 else:
                     future.set_result(score)
-        except Exception as error:  # it belongs to those who wait
+        except Exception as error:  # raised to the callers that wait
             for future in batch.values():
                 if not future.done():
                     _fail(future, error)
@@ -120,4 +120,4 @@ class Batcher(Generic[Item, Score]):
 
 def _fail(future: "asyncio.Future[Score]", error: BaseException) -> None:
     future.set_exception(error)
-    future.exception()  # seen, even if nobody waits any more
+    future.exception()  # marks it as retrieved, even if no caller waits any more

@@ -1,4 +1,4 @@
-"""Rewards out of the operator's settings."""
+"""Rewards built from the operator's settings."""
 
 import importlib
 import os
@@ -18,19 +18,19 @@ from cdserve.scoring.programmatic import (
     Regex,
     ValueHead,
 )
-from cdserve.scoring.reward import Reward, Terms
+from cdserve.scoring.reward import Reward, RewardOptions
 from cdserve.scoring.reward_model import STEP_AGGREGATES, ModelOutput, RewardModel, Steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadOutput:
-    """What a head's configuration says of one of its outputs."""
+    """One output of a value head, by the head's configuration."""
 
     kind: str
     shift: float
     scale: float
     prefixes: bool = True
-    """Whether it has a meaning for unfinished responses."""
+    """Whether the output is defined for unfinished responses."""
 
 
 def build(
@@ -38,22 +38,22 @@ def build(
     heads: Mapping[str, HeadOutput] | None = None,
     models: Mapping[str, ModelOutput] | None = None,
 ) -> dict[str, Reward]:
-    """The rewards that settings describe, by name, in their order.
+    """Rewards by name, in the order of the settings.
 
     Args:
-        heads: of each ``value_head``, what its head says of the output it reads.
-        models: of each ``reward_model``, where its scores come from.
+        heads: for each ``value_head``, the output that it reads.
+        models: for each ``reward_model``, the source of its scores.
 
     Raises:
-        ConfigError: a callable cannot be imported, or an ensemble is of what is not there.
+        ConfigError: a callable cannot be imported, or an ensemble names an unknown reward.
     """
     heads, models = heads or {}, models or {}
-    made: dict[str, Reward] = {}
-    # Ensembles are made of the others, and not of each other.
+    rewards: dict[str, Reward] = {}
+    # Ensembles come last: they combine other rewards, but not each other.
     for name, reward in sorted(settings.items(), key=lambda item: item[1].kind == "ensemble"):
-        made[name] = _reward(name, reward, heads.get(name), models, made)
-        made[name].terms = _terms(reward, heads.get(name))
-    return {name: made[name] for name in settings}
+        rewards[name] = _reward(name, reward, heads.get(name), models, rewards)
+        rewards[name].options = _options(reward, heads.get(name))
+    return {name: rewards[name] for name in settings}
 
 
 def _reward(
@@ -113,36 +113,37 @@ def _judge(name: str, settings: config.JudgeReward) -> Judge:
 
 
 def _ensemble(name: str, settings: config.EnsembleReward, others: Mapping[str, Reward]) -> Ensemble:
-    for one in settings.of:
-        if one not in others or others[one].kind == "ensemble":
-            known = [other for other, reward in others.items() if reward.kind != "ensemble"]
+    for part in settings.of:
+        if part not in others or others[part].kind == "ensemble":
+            accepted = [other for other, reward in others.items() if reward.kind != "ensemble"]
             raise ConfigError(
-                f"rewards.{name}.of names {one!r}; it may name {', '.join(sorted(known)) or 'none'}"
+                f"rewards.{name}.of names {part!r}; "
+                f"it may name {', '.join(sorted(accepted)) or 'none'}"
             )
     aggregate = settings.aggregate
-    combined = AGGREGATES[aggregate] if isinstance(aggregate, str) else lower_bound(aggregate.lcb)
-    return Ensemble({one: others[one] for one in settings.of}, combined)
+    combine = AGGREGATES[aggregate] if isinstance(aggregate, str) else lower_bound(aggregate.lcb)
+    return Ensemble({part: others[part] for part in settings.of}, combine)
 
 
-def _terms(settings: config.Reward, head: HeadOutput | None) -> Terms:
-    standard = settings.standardise
-    if standard is True and head is not None:
-        standard = config.Standardisation(mean=head.shift, std=head.scale)
-    terms = Terms()
-    if isinstance(standard, config.Standardisation):
-        terms = replace(terms, mean=standard.mean, std=standard.std)
+def _options(settings: config.Reward, head: HeadOutput | None) -> RewardOptions:
+    stats = settings.standardise
+    if stats is True and head is not None:
+        stats = config.Standardisation(mean=head.shift, std=head.scale)
+    options = RewardOptions()
+    if isinstance(stats, config.Standardisation):
+        options = replace(options, mean=stats.mean, std=stats.std)
     if isinstance(settings, config.Fallible):
-        terms = replace(terms, on_failure=settings.on_failure, timeout=settings.timeout)
-    return terms
+        options = replace(options, on_failure=settings.on_failure, timeout=settings.timeout)
+    return options
 
 
 def _imported(name: str, path: str) -> Callable[[str, str], float]:
     module, function = path.split(":")
     try:
-        found = vars(importlib.import_module(module))[function]
+        imported = vars(importlib.import_module(module))[function]
     except (ImportError, KeyError) as error:
         raise ConfigError(f"rewards.{name}.callable: {path} cannot be imported: {error}") from error
-    if not callable(found):
+    if not callable(imported):
         raise ConfigError(f"rewards.{name}.callable: {path} is not callable")
-    result: Callable[[str, str], float] = found
-    return result
+    reward: Callable[[str, str], float] = imported
+    return reward

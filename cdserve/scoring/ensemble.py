@@ -1,4 +1,4 @@
-"""Several rewards as one, so that no single one's mistakes are searched for (arXiv 2310.02743)."""
+"""Ensembles of rewards, against over-optimisation of any single one (arXiv 2310.02743)."""
 
 import asyncio
 import statistics
@@ -14,7 +14,7 @@ def lower_bound(c: float) -> Aggregate:
     """mean − c · std, uncertainty-weighted optimisation; std divides by the number of rewards.
 
     Args:
-        c: not negative, how much disagreement counts against a response.
+        c: weight of the rewards' disagreement, not negative.
     """
     return lambda values: statistics.fmean(values) - c * statistics.pstdev(values)
 
@@ -27,11 +27,11 @@ AGGREGATES: Mapping[str, Aggregate] = {
 
 
 class Ensemble(Reward):
-    """An aggregate of other rewards, each standardised by its own terms.
+    """An aggregate of other rewards, each standardised by its own options.
 
     Args:
-        of: the rewards, by name.
-        aggregate: of their values for one response.
+        of: the combined rewards, by name.
+        aggregate: function of their values for one response.
     """
 
     kind: ClassVar[str] = "ensemble"
@@ -45,9 +45,10 @@ class Ensemble(Reward):
         self.models = frozenset().union(*(reward.models for reward in of.values()))
 
     async def score(self, responses: Sequence[Response]) -> list[float]:
-        found = await asyncio.gather(*(_standardised(r, responses) for r in self._of.values()))
-        return [self._aggregate(values) for values in zip(*found, strict=True)]
+        rewards = self._of.values()
+        values = await asyncio.gather(*(_standardised(each, responses) for each in rewards))
+        return [self._aggregate(of_response) for of_response in zip(*values, strict=True)]
 
 
 async def _standardised(reward: Reward, responses: Sequence[Response]) -> list[float]:
-    return [reward.terms.standardised(value) for value in await reward.score(responses)]
+    return [reward.options.standardised(value) for value in await reward.score(responses)]

@@ -9,19 +9,19 @@ from cdserve.scoring.batching import Batcher
 from cdserve.scoring.reward import Response, Reward
 
 Ask = Callable[[str], Awaitable[str]]
-"""Sends a question to the judge; gives its answer."""
+"""Sends a question to the judge and returns the answer."""
 
 
 class Judge(Reward):
-    """The grade that a judge gives a finished response: the last number of its answer.
+    """A judge's grade of a finished response: the last number in the judge's answer.
 
-    A response can talk to its judge: what it says is put into the question as it is.
+    The response is inserted into the question as it is, so it can address the judge.
 
     Args:
         ask: sends a question.
-        rubric: the question, with ``{prompt}`` and ``{response}`` where they go.
-        low, high: the grades that are accepted.
-        concurrency: questions at once, over all requests.
+        rubric: the question, with the placeholders ``{prompt}`` and ``{response}``.
+        low, high: range of the accepted grades.
+        concurrency: questions at the same time, over all requests.
     """
 
     kind: ClassVar[str] = "judge"
@@ -37,14 +37,14 @@ class Judge(Reward):
         )
 
     async def score(self, responses: Sequence[Response]) -> list[float]:
-        return await self._queue.score([(one.prompt, one.text) for one in responses])
+        return await self._queue.score([(response.prompt, response.text) for response in responses])
 
     async def _grades(self, items: Sequence[tuple[str, str]]) -> list[float]:
         return [self._read(await self._ask(self._question(*item))) for item in items]
 
     def _question(self, prompt: str, response: str) -> str:
         parts = {"{prompt}": prompt, "{response}": response}
-        return re.sub(r"\{prompt\}|\{response\}", lambda found: parts[found[0]], self._rubric)
+        return re.sub(r"\{prompt\}|\{response\}", lambda match: parts[match[0]], self._rubric)
 
     def _read(self, answer: str) -> float:
         numbers = re.findall(r"-?\d+(?:\.\d+)?", answer)
@@ -63,22 +63,22 @@ def endpoint(
 ) -> Ask:
     """An OpenAI-compatible chat endpoint, asked at temperature 0.
 
-    Args:
-        url: up to and including ``/v1``.
-        timeout: seconds for one attempt.
-        retries: of attempts that fail by no fault of the question's.
-        max_tokens: of an answer.
+    Questions raise RewardFailure if the endpoint does not answer, or answers with an error.
 
-    Its questions raise RewardFailure where the endpoint does not answer, or with an error.
+    Args:
+        url: URL up to and including ``/v1``.
+        timeout: seconds for one attempt.
+        retries: retries of attempts that fail through no fault of the question.
+        max_tokens: most tokens of an answer.
     """
-    # Half a second to import, for this alone.
+    # Imported here: it takes half a second, and only judges need it.
     from openai import APIConnectionError, APIStatusError, APITimeoutError, AsyncOpenAI
 
     client = AsyncOpenAI(base_url=url, api_key=api_key, timeout=timeout, max_retries=retries)
 
     async def ask(question: str) -> str:
         try:
-            made = await client.chat.completions.create(
+            completion = await client.chat.completions.create(
                 model=model,
                 messages=[{"role": "user", "content": question}],
                 temperature=0,
@@ -91,6 +91,6 @@ def endpoint(
         except APIStatusError as error:
             reason = f"failed: the judge answered with status {error.status_code}"
             raise RewardFailure(reason, f"{url}: {error.message}") from error
-        return made.choices[0].message.content or ""
+        return completion.choices[0].message.content or ""
 
     return ask

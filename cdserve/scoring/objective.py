@@ -1,4 +1,4 @@
-"""A request's objective: the weighted sum of rewards it asks for."""
+"""Objectives: weighted sums of rewards that requests ask for."""
 
 import asyncio
 import logging
@@ -19,7 +19,7 @@ class Objective:
     """Rewards with their weights.
 
     Attributes:
-        details: who is told the text of a reward's exception.
+        details: recipient of the text of a reward's exception.
     """
 
     weights: Mapping[str, float]
@@ -28,69 +28,69 @@ class Objective:
 
     @property
     def reads_values(self) -> bool:
-        """Whether the engine has to compute values."""
+        """Whether the engine must compute values."""
         return any(reward.reads_values for reward in self.rewards.values())
 
     @property
     def reads_text(self) -> bool:
-        """Whether responses have to be detokenised to be scored."""
+        """Whether responses must be detokenised for scoring."""
         return any(reward.reads_text for reward in self.rewards.values())
 
     @property
     def models(self) -> list[str]:
-        """Whose log-likelihoods of responses the engine has to compute."""
+        """Models whose log-likelihoods of responses the engine must compute."""
         return sorted(set[str]().union(*(reward.models for reward in self.rewards.values())))
 
     async def score(self, responses: Sequence[Response], request_id: str = "") -> list[Score]:
-        """The weighted sum and its parts, for each candidate of one decision.
+        """Weighted sum and its parts, for each candidate of one decision.
 
-        All rewards are scored at once. One that fails is dealt with as its terms say.
+        All rewards are scored at the same time; ``on_failure`` tells what happens if one fails.
 
         Args:
-            request_id: what the log calls the request if a reward fails.
+            request_id: id of the request in the log.
 
         Raises:
-            ScoringError: a reward without another policy failed or is not a finite number, or the
-                sum is none.
+            ScoringError: a reward with ``on_failure: error`` failed or is not a finite number, or
+                the sum is not a finite number.
         """
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = {
-                    name: group.create_task(self._of(name, responses, request_id))
+                    name: group.create_task(self._values(name, responses, request_id))
                     for name in self.rewards
                 }
         except* ScoringError as failures:
             raise failures.exceptions[0] from failures.exceptions[0].__cause__
-        found = {name: task.result() for name, task in tasks.items()}
-        made = {name: values for name, values in found.items() if values is not None}
-        failed = tuple(name for name in found if name not in made)
-        undecided = any(self.rewards[name].terms.on_failure == "base" for name in failed)
+        results = {name: task.result() for name, task in tasks.items()}
+        by_reward = {name: values for name, values in results.items() if values is not None}
+        failed = tuple(name for name in results if name not in by_reward)
+        undecided = any(self.rewards[name].options.on_failure == "base" for name in failed)
         return [
-            self._sum({name: values[i] for name, values in made.items()}, failed, undecided)
+            self._sum({name: values[i] for name, values in by_reward.items()}, failed, undecided)
             for i in range(len(responses))
         ]
 
     async def per_token(
         self, prefixes: Sequence[Response], request_id: str = ""
     ) -> dict[str, list[float]]:
-        """The rewards that are told token by token, of each prefix of one response.
+        """Rewards that have a value per token, for each prefix of one response.
 
         Raises:
-            ScoringError: as ``score``.
+            ScoringError: as in ``score``.
         """
         names = [name for name, reward in self.rewards.items() if reward.per_token]
-        found = {name: await self._of(name, prefixes, request_id) for name in names}
-        return {name: values for name, values in found.items() if values is not None}
+        results = {name: await self._values(name, prefixes, request_id) for name in names}
+        return {name: values for name, values in results.items() if values is not None}
 
-    async def _of(
+    async def _values(
         self, name: str, responses: Sequence[Response], request_id: str
     ) -> list[float] | None:
-        """A reward of all responses; None if it failed and its terms let the others go on."""
+        """One reward of all responses; None if it failed and ``on_failure`` lets others decide."""
         reward = self.rewards[name]
         try:
             return await _scored(reward, responses)
-        except Exception as error:  # an operator's function may raise anything
-            on_failure = reward.terms.on_failure
+        except Exception as error:  # the operator's function may raise anything
+            on_failure = reward.options.on_failure
             REWARD_FAILURES.labels(name, on_failure).inc()
             fails = on_failure == "error"
             level = logging.ERROR if fails else logging.WARNING
@@ -100,26 +100,26 @@ class Objective:
             return None
 
     def _sum(self, rewards: dict[str, float], failed: tuple[str, ...], undecided: bool) -> Score:
-        """The score; 0 for all candidates, so that the first is taken, where none decides."""
+        """The score; 0 if undecided, so that the first candidate is chosen."""
         parts = {
-            name: self.weights[name] * self.rewards[name].terms.standardised(value)
+            name: self.weights[name] * self.rewards[name].options.standardised(value)
             for name, value in rewards.items()
             if self.weights[name] != 0
         }
-        total = float(sum(parts.values()))  # also where there are none
+        total = float(sum(parts.values()))  # a float even without parts
         if not math.isfinite(total):
             raise ScoringError(f"the weighted sum of the rewards is {total}, not a finite number")
         return Score(0.0 if undecided else total, rewards, failed, parts)
 
 
 async def _scored(reward: Reward, responses: Sequence[Response]) -> list[float]:
-    """The reward of each response, in floats whatever it counts in."""
-    limit = reward.terms.timeout
+    """Reward of each response, as floats."""
+    limit = reward.options.timeout
     try:
         async with asyncio.timeout(limit) as clock:
             values = [float(value) for value in await reward.score(responses)]
     except TimeoutError as error:
-        if not clock.expired():  # it is the reward's own
+        if not clock.expired():  # raised by the reward itself
             raise
         raise RewardFailure(f"took longer than its timeout of {limit:g} s") from error
     for value in values:
@@ -134,13 +134,14 @@ def objective(
     default: str | None,
     details: Details = "log",
 ) -> Objective:
-    """What a policy asks to maximise.
+    """The objective that a policy asks for.
 
     Args:
-        details: who is told the text of a reward's exception.
+        default: reward of policies that name none; None if the server has no default.
+        details: recipient of the text of a reward's exception.
 
     Raises:
-        PolicyError: a reward is not known, or cannot score what the method needs scored.
+        PolicyError: a reward is unknown, or the method scores prefixes and the reward does not.
     """
     weights = policy.rewards
     if weights is None:

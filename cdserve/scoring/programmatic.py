@@ -1,4 +1,4 @@
-"""Rewards that the server computes by itself: of heads' values, likelihoods, length, text."""
+"""Rewards that the server computes itself, from values, likelihoods, lengths and text."""
 
 import asyncio
 import json
@@ -13,21 +13,21 @@ from cdserve.errors import RewardFailure
 from cdserve.scoring.reward import Response, Reward
 
 _THREADS = 16
-"""Calls of one function at once."""
+"""Concurrent calls of one function."""
 
 
-class AtOnce(Reward):
-    """A reward that is computed one response at a time, in no time."""
+class SyncReward(Reward):
+    """A reward computed inline, one response at a time, without I/O or threads."""
 
     @abstractmethod
     def __call__(self, response: Response) -> float:
-        """The reward of one response."""
+        """Reward of one response."""
 
     async def score(self, responses: Sequence[Response]) -> list[float]:
         return [self(response) for response in responses]
 
 
-class ValueHead(AtOnce):
+class ValueHead(SyncReward):
     """V of the prefix, from a head inside the engine (arXiv 2310.17022)."""
 
     kind: ClassVar[str] = "value_head"
@@ -37,14 +37,14 @@ class ValueHead(AtOnce):
     def __init__(self, name: str, scores: str = "mean", prefixes: bool = True) -> None:
         self._name = name
         self.scores = scores
-        """``mean`` or ``soft``: what kind of value the head declares to be."""
+        """Kind of value that the head declares: ``mean`` or ``soft``."""
         self.prefixes = prefixes
 
     def __call__(self, response: Response) -> float:
         return response.values[self._name]
 
 
-class LogLik(AtOnce):
+class LogLik(SyncReward):
     """log p of the response, or of a prefix, under a model inside the engine, in nats."""
 
     kind: ClassVar[str] = "loglik"
@@ -59,15 +59,15 @@ class LogLik(AtOnce):
         return response.loglik[self._model]
 
 
-class LogRatio(AtOnce):
+class LogRatio(SyncReward):
     """β log p_tuned / p_reference of the response, or of a prefix (arXiv 2404.12358).
 
-    Where the tuned model is the optimum of KL-regularised reward maximisation from the reference,
-    as after DPO, it is the reward up to a constant of the prompt, and of a prefix the soft value
-    up to the same constant.
+    If the tuned model is the optimum of KL-regularised reward maximisation from the reference, as
+    after DPO, the log-ratio is the reward up to a constant per prompt, and for a prefix it is the
+    soft value up to the same constant.
 
     Args:
-        beta: β, in units of the reward a nat.
+        beta: β, in reward units per nat.
     """
 
     kind: ClassVar[str] = "log_ratio"
@@ -84,10 +84,10 @@ class LogRatio(AtOnce):
         return self._beta * (response.loglik[self._tuned] - response.loglik[self._reference])
 
 
-class Length(AtOnce):
+class Length(SyncReward):
     """−(distance of the length from the target, beyond the tolerance) / target, in tokens.
 
-    An unfinished response can still reach the target, so only overshoot counts against it.
+    An unfinished response can still reach the target, so only its overshoot counts.
     """
 
     kind: ClassVar[str] = "length"
@@ -104,7 +104,7 @@ class Length(AtOnce):
         return -max(0, distance - self._tolerance) / self._target
 
 
-class Regex(AtOnce):
+class Regex(SyncReward):
     """1 if a pattern is found in the finished response, else 0."""
 
     kind: ClassVar[str] = "regex"
@@ -117,7 +117,7 @@ class Regex(AtOnce):
         return float(self._pattern.search(response.text) is not None)
 
 
-class JsonValid(AtOnce):
+class JsonValid(SyncReward):
     """1 if the finished response is one JSON value, else 0."""
 
     kind: ClassVar[str] = "json_valid"
@@ -132,15 +132,15 @@ class JsonValid(AtOnce):
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not JSON")
 
 
-class Python(AtOnce):
+class Python(SyncReward):
     """The operator's own function of prompt and response.
 
     Args:
-        function: is given both as text.
-        prefixes: whether it has a meaning for unfinished responses.
+        function: function of both texts.
+        prefixes: whether the function is defined for unfinished responses.
     """
 
     kind: ClassVar[str] = "python"
@@ -155,24 +155,24 @@ class Python(AtOnce):
         return float(self._function(response.prompt, response.text))
 
     async def score(self, responses: Sequence[Response]) -> list[float]:
-        """In a thread: a function may take its time. One that is given up on runs to its end.
+        """Reward of each response, computed in a thread, since the function may be slow.
 
-        Threads that never end hold up this reward alone, and neither other rewards nor the server's
-        exit.
+        After a timeout the thread runs to its end. Threads that never end block this reward only,
+        and neither other rewards nor the server's exit.
         """
         await self._threads.acquire()
-        made: Future[list[float]] = Future()
-        running = asyncio.wrap_future(made)
+        result: Future[list[float]] = Future()
+        running = asyncio.wrap_future(result)
         running.add_done_callback(lambda _: self._threads.release())
-        run = threading.Thread(target=self._run, args=(responses, made), name="reward", daemon=True)
-        run.start()
+        arguments = responses, result
+        threading.Thread(target=self._run, args=arguments, name="reward", daemon=True).start()
         return await asyncio.shield(running)
 
-    def _run(self, responses: Sequence[Response], made: "Future[list[float]]") -> None:
+    def _run(self, responses: Sequence[Response], result: "Future[list[float]]") -> None:
         try:
-            made.set_result([self(response) for response in responses])
+            result.set_result([self(response) for response in responses])
         except BaseException as error:
-            # A future takes no StopIteration, and a SystemExit would end the server.
+            # A future cannot hold a StopIteration, and a SystemExit would end the server.
             harmless = isinstance(error, Exception) and not isinstance(error, StopIteration)
             reason = f"failed with {type(error).__name__}"
-            made.set_exception(error if harmless else RewardFailure(reason, repr(error)))
+            result.set_exception(error if harmless else RewardFailure(reason, repr(error)))

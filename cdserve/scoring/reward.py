@@ -1,4 +1,4 @@
-"""What a reward is: a function of responses, scored in batches, and the operator's terms for it."""
+"""Rewards: functions of responses, scored in batches, and the operator's options for them."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -10,32 +10,32 @@ OnFailure = Literal["error", "skip", "base"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
-    """What a reward sees of a response or of a prefix of one."""
+    """A response, or a prefix of one, as a reward sees it."""
 
     prompt: str
     text: str
-    """The whole response so far; empty unless a reward reads text."""
+    """Text of the response so far; empty unless a reward reads text."""
     tokens: int
     finished: bool
     values: Mapping[str, float]
-    """V by reward name, as the engine computed it."""
+    """V by reward name, computed by the engine."""
     loglik: Mapping[str, float] = field(default_factory=dict)
-    """log p of its tokens by model, ``base`` or a member, in nats, as the engine computed it."""
+    """log p of the response's tokens by model (``base`` or a member), in nats, by the engine."""
     messages: Sequence[Mapping[str, Any]] | None = None
-    """A chat request's messages; None for one that has a prompt."""
+    """Messages of a chat request; None for a request with a prompt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
-    """What the operator declares of a reward beside its kind.
+class RewardOptions:
+    """Options that the operator sets for a reward of any kind.
 
     Attributes:
-        on_failure: what a decision does without it. ``error``: the request fails. ``skip``: the
-            other rewards decide. ``base``: none decides, and the first candidate is taken, which is
-            a draw of the proposal.
-        timeout: seconds for the candidates of one decision; None for no bound.
+        on_failure: what a decision does if the reward fails. ``error``: the request fails.
+            ``skip``: the other rewards decide. ``base``: no reward decides, and the first candidate
+            is chosen, which is a draw from the proposal.
+        timeout: seconds for the candidates of one decision; None for no limit.
         mean, std: the reward enters the weighted sum as (reward - mean) / std, so that rewards on
-            different scales can be weighed. Answers report it raw.
+            different scales can be weighed. Answers report the raw reward.
     """
 
     on_failure: OnFailure = "error"
@@ -44,7 +44,7 @@ class Terms:
     std: float = 1.0
 
     def standardised(self, value: float) -> float:
-        """A reward as it is weighed."""
+        """The value as it enters a weighted sum."""
         return (value - self.mean) / self.std
 
 
@@ -53,15 +53,15 @@ class Reward(ABC):
 
     kind: ClassVar[str]
     prefixes: bool = False
-    """Whether it has a meaning for unfinished responses."""
+    """Whether the reward is defined for unfinished responses."""
     per_token: bool = False
-    """Whether it is told token by token where that is asked for: what the engine computes."""
+    """Whether ``per_token`` requests get a value per token; true of what the engine computes."""
     reads_text: bool = False
     reads_values: bool = False
     models: frozenset[str] = frozenset()
-    """Whose log-likelihoods of the response it reads: members, or ``base``."""
-    terms: Terms = Terms()
+    """Models (members, or ``base``) whose log-likelihoods of the response the reward reads."""
+    options: RewardOptions = RewardOptions()
 
     @abstractmethod
     async def score(self, responses: Sequence[Response]) -> Sequence[float]:
-        """The reward of each response, or its value for an unfinished one, in its own units."""
+        """Reward of each response, or value if it is unfinished, in the reward's own units."""

@@ -1,4 +1,4 @@
-"""A sequence-classification model's score as a reward, from whatever serves the model."""
+"""Scores of a sequence-classification model as a reward; the model may be served anywhere."""
 
 import json
 import math
@@ -13,20 +13,20 @@ from cdserve.scoring.ensemble import Aggregate
 from cdserve.scoring.reward import Response, Reward
 
 Outputs = Sequence[Sequence[float]]
-"""All outputs of a model for one dialogue, raw: before any sigmoid or softmax.
+"""All raw outputs of a model for one dialogue, before any sigmoid or softmax.
 
-One row, or one a step: at each marker.
+One row, or one row per step, at its marker.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
-    """What a reward model reads: one of both, depending on whether it has a chat template."""
+    """Input of a reward model: ``messages`` if the model has a chat template, else ``text``."""
 
     text: str
-    """The prompt and the response."""
+    """Prompt and response."""
     messages: str
-    """The conversation that the response ends, in JSON; content is text or null."""
+    """The conversation up to and including the response, as JSON; content is text or null."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,13 +39,13 @@ class ModelOutput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Steps:
-    """How a process reward model reads a response (arXiv 2305.20050): step by step.
+    """Division of a response into steps for a process reward model (arXiv 2305.20050).
 
     Attributes:
-        marker: what stands after each step, in the place of the separator.
-        separator: what steps end with.
-        aggregate: of the steps' rewards.
-        probability: whether a step's reward is the label's probability, or its raw output.
+        marker: text after each step in the model's input, in place of the separator.
+        separator: text that ends a step of a response.
+        aggregate: function of the steps' rewards.
+        probability: whether a step's reward is the label's probability instead of its raw output.
     """
 
     marker: str
@@ -54,12 +54,12 @@ class Steps:
     probability: bool
 
     def split(self, text: str) -> list[str]:
-        """The steps of a response; a last one that has not ended is one too."""
+        """Steps of a response, an unfinished last one included."""
         parts = text.replace(self.marker, "").split(self.separator)
         return [part for part in parts if part.strip()] or [""]
 
     def reward(self, rows: Outputs, column: int) -> float:
-        """The aggregate of the label's rewards at each step."""
+        """Aggregate of the steps' rewards by one label."""
         if not self.probability:
             return self.aggregate([row[column] for row in rows])
         return self.aggregate([_probability(row, column) for row in rows])
@@ -81,15 +81,15 @@ def _probability(row: Sequence[float], column: int) -> float:
 
 
 class RewardModel(Reward):
-    """What a model trained on whole responses gives a response, or one that reads it by steps.
+    """Reward of an outcome model, trained on whole responses, or of a process reward model.
 
-    The response stands as the assistant's whole turn, unfinished or not. It is tokenised anew: the
+    The response is the assistant's whole turn, finished or not. It is tokenised again, since the
     model may have another vocabulary.
 
     Args:
-        output: where the scores come from.
-        prefixes: whether the operator takes them for unfinished responses too.
-        steps: how a process reward model reads it; None for a model of whole responses.
+        output: source of the scores.
+        prefixes: whether the operator uses the scores for unfinished responses too.
+        steps: steps of a process reward model; None for an outcome model.
     """
 
     kind: ClassVar[str] = "reward_model"
@@ -103,31 +103,31 @@ class RewardModel(Reward):
 
     async def score(self, responses: Sequence[Response]) -> list[float]:
         if self._steps is None:
-            found = await self._queue.score([_dialogue(one, one.text) for one in responses])
-            return [row[self._column] for (row,) in found]
+            dialogues = [_dialogue(response, response.text) for response in responses]
+            return [row[self._column] for (row,) in await self._queue.score(dialogues)]
         split = [self._steps.split(response.text) for response in responses]
         texts = ["".join(step + self._steps.marker for step in steps) for steps in split]
-        found = await self._queue.score(list(map(_dialogue, responses, texts)))
-        # The last ones: a prompt may hold markers too.
+        outputs = await self._queue.score(list(map(_dialogue, responses, texts)))
+        # The last rows: a prompt may contain markers too.
         return [
             self._steps.reward(rows[-len(steps) :], self._column)
-            for rows, steps in zip(found, split, strict=True)
+            for rows, steps in zip(outputs, split, strict=True)
         ]
 
 
 def _dialogue(response: Response, text: str) -> Dialogue:
-    asked = response.messages
-    if asked is None:
-        asked = [{"role": "user", "content": response.prompt}]
-    messages = [*map(_in_text, asked), {"role": "assistant", "content": text}]
-    if len(asked) > 1 and asked[-1].get("role") == "assistant":  # the response goes on with it
-        begun = messages.pop(-2)
-        messages[-1]["content"] = (begun.get("content") or "") + text
+    prompt = response.messages
+    if prompt is None:
+        prompt = [{"role": "user", "content": response.prompt}]
+    messages = [*map(_in_text, prompt), {"role": "assistant", "content": text}]
+    if len(prompt) > 1 and prompt[-1].get("role") == "assistant":  # the response goes on
+        prefill = messages.pop(-2)
+        messages[-1]["content"] = (prefill.get("content") or "") + text
     return Dialogue(response.prompt + text, json.dumps(messages))
 
 
 def _in_text(message: Mapping[str, Any]) -> dict[str, Any]:
-    """The message with its content as one text: templates of reward models take no parts."""
+    """The message with its content as one text: reward models' templates accept no parts."""
     content = message.get("content")
     if content is None or isinstance(content, str):
         return dict(message)

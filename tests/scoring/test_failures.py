@@ -12,7 +12,7 @@ from cdserve.errors import PolicyError, RewardFailure, ScoringError
 from cdserve.failures import Details, hide_unexpected, log_failure
 from cdserve.scoring import Objective, Response, Reward
 from cdserve.scoring.programmatic import Python, ValueHead
-from cdserve.scoring.reward import Terms
+from cdserve.scoring.reward import RewardOptions
 
 SECRET = "https://rewards.internal/?key=hunter2 said: A fine kettle."
 ID = re.compile(r"\(error id ([0-9a-f]{16})")
@@ -27,7 +27,7 @@ class Late(Reward):
     """Raises what a library's own timeout does, long before the operator's."""
 
     kind = "late"
-    terms = Terms(timeout=60)
+    options = RewardOptions(timeout=60)
 
     async def score(self, responses: Sequence[Response]) -> list[float]:
         raise TimeoutError("a socket's")
@@ -38,12 +38,12 @@ def response(own: float = 0.0) -> Response:
     return Response(prompt="Hi", text="A fine kettle.", tokens=4, finished=True, values=values)
 
 
-def failing(error: BaseException, details: Details = "log", **terms: Any) -> Objective:
+def failing(error: BaseException, details: Details = "log", **options: Any) -> Objective:
     def function(prompt: str, response: str) -> float:
         raise error
 
     reward = Python(function)
-    reward.terms = Terms(**terms)
+    reward.options = RewardOptions(**options)
     return Objective({"own": 1.0}, {"own": reward}, details)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cdserve.scoring import Objective, Response, Reward
-from cdserve.scoring.reward import Terms
+from cdserve.scoring.reward import RewardOptions
 
 
 class Fixed(Reward):
@@ -39,7 +39,7 @@ async def test_a_reward_is_a_float_whatever_it_was_computed_in(value: Any) -> No
 @pytest.mark.parametrize("on_failure", ["skip", "base"])
 async def test_a_score_without_any_reward_is_a_float(on_failure: Any) -> None:
     failing = Fixed(KeyError("x"))
-    failing.terms = Terms(on_failure=on_failure)
+    failing.options = RewardOptions(on_failure=on_failure)
     (score,) = await Objective({"own": 1.0}, {"own": failing}).score([response()])
     assert (type(score.total), score.total) == (float, 0.0)
 

@@ -13,7 +13,7 @@ from cdserve.decoders import BestOfNPolicy, BlockwiseCDPolicy
 from cdserve.errors import PolicyError, ScoringError
 from cdserve.scoring import Objective, Response, Reward, build, objective
 from cdserve.scoring.programmatic import Python
-from cdserve.scoring.reward import Terms
+from cdserve.scoring.reward import RewardOptions
 
 REWARDS: Mapping[str, Reward] = {
     **build(
@@ -168,14 +168,14 @@ class TestFailures:
 class TestTerms:
     """What the operator declares of a reward: its scale, and what is done without it."""
 
-    def broken(self, **terms: Any) -> Python:
+    def broken(self, **options: Any) -> Python:
         reward = Python(lambda *_: 1 / 0)
-        reward.terms = Terms(**terms)
+        reward.options = RewardOptions(**options)
         return reward
 
     async def test_rewards_are_weighed_standardised_and_reported_raw(self) -> None:
         reward = Python(lambda *_: 7.0)
-        reward.terms = Terms(mean=3.0, std=2.0)
+        reward.options = RewardOptions(mean=3.0, std=2.0)
         (score,) = await Objective({"own": 0.5}, {"own": reward}).score([response()])
         assert (score.total, score.rewards) == (1.0, {"own": 7.0})
 
@@ -204,7 +204,7 @@ class TestTerms:
     async def test_a_timeout_is_a_failure(self, on_failure: Any) -> None:
         over = threading.Event()
         reward = Python(lambda *_: float(over.wait()))
-        reward.terms = Terms(on_failure=on_failure, timeout=0.05)
+        reward.options = RewardOptions(on_failure=on_failure, timeout=0.05)
         scoring = Objective({"own": 1.0}, {"own": reward}).score([response()])
         try:
             if on_failure == "error":
