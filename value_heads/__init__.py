@@ -19,7 +19,7 @@ from .metrics import Bin, calibration, correlation, correlation_by_bucket, pair_
 from .mix import mixed
 from .report import HeadReport, RewardReport, measure
 from .rollouts import Rollouts, Shards
-from .targets import cd_q, lambda_returns, monte_carlo, over_rollouts, soft_expectation
+from .targets import cd_q, lambda_returns, mean_over_rollouts, monte_carlo, soft_expectation
 from .tilt import centred_on_top_k, kl
 from .training import FitOptions, FitReport, fit
 
@@ -61,10 +61,10 @@ __all__ = [
     "markdown",
     "masked_squared_error",
     "mean_confidence",
+    "mean_over_rollouts",
     "measure",
     "mixed",
     "monte_carlo",
-    "over_rollouts",
     "pair_accuracy",
     "soft_expectation",
 ]

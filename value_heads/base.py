@@ -1,4 +1,4 @@
-"""What heads need of the base model beside its states: the law of the next token."""
+"""The base model's next-token distribution, which some heads and methods need."""
 
 from dataclasses import dataclass
 
@@ -10,8 +10,8 @@ class Base:
     """The base model's output layer.
 
     Attributes:
-        lm_head: float32 [|V|, d], its output embedding.
-        temperature: at which responses are sampled; positive.
+        lm_head: output embedding, float32 [|V|, d].
+        temperature: temperature at which responses are sampled; positive.
     """
 
     lm_head: Tensor

@@ -12,27 +12,27 @@ from torch import Tensor
 from .rollouts import Rollouts
 
 SHARD_TOKENS = 65536
-"""Tokens of a shard, about: at d = 4096 in bfloat16, half a gigabyte."""
+"""Approximate tokens of a shard: half a gigabyte at d = 4096 in bfloat16."""
 
 
 class ShardWriter:
     """Packs responses into the shards of one set.
 
     A shard `{name}-states-00000.safetensors` holds states, tokens, lengths, ended and prompts, but
-    no rewards: several rewards can be learned from one cache. Responses keep their order. What is
-    complete on disk counts as written, so that a writer goes on where another stopped.
+    no rewards: several rewards can be learned from one cache. Responses keep their order. Complete
+    shards on disk count as written, so that a writer continues where another stopped.
 
     Args:
-        folder: where the shards go.
-        name: of the set, such as "train".
-        shard_tokens: tokens from which a shard is full.
+        folder: folder of the shards.
+        name: name of the set, such as "train".
+        shard_tokens: tokens at which a shard is full.
     """
 
     def __init__(self, folder: Path, name: str, shard_tokens: int = SHARD_TOKENS) -> None:
         self._folder, self._name, self._shard_tokens = folder, name, shard_tokens
         self._count = len(shard_paths(folder, name))
         self.written = sum(_responses(path) for path in shard_paths(folder, name))
-        """Responses that complete shards hold already: the first ones."""
+        """Responses in complete shards: the first of the set."""
         self._waiting: list[tuple[Tensor, Tensor, bool, int]] = []
         self._tokens = 0
 
@@ -44,7 +44,7 @@ class ShardWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Write what waits as a shard, if anything does."""
+        """Write the waiting responses, if any, as a shard."""
         if not self._waiting:
             return
         states, tokens, ended, prompts = zip(*self._waiting, strict=True)
@@ -53,12 +53,12 @@ class ShardWriter:
         tensors = {
             "states": torch.cat(states),
             "tokens": torch.cat(tokens).long(),
-            "lengths": torch.tensor([len(one) for one in tokens]),
+            "lengths": torch.tensor([len(response) for response in tokens]),
             "ended": torch.tensor(ended),
             "prompts": torch.tensor(prompts),
         }
         save_file(tensors, partial, metadata={"format": "pt"})
-        partial.chmod(0o644)  # safetensors leaves it to its owner alone
+        partial.chmod(0o644)  # safetensors makes it readable by its owner only
         partial.replace(path)
         self._count += 1
         self._waiting.clear()
@@ -66,15 +66,15 @@ class ShardWriter:
 
 
 class CachedRollouts(Sequence[Rollouts]):
-    """The shards of one set, each read when it is asked for.
+    """The shards of one set, each read on access.
 
     Args:
-        folder, name: as the writer's.
+        folder, name: as for `ShardWriter`.
         rewards: float32 [B, G] of all responses of the set, in order; None for no reward, G = 0.
 
     Raises:
         FileNotFoundError: there is no shard.
-        ValueError: there are not as many rewards as responses.
+        ValueError: the numbers of rewards and responses differ.
     """
 
     def __init__(self, folder: Path, name: str, rewards: Tensor | None = None) -> None:

@@ -1,4 +1,4 @@
-"""The part of a head's model card that says how well it predicts."""
+"""The section of a head's model card on the quality of its predictions."""
 
 from collections.abc import Sequence
 
@@ -14,10 +14,12 @@ def markdown(report: HeadReport) -> str:
     numbers = [f"{bucket.low:g}-{bucket.high - 1:g}" for bucket in first.by_number]
     fractions = [f"{bucket.low:.1f}-{bucket.high:.1f}" for bucket in first.by_fraction]
     prefixes = [str(at.number) for at in first.pairs_by_number]
-    correlations = {name: _shares(made.by_number, made.at_end) for name, made in rewards.items()}
-    by_fraction = {name: _shares(made.by_fraction) for name, made in rewards.items()}
-    pairs = {name: _pairs(made) for name, made in rewards.items()}
-    of_each = [_figures(report, made) for made in rewards.values()]
+    correlations = {
+        name: _shares(reward.by_number, reward.at_end) for name, reward in rewards.items()
+    }
+    by_fraction = {name: _shares(reward.by_fraction) for name, reward in rewards.items()}
+    pairs = {name: _pairs(reward) for name, reward in rewards.items()}
+    of_each = [_figures(report, reward) for reward in rewards.values()]
     figures = {name: [figure[name] for figure in of_each] for name in of_each[0]}
     return "\n".join(
         [
@@ -37,20 +39,20 @@ def markdown(report: HeadReport) -> str:
     )
 
 
-def _figures(report: HeadReport, made: RewardReport) -> dict[str, str]:
+def _figures(report: HeadReport, reward: RewardReport) -> dict[str, str]:
     figures = {
-        "reward, mean": _number(made.reward_mean),
-        "reward, standard deviation": _number(made.reward_sd),
-        "half squared error": _number(made.half_squared_error),
-        "the same of the best constant": _number(made.baseline),
+        "reward, mean": _number(reward.reward_mean),
+        "reward, standard deviation": _number(reward.reward_sd),
+        "half squared error": _number(reward.half_squared_error),
+        "the same of the best constant": _number(reward.baseline),
     }
     if report.beta is not None:
-        figures[f"LINEX loss, β = {report.beta:g}"] = _number(made.loss)
-        figures["LINEX loss of the best constant"] = _number(made.baseline_loss)
-    figures["calibration gap, root mean square"] = _number(made.calibration_gap)
+        figures[f"LINEX loss, β = {report.beta:g}"] = _number(reward.loss)
+        figures["LINEX loss of the best constant"] = _number(reward.baseline_loss)
+    figures["calibration gap, root mean square"] = _number(reward.calibration_gap)
     if report.residual is not None:
-        figures["Bellman residual, bias"] = _number(made.bellman_bias)
-        figures["Bellman residual, root mean square"] = _number(made.bellman_rms)
+        figures["Bellman residual, bias"] = _number(reward.bellman_bias)
+        figures["Bellman residual, root mean square"] = _number(reward.bellman_rms)
     return figures
 
 
@@ -72,12 +74,11 @@ def _of_pairs(report: HeadReport) -> str:
 
 
 def _selection(rewards: dict[str, RewardReport]) -> list[str]:
-    """A table, or nothing where no prompt has several responses."""
-    made = {name: one.selected for name, one in rewards.items()}
+    """Return a table, or nothing if no prompt has several responses."""
     rows = {
-        name: [str(one.prompts), f"{one.responses:.3g}", *map(_number, _rewards(one))]
-        for name, one in made.items()
-        if one is not None
+        name: [str(best.prompts), f"{best.responses:.3g}", *map(_number, _rewards(best))]
+        for name, report in rewards.items()
+        if (best := report.selected) is not None
     }
     if not rows:
         return []
@@ -85,39 +86,42 @@ def _selection(rewards: dict[str, RewardReport]) -> list[str]:
     return ["Mean reward of the response that the value selects:\n", _table("", columns, rows)]
 
 
-def _rewards(found: Selected) -> tuple[float, float, float]:
-    return found.chance, found.chosen, found.best
+def _rewards(selected: Selected) -> tuple[float, float, float]:
+    return selected.chance, selected.chosen, selected.best
 
 
-def _frontier(found: Frontier | None) -> list[str]:
-    """A table for each pair of rewards."""
-    if found is None:
+def _frontier(frontier: Frontier | None) -> list[str]:
+    """Return a paragraph, and a table for each pair of rewards."""
+    if frontier is None:
         return []
     by_pair: dict[tuple[str, ...], list[FrontierPoint]] = {}
-    for point in found.points:
+    for point in frontier.points:
         by_pair.setdefault(tuple(point.shares), []).append(point)
-    said = (
-        "Mean rewards of the response that a weighted sum of two values selects, of "
-        f"{found.responses:.3g} responses to each of {found.prompts} prompts. A weight is of "
-        "values as they are, a share of values over their reward's standard deviation:\n"
+    introduction = (
+        "Mean rewards of the response that a weighted sum of two values selects, out of "
+        f"{frontier.responses:.3g} responses to each of {frontier.prompts} prompts. Weights apply "
+        "to values as they are, shares to values over their reward's standard deviation:\n"
     )
-    return [said, *(_weighed(pair, points, found) for pair, points in by_pair.items())]
+    return [
+        introduction,
+        *(_weighed(pair, points, frontier) for pair, points in by_pair.items()),
+    ]
 
 
-def _weighed(pair: tuple[str, ...], points: Sequence[FrontierPoint], found: Frontier) -> str:
-    rows = {"any of them": ["–"] * len(pair) + [_number(mean) for mean in found.chance.values()]}
+def _weighed(pair: tuple[str, ...], points: Sequence[FrontierPoint], frontier: Frontier) -> str:
+    rows = {"any of them": ["–"] * len(pair) + [_number(mean) for mean in frontier.chance.values()]}
     for point in points:
         name = " + ".join(f"{share:g} {reward}" for reward, share in point.shares.items() if share)
         numbers = [*point.weights.values(), *point.earned.values()]
         rows[name] = [_number(number) for number in numbers]
     columns = [f"weight of {reward}" for reward in pair] + [
-        f"{name} earned" for name in found.chance
+        f"{name} earned" for name in frontier.chance
     ]
     return _table("shares", columns, rows)
 
 
-def _pairs(made: RewardReport) -> list[str]:
-    return [_share(at.accuracy) for at in made.pairs_by_number] + [_share(made.pairs_at_end)]
+def _pairs(reward: RewardReport) -> list[str]:
+    return [_share(at.accuracy) for at in reward.pairs_by_number] + [_share(reward.pairs_at_end)]
 
 
 def _shares(buckets: Sequence[Bucket], *more: float | None) -> list[str]:

@@ -1,4 +1,4 @@
-"""Confidence: minus how far from the ends of the base model's responses a response ends."""
+"""Confidence: minus the distance between the end of a response and those of the base model."""
 
 import math
 from collections.abc import Iterator
@@ -22,29 +22,29 @@ def confidence_head(
     ridge: float = 1.0,
     name: str = "confidence",
 ) -> ValueHead:
-    """Return a "mahalanobis" head, whose value is minus the distance from where responses ended.
+    """Return a "mahalanobis" head, whose value is minus the distance from the ends of responses.
 
     V(h) = -sqrt((h - centre)^T Sigma^-1 (h - centre)). With phi the state behind the last token of
     a response that ended, centre is the mean of phi over `train`, and
-    Sigma = ridge I + sum (phi - centre)(phi - centre)^T: a sum, so V of another end is about
-    -sqrt(d / n) of n responses, where n is far above d and the ridge small. V has no unit. A reward
-    r and V weighed by c make the lower confidence bound r - c distance.
+    Sigma = ridge I + sum (phi - centre)(phi - centre)^T. It is a sum: with n responses, V of a new
+    end is about -sqrt(d / n) if n is far above d and the ridge is small. V has no unit. A reward r
+    and V weighted by c make the lower confidence bound r - c distance.
 
-    Each shard is read once, one in memory at a time, beside a few matrices [d, d]. Sums and the
-    inverse are in float64, the head's weights float32.
+    Each shard is read once, one in memory at a time, with a few matrices [d, d]. Sums and the
+    inverse are in float64, the head's weights in float32.
 
-    Source: the pessimistic reward of offline RLHF (arXiv 2312.11456). Its Sigma sums differences of
-    two responses to one prompt; here they are those of each response and the mean.
+    Source: the pessimistic reward of offline RLHF (arXiv 2312.11456). Its Sigma sums differences
+    between two responses to one prompt; here they are between each response and the mean.
 
     Args:
         train: responses of the base model; their rewards are not read.
         base_model, base_hash: as in `HeadConfig`.
         ridge: lambda, in squared units of the states; positive.
-        name: of the head's one output.
+        name: name of the head's one output.
 
     Raises:
-        ValueError: fewer than 2 responses ended; the ridge is no positive number, or too small for
-            Sigma to be inverted; or a state is not finite.
+        ValueError: fewer than 2 responses ended; the ridge is not positive, or too small to invert
+            Sigma; or a state is not finite.
     """
     if not (math.isfinite(ridge) and ridge > 0):
         raise ValueError(f"ridge must be a positive number, got {ridge}")
@@ -73,8 +73,8 @@ def mean_confidence(head: ValueHead, held_out: Shards) -> float | None:
     """Return the mean value of the head's one output at the ends of responses; None if none ended.
 
     Args:
-        head: such as `confidence_head` makes.
-        held_out: responses that the head was not made of; those that did not end are left out.
+        head: a head from `confidence_head`.
+        held_out: responses that the head was not made from; unended ones are left out.
     """
     total, count = 0.0, 0
     for states in _final_states(held_out):
@@ -107,7 +107,7 @@ class _Moments:
 
 def _final_states(shards: Shards) -> Iterator[Tensor]:
     """The last states of each shard's ended responses, [n, d] with n > 0, on the CPU."""
-    for index in range(len(shards)):  # a loop over the shards would hold one while it reads another
+    for index in range(len(shards)):  # iterating over shards would keep one while reading the next
         states = _last(shards, index)
         if len(states):
             yield states
@@ -119,7 +119,7 @@ def _last(shards: Shards, index: int) -> Tensor:
 
 
 def _inverse_root(scatter: Tensor, ridge: float) -> Tensor:
-    """L^-1, float32, of ridge I + scatter = L L^T."""
+    """Return L^-1, float32, with ridge I + scatter = L L^T."""
     identity = torch.eye(len(scatter), dtype=scatter.dtype)
     lower, failed = torch.linalg.cholesky_ex(scatter + ridge * identity)
     factor: Tensor = torch.linalg.solve_triangular(lower, identity, upper=False).float()

@@ -1,4 +1,4 @@
-"""What a value head is and which model it reads."""
+"""Configuration of a value head."""
 
 import json
 import math
@@ -18,26 +18,25 @@ class HeadConfig:
     """The configuration of a value head, stored as its `config.json`.
 
     Attributes:
-        architecture: of a value head "linear", "mlp" with one hidden layer, or "mahalanobis", minus
-            a distance (`confidence_head`); of a Q-head "lowrank", or "tied" to the base model's LM
-            head.
-        kind: what the value is of the rewards to come: "mean" is E[r | prefix], "soft" is
-            beta log E[exp(r / beta) | prefix]. A "mahalanobis" head, which predicts no reward, has
-            "mean".
-        beta: of a soft value, in reward units a nat; None for a mean.
-        output: what the net's outputs go through before shift and scale: nothing, or for rewards
-            from shift to shift + scale a "sigmoid"; a Q-head and a "mahalanobis" head have the
-            identity.
+        architecture: for a value head "linear", "mlp" with one hidden layer, or "mahalanobis",
+            minus a distance (`confidence_head`); for a Q-head "lowrank", or "tied" to the base
+            model's LM head.
+        kind: "mean" for E[r | prefix], "soft" for beta log E[exp(r / beta) | prefix]. A
+            "mahalanobis" head, which predicts no reward, has "mean".
+        beta: beta of a soft value, in reward units per nat; None for a mean.
+        output: function applied to the net's outputs before shift and scale: "identity", or
+            "sigmoid" for rewards from shift to shift + scale. A Q-head and a "mahalanobis" head
+            have "identity".
         rewards: names of the G outputs; a "mahalanobis" head has one.
         hidden_size: size d of the base model's hidden state.
         mlp_width: width of the hidden layer of an "mlp"; None for the others.
         rank: inner width r of a "lowrank" Q-head; None for the others.
-        vocab_size: tokens that a Q-head has values of; None for a value head.
+        vocab_size: tokens that a Q-head has values for; None for a value head.
         shift, scale: G numbers each; V = shift + scale * output(net(h)), in units of the raw
-            reward; a "mahalanobis" head, whose value has no unit, has 0 and 1.
+            reward. A "mahalanobis" head, whose value has no unit, has 0 and 1.
         base_model: name of the base model, for people.
-        base_hash: `hash_base` of the base model's folder; None for a head that may be attached
-            to any model of the same hidden size.
+        base_hash: `hash_base` of the base model's folder; None allows any model of the same
+            hidden size.
         layer: index into the Transformers tuple `hidden_states`; -1 is the last.
         post_norm: whether the state is read after the final norm, as `hidden_states[-1]` is for
             Llama-class models.
@@ -72,7 +71,7 @@ class HeadConfig:
         if self.kind == "soft":
             _check("beta", self.beta, "a positive number, as the head is soft", _is_positive)
         else:
-            _check("beta", self.beta, "null, as the head is no soft one", _one_of(None))
+            _check("beta", self.beta, "null, as the head is not soft", _one_of(None))
         if self.architecture in ("lowrank", "tied"):
             _check("output", self.output, '"identity", as it is a Q-head', _one_of("identity"))
         else:
@@ -96,7 +95,7 @@ class HeadConfig:
         _check("version", self.version, str(FORMAT_VERSION), _one_of(FORMAT_VERSION))
 
     def _check_size(self, field: str, *architectures: Architecture) -> None:
-        """Refuse a size where its architectures need one, or where another has none."""
+        """Check that a size is set for its architectures, and for no other."""
         value = getattr(self, field)
         if self.architecture in architectures:
             _check(field, value, "a positive integer", _is_positive_int)
@@ -104,7 +103,7 @@ class HeadConfig:
             _check(field, value, f"null, as the head is {self.architecture}", _one_of(None))
 
     def _check_distance(self) -> None:
-        """Refuse what would make the value another one than minus the distance."""
+        """Check that the config yields exactly the negative distance."""
         why = "as the head is mahalanobis"
         _check("kind", self.kind, f'"mean", {why}', _one_of("mean"))
         _check("output", self.output, f'"identity", {why}', _one_of("identity"))

@@ -1,4 +1,4 @@
-"""The base model that a head belongs to, told apart by a hash of its files."""
+"""Identification of a head's base model, by a hash of its files."""
 
 import hashlib
 from pathlib import Path
@@ -23,7 +23,7 @@ def hash_base(base_dir: Path) -> str:
 
 
 def check_base(config: HeadConfig, base_dir: Path, *, force: bool = False) -> None:
-    """Refuse to attach a head to another base model than the one it was trained on.
+    """Check that a head is attached to the base model it was trained on.
 
     A head without a `base_hash` fits any base; `force` skips the check.
 
@@ -32,9 +32,9 @@ def check_base(config: HeadConfig, base_dir: Path, *, force: bool = False) -> No
     """
     if force or config.base_hash is None:
         return
-    found = hash_base(base_dir)
-    if found != config.base_hash:
+    actual = hash_base(base_dir)
+    if actual != config.base_hash:
         raise ValueError(
             f"base_hash of the head ({config.base_model}) is {config.base_hash[:12]}..., but "
-            f"{base_dir} has {found[:12]}...; attach it to its own base model, or force it"
+            f"{base_dir} has {actual[:12]}...; attach it to its own base model, or force it"
         )

@@ -1,4 +1,4 @@
-"""What best-of-n earns of each reward by weighted sums of a head's values, before it serves."""
+"""Rewards that best-of-n earns by weighted sums of a head's values, measured before serving."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,23 +9,24 @@ from torch import Tensor
 
 from .heads import Head, ValueHead
 from .kernels import PackedHeads, operations, runs_on
-from .metrics import Choices
+from .metrics import ResponseGroups
 from .rollouts import Shards
 
 SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)
-"""Of the first of two rewards."""
+"""Shares of the first of two rewards."""
 _ROWS = 1024
-"""Responses scored at once."""
+"""Responses scored in one call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrontierPoint:
-    """What the response earns that the highest weighted sum of two values selects.
+    """Rewards of the responses that the highest weighted sum of two values selects.
 
     Attributes:
-        shares: of the two rewards, summing to 1: weights of values in standard deviations.
-        weights: of the two rewards, share / standard deviation: of values in units of the rewards.
-        earned: mean over prompts of every reward.
+        shares: weights of the two values in units of their rewards' standard deviations; their sum
+            is 1.
+        weights: weights of the two values in units of the rewards: share / standard deviation.
+        earned: mean of every reward over prompts.
     """
 
     shares: dict[str, float]
@@ -35,13 +36,13 @@ class FrontierPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frontier:
-    """What the responses to a prompt earn, by the weights that select one at its last token.
+    """Rewards of the selected responses as a function of the weights that select them.
 
     Attributes:
-        prompts: that have two responses or more.
-        responses: of one of them, the n, on average.
-        chance: of every reward, the mean of a prompt's responses.
-        points: five of each pair of rewards, from the first alone to the second alone.
+        prompts: number of prompts with two responses or more.
+        responses: mean number of responses to such a prompt: the n of best-of-n.
+        chance: mean of every reward over a prompt's responses.
+        points: five points for each pair of rewards, from the first alone to the second alone.
     """
 
     prompts: int
@@ -56,21 +57,21 @@ def frontier(
 ) -> Frontier | None:
     """Measure a head of several rewards. One shard is in memory at a time.
 
-    A linear head or an MLP is read again, by the operation that scores while serving. Of another
-    the given values are weighed.
+    A linear head or an MLP is read again, by the operation that scores while serving. For other
+    heads the given values are weighted.
 
     Args:
         values, rewards: [B, G], at the last tokens of the responses that ended, on the head's
             device.
-        prompts: int64 [B], which prompt each answers.
+        prompts: int64 [B], the prompt of each response.
 
     Returns:
-        None where no prompt has two responses, or fewer than two rewards vary.
+        None if no prompt has two responses, or if fewer than two rewards vary.
     """
     names, spread = head.config.rewards, rewards.std(0, correction=0)
     varying = [g for g, deviation in enumerate(spread.tolist()) if deviation > 0]
-    choices = Choices.of(prompts)
-    if choices is None or len(varying) < 2:
+    groups = ResponseGroups.from_ids(prompts)
+    if groups is None or len(varying) < 2:
         return None
     pairs = [(*pair, share) for pair in combinations(varying, 2) for share in SHARES]
     shares = values.new_zeros(len(pairs), len(names))
@@ -81,7 +82,7 @@ def frontier(
     for (*pair, _), row, own, sums in zip(
         pairs, shares, weights, _weighted(head, test, values, weights), strict=True
     ):
-        earned = rewards[choices.best(sums)].mean(0)
+        earned = rewards[groups.best(sums)].mean(0)
         points.append(
             FrontierPoint(
                 shares=_named(row, names, pair),
@@ -89,8 +90,8 @@ def frontier(
                 earned=_named(earned, names),
             )
         )
-    counts = choices.counts
-    each = rewards[choices.members].where(choices.inside[:, :, None], 0.0).sum(1) / counts[:, None]
+    counts = groups.counts
+    each = rewards[groups.members].where(groups.inside[:, :, None], 0.0).sum(1) / counts[:, None]
     return Frontier(
         prompts=len(counts),
         responses=float(counts.double().mean()),
@@ -100,10 +101,10 @@ def frontier(
 
 
 def _weighted(head: Head, test: Shards, values: Tensor, weights: Tensor) -> Tensor:
-    """Weighted sums [P, B] of the values, of P weights [P, G]."""
-    if not isinstance(head, ValueHead) or not PackedHeads.packs(head):
+    """Return weighted sums [P, B] of the values, for weights [P, G]."""
+    if not isinstance(head, ValueHead) or not PackedHeads.can_pack(head):
         return weights @ values.T
-    packed, device = PackedHeads.of([head]), head.shift.device
+    packed, device = PackedHeads.from_heads([head]), head.shift.device
     score = operations(runs_on(device)).score
     parts = []
     for shard in test:
@@ -111,7 +112,7 @@ def _weighted(head: Head, test: Shards, values: Tensor, weights: Tensor) -> Tens
         for rows in torch.split(shard.final.to(device), _ROWS):
             of_rows = weights.float()[:, None].repeat(1, len(rows), 1)
             sums = [score(states, rows, packed, own)[1] for own in of_rows]
-            parts.append(torch.stack([one for one in sums if one is not None]))
+            parts.append(torch.stack([total for total in sums if total is not None]))
     return torch.cat(parts, dim=1)
 
 

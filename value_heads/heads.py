@@ -17,11 +17,11 @@ WEIGHTS_NAME = "model.safetensors"
 
 
 class Head(nn.Module, ModelHubMixin, library_name="cdserve", tags=["value-head"]):
-    """What all heads share: a configuration, a scale, and files.
+    """Base of all heads: a configuration, a scale, and files.
 
     A head folder holds `config.json`, `model.safetensors` and the model card `README.md`.
-    `save_pretrained` and `push_to_hub` are huggingface_hub's; `from_pretrained` is strict: it
-    reads safetensors alone and accepts no missing and no unexpected weight.
+    `save_pretrained` and `push_to_hub` are huggingface_hub's. `from_pretrained` is strict: it reads
+    safetensors only, and accepts no missing and no unexpected weight.
     """
 
     architectures: ClassVar[tuple[Architecture, ...]]
@@ -34,7 +34,7 @@ class Head(nn.Module, ModelHubMixin, library_name="cdserve", tags=["value-head"]
         """Build a head with fresh weights; `report` goes into its model card.
 
         Raises:
-            ValueError: the architecture is that of another kind of head.
+            ValueError: the architecture belongs to another kind of head.
         """
         super().__init__()
         if config.architecture not in self.architectures:
@@ -47,15 +47,16 @@ class Head(nn.Module, ModelHubMixin, library_name="cdserve", tags=["value-head"]
         self.register_buffer("shift", torch.tensor(config.shift), persistent=False)
         self.register_buffer("scale", torch.tensor(config.scale), persistent=False)
 
-    def of_rollouts(
+    def rollout_values(
         self, data: Rollouts, rows: Tensor | None = None, lm_head: Tensor | None = None
     ) -> Tensor:
         """Return the value of every prefix that ends with a token of the responses.
 
-        A value head reads it off the state behind the token, a Q-head off the state before it.
+        A value head reads the state after the token, a Q-head the state before it.
 
         Args:
-            rows: int64 [n], tokens to take; None for all.
+            data: the responses.
+            rows: int64 [n], places of the tokens; None for all.
             lm_head: the base model's output embedding; only a tied head reads it.
 
         Returns:
@@ -66,7 +67,8 @@ class Head(nn.Module, ModelHubMixin, library_name="cdserve", tags=["value-head"]
     def _save_pretrained(self, save_directory: Path) -> None:
         (save_directory / CONFIG_NAME).write_text(self.config.to_json())
         save_file(self.state_dict(), save_directory / WEIGHTS_NAME, metadata={"format": "pt"})
-        (save_directory / WEIGHTS_NAME).chmod(0o644)  # safetensors leaves it to its owner alone
+        # safetensors makes the file readable by its owner only.
+        (save_directory / WEIGHTS_NAME).chmod(0o644)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -78,10 +80,10 @@ class Head(nn.Module, ModelHubMixin, library_name="cdserve", tags=["value-head"]
         token: str | bool | None = None,
         local_files_only: bool = False,
     ) -> Self:
-        """Load a head from a local folder, or else from the Hub.
+        """Load a head from a local folder, or from the Hub if there is none.
 
         Raises:
-            ValueError: the configuration is wrong, or the weights do not fit it exactly or are not
+            ValueError: the configuration is invalid, or the weights do not fit it exactly or are not
                 finite.
             FileNotFoundError: the folder lacks `config.json` or `model.safetensors`.
         """
@@ -105,9 +107,9 @@ class Head(nn.Module, ModelHubMixin, library_name="cdserve", tags=["value-head"]
         except SafetensorError as error:
             raise ValueError(f"{path} is not a safetensors file: {error}") from error
         expected = {name: tuple(value.shape) for name, value in self.state_dict().items()}
-        found = {name: tuple(value.shape) for name, value in weights.items()}
-        if found != expected:
-            raise ValueError(f"{path} must hold {expected}, got {found}")
+        shapes = {name: tuple(value.shape) for name, value in weights.items()}
+        if shapes != expected:
+            raise ValueError(f"{path} must hold {expected}, got {shapes}")
         for name, value in weights.items():
             # A NaN in a Q-head would reach all rows of a launch, also those of other requests.
             if not value.isfinite().all():
@@ -115,7 +117,7 @@ class Head(nn.Module, ModelHubMixin, library_name="cdserve", tags=["value-head"]
         self.load_state_dict(weights)
 
     def generate_model_card(self, *args: object, **kwargs: object) -> ModelCard:
-        """Return the head's model card: front matter, what it reads, its training report."""
+        """Return the model card: front matter, description of the head, and training report."""
         config = self.config
         data = ModelCardData(
             base_model=config.base_model, library_name="cdserve", tags=["value-head"]
@@ -132,12 +134,12 @@ class Head(nn.Module, ModelHubMixin, library_name="cdserve", tags=["value-head"]
 
     @property
     def _card_terms(self) -> tuple[str, str]:
-        """What its values are, and their units, for the model card."""
+        """Name and units of the head's values, for the model card."""
         return f"{self.config.kind} value", "Values are in units of the raw reward."
 
 
 class ValueHead(Head):
-    """Values of prefixes, read off a frozen language model's hidden states.
+    """Head for values of prefixes, read from a frozen language model's hidden states.
 
     Source: a scalar head on the hidden state is TRL's ValueHead; the value of a prefix is V* of
     Controlled Decoding (arXiv 2310.17022, equation 1).
@@ -147,7 +149,7 @@ class ValueHead(Head):
     name = "Value head"
 
     def __init__(self, config: HeadConfig, report: str = "") -> None:
-        """As every head's."""
+        """Build the head, as every head."""
         super().__init__(config, report)
         outputs = len(config.rewards)
         if config.architecture == "mahalanobis":
@@ -168,17 +170,17 @@ class ValueHead(Head):
             raw = raw.sigmoid()
         return self.shift + self.scale * raw
 
-    def of_rollouts(
+    def rollout_values(
         self, data: Rollouts, rows: Tensor | None = None, lm_head: Tensor | None = None
     ) -> Tensor:
-        """As every head's."""
+        """Return values of prefixes, as every head does."""
         values: Tensor = self(data.states[data.after if rows is None else data.after[rows]])
         return values
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Return what the net gives, float32 [..., G], before output, scale and shift."""
-        found: Tensor = self.net(hidden.float())
-        return found
+        """Return the net's outputs, float32 [..., G], before sigmoid, scale and shift."""
+        logits: Tensor = self.net(hidden.float())
+        return logits
 
     @property
     def _card_terms(self) -> tuple[str, str]:
@@ -195,7 +197,7 @@ class MinusDistance(nn.Module):
     """
 
     def __init__(self, hidden_size: int) -> None:
-        """Begin with the Euclidean distance from 0."""
+        """Initialise with the Euclidean distance from 0."""
         super().__init__()
         self.centre = nn.Parameter(torch.zeros(hidden_size), requires_grad=False)
         self.factor = nn.Parameter(torch.eye(hidden_size), requires_grad=False)
@@ -208,10 +210,10 @@ class MinusDistance(nn.Module):
 
 
 class QHead(Head):
-    """Values of every next token in one pass, read off a frozen language model's hidden states.
+    """Head for values of every next token in one pass, read from a language model's hidden states.
 
-    Q(s, z) = shift + scale (v(h) + u(h) . B_z), with h the state behind prefix s. A "lowrank" head
-    has its own B, a "tied" one takes the base model's LM head for it. V(s) = sum_z p(z|s) Q(s, z).
+    Q(s, z) = shift + scale (v(h) + u(h) . B_z), with h the state after prefix s. A "lowrank" head
+    has its own B, a "tied" head uses the base model's LM head. V(s) = sum_z p(z|s) Q(s, z).
 
     Source: Controlled Decoding (arXiv 2310.17022, section 3.2), token-wise, with the |V| outputs
     factored.
@@ -221,7 +223,7 @@ class QHead(Head):
     name = "Q-head"
 
     def __init__(self, config: HeadConfig, report: str = "") -> None:
-        """As every head's; u starts at zero, so that Q(s, z) is the same for every z."""
+        """Build the head; u starts at zero, so that Q(s, z) is the same for every z."""
         super().__init__(config, report)
         outputs, width = len(config.rewards), config.rank or config.hidden_size
         self.state = nn.Linear(config.hidden_size, outputs)
@@ -250,26 +252,32 @@ class QHead(Head):
             return self.tokens
         size = (self.config.vocab_size or 0, self.config.hidden_size)
         if lm_head is None or len(lm_head) < size[0] or lm_head.shape[1] != size[1]:
-            found = None if lm_head is None else list(lm_head.shape)
-            raise ValueError(f"a tied head needs an LM head of {list(size)}, got {found}")
+            shape = None if lm_head is None else list(lm_head.shape)
+            raise ValueError(f"a tied head needs an LM head of {list(size)}, got {shape}")
         return lm_head[: size[0]].float().expand(len(self.config.rewards), -1, -1)
 
-    def of_token(self, hidden: Tensor, tokens: Tensor, lm_head: Tensor | None = None) -> Tensor:
-        """Return Q(s, z) of one token a state: float32 [N, G], of [N, d] and token ids [N]."""
+    def q_of_token(self, hidden: Tensor, tokens: Tensor, lm_head: Tensor | None = None) -> Tensor:
+        """Return Q(s, z) of one token per state, float32 [N, G].
+
+        Args:
+            hidden: states [N, d].
+            tokens: token ids, int64 [N].
+            lm_head: the base model's output embedding; only a tied head reads it.
+        """
         chosen = self.matrix(lm_head)[:, tokens].transpose(0, 1)
         return self._scaled(hidden, (self.factors(hidden) * chosen).sum(-1))
 
-    def of_rollouts(
+    def rollout_values(
         self, data: Rollouts, rows: Tensor | None = None, lm_head: Tensor | None = None
     ) -> Tensor:
-        """As every head's."""
+        """Return values of prefixes, as every head does."""
         before, tokens = data.before, data.tokens
         if rows is not None:
             before, tokens = before[rows], tokens[rows]
-        return self.of_token(data.states[before], tokens, lm_head)
+        return self.q_of_token(data.states[before], tokens, lm_head)
 
     def expected(self, hidden: Tensor, p: Tensor, lm_head: Tensor | None = None) -> Tensor:
-        """Return V(s) = sum_z p(z|s) Q(s, z), float32 [N, G], of [N, d] and p [N, |V|]."""
+        """Return V(s) = sum_z p(z|s) Q(s, z), float32 [N, G], for states [N, d] and p [N, |V|]."""
         mean = torch.einsum("nv,gvr->ngr", p, self.matrix(lm_head))
         return self._scaled(hidden, (self.factors(hidden) * mean).sum(-1))
 
@@ -285,10 +293,10 @@ class QHead(Head):
 
 
 def load_head(place: str | Path) -> Head:
-    """Load a head of either kind from a local folder, or else from the Hub.
+    """Load a head of either kind from a local folder, or from the Hub if there is none.
 
     Raises:
-        ValueError, FileNotFoundError: as `from_pretrained` does.
+        ValueError, FileNotFoundError: as in `Head.from_pretrained`.
     """
     folder = _fetched(place)
     config = HeadConfig.from_json((folder / CONFIG_NAME).read_text())

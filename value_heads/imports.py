@@ -1,4 +1,4 @@
-"""Value heads out of other libraries' checkpoints."""
+"""Import of value heads from other libraries' checkpoints."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from .heads import ValueHead
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How a library stores a linear head on the last hidden state, after the final norm."""
+    """Names under which a library stores a linear head on the last, normed hidden state."""
 
     library: str
     weight: str
@@ -30,7 +30,7 @@ LAYOUTS = (
     Layout("OpenRLHF, critic", "value_head.weight", "value_head.bias"),
     Layout("sequence or token classification", "score.weight", "score.bias"),
 )
-_MEAN, _STD = "mean", "std"  # OpenRLHF's buffers where rewards are normalised
+_MEAN, _STD = "mean", "std"  # OpenRLHF's buffers if rewards are normalised
 
 
 def import_head(
@@ -43,20 +43,20 @@ def import_head(
     """Return the linear value head that a checkpoint of another library holds.
 
     TRL's `AutoModelForCausalLMWithValueHead`, OpenRLHF's critics, and sequence- and
-    token-classification models (OpenRLHF's reward models among them) are known by their tensors'
-    names. Rewards that OpenRLHF normalises come out normalised, as there. Only the head's tensors
-    are read. The head reads the hidden states of that checkpoint's own backbone.
+    token-classification models (including OpenRLHF's reward models) are recognised by the names of
+    their tensors. Rewards that OpenRLHF normalises stay normalised. Only the head's tensors are
+    read. The head reads the hidden states of the checkpoint's own backbone.
 
     Args:
         folder: a Transformers checkpoint in safetensors, whole or in shards.
         base_model: the backbone's name, for people.
         rewards: a name for each output; by default the checkpoint's labels, or "reward".
-        base_dir: the backbone's folder, for its hash; without it the head is tied to no base.
+        base_dir: the backbone's folder, for its hash; None allows any base model.
 
     Raises:
         FileNotFoundError: the folder has no safetensors file; pickled weights are not read.
-        ValueError: no head or several are in it, its shape is not [G, d] and [G], or the names do
-            not fit its outputs.
+        ValueError: the folder has no head or several, the shapes are not [G, d] and [G], or the
+            number of names is not that of the outputs.
     """
     names = dict(_names(folder))
     found = [layout for layout in LAYOUTS if layout.weight in names]
@@ -88,7 +88,7 @@ def import_head(
 
 
 def _names(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Every tensor's name with the file that holds it."""
+    """Yield every tensor's name with the file that holds it."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise FileNotFoundError(
@@ -108,7 +108,7 @@ def _read(names: dict[str, Path], name: str) -> Tensor:
 
 
 def _normalisation(names: dict[str, Path]) -> tuple[float, float]:
-    """Shift and scale that make (r - mean) / std of r."""
+    """Return shift and scale of (r - mean) / std."""
     if _MEAN not in names or _STD not in names:
         return 0.0, 1.0
     mean, std = (float(_read(names, name)) for name in (_MEAN, _STD))

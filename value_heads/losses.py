@@ -1,4 +1,4 @@
-"""Losses of value learning. All sum over rewards and average over the positions that count."""
+"""Losses of value learning. All sum over rewards and average over the masked positions."""
 
 import torch
 from torch import Tensor
@@ -28,16 +28,16 @@ def masked_squared_error(values: Tensor, targets: Tensor, mask: Tensor) -> Tenso
 def clipped_squared_error(
     values: Tensor, before: Tensor, targets: Tensor, mask: Tensor, clip: float
 ) -> Tensor:
-    """Return half the squared error of V or of V clipped to within `clip` of its value before.
+    """Return half the squared error of V, or of V clipped to within `clip` of its earlier value.
 
-    The larger of the two at each position, so that a batch moves no value by more than `clip` in
-    the direction of its target. PPO's value loss (arXiv 1707.06347, as implemented by its authors).
+    The larger of the two counts at each position, so that a batch moves no value by more than
+    `clip` towards its target. PPO's value loss (arXiv 1707.06347, as implemented by its authors).
 
     Args:
         values, targets: float [..., G], in reward units; no gradient flows into the targets.
-        before: float [..., G], values of the weights that the batch began with.
+        before: float [..., G], values before the batch.
         mask: bool [...].
-        clip: in reward units.
+        clip: largest change, in reward units.
 
     Raises:
         ValueError: the shapes do not agree, or no position counts.
@@ -59,8 +59,8 @@ def linex(values: Tensor, targets: Tensor, mask: Tensor, beta: float) -> Tensor:
     Args:
         values, targets: float [..., G], in reward units; no gradient flows into the targets.
         mask: bool [...].
-        beta: positive, in reward units a nat. Rewards that differ by many beta give gradients that
-            no step size suits: choose beta of their spread or larger.
+        beta: positive, in reward units per nat. No step size suits the gradients of rewards that
+            differ by many beta: choose beta as large as their spread, or larger.
 
     Raises:
         ValueError: the shapes do not agree, no position counts, or beta is not positive.
@@ -75,8 +75,8 @@ def linex(values: Tensor, targets: Tensor, mask: Tensor, beta: float) -> Tensor:
 def binary_cross_entropy(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
     """Return the cross-entropy of rewards from 0 to 1 and values sigmoid(logits), in nats.
 
-    Its minimiser is sigmoid(logit) = E_p[r | s]. VGS (arXiv 2505.17373) fits success
-    probabilities so.
+    Its minimiser is sigmoid(logit) = E_p[r | s]. VGS (arXiv 2505.17373) fits probabilities of
+    success this way.
 
     Args:
         logits: float [..., G].
@@ -96,7 +96,7 @@ def binary_cross_entropy(logits: Tensor, targets: Tensor, mask: Tensor) -> Tenso
 
 
 def _counted(values: Tensor, targets: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Both at the positions that count, [N, G]: what stands elsewhere, NaN even, has no part."""
+    """Return both at the N masked positions, [N, G], so that even NaN elsewhere has no effect."""
     if values.shape != targets.shape or values.shape[:-1] != mask.shape:
         raise ValueError(
             "values, targets and mask must be [..., G], [..., G] and [...], got "

@@ -1,4 +1,4 @@
-"""Ways to learn a value: what each fits a head to, along the base model's rollouts."""
+"""Methods of learning a value: the targets that a head is fitted to, from the base's rollouts."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,17 +13,17 @@ from .rollouts import Rollouts
 from .targets import cd_q, lambda_returns, monte_carlo, soft_expectation
 
 _CHUNK = 1 << 24
-"""Numbers of one intermediate tensor, such as the values of all next tokens of some states."""
+"""Elements of one intermediate tensor, such as values of all next tokens of some states."""
 
 
 class Method(Protocol):
-    """Gives the target of every prefix that ends with a response token."""
+    """A method: targets for every prefix that ends with a response token."""
 
     cut_responses: ClassVar[bool]
-    """Whether it also learns from responses that did not end."""
+    """Whether the method also learns from responses that did not end."""
 
     def check(self, head: Head, base: Base | None) -> None:
-        """Refuse a head that cannot be learned so, with a ValueError."""
+        """Raise ValueError if the method cannot fit the head."""
         ...
 
     def targets(self, head: Head, data: Rollouts, base: Base | None) -> Tensor:
@@ -33,15 +33,15 @@ class Method(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class MonteCarlo:
-    """The reward that the response ended with: CD-FUDGE (arXiv 2310.17022, equation 4).
+    """Monte Carlo: the response's final reward. CD-FUDGE (arXiv 2310.17022, equation 4).
 
-    Of a soft head it makes the soft value, by the loss that belongs to it.
+    A soft head learns the soft value from it, by its own loss.
     """
 
     cut_responses: ClassVar[bool] = False
 
     def check(self, head: Head, base: Base | None) -> None:
-        """Every head can be learned so."""
+        """Accept every head."""
         _check_tied(head, base)
 
     def targets(self, head: Head, data: Rollouts, base: Base | None) -> Tensor:
@@ -57,7 +57,7 @@ class TemporalDifference:
     lam: float = 0.95
 
     def check(self, head: Head, base: Base | None) -> None:
-        """Refuse soft heads: their backup is no average."""
+        """Refuse soft heads: their backup is not an average."""
         _check_tied(head, base)
         if head.config.kind == "soft":
             raise ValueError("method td learns values of kind mean, got a head of kind soft")
@@ -73,15 +73,15 @@ class ControlledQ:
     """CD-Q: the expectation over the token after it (arXiv 2310.17022, equation 5).
 
     Attributes:
-        teacher: a Q-head whose expectation it is; None for the head's own. A value head, which has
-            no values of all next tokens, needs one.
+        teacher: Q-head that gives the expectation; None for the fitted head itself. A value head,
+            which has no values of next tokens, needs a teacher.
     """
 
     cut_responses: ClassVar[bool] = True
     teacher: QHead | None = None
 
     def check(self, head: Head, base: Base | None) -> None:
-        """Refuse to learn without values of all next tokens, or from those of another kind."""
+        """Refuse heads without values of all next tokens, and teachers of another kind."""
         source = self.teacher or head
         if not isinstance(source, QHead):
             raise ValueError(
@@ -91,13 +91,13 @@ class ControlledQ:
         if base is None:
             raise ValueError("method cdq needs the base model's output layer, got none")
         for name in ("kind", "beta", "rewards"):
-            wanted, found = getattr(head.config, name), getattr(source.config, name)
-            if found != wanted:
-                raise ValueError(f"the teacher's {name} must be the head's, {wanted}, got {found}")
+            own, teachers = getattr(head.config, name), getattr(source.config, name)
+            if teachers != own:
+                raise ValueError(f"the teacher's {name} must be the head's, {own}, got {teachers}")
 
     @torch.no_grad()
     def targets(self, head: Head, data: Rollouts, base: Base | None) -> Tensor:
-        """Return the expectation behind every token, and the reward where it ended the response."""
+        """Return the expectation after every token, or the reward if the response ended there."""
         source = self.teacher or head
         assert isinstance(source, QHead)  # by check()
         assert base is not None
@@ -112,7 +112,7 @@ class ControlledQ:
 def all_values(head: Head, data: Rollouts, base: Base | None) -> Tensor:
     """Return the values of all prefixes that end with a response token, float32 [N, G]."""
     lm_head = None if base is None else base.lm_head
-    return torch.cat([head.of_rollouts(data, rows, lm_head) for rows in _all(data)])
+    return torch.cat([head.rollout_values(data, rows, lm_head) for rows in _all(data)])
 
 
 def _expected(head: QHead, states: Tensor, base: Base) -> Tensor:
@@ -123,7 +123,7 @@ def _expected(head: QHead, states: Tensor, base: Base) -> Tensor:
 
 
 def _all(data: Rollouts, width: int = 1) -> Iterator[Tensor]:
-    """All tokens, in chunks that fit when each takes `width` numbers."""
+    """Yield the places of all tokens in chunks that fit in memory at `width` elements per token."""
     rows = torch.arange(len(data.tokens), device=data.tokens.device)
     return iter(torch.split(rows, max(1, _CHUNK // max(width, data.states.shape[1]))))
 

@@ -1,4 +1,4 @@
-"""How well values predict the rewards that followed."""
+"""Metrics of how well values predict the rewards that followed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-_PAIRS = 1 << 22  # compared at once
+_PAIRS = 1 << 22  # pairs compared in one operation
 
 
 def _check_vectors(**vectors: Tensor) -> None:
@@ -39,11 +39,11 @@ def correlation(values: Tensor, rewards: Tensor) -> float:
 def correlation_by_bucket(
     values: Tensor, rewards: Tensor, places: Tensor, edges: Sequence[float]
 ) -> list[float | None]:
-    """Return the correlation within each bucket of places; None where fewer than two fall in it.
+    """Return the correlation within each bucket of places; None for buckets of fewer than two.
 
     Args:
         values, rewards, places: float [N]; a place is a token's index or its fraction of the text.
-        edges: rising numbers; bucket i holds edges[i] <= place < edges[i + 1].
+        edges: ascending numbers; bucket i holds edges[i] <= place < edges[i + 1].
     """
     return [
         correlation(values[inside], rewards[inside]) if inside.sum() > 1 else None
@@ -54,7 +54,7 @@ def correlation_by_bucket(
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """Predictions of about the same value: their mean, the mean reward, and how many they are."""
+    """Predictions of about the same value: their mean, the mean reward, and their number."""
 
     value: float
     reward: float
@@ -64,15 +64,16 @@ class Bin:
 def pair_accuracy(values: Tensor, rewards: Tensor, groups: Tensor) -> float | None:
     """Return the share of pairs whose values have the order of their rewards.
 
-    Of all pairs in the same group with different rewards. A tie in value counts one half, so values
-    that know nothing have 0.5. It is the area under the ROC curve where rewards are 0 and 1.
+    The pairs are all those in the same group with different rewards. A tie in value counts one
+    half, so uninformative values have 0.5. For rewards 0 and 1, this is the area under the ROC
+    curve.
 
     Args:
         values, rewards: float [N].
         groups: int64 [N], ids such as the prompt that each response answers.
 
     Returns:
-        From 0 to 1; None where there is no such pair.
+        From 0 to 1; None without such a pair.
 
     Raises:
         ValueError: the shapes differ, or are not [N].
@@ -98,14 +99,14 @@ def pair_accuracy(values: Tensor, rewards: Tensor, groups: Tensor) -> float | No
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selected:
-    """What best-of-n by value earns: means over prompts with two responses or more.
+    """Reward that best-of-n by value earns, as means over prompts with two responses or more.
 
     Attributes:
-        prompts: that have so many.
-        responses: of one of them, the n.
-        chance: the reward of a prompt's responses, on average.
-        chosen: the reward of the one with the highest value, of equal ones the first.
-        best: the highest reward.
+        prompts: number of such prompts.
+        responses: number of responses to a prompt: the n of best-of-n.
+        chance: reward of a random response.
+        chosen: reward of the response with the highest value, the first of equal ones.
+        best: highest reward.
     """
 
     prompts: int
@@ -116,21 +117,21 @@ class Selected:
 
 
 @dataclass(frozen=True, slots=True)
-class Choices:
-    """Responses to choose among: those of each group with two or more, P groups, at most K in one.
+class ResponseGroups:
+    """The P groups that have two responses or more, at most K in a group.
 
     Attributes:
-        members: int64 [P, K], the responses in order; any beyond a group's count.
-        counts: int64 [P].
+        members: int64 [P, K], places of the responses, in order; arbitrary beyond a group's count.
+        counts: int64 [P], responses of each group.
     """
 
     members: Tensor
     counts: Tensor
 
     @classmethod
-    def of(cls, groups: Tensor) -> "Choices | None":
-        """Find the responses with the same id, int64 [N]; None where each has one of its own."""
-        _, place, counts = torch.unique(groups, return_inverse=True, return_counts=True)
+    def from_ids(cls, ids: Tensor) -> "ResponseGroups | None":
+        """Group responses by their ids, int64 [N]; None if no two share an id."""
+        _, place, counts = torch.unique(ids, return_inverse=True, return_counts=True)
         several = counts > 1
         if not several.any():
             return None
@@ -144,15 +145,15 @@ class Choices:
 
     @property
     def inside(self) -> Tensor:
-        """Where `members` holds one, bool [P, K]."""
+        """Mask of the places of `members` that are in use, bool [P, K]."""
         places = torch.arange(self.members.shape[1], device=self.counts.device)
         return places < self.counts[:, None]
 
     def best(self, values: Tensor) -> Tensor:
-        """Return the response of the highest value of each group, of equal ones the first, [P].
+        """Return the response with the highest value of each group, the first of equal ones, [P].
 
         Args:
-            values: float [N], of all responses; compared in float32.
+            values: float [N], values of all responses; compared in float32.
         """
         scores = values[self.members].float().masked_fill(~self.inside, -torch.inf)
         chosen = scores.argmax(1, keepdim=True)
@@ -160,28 +161,28 @@ class Choices:
 
 
 def selected(values: Tensor, rewards: Tensor, groups: Tensor) -> Selected | None:
-    """Return what the response with the highest value of each group earns.
+    """Return the reward of the response with the highest value of each group.
 
     Args:
         values, rewards: float [N], on any device.
         groups: int64 [N], ids such as the prompt that each response answers.
 
     Returns:
-        None where no group has two responses.
+        None if no group has two responses.
 
     Raises:
         ValueError: the shapes differ, or are not [N].
     """
     _check_vectors(values=values, rewards=rewards, groups=groups)
-    choices = Choices.of(groups)
-    if choices is None:
+    several = ResponseGroups.from_ids(groups)
+    if several is None:
         return None
-    earned, inside = rewards[choices.members], choices.inside
+    earned, inside = rewards[several.members], several.inside
     return Selected(
-        prompts=len(choices.counts),
-        responses=float(choices.counts.double().mean()),
-        chance=float((earned.where(inside, 0.0).sum(1) / choices.counts).mean()),
-        chosen=float(rewards[choices.best(values)].mean()),
+        prompts=len(several.counts),
+        responses=float(several.counts.double().mean()),
+        chance=float((earned.where(inside, 0.0).sum(1) / several.counts).mean()),
+        chosen=float(rewards[several.best(values)].mean()),
         best=float(earned.where(inside, -torch.inf).amax(1).mean()),
     )
 
@@ -189,11 +190,11 @@ def selected(values: Tensor, rewards: Tensor, groups: Tensor) -> Selected | None
 def calibration(values: Tensor, rewards: Tensor, bins: int = 10) -> list[Bin]:
     """Return the mean reward by predicted value, in bins of equal count, lowest values first.
 
-    Equal values share a bin, so with ties counts may differ and bins be fewer.
+    Equal values share a bin, so with ties the counts may differ, and there may be fewer bins.
 
     Args:
         values, rewards: float [N].
-        bins: at most so many, at least 1.
+        bins: most bins, at least 1.
 
     Raises:
         ValueError: the shapes differ or are not [N], or `bins` is below 1.

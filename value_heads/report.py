@@ -1,4 +1,4 @@
-"""How well a trained head predicts, measured on rollouts that it was not fitted to."""
+"""Quality of a trained head, measured on rollouts that the head was not fitted to."""
 
 import json
 import math
@@ -25,7 +25,7 @@ from .metrics import (
     selected,
 )
 from .rollouts import Rollouts, Shards
-from .targets import over_rollouts
+from .targets import mean_over_rollouts
 
 Pairs = Literal["same prompt", "any two"]
 Residual = Literal["sampled", "exact"]
@@ -38,7 +38,7 @@ _FRACTIONS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 class Bucket:
     """Pearson's correlation of value and reward over the tokens at low <= place < high.
 
-    None where it is undefined: of fewer than two tokens, or if one of both is constant.
+    None where undefined: for fewer than two tokens, or if value or reward is constant.
     """
 
     low: float
@@ -49,12 +49,12 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairsAt:
-    """Pair accuracy of the prefixes of so many tokens; None without a pair of rewards that differ.
+    """Pair accuracy at prefixes of one length.
 
     Attributes:
         number: tokens of the prefix.
-        responses: that go on behind it: one that ended there is no prefix.
-        accuracy: from 0 to 1.
+        responses: number of responses that are longer than the prefix.
+        accuracy: from 0 to 1; None without a pair of different rewards.
     """
 
     number: int
@@ -64,31 +64,32 @@ class PairsAt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardReport:
-    """How well one output of a head predicts its reward.
+    """Quality of one output of a head.
 
-    Of a soft value `loss` is what it is fitted to. Its squared error and calibration, which are
-    against raw rewards, are not 0 at the exact value: that lies above the mean.
+    A soft value is fitted by `loss`. Its squared error and calibration, which are against raw
+    rewards, are not 0 at the exact value, since that lies above the mean.
 
     Attributes:
-        reward_mean, reward_sd: over responses; the standard deviation divides by their number.
+        reward_mean, reward_sd: mean and standard deviation over responses; the latter divides by
+            their number.
         half_squared_error: mean over tokens, in squared reward units.
-        baseline: the least half squared error of one number for all prefixes.
-        loss: LINEX of a soft value, else the half squared error; None if it overflows.
-        baseline_loss: the least loss of one number for all prefixes.
+        baseline: half squared error of the best constant for all prefixes.
+        loss: LINEX for a soft value, else the half squared error; None if it overflows.
+        baseline_loss: loss of the best constant for all prefixes.
         by_number: correlation by a token's number in its response: 1 to 7, 8 to 15, 16 to 31, ...
-        by_fraction: correlation by the fraction of the response that was read before the token.
+        by_fraction: correlation by the fraction of the response that precedes the token.
         at_end: correlation at the last token.
         pairs_by_number: pair accuracy at 8, 16, 32, ... tokens.
         pairs_at_end: pair accuracy at the last token.
-        selected: what best-of-n by the value at the last token earns; None where no prompt has
+        selected: reward earned by best-of-n by the value at the last token; None if no prompt has
             several responses.
-        calibration: over all tokens.
+        calibration: bins over all tokens.
         calibration_gap: root mean square over tokens of their bin's mean reward - mean value.
-        bellman_bias: mean Bellman residual, in reward units; positive where values are lower than
-            what comes after them. For sampled residuals of a soft value it is
+        bellman_bias: mean Bellman residual, in reward units; positive if values are lower than the
+            values after them. For sampled residuals of a soft value it is
             beta log mean exp(residual / beta), which is 0 at the exact value.
-        bellman_rms: root mean square of the residual. That of sampled residuals holds the variance
-            of the sampled token as well, so it is no error by itself.
+        bellman_rms: root mean square of the residual. For sampled residuals it includes the
+            variance of the sampled token, so it is not an error by itself.
     """
 
     reward_mean: float
@@ -111,21 +112,22 @@ class RewardReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadReport:
-    """How well a head predicts on held-out rollouts.
+    """Quality of a head on held-out rollouts.
 
     Attributes:
-        beta: of a soft head; None for a mean.
-        responses: that ended by themselves; all but the Bellman residual is measured on these.
-        cut: responses that did not end, so that they have no reward.
-        tokens: of the responses that ended.
-        pairs: which pairs of responses are compared: those to the same prompt if any prompt has
-            several, else any two.
-        residual: how the Bellman residual is measured. "sampled" is V(s_{t+1}) - V(s_t), between
-            tokens of a response. "exact", of a Q-head, is the expectation of Q behind the token,
-            or the reward where it ended the response, - Q(s_t, z_t). None: it was not measured.
-        rewards: by name.
-        frontier: what best-of-n by weighted sums of two values earns; None of a head of one reward,
-            where no prompt has several responses, and where fewer than two rewards vary.
+        beta: beta of a soft head; None for a mean.
+        responses: number of responses that ended by themselves; everything but the Bellman residual
+            is measured on these.
+        cut: number of responses that did not end, so that they have no reward.
+        tokens: number of tokens of the responses that ended.
+        pairs: compared pairs of responses: to the same prompt if any prompt has several, else any
+            two.
+        residual: kind of the Bellman residual. "sampled" is V(s_{t+1}) - V(s_t), between tokens of
+            a response. "exact", for a Q-head, is the expectation of Q after the token, or the
+            reward if the token ended the response, minus Q(s_t, z_t). None: not measured.
+        rewards: quality of each output, by reward.
+        frontier: rewards earned by best-of-n by weighted sums of two values; None for a head of one
+            reward, if no prompt has several responses, or if fewer than two rewards vary.
     """
 
     beta: float | None
@@ -138,7 +140,7 @@ class HeadReport:
     frontier: Frontier | None = None
 
     def to_json(self) -> str:
-        """Return the report as JSON text; what is undefined is null."""
+        """Return the report as JSON text, with null for undefined numbers."""
         return json.dumps(asdict(self), indent=2, allow_nan=False) + "\n"
 
 
@@ -146,17 +148,17 @@ def measure(head: Head, test: Shards, base: Base | None = None) -> HeadReport:
     """Measure a head on held-out rollouts. One shard is in memory at a time.
 
     Args:
-        base: the base model's output layer, on the head's device. A tied head reads it, and the
-            Bellman residual of every Q-head: without it that is None.
+        base: the base model's output layer, on the head's device. A tied head needs it, and so does
+            the Bellman residual of every Q-head, which is None without it.
 
     Raises:
-        ValueError: no response ended, the rewards are not as many as the head's outputs, or a tied
-            head has no base.
+        ValueError: no response ended, the numbers of rewards and outputs differ, or a tied head has
+            no base.
     """
     parts = [_read(head, shard.to(head.shift.device), base) for shard in test]
     if not any(bool(part.ended.any()) for part in parts):
         raise ValueError("no held-out response ended by itself, so none has a reward")
-    data = _Numbers(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+    data = _Measurements(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
     same_prompt = len(set(data.prompts.tolist())) < len(data.prompts)
     groups = data.prompts if same_prompt else torch.zeros_like(data.prompts)
     residual: Residual | None = "exact" if isinstance(head, QHead) else "sampled"
@@ -171,7 +173,7 @@ def measure(head: Head, test: Shards, base: Base | None = None) -> HeadReport:
         pairs="same prompt" if same_prompt else "any two",
         residual=residual,
         rewards={
-            name: _of_reward(
+            name: _reward_report(
                 data, output, groups, beta, head.shift.device, sampled=residual == "sampled"
             )
             for output, name in enumerate(head.config.rewards)
@@ -180,16 +182,16 @@ def measure(head: Head, test: Shards, base: Base | None = None) -> HeadReport:
     )
 
 
-class _Numbers(NamedTuple):
-    """What is kept of rollouts: of the B responses that ended and their N tokens, unless said."""
+class _Measurements(NamedTuple):
+    """Measurements of rollouts, for the B responses that ended and their N tokens unless stated."""
 
     values: Tensor  # [N, G]
-    number: Tensor  # [N], of the token in its response, from 1
+    number: Tensor  # [N], number of the token in its response, from 1
     lengths: Tensor  # [B]
     rewards: Tensor  # [B, G]
     prompts: Tensor  # [B]
-    residuals: Tensor  # [M, G], of all responses: those that ended alone would bias them
-    ended: Tensor  # of all responses
+    residuals: Tensor  # [M, G], of all responses: ended ones alone would bias the mean
+    ended: Tensor  # bool, of all responses
 
     @property
     def at_end(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -198,7 +200,7 @@ class _Numbers(NamedTuple):
 
 
 @torch.no_grad()
-def _read(head: Head, data: Rollouts, base: Base | None) -> _Numbers:
+def _read(head: Head, data: Rollouts, base: Base | None) -> _Measurements:
     if data.rewards.shape[1] != len(head.config.rewards):
         raise ValueError(
             f"rewards must be [{len(data.rewards)}, {len(head.config.rewards)}] for this head, got "
@@ -206,7 +208,7 @@ def _read(head: Head, data: Rollouts, base: Base | None) -> _Numbers:
         )
     values = all_values(head, data, base)
     rows = data.rows(cut=False)
-    numbers = _Numbers(
+    measurements = _Measurements(
         values=values[rows].double(),
         number=data.number[rows],
         lengths=data.lengths[data.ended],
@@ -215,7 +217,7 @@ def _read(head: Head, data: Rollouts, base: Base | None) -> _Numbers:
         residuals=_residuals(head, data, base, values).double(),
         ended=data.ended,
     )
-    return _Numbers(*(tensor.cpu() for tensor in numbers))
+    return _Measurements(*(tensor.cpu() for tensor in measurements))
 
 
 def _residuals(head: Head, data: Rollouts, base: Base | None, values: Tensor) -> Tensor:
@@ -226,8 +228,8 @@ def _residuals(head: Head, data: Rollouts, base: Base | None, values: Tensor) ->
     return ControlledQ().targets(head, data, base) - values
 
 
-def _of_reward(
-    data: _Numbers,
+def _reward_report(
+    data: _Measurements,
     output: int,
     groups: Tensor,
     beta: float | None,
@@ -240,7 +242,7 @@ def _of_reward(
     last = data.lengths.cumsum(0) - 1
     fraction = (data.number - 1).double() / data.lengths.repeat_interleave(data.lengths)
     bins = calibration(values, each)
-    gap = sum(found.count * (found.reward - found.value) ** 2 for found in bins) / len(each)
+    gap = sum(part.count * (part.reward - part.value) ** 2 for part in bins) / len(each)
     bias, rms = _bellman(data.residuals[:, output], beta if sampled else None)
     return RewardReport(
         reward_mean=float(rewards.mean()),
@@ -270,14 +272,14 @@ def _loss(values: Tensor, rewards: Tensor, beta: float | None) -> float:
 
 
 def _constant(rewards: Tensor, beta: float | None) -> Tensor:
-    return over_rollouts(rewards[:, None], beta).expand_as(rewards)
+    return mean_over_rollouts(rewards[:, None], beta).expand_as(rewards)
 
 
 def _bellman(residuals: Tensor, beta: float | None) -> tuple[float | None, float | None]:
     if not len(residuals):
         return None, None
     rms = float(residuals.square().mean().sqrt())
-    return float(over_rollouts(residuals[:, None], beta)), rms
+    return float(mean_over_rollouts(residuals[:, None], beta)), rms
 
 
 def _edges(longest: int) -> list[int]:
@@ -290,27 +292,27 @@ def _edges(longest: int) -> list[int]:
 def _buckets(
     values: Tensor, rewards: Tensor, places: Tensor, edges: Sequence[float]
 ) -> tuple[Bucket, ...]:
-    found = correlation_by_bucket(values, rewards, places, edges)
+    correlations = correlation_by_bucket(values, rewards, places, edges)
     return tuple(
         Bucket(
             low=low,
             high=high,
             tokens=int(((places >= low) & (places < high)).sum()),
-            correlation=None if one is None else _defined(one),
+            correlation=None if correlation is None else _defined(correlation),
         )
-        for (low, high), one in zip(pairwise(edges), found, strict=True)
+        for (low, high), correlation in zip(pairwise(edges), correlations, strict=True)
     )
 
 
-def _pairs_by_number(data: _Numbers, output: int, groups: Tensor) -> list[PairsAt]:
+def _pairs_by_number(data: _Measurements, output: int, groups: Tensor) -> list[PairsAt]:
     first = data.lengths.cumsum(0) - data.lengths
-    made = []
+    pairs = []
     for number in _edges(int(data.lengths.max()) - 1)[1:-1]:
         longer = data.lengths > number
         values = data.values[first[longer] + number - 1, output]
         accuracy = pair_accuracy(values, data.rewards[longer, output], groups[longer])
-        made.append(PairsAt(number=number, responses=int(longer.sum()), accuracy=accuracy))
-    return made
+        pairs.append(PairsAt(number=number, responses=int(longer.sum()), accuracy=accuracy))
+    return pairs
 
 
 def _defined(number: float) -> float | None:

@@ -1,4 +1,4 @@
-"""Responses of the base model with its hidden states: what heads are trained on."""
+"""Rollouts: responses of the base model with its hidden states, the training data of heads."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,17 +10,17 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Rollouts:
-    """Responses that the base model gave by itself, one after another, B of them of N tokens.
+    """B responses drawn from the base model, N tokens in all, concatenated.
 
     Attributes:
-        states: floating [N + B, d]; of each response the state of its prompt, then the state once
-            each of its tokens was read.
-        tokens: int64 [N], the response tokens, the end token included.
+        states: floating [N + B, d]; for each response the state of its prompt, then the state after
+            each of its tokens.
+        tokens: int64 [N], the response tokens, end tokens included.
         lengths: int64 [B], tokens of each response, at least 1.
         rewards: float32 [B, G], raw; unread where the response did not end.
-        ended: bool [B], whether the response ended by itself. One cut at a length limit did not: it
-            has no reward yet.
-        prompts: int64 [B], which prompt each response answers.
+        ended: bool [B], whether the response ended by itself. A response cut at a length limit did
+            not, and has no reward.
+        prompts: int64 [B], the prompt that each response answers.
     """
 
     states: Tensor
@@ -31,7 +31,7 @@ class Rollouts:
     prompts: Tensor
 
     def __post_init__(self) -> None:
-        """Refuse tensors that do not belong together."""
+        """Check that the tensors' shapes and dtypes agree."""
         count = len(self.lengths)
         total = int(self.lengths.sum())
         if self.tokens.shape != (total,) or len(self.states) != total + count:
@@ -63,15 +63,15 @@ class Rollouts:
         ended: Tensor,
         prompts: Tensor | None = None,
     ) -> "Rollouts":
-        """Make them of a padded batch.
+        """Make rollouts from a padded batch.
 
         Args:
             states: floating [B, T + 1, d], the prompt's state first.
             tokens: int64 [B, T].
-            mask: bool [B, T], True at the response's tokens, which come first.
+            mask: bool [B, T], True at the tokens of a response, which come first.
             rewards: float32 [B, G].
             ended: bool [B].
-            prompts: int64 [B]; None where each response has a prompt of its own.
+            prompts: int64 [B]; None if every response has its own prompt.
         """
         at_start = torch.ones_like(mask[:, :1])
         return cls(
@@ -85,29 +85,29 @@ class Rollouts:
 
     @cached_property
     def owner(self) -> Tensor:
-        """Which response each token is of, int64 [N]."""
+        """The response of each token, int64 [N]."""
         return torch.arange(len(self.lengths), device=self.lengths.device).repeat_interleave(
             self.lengths
         )
 
     @cached_property
     def before(self) -> Tensor:
-        """Where in `states` the state is that each token was sampled from, int64 [N]."""
+        """Places in `states` of the state that each token was sampled from, int64 [N]."""
         return torch.arange(len(self.tokens), device=self.tokens.device) + self.owner
 
     @cached_property
     def after(self) -> Tensor:
-        """Where in `states` the state is that has read each token, int64 [N]."""
+        """Places in `states` of the state after each token, int64 [N]."""
         return self.before + 1
 
     def rows(self, *, cut: bool) -> Tensor:
         """Return the places of the tokens to learn from, int64 [n].
 
         Args:
-            cut: whether those of responses that did not end are among them.
+            cut: whether to include tokens of responses that did not end.
         """
-        wanted = torch.ones_like(self.ended) if cut else self.ended
-        return wanted[self.owner].nonzero()[:, 0]
+        used = torch.ones_like(self.ended) if cut else self.ended
+        return used[self.owner].nonzero()[:, 0]
 
     @cached_property
     def number(self) -> Tensor:
@@ -117,32 +117,32 @@ class Rollouts:
 
     @property
     def last(self) -> Tensor:
-        """Where in `tokens` each response's last is, int64 [B]."""
+        """Places in `tokens` of each response's last token, int64 [B]."""
         return self.lengths.cumsum(0) - 1
 
     @property
     def final(self) -> Tensor:
-        """Where in `states` the last state of each response that ended is, int64 [n]."""
+        """Places in `states` of the last state of each response that ended, int64 [n]."""
         return self.after[self.last[self.ended]]
 
     @cached_property
     def mask(self) -> Tensor:
-        """Where a padded batch of the responses has a token, bool [B, T]."""
+        """Mask of the tokens in a padded batch of the responses, bool [B, T]."""
         width = int(self.lengths.max())
         return torch.arange(width, device=self.lengths.device) < self.lengths[:, None]
 
     def pad(self, by_token: Tensor) -> Tensor:
-        """Return numbers of the tokens, [N, ...], as a padded batch, [B, T, ...], 0 elsewhere."""
+        """Return values by token, [N, ...], as a padded batch, [B, T, ...], 0 elsewhere."""
         padded = by_token.new_zeros(*self.mask.shape, *by_token.shape[1:])
         padded[self.mask] = by_token
         return padded
 
     def to(self, device: torch.device | str) -> "Rollouts":
-        """Return them on a device."""
+        """Return the rollouts on a device."""
         return Rollouts(**{name: getattr(self, name).to(device) for name in FIELDS})
 
     def split(self, share: float) -> tuple["Rollouts", "Rollouts"]:
-        """Return the first share of the responses, and the rest, held out; neither is empty.
+        """Return the first `share` of the responses, and the rest, held out; neither is empty.
 
         Raises:
             ValueError: there are fewer than two responses.

@@ -1,4 +1,4 @@
-"""Training targets of the value at every prefix. Rewards come at the end; nothing is discounted."""
+"""Training targets of the value at every prefix. Rewards come at the end, without discount."""
 
 import math
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def monte_carlo(rewards: Tensor, response_mask: Tensor) -> Tensor:
-    """Return the Monte Carlo target of every prefix: the reward its rollout ended with.
+    """Return the Monte Carlo target of every prefix: the final reward of its rollout.
 
     Averaged over rollouts of the base model it is V*(s) = E_p[r | s], so the squared error has
     V* as its minimiser. Controlled Decoding (arXiv 2310.17022), CD-FUDGE, equation 4.
@@ -27,16 +27,15 @@ def monte_carlo(rewards: Tensor, response_mask: Tensor) -> Tensor:
     return rewards.float()[:, None, :] * response_mask[:, :, None]
 
 
-def over_rollouts(rewards: Tensor, beta: float | None = None) -> Tensor:
-    """Return the target of a prefix that was continued m times, from the rewards of all.
+def mean_over_rollouts(rewards: Tensor, beta: float | None = None) -> Tensor:
+    """Return the target of a prefix from the rewards of m continuations.
 
-    Their mean for a value of kind "mean"; beta log mean exp(r / beta) for one of kind "soft".
-    IVO and Math-Shepherd use the first (m-rollout Monte Carlo).
+    The target is the mean for a value of kind "mean", and beta log mean exp(r / beta) for kind
+    "soft". IVO and Math-Shepherd use the mean (m-rollout Monte Carlo).
 
     Args:
         rewards: float [..., m, G].
-        beta: None for the mean; else the inverse strength of the soft value, positive, in reward
-            units a nat.
+        beta: None for the mean; else positive, in reward units per nat.
 
     Returns:
         float [..., G].
@@ -56,15 +55,15 @@ def lambda_returns(
     """Return the TD(lambda) target of every prefix, which is GAE's return A + V.
 
     G_t = (1 - lambda) V(s_{t+1}) + lambda G_{t+1}, and at the last token r if it ended the
-    response, else V there: a cut at a length limit is no end, and what would have come is what V
-    expects. No gradient flows through it. lambda = 0 is TD(0), lambda = 1 Monte Carlo. GAE (arXiv
-    1506.02438), equation 16, undiscounted; Value Augmented Sampling (arXiv 2405.06639) has it at
-    lambda = 0.95.
+    response, else V there: a cut at a length limit is not an end, and V is the expected reward of
+    the continuation. No gradient flows through it. lambda = 0 is TD(0), lambda = 1 Monte Carlo.
+    GAE (arXiv 1506.02438), equation 16, undiscounted; Value Augmented Sampling (arXiv 2405.06639)
+    uses lambda = 0.95.
 
     Args:
         values: float [B, T, G], V(s_t) with s_t the prefix up to and including token t.
         rewards: float [B, G]; unread where the response did not end.
-        response_mask: bool [B, T], True at the response's tokens, which stand side by side.
+        response_mask: bool [B, T], True at the response's tokens, which are adjacent.
         ended: bool [B], whether the last token ended the response by itself.
         lam: lambda, from 0 to 1.
 
@@ -99,15 +98,15 @@ def lambda_returns(
 
 
 def cd_q(expected_next: Tensor, rewards: Tensor, ended: Tensor) -> Tensor:
-    """Return the CD-Q target of Q(s, z): the expectation over the token after it, or the reward.
+    """Return the CD-Q target of Q(s, z): the expectation over the next token, or the reward.
 
-    sum_z' p(z'|s z) Q(s z, z') where the response goes on, and r(y) where z ended it; with
-    `soft_expectation` in place of the sum it is that of soft values. No gradient flows through it.
+    sum_z' p(z'|s z) Q(s z, z') if the response goes on, r(y) if z ended it. For soft values,
+    `soft_expectation` takes the place of the sum. No gradient flows through it.
     Controlled Decoding (arXiv 2310.17022), CD-Q, equation 5.
 
     Args:
-        expected_next: float [N, G], the expectation at the state behind z; unread where ended.
-        rewards: float [N, G], of the finished response that each transition is from.
+        expected_next: float [N, G], expectation at the state after z; unread where ended.
+        rewards: float [N, G], rewards of the finished response of each transition.
         ended: bool [N], whether z ended the response by itself; a cut at a length limit does not.
 
     Returns:
@@ -131,8 +130,8 @@ def soft_expectation(values: Tensor, log_p: Tensor, beta: float) -> Tensor:
 
     Args:
         values: float [N, G, |V|], Q of every next token.
-        log_p: float [N, |V|], the base model's.
-        beta: positive, in reward units a nat.
+        log_p: float [N, |V|], log-probabilities of the base model.
+        beta: positive, in reward units per nat.
 
     Returns:
         float [N, G].

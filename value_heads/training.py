@@ -17,15 +17,16 @@ from .rollouts import Rollouts, Shards
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitOptions:
-    """How to fit.
+    """Options of a fit.
 
     Attributes:
-        lr: of Adam, at first; it falls to zero along half a cosine over `max_epochs`.
-        batch: tokens a step.
-        patience: epochs without a better held-out loss before the fit stops.
-        clip: how far one visit to a shard moves a value towards its target, in reward units
-            (`clipped_squared_error`); None for any distance.
-        seed: of the order of shards and tokens.
+        lr: initial learning rate of Adam; it falls to zero along half a cosine over `max_epochs`.
+        batch: tokens per step.
+        max_epochs: most epochs of a fit.
+        patience: epochs without a lower held-out loss before the fit stops.
+        clip: largest change of a value towards its target per visit to a shard, in reward units
+            (`clipped_squared_error`); None for no limit.
+        seed: seed of the order of shards and tokens.
     """
 
     lr: float = 1e-3
@@ -38,7 +39,7 @@ class FitOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitReport:
-    """What a fit did: its losses by epoch, means over tokens, and which epoch was the best."""
+    """Result of a fit: losses by epoch, as means over tokens, and the best epoch, from 0."""
 
     epochs: int
     best_epoch: int
@@ -59,20 +60,20 @@ def fit(
 ) -> FitReport:
     """Fit a head in place with Adam, and keep the weights of the best held-out epoch.
 
-    The loss is the cross-entropy for a head whose output is a sigmoid, LINEX for a soft one, else
-    the squared error. The held-out loss is that of the rewards, whatever the method: the value
-    itself has the least. One shard is in memory at a time, and the method's targets are made anew
-    at each visit to it. The same seed gives the same weights on the same machine.
+    The loss is the cross-entropy for a head with a sigmoid, LINEX for a soft head, else the squared
+    error. The held-out loss is against the rewards, whatever the method, since the exact value
+    minimises it. One shard is in memory at a time, and the method computes its targets again at
+    each visit. The same seed gives the same weights on the same machine.
 
     Args:
         method: None for Monte Carlo.
         base: the base model's output layer, for CD-Q and for tied heads.
-        checkpoint: a file written after every epoch; where it is there, the same fit goes on.
-        progress: whether to show a bar of each epoch.
+        checkpoint: file written after every epoch; the fit resumes from it if it exists.
+        progress: whether to show a progress bar for each epoch.
 
     Raises:
-        ValueError: the head is not one to fit, the method or the clip does not suit it, the
-            checkpoint is of another fit, or no response is there to learn from.
+        ValueError: the head cannot be fitted, the method or the clip does not suit it, the
+            checkpoint belongs to another fit, or no response ended.
     """
     if head.config.architecture == "mahalanobis":
         raise ValueError(
@@ -105,7 +106,7 @@ def fit(
 
 @dataclass(slots=True)
 class _Run:
-    """A fit under way, and its checkpoint."""
+    """State of a fit, and its checkpoint."""
 
     head: Head
     options: FitOptions
@@ -134,7 +135,7 @@ class _Run:
         return self.epoch >= self.options.max_epochs or waited >= self.options.patience
 
     def judge(self, train_loss: float, held_out_loss: float) -> None:
-        """End an epoch."""
+        """Record the losses of an epoch, and keep its weights if they are the best."""
         self.schedule.step()
         self.train_loss.append(train_loss)
         self.held_out_loss.append(held_out_loss)
@@ -172,7 +173,7 @@ class _Run:
 
 
 def _epoch(run: _Run, train: Shards, method: Method, base: Base | None, progress: bool) -> float:
-    """Visit every shard once, in the epoch's own order; return the mean loss of a token."""
+    """Visit every shard once, in this epoch's order; return the mean loss per token."""
     head, options = run.head, run.options
     generator = torch.Generator().manual_seed(options.seed * 1_000_003 + run.epoch)
     order = torch.randperm(len(train), generator=generator).tolist()
@@ -209,7 +210,7 @@ def _held_out_loss(head: Head, held_out: Shards, base: Base | None) -> float:
 
 
 def _batches(rows: Tensor, size: int) -> tuple[Tensor, ...]:
-    """Batches of about `size`, all of one size: a small rest would make a step of mere noise."""
+    """Return batches of about `size`, all equal: a small last one would make a noisy step."""
     return torch.tensor_split(rows, math.ceil(len(rows) / size)) if len(rows) else ()
 
 
@@ -222,12 +223,12 @@ def _loss(
     before: Tensor | None = None,
     clip: float | None = None,
 ) -> Tensor:
-    """The loss whose minimiser is a value of the head's kind, at some tokens."""
+    """Return the loss at some tokens whose minimiser is a value of the head's kind."""
     targets, every = targets[rows], torch.ones_like(rows, dtype=torch.bool)
     if isinstance(head, ValueHead) and head.config.output == "sigmoid":
         logits = head.logits(data.states[data.after[rows]])
         return binary_cross_entropy(logits, (targets - head.shift) / head.scale, every)
-    values = head.of_rollouts(data, rows, None if base is None else base.lm_head)
+    values = head.rollout_values(data, rows, None if base is None else base.lm_head)
     if head.config.beta is not None:
         return linex(values, targets, every, head.config.beta)
     if before is not None and clip is not None:

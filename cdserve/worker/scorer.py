@@ -41,8 +41,8 @@ class ValueScorer:
         self._tables = Tables(sum(len(head.config.rewards) for head in self._heads))
         self._back = back
         self._kernels = operations(fused=True) if fused else None
-        packable = [head for head in self._heads if PackedHeads.packs(head)]
-        self._packed = PackedHeads.of(packable) if self._kernels and packable else None
+        packable = [head for head in self._heads if PackedHeads.can_pack(head)]
+        self._packed = PackedHeads.from_heads(packable) if self._kernels and packable else None
         self._tiled = [head for head in self._heads if not self._packed or head not in packable]
 
     def score_last(self, hidden: torch.Tensor, valued: ValueRows) -> None:

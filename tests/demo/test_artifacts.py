@@ -171,7 +171,7 @@ def test_q_head_belongs_to_the_model_and_correlates_with_the_reward(
     lengths = torch.tensor(list(map(len, responses)))
     rewards = torch.tensor(list(map(reward_of, responses)))
     with torch.no_grad():
-        values = head.of_token(before, tokens)[:, 0]
+        values = head.q_of_token(before, tokens)[:, 0]
     assert correlation(values, rewards.repeat_interleave(lengths)) > 0.5
     last = lengths.cumsum(0) - 1
     assert correlation(values[last], rewards) > 0.75

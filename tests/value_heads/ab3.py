@@ -48,7 +48,7 @@ def values_of(head: Head) -> dict[Tokens, float]:
     """V of every prefix that ends with a token."""
     data = rollouts()
     with torch.no_grad():
-        found = head.of_rollouts(data, None, BASE.lm_head)[:, 0].tolist()
+        found = head.rollout_values(data, None, BASE.lm_head)[:, 0].tolist()
     prefixes = [y[:i] for y in RESPONSES for i in range(1, len(y) + 1)]
     return dict(zip(prefixes, found, strict=True))
 

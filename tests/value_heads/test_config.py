@@ -31,7 +31,7 @@ def test_a_linear_head_has_no_width() -> None:
     [
         ("architecture", "transformer", "one of linear, mlp, lowrank, tied"),
         ("kind", "max", '"mean" or "soft"'),
-        ("beta", 0.5, "null, as the head is no soft one"),
+        ("beta", 0.5, "null, as the head is not soft"),
         ("output", "tanh", '"identity" or "sigmoid"'),
         ("rewards", [], "non-empty names"),
         ("rewards", ["a", "a"], "different"),

@@ -46,7 +46,7 @@ class TestBoth:
         head, hidden = random_head(architecture), torch.randn(5, WIDTH)
         tokens = torch.tensor([0, 3, 10, 3, 7])
         expected = head(hidden, LM_HEAD)[torch.arange(5), :, tokens]
-        torch.testing.assert_close(head.of_token(hidden, tokens, LM_HEAD), expected)
+        torch.testing.assert_close(head.q_of_token(hidden, tokens, LM_HEAD), expected)
 
     def test_the_expectation_is_over_the_vocabulary(self, architecture: str) -> None:
         head, hidden = random_head(architecture), torch.randn(5, WIDTH)

@@ -21,8 +21,8 @@ from value_heads import (
     lambda_returns,
     linex,
     masked_squared_error,
+    mean_over_rollouts,
     monte_carlo,
-    over_rollouts,
     soft_expectation,
 )
 
@@ -188,11 +188,11 @@ class TestTargets:
         assert not cd_q(values[:, 0], torch.ones(2, 1), torch.tensor([True, False])).requires_grad
 
     def test_several_rollouts_of_a_prefix(self) -> None:
-        assert over_rollouts(REWARDS).item() == pytest.approx(0.732)
-        assert over_rollouts(REWARDS, beta=1.0).item() == pytest.approx(1.1267598402)
+        assert mean_over_rollouts(REWARDS).item() == pytest.approx(0.732)
+        assert mean_over_rollouts(REWARDS, beta=1.0).item() == pytest.approx(1.1267598402)
         one = torch.tensor([[[2.0, 5.0]], [[3.0, 1.0]]])
         for beta in (None, 0.5):
-            torch.testing.assert_close(over_rollouts(one, beta), one[:, 0])
+            torch.testing.assert_close(mean_over_rollouts(one, beta), one[:, 0])
 
     @pytest.mark.parametrize(
         ("values", "ends", "lam", "refusal"),
@@ -219,7 +219,7 @@ class TestLosses:
         with pytest.raises(ValueError, match="beta must be positive, got"):
             linex(torch.zeros(1, 1), torch.zeros(1, 1), self.ONE, beta)
         with pytest.raises(ValueError, match="beta must be positive, got"):
-            over_rollouts(torch.zeros(2, 1), beta)
+            mean_over_rollouts(torch.zeros(2, 1), beta)
 
     def test_linex_is_the_squared_error_near_the_target(self) -> None:
         values, targets = torch.tensor([[1.0]]), torch.tensor([[1.01]])

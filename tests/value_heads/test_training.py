@@ -231,7 +231,7 @@ def test_the_best_held_out_epoch_is_kept_and_training_stops_early() -> None:
     options = FitOptions(lr=0.02, max_epochs=50, patience=2)
     report = fit(head, [linear_data(0)], [opposite], options=options)
     assert report.epochs == report.best_epoch + 3
-    errors = head.of_rollouts(opposite).detach() - opposite.rewards
+    errors = head.rollout_values(opposite).detach() - opposite.rewards
     kept = 0.5 * float(errors.square().mean())
     assert kept == pytest.approx(report.held_out_loss[report.best_epoch], rel=1e-5)
 

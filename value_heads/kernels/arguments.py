@@ -144,12 +144,12 @@ class PackedHeads:
         return not self.hidden_units
 
     @staticmethod
-    def packs(head: ValueHead) -> bool:
+    def can_pack(head: ValueHead) -> bool:
         """Return whether the head can be packed: it is linear or an MLP."""
         return head.config.architecture in ("linear", "mlp")
 
     @classmethod
-    def of(cls, heads: Sequence[ValueHead]) -> Self:
+    def from_heads(cls, heads: Sequence[ValueHead]) -> Self:
         """Pack heads; their outputs keep this order.
 
         Raises:
@@ -183,7 +183,7 @@ class _Layers(NamedTuple):
 
 
 def _layers(head: ValueHead) -> _Layers:
-    if not PackedHeads.packs(head):
+    if not PackedHeads.can_pack(head):
         raise ValueError(
             f"a packed head must be linear or an MLP, got {head.config.architecture!r}"
         )

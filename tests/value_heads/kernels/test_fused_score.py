@@ -75,7 +75,7 @@ def test_values(name: str, batch: int, rows: list[int], width: int, dtype: torch
     for weights in (None, torch.randn(len(rows), sum(len(h.config.rewards) for h in heads))):
         if weights is not None:
             weights[0, 0], weights = 0.0, weights.to(DEVICE)
-        packed = PackedHeads.of(heads)
+        packed = PackedHeads.from_heads(heads)
         values, total = operations(True).score(hidden, index, packed, weights)
         expected = exact(heads, hidden[index])
         torch.testing.assert_close(values.double(), expected, rtol=1e-5, atol=1e-5)
@@ -88,7 +88,7 @@ def test_values(name: str, batch: int, rows: list[int], width: int, dtype: torch
 def test_the_widest_states() -> None:
     heads, hidden = [head(8192, 2)], poisoned(2, 8192, torch.bfloat16)
     index = torch.tensor([1, 0], device=DEVICE)
-    values, _ = operations(True).score(hidden, index, PackedHeads.of(heads))
+    values, _ = operations(True).score(hidden, index, PackedHeads.from_heads(heads))
     torch.testing.assert_close(values.double(), exact(heads, hidden[index]), rtol=1e-5, atol=1e-5)
 
 
@@ -100,7 +100,7 @@ def test_a_broken_head_breaks_no_other(mlp_width: int | None) -> None:
         for parameter in heads[0].parameters():
             parameter.fill_(torch.nan)
     weights, index = torch.tensor([[0.0, 2.0]], device=DEVICE), torch.tensor([0], device=DEVICE)
-    values, total = operations(True).score(hidden, index, PackedHeads.of(heads), weights)
+    values, total = operations(True).score(hidden, index, PackedHeads.from_heads(heads), weights)
     assert values[0].isnan().tolist() == [True, False]
     assert total is not None
     torch.testing.assert_close(total, 2 * values[:, 1])

@@ -29,11 +29,13 @@ def value_head(mlp_width: int | None = None) -> ValueHead:
 def test_packed_heads_are_the_heads() -> None:
     heads, hidden = [value_head(), value_head(5), value_head()], torch.randn(6, 8)
     weights = torch.randn(2, 6)
-    values, total = REFERENCE.score(hidden, torch.tensor([4, 1]), PackedHeads.of(heads), weights)
+    values, total = REFERENCE.score(
+        hidden, torch.tensor([4, 1]), PackedHeads.from_heads(heads), weights
+    )
     expected = torch.cat([head(hidden[[4, 1]]) for head in heads], dim=-1)
     torch.testing.assert_close(values, expected)
     torch.testing.assert_close(total, (weights * expected).sum(-1))
-    assert REFERENCE.score(hidden, torch.tensor([0]), PackedHeads.of(heads))[1] is None
+    assert REFERENCE.score(hidden, torch.tensor([0]), PackedHeads.from_heads(heads))[1] is None
 
 
 def test_heads_that_are_no_network_of_two_layers_are_refused() -> None:
@@ -46,9 +48,9 @@ def test_heads_that_are_no_network_of_two_layers_are_refused() -> None:
         base_model="any",
     )
     with pytest.raises(ValueError, match="must be linear or an MLP, got 'mahalanobis'"):
-        PackedHeads.of([ValueHead(config)])
+        PackedHeads.from_heads([ValueHead(config)])
     with pytest.raises(ValueError, match="there must be a head"):
-        PackedHeads.of([])
+        PackedHeads.from_heads([])
 
 
 def test_steering_is_the_mixture_and_then_the_head_s_values() -> None:
