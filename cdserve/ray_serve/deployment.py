@@ -1,9 +1,9 @@
-"""The same server as a Ray Serve application: replicas behind Ray's proxies.
+"""The server as a Ray Serve application: replicas behind Ray's HTTP proxies.
 
     serve run cdserve.ray_serve:app config=cdserve.yaml replicas=2
 
-Every replica is an actor with the app and engines of its own, as `cdserve serve` makes them.
-`cdserve.ray_serve.proxy` is what Ray's proxies need of it.
+Every replica is an actor with its own app and engines, as under ``cdserve serve``.
+``cdserve.ray_serve.proxy`` is the middleware for Ray's proxies.
 """
 
 import asyncio
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
     from cdserve.engine.aligned import AlignedEngine
 
 NAME = "cdserve"
-"""Of the deployment, as ``deployments`` in Serve's configuration file names it."""
+"""Name of the deployment under ``deployments`` in Ray Serve's configuration file."""
 _POLL = 0.005
-"""Seconds between two looks whether the engine lives."""
+"""Interval of the check that the engine is alive, in seconds."""
 _SCRAPE_SECONDS = 8
-"""That replicas have to say their metrics in; Prometheus waits for 10."""
+"""Timeout for the metrics of all replicas; Prometheus times out after 10 seconds."""
 _CONSISTENT_HASH = "ray.serve.experimental.consistent_hash_router:ConsistentHashRouter"
-_RAYS_OWN = {
+_HTTP_SERVER_DEFAULTS = {
     "host": None,
     "port": 8000,
     "uds": None,
@@ -49,7 +49,7 @@ _RAYS_OWN = {
     "ssl_keyfile": None,
     "api_server_count": None,
 }
-"""vLLM's flags about its HTTP server, which is not there, and their defaults."""
+"""Defaults of vLLM's flags for its HTTP server, which does not run under Ray Serve."""
 
 
 def _words(value: object) -> object:
@@ -57,44 +57,45 @@ def _words(value: object) -> object:
 
 
 Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
-"""A list, or as on the command line one string that a shell would split."""
+"""A list of words, or one string that is split like a shell command."""
 
 
 class Arguments(BaseModel):
-    """What the application takes, from ``serve run`` or as ``args`` of a configuration file."""
+    """Arguments of the application, from ``serve run`` or ``args`` in a configuration file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    config: Path = Field(default=DEMO_DIR / "cdserve.yaml", description="The settings' YAML file.")
-    set: Words = Field(default=(), description="Settings over the file's, as key=value.")
-    flags: Words = Field(default=(), description="vLLM's flags.")
-    replicas: int = Field(default=1, ge=1)
-    cpus: float = Field(default=1, ge=0, description="That a replica takes of Ray's.")
-    gpus: float = Field(default=0, ge=0, description="That a replica takes of Ray's.")
+    config: Path = Field(default=DEMO_DIR / "cdserve.yaml", description="YAML settings file.")
+    set: Words = Field(default=(), description="Settings that override the file, as key=value.")
+    flags: Words = Field(default=(), description="Flags passed to vLLM.")
+    replicas: int = Field(default=1, ge=1, description="Number of replicas.")
+    cpus: float = Field(default=1, ge=0, description="Ray CPUs per replica.")
+    gpus: float = Field(default=0, ge=0, description="Ray GPUs per replica.")
     routing: Literal["least_loaded", "session"] = Field(
         default="least_loaded",
-        description="To the replica with fewer requests of two; or to that of an x-session-id.",
+        description="least_loaded: the less loaded of two random replicas; session: the same replica "
+        "for the same x-session-id header.",
     )
 
 
 class Replica:
-    """One server; ``serve.ingress`` makes it a deployment's class and gives it ``app``."""
+    """One server; ``serve.ingress`` turns the class into a deployment's and sets ``app``."""
 
     app: Starlette
 
     async def check_health(self) -> None:
-        """Raises what vLLM does if an engine has died; Ray then replaces the replica."""
+        """Raises vLLM's error if an engine has died; Ray then replaces the replica."""
         await self.app.state.engine.check_health()
 
     async def metrics(self) -> tuple[str, str]:
-        """The replica's id, and what ``/metrics`` says of it."""
+        """The replica's id and its metrics in Prometheus' text format."""
         return serve.get_replica_context().replica_tag, generate_latest(REGISTRY).decode()
 
 
 def app(arguments: Arguments) -> serve.Application:
     """Builds the application.
 
-    What Serve's configuration file says of the deployment ``cdserve`` wins over what stands here.
+    Options of the deployment ``cdserve`` in Ray Serve's configuration file take precedence.
     """
     absolute = arguments.model_copy(update={"config": arguments.config.resolve()})
 
@@ -106,7 +107,7 @@ def app(arguments: Arguments) -> serve.Application:
         name=NAME,
         num_replicas=arguments.replicas,
         ray_actor_options={"num_cpus": arguments.cpus, "num_gpus": arguments.gpus},
-        # Admission is the server's own: it knows of candidates, of which Ray does not.
+        # The server does admission control itself: it counts candidates, Ray counts requests.
         max_ongoing_requests=1000,
         graceful_shutdown_timeout_s=60,
         graceful_shutdown_wait_loop_s=0.5,
@@ -120,11 +121,11 @@ def app(arguments: Arguments) -> serve.Application:
 def _router(routing: str) -> RequestRouterConfig:
     if routing == "session":
         return RequestRouterConfig(request_router_class=_CONSISTENT_HASH)
-    return RequestRouterConfig()  # the less loaded of two
+    return RequestRouterConfig()  # the less loaded of two random replicas
 
 
 def replica(arguments: Arguments) -> Starlette:
-    """The app of one replica, whose engines start and stop with its lifespan.
+    """The app of one replica; its engines start and stop with the app's lifespan.
 
     Raises:
         ConfigError: the settings are wrong.
@@ -133,18 +134,20 @@ def replica(arguments: Arguments) -> Starlette:
     from cdserve.launch.serve import running_app
 
     application = Application.build(arguments.config, arguments.set, arguments.flags)
-    for name, default in _RAYS_OWN.items():
-        if (found := getattr(application.args, name)) != default:
+    for name, default in _HTTP_SERVER_DEFAULTS.items():
+        if (value := getattr(application.args, name)) != default:
             flag = "--" + name.replace("_", "-")
-            raise ConfigError(f"{flag} is {found}; under Ray Serve its proxies speak HTTP")
+            raise ConfigError(
+                f"{flag} is {value}; it is not supported under Ray Serve, whose proxies serve HTTP"
+            )
 
     @asynccontextmanager
     async def lifespan(outer: Starlette) -> AsyncIterator[None]:
         async with running_app(application) as (engine, inner):
             outer.state.engine = engine
-            outer.mount("/", SilentOnceDead(CancelledAsDisconnect(inner), engine))
+            outer.mount("/", SilentAfterEngineDeath(CancelledAsDisconnect(inner), engine))
             stopping = threading.Event()
-            threading.Thread(target=_end_with, args=(engine, stopping), daemon=True).start()
+            threading.Thread(target=_exit_with, args=(engine, stopping), daemon=True).start()
             try:
                 yield
             finally:
@@ -153,11 +156,11 @@ def replica(arguments: Arguments) -> Starlette:
     return Starlette(lifespan=lifespan, routes=[Route("/metrics", _metrics)])
 
 
-class SilentOnceDead:
-    """Middleware that begins no response once the engine has died.
+class SilentAfterEngineDeath:
+    """Middleware that starts no response after the engine has died.
 
-    What it would say is that the engine is dead. The process is about to end, which the proxy sees;
-    with nothing answered, it sends the request to another replica (`cdserve.ray_serve.proxy`).
+    Any response would be an error. The process is about to exit; if no response has started, the
+    proxy sends the request to another replica (``cdserve.ray_serve.proxy``).
     """
 
     def __init__(self, app: ASGIApp, engine: "AlignedEngine") -> None:
@@ -165,37 +168,37 @@ class SilentOnceDead:
         self._engine = engine
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Calls the app; a response that has begun goes on, with the error in it."""
-        begun = False
+        """Calls the app; a response that has started continues, with the error in it."""
+        started = False
 
-        async def sent(message: Message) -> None:
-            nonlocal begun
-            if not begun and self._engine.errored:
-                await asyncio.Event().wait()  # until the process ends
-            begun = begun or message["type"] == "http.response.body"
+        async def send_if_alive(message: Message) -> None:
+            nonlocal started
+            if not started and self._engine.errored:
+                await asyncio.Event().wait()  # until the process exits
+            started = started or message["type"] == "http.response.body"
             await send(message)
 
-        await self._app(scope, receive, sent)
+        await self._app(scope, receive, send_if_alive)
 
 
 async def _metrics(_: Request) -> Response:
-    """The metrics of all replicas: a request reaches only one, and not always the same."""
+    """The merged metrics of all replicas, since a scrape reaches an arbitrary one."""
     deployment = serve.get_replica_context().deployment
     answers = await (
         serve.get_deployment_handle(deployment)
         .broadcast("metrics")
         .results_async(timeout_s=_SCRAPE_SECONDS, return_exceptions=True)
     )
-    # A replica that has just died answers with an exception.
-    expositions = dict(one for one in answers if not isinstance(one, BaseException))
+    # A replica that has just died gives an exception.
+    expositions = dict(answer for answer in answers if not isinstance(answer, BaseException))
     return Response(merged(expositions), media_type=CONTENT_TYPE_LATEST)
 
 
-def _end_with(engine: "AlignedEngine", stopping: threading.Event) -> None:
-    """Ends the process at once when the engine dies: Ray then sends the replica nothing more.
+def _exit_with(engine: "AlignedEngine", stopping: threading.Event) -> None:
+    """Exits the process as soon as the engine dies, so that Ray sends it no more requests.
 
-    A health check would fail it only after some seconds, with all requests until then; and the
-    event loop is busy with the requests that have failed.
+    A health check would take seconds, and all requests until then would fail. A thread does this
+    because the event loop is busy with the failed requests.
     """
     while not stopping.wait(_POLL):
         if engine.errored:

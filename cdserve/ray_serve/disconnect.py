@@ -1,53 +1,55 @@
-"""Calls that are cancelled, told to the app as clients that have left."""
+"""Turns cancelled calls into client disconnects for the app."""
 
 import asyncio
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-_LEFT: Message = {"type": "http.disconnect"}
+_DISCONNECT: Message = {"type": "http.disconnect"}
 
 
 class CancelledAsDisconnect:
-    """Middleware for a server that cancels a call once its client has left, as Ray Serve does.
+    """Middleware for servers that cancel a call when its client disconnects, such as Ray Serve.
 
-    vLLM's handlers wait for the message that a client has left; if they are cancelled instead, what
-    they have begun runs on.
+    vLLM's handlers wait for the disconnect message. If they are cancelled instead, their engine
+    requests keep running.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Calls the app; if cancelled, waits until the app has ended."""
+        """Calls the app; if cancelled, sends a disconnect and waits until the app returns."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        disconnected: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         waiting: asyncio.Task[Message] | None = None
-        answering = False
+        responding = False
 
-        async def received() -> Message:
+        async def receive_or_disconnect() -> Message:
             nonlocal waiting
             waiting = waiting or asyncio.create_task(_message(receive))
-            await asyncio.wait((waiting, left), return_when=asyncio.FIRST_COMPLETED)
-            if left.done():
-                return _LEFT
+            await asyncio.wait((waiting, disconnected), return_when=asyncio.FIRST_COMPLETED)
+            if disconnected.done():
+                return _DISCONNECT
             message, waiting = waiting.result(), None
             return message
 
-        async def sent(message: Message) -> None:
-            nonlocal answering
-            answering = True
-            if not left.done():
+        async def send_if_connected(message: Message) -> None:
+            nonlocal responding
+            responding = True
+            if not disconnected.done():
                 await send(message)
 
-        call = asyncio.create_task(_call(self._app, scope, received, sent))
+        call = asyncio.create_task(
+            _call(self._app, scope, receive_or_disconnect, send_if_connected)
+        )
         try:
             await asyncio.shield(call)
         except asyncio.CancelledError:
-            left.set_result(None)
-            if answering:  # a stream is closed by cancelling it
+            disconnected.set_result(None)
+            if responding:  # a stream is closed by cancelling it
                 call.cancel()
             await asyncio.gather(call, return_exceptions=True)
             raise

@@ -1,4 +1,4 @@
-"""Prometheus' text format: the metrics of several replicas as one answer."""
+"""Merges the metrics of several replicas in Prometheus' text format."""
 
 from collections.abc import Iterator, Mapping
 
@@ -14,7 +14,7 @@ class _Merged(Collector):
         self._expositions = expositions
 
     def collect(self) -> Iterator[Metric]:
-        """The families, each with the samples of all replicas."""
+        """The metric families, each with the samples of all replicas."""
         families: dict[str, Metric] = {}
         for replica, text in self._expositions.items():
             for family in text_string_to_metric_families(text):
@@ -28,10 +28,10 @@ class _Merged(Collector):
 
 
 def merged(expositions: Mapping[str, str]) -> bytes:
-    """One exposition of all, every sample with the label ``replica``.
+    """One exposition with the samples of all replicas, labelled ``replica``.
 
     Args:
-        expositions: what ``/metrics`` says, by replica.
+        expositions: the text of ``/metrics`` by replica.
     """
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Merged(expositions))

@@ -47,9 +47,9 @@ class Backbone:
             expected = self._states(ids).float() @ lm_head.T
         if not torch.allclose(logits, expected, rtol=0.02, atol=0.02 * float(logits.abs().max())):
             raise ConfigError(
-                "--model: the logits are not the output embedding times the last hidden state "
-                "(there is a scale, a bias or a soft cap); use --method fudge, td or soft, and a "
-                "head that is not tied"
+                "--model: the logits are not the output embedding times the last hidden state (a "
+                "scale, a bias or a soft cap applies); use --method fudge, td or soft, and a head "
+                "that is not tied"
             )
         return Base(lm_head=lm_head, temperature=temperature)
 

@@ -9,7 +9,7 @@ import pytest
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cdserve.ray_serve.deployment import SilentOnceDead
+from cdserve.ray_serve.deployment import SilentAfterEngineDeath
 from cdserve.ray_serve.proxy import ATTEMPTS, RetryOnDeath, middlewares
 from tests.waiting import turns
 
@@ -191,7 +191,9 @@ async def test_a_replica_begins_no_response_once_its_engine_has_died(begun: bool
         sent.append(message)
 
     receive: Any = None
-    call = asyncio.create_task(SilentOnceDead(answers, engine)({"type": "http"}, receive, send))
+    call = asyncio.create_task(
+        SilentAfterEngineDeath(answers, engine)({"type": "http"}, receive, send)
+    )
     await turns()
     assert sent == (messages if begun else [])
     assert call.done() == begun
