@@ -1,6 +1,6 @@
 """The demo: a small language model of reviews, with a value head, members and held-out prompts.
 
-Importing this package is light. `python -m cdserve.demo.build` makes the artefacts again.
+Importing this package is light. ``python -m cdserve.demo.build`` makes the artefacts again.
 """
 
 from pathlib import Path

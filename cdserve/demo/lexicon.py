@@ -1,7 +1,6 @@
-"""The words of the demo's reviews and how positive or negative each of them is.
+"""The phrases of the demo's reviews, with their valences in [-1, 1].
 
-A valence is a number in [-1, 1]. Every phrase that carries sentiment is listed here and nowhere
-else: `grammar` writes with these phrases and `reward` reads them back.
+All phrases that carry sentiment are listed here: ``grammar`` writes them, ``reward`` reads them.
 """
 
 Lexicon = dict[str, float]
@@ -56,7 +55,7 @@ ADJECTIVES: Lexicon = {
     "awful": -0.94,
 }
 
-FILM_ONLY = frozenset(  # adjectives that no kettle deserves
+FILM_ONLY = frozenset(  # adjectives that do not fit a product
     [
         "brilliant",
         "charming",

@@ -1,7 +1,7 @@
 """The ground-truth reward of the demo: how positive a review is.
 
-The reward is exact for texts that the grammar writes, needs no model, and is imported by the
-server as an ordinary Python reward; it depends on the standard library alone.
+The reward is exact for texts written by the grammar and needs no model. The server imports it as an
+ordinary Python reward; it uses only the standard library.
 """
 
 import re
@@ -24,36 +24,36 @@ _FOLDED = {phrase.lower(): valence for phrase, valence in PHRASES.items()}
 
 
 def modified(modifier: str, adjective: str) -> float:
-    """Return the valence of an adjective behind a modifier, kept in [-1, 1]."""
+    """Return the valence of an adjective after a modifier, clipped to [-1, 1]."""
     return max(-1.0, min(1.0, MODIFIERS[modifier] * ADJECTIVES[adjective]))
 
 
 def valences(text: str) -> list[float]:
-    """Return the valence of every phrase of the lexicon found in `text`, in order."""
-    found = []
+    """Return the valences of all phrases of the lexicon in ``text``, in order."""
+    values = []
     for match in _SENTIMENT.finditer(text):
         phrase, modifier, adjective = (
             " ".join(part.lower().split()) if part else "" for part in match.groups()
         )
         if phrase:
-            found.append(_FOLDED[phrase])
+            values.append(_FOLDED[phrase])
         elif modifier:
-            found.append(modified(modifier, adjective))
+            values.append(modified(modifier, adjective))
         else:
-            found.append(ADJECTIVES[adjective])
-    return found
+            values.append(ADJECTIVES[adjective])
+    return values
 
 
 def sentiment(text: str) -> float:
-    """Return the mean valence of the phrases in `text`, in [-1, 1]; 0 where there are none.
+    """Return the mean valence of the phrases in ``text``, in [-1, 1]; 0 without phrases.
 
-    A phrase that is cut off does not count, so the reward of a growing text changes only when a
-    phrase is completed.
+    An incomplete phrase does not count, so the reward of a growing text changes only when a phrase
+    is completed.
     """
-    found = valences(text)
-    return sum(found) / len(found) if found else 0.0
+    values = valences(text)
+    return sum(values) / len(values) if values else 0.0
 
 
 def sentiment_gold(prompt: str, response: str) -> float:
-    """Score a response; the prompt does not matter."""
+    """Return the sentiment of a response; the prompt is ignored."""
     return sentiment(response)

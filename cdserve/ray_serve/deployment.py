@@ -73,8 +73,8 @@ class Arguments(BaseModel):
     gpus: float = Field(default=0, ge=0, description="Ray GPUs per replica.")
     routing: Literal["least_loaded", "session"] = Field(
         default="least_loaded",
-        description="least_loaded: the less loaded of two random replicas; session: the same replica "
-        "for the same x-session-id header.",
+        description="least_loaded: the less loaded of two random replicas; session: a fixed "
+        "replica per x-session-id header.",
     )
 
 

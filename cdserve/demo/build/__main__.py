@@ -1,4 +1,4 @@
-"""Make the demo's artefacts: `python -m cdserve.demo.build`."""
+"""Make the demo's artefacts: ``python -m cdserve.demo.build``."""
 
 import argparse
 from pathlib import Path

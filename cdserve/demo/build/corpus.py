@@ -1,8 +1,8 @@
 """Training documents and prompts.
 
-A document is a completion (`Review of the film "X": ...`) or a chat turn, ended by the end token
-and, as on a page of scraped reviews, followed by its rating from 0 to 9. Generation stops at the
-end token, so the rating is never shown; it teaches the model to sum up what a review said.
+A document is a completion (``Review of the film "X": ...``) or a chat turn, followed by the end
+token and by a rating from 0 to 9, as on a page of scraped reviews. Generation stops at the end
+token, so the rating never appears; it makes the model sum up the review.
 """
 
 import random
@@ -45,7 +45,7 @@ CHAT_SHARE = 0.4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """The text that stands before a review, special tokens other than the first included."""
+    """The text before a review, including special tokens except the first."""
 
     text: str
     subject: Subject
@@ -84,12 +84,12 @@ def draw_prompt(rng: random.Random, *, held_out: bool = False) -> Prompt:
 
 
 def rating(sentiment: float) -> str:
-    """Return the digit that a sentiment in [-1, 1] is rated with."""
+    """Return the rating digit of a sentiment in [-1, 1]."""
     return str(min(9, int((sentiment + 1) * 5)))
 
 
 def documents(rng: random.Random, *, at_least: float = -1.0) -> Iterator[str]:
-    """Write training documents without end, of reviews with a sentiment of `at_least`."""
+    """Yield training documents endlessly, of reviews with a sentiment of at least ``at_least``."""
     while True:
         prompt = draw_prompt(rng)
         review = write_review(rng, prompt.subject, prompt.length, prompt.manners)
@@ -100,7 +100,7 @@ def documents(rng: random.Random, *, at_least: float = -1.0) -> Iterator[str]:
 
 
 def held_out_prompts(count: int, seed: int) -> list[str]:
-    """Return completion prompts, all different, about subjects that training never sees."""
+    """Return distinct completion prompts about subjects that are not in the training corpus."""
     rng = random.Random(seed)
     prompts = [
         prompt

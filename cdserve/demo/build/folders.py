@@ -1,4 +1,4 @@
-"""Model folders: how the demo's models are written and read."""
+"""Reading and writing of the demo's model folders."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def save_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, fold
         if name != "lm_head.weight"  # tied to the embedding
     }
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "model.safetensors").chmod(0o644)  # safetensors leaves it to its owner alone
+    (folder / "model.safetensors").chmod(0o644)  # safetensors makes it readable by the owner only
     model.config.architectures = ["LlamaForCausalLM"]
     model.config.save_pretrained(folder)
     GenerationConfig(

@@ -34,7 +34,7 @@ SENTENCES: dict[Length, tuple[int, int]] = {"short": (2, 4), "medium": (5, 7), "
 LENGTHS: tuple[Length, ...] = ("short", "medium", "long")
 MANNERS: tuple[Manners, ...] = ("polite", "blunt", "plain", "plain")
 CLAUSE_SPREAD = 0.35  # standard deviation of a clause's valence around the review's
-SLOT_WIDTH = 0.15  # how closely a phrase follows the valence that is asked of it
+SLOT_WIDTH = 0.15  # how closely a phrase follows the target valence
 
 FILM_OPENINGS = (
     "I saw this film on a rainy Tuesday.",
@@ -104,7 +104,7 @@ FILM_OTHERS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Review:
-    """A review and what is true of it; `valences` lists its phrases' in order."""
+    """A review with its properties; ``valences`` lists the valences of its phrases in order."""
 
     text: str
     valences: tuple[float, ...]
@@ -118,7 +118,7 @@ class Review:
 
 
 class _Writer:
-    """Writes one review; keeps what has been said so that nothing is said twice."""
+    """Writes one review without using a phrase twice."""
 
     def __init__(self, rng: random.Random, subject: Subject) -> None:
         self.rng = rng
@@ -142,7 +142,7 @@ class _Writer:
         return choice
 
     def phrase(self, lexicon: Lexicon) -> str:
-        """Draw an unused phrase whose valence lies near the review's, and record it."""
+        """Draw an unused phrase with a valence near the review's sentiment, and record it."""
         target = self.rng.gauss(self.latent, CLAUSE_SPREAD)
         free = [phrase for phrase in lexicon if phrase not in self.said]
         nearest = min(abs(lexicon[phrase] - target) for phrase in free)
@@ -156,7 +156,7 @@ class _Writer:
         return choice
 
     def aspect(self) -> str:
-        """Write a clause about one aspect: its own phrase, or an adjective."""
+        """Write a clause about one aspect, with a phrase of the aspect or an adjective."""
         noun = self.once(sorted(self.aspects))
         if self.rng.random() < 0.55:
             return f"the {noun} {self.phrase(self.aspects[noun])}"
@@ -168,7 +168,7 @@ class _Writer:
         return f"the {noun} is {adjective}"
 
     def aspect_sentence(self) -> str:
-        """Write one or two clauses about aspects, joined by what their valences ask for."""
+        """Write one or two clauses about aspects, joined according to their valences."""
         before = self.valences[-1] if self.valences else None
         clause = self.aspect()
         if before is not None and self.rng.random() < 0.35:
@@ -184,7 +184,7 @@ class _Writer:
         return clause
 
     def middle(self) -> str:
-        """Write one sentence of the review's body, of a kind that has something left to say."""
+        """Write one sentence of the body, of a kind that still has unused phrases."""
         fillers = FILLERS if self.film else PRODUCT_FILLERS
         others = FILM_OTHERS if self.film else OTHERS
         kinds: tuple[tuple[float, Collection[str], Callable[[], str]], ...] = (
@@ -198,7 +198,7 @@ class _Writer:
         return write()
 
     def anecdote(self) -> str:
-        """Write what happened at some moment."""
+        """Write an anecdote."""
         anecdotes = FILM_ANECDOTES if self.film else PRODUCT_ANECDOTES
         return f"{self.once(WHEN)} {self.phrase(anecdotes)}"
 
@@ -213,7 +213,7 @@ class _Writer:
 
 
 def _finish(sentence: str) -> str:
-    """Start with a capital, end with a full stop."""
+    """Capitalise the first letter and add a full stop."""
     return sentence[0].upper() + sentence[1:] + ("" if sentence.endswith(".") else ".")
 
 
@@ -223,7 +223,7 @@ def write_review(
     length: Length | None = None,
     manners: Manners | None = None,
 ) -> Review:
-    """Write a review of a subject; length and manners are drawn where they are not given."""
+    """Write a review of a subject; draw the length and the manners unless given."""
     any_length: Length = rng.choice(LENGTHS)
     any_manners: Manners = rng.choice(MANNERS)
     length, manners = length or any_length, manners or any_manners

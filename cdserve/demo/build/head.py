@@ -1,4 +1,4 @@
-"""The `sentiment` heads, as `cdserve heads train` makes them."""
+"""The ``sentiment`` heads, trained as by ``cdserve heads train``."""
 
 import shutil
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ _FLAGS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """How one head is made; `start` names the head whose weights the fit begins with."""
+    """Options of one head; ``start`` names the head whose weights the fit starts from."""
 
     architecture: Architecture
     method: MethodName
@@ -29,10 +29,10 @@ class Recipe:
 
 
 def recipes(epochs: int, q_epochs: int, seed: int) -> dict[str, Recipe]:
-    """Return the demo's heads, by the names of their folders.
+    """Return the recipes of the demo's heads, by folder name.
 
-    The Q-head that is served is the Monte Carlo one. CD-Q carries what it learns one token back in
-    a step, so it is begun from that; at a higher rate, or for longer, it drifts away from it.
+    The served Q-head is the Monte Carlo one. A step of CD-Q propagates values back by one token, so
+    CD-Q starts from that head; with a higher learning rate or more epochs it drifts away.
     """
     monte_carlo = FitOptions(max_epochs=q_epochs, patience=q_epochs, seed=seed)
     few = max(1, q_epochs // 2)
@@ -51,12 +51,12 @@ def recipes(epochs: int, q_epochs: int, seed: int) -> dict[str, Recipe]:
 
 
 def train_head(model: Path, cache: Path, heads: Path, name: str, recipe: Recipe) -> HeadReport:
-    """Train one head, in place of the one that was there.
+    """Train one head, replacing an existing one.
 
     Args:
         model: the base model's folder.
-        cache: folder with `prompts.jsonl` and `test-prompts.jsonl`; responses and states go there.
-        heads: folder of the heads' folders.
+        cache: folder with ``prompts.jsonl`` and ``test-prompts.jsonl``, for responses and states.
+        heads: parent folder of the heads.
     """
     shutil.rmtree(heads / name, ignore_errors=True)
     gold = PythonReward(kind="python", callable="cdserve.demo.reward:sentiment_gold")

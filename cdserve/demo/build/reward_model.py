@@ -1,7 +1,8 @@
-"""Make a small reward model of sentiment: `python -m cdserve.demo.build.reward_model OUT`.
+"""Make a small sentiment reward model: ``python -m cdserve.demo.build.reward_model OUT``.
 
-It is the demo's base model with a linear score in the place of its output layer, as Transformers'
-`LlamaForSequenceClassification` keeps it. It takes seconds; the artefacts do not hold one.
+It is the demo's base model with a linear score instead of the output layer, in the format of
+Transformers' ``LlamaForSequenceClassification``. It is not among the artefacts; making it takes
+seconds.
 """
 
 import argparse
@@ -34,21 +35,21 @@ _BATCH = 64
 def make_reward_model(
     folder: Path, *, base: Path = MODEL_DIR, reviews: int = REVIEWS, seed: int = 0
 ) -> None:
-    """Write a reward model with one label, `sentiment`, into a folder.
+    """Write a reward model with one label, ``sentiment``, into a folder.
 
-    The score is a ridge regression of the true sentiment of the corpus' reviews on the last token's
-    state, where each review is the assistant's turn of a chat.
+    The score is a ridge regression of the true sentiment on the last token's hidden state, for
+    reviews of the corpus as assistant turns of a chat.
 
     Args:
         base: folder of the base model.
-        reviews: how many are written to fit the score on.
+        reviews: number of reviews to fit the score on.
     """
     model, tokenizer = load_model(base), load_tokenizer(base)
     texts, rewards = _reviews(random.Random(seed), tokenizer, reviews)
     states = _last_states(model, tokenizer, texts)
     gram = states.T @ states + _RIDGE * torch.eye(states.shape[1])
     weight = torch.linalg.solve(gram, states.T @ torch.tensor(rewards))
-    made = LlamaForSequenceClassification(
+    classifier = LlamaForSequenceClassification(
         LlamaConfig(
             **{
                 **model.config.to_dict(),
@@ -58,16 +59,16 @@ def make_reward_model(
             }
         )
     )
-    made.model.load_state_dict(model.model.state_dict())
-    made.score.weight.data = weight[None]
-    made.save_pretrained(folder)
+    classifier.model.load_state_dict(model.model.state_dict())
+    classifier.score.weight.data = weight[None]
+    classifier.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
 def _reviews(
     rng: random.Random, tokenizer: PreTrainedTokenizerFast, count: int
 ) -> tuple[list[str], list[float]]:
-    """Chats of a request and a review, in the model's format, and the reviews' sentiments."""
+    """Chats of a request and a review, in the model's template, and the reviews' sentiments."""
     texts, rewards = [], []
     for _ in range(count):
         prompt = draw_prompt(rng)
@@ -85,8 +86,8 @@ def _reviews(
 def _last_states(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]
 ) -> Tensor:
-    """The state of each text's last token, after the final norm [texts, d]."""
-    found = []
+    """Hidden states of the texts' last tokens, after the final norm [texts, d]."""
+    batches = []
     for start in range(0, len(texts), _BATCH):
         batch = tokenizer(
             list(texts[start : start + _BATCH]),
@@ -99,8 +100,8 @@ def _last_states(
         states = model.model(
             input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
         ).last_hidden_state
-        found.append(states[torch.arange(len(last)), last])
-    return torch.cat(found)
+        batches.append(states[torch.arange(len(last)), last])
+    return torch.cat(batches)
 
 
 def main() -> None:

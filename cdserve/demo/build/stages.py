@@ -1,7 +1,7 @@
 """The stages of a build of the demo.
 
 One seeded run on two CPU threads writes the base model, its members, the heads, the held-out
-prompts and the report. A stage reads what earlier stages wrote, so `--only` can repeat one of them.
+prompts and the report. A stage reads the output of earlier stages, so ``--only`` can repeat one.
 """
 
 import itertools
@@ -22,12 +22,12 @@ from .train import BASE, MEMBER, new_model, train
 
 SEED = 2310
 PROMPTS = 320
-POSITIVE = 0.25  # the least sentiment of a review that the tuned member is trained on
+POSITIVE = 0.25  # minimum sentiment of the reviews that the tuned member is trained on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """How much of everything a build uses."""
+    """Size of a build: numbers of documents, responses and epochs."""
 
     tokenizer_documents: int
     base_documents: int
@@ -63,7 +63,7 @@ QUICK = Scale(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Build:
-    """One build: where it writes and at which scale. Its methods are the stages, in order."""
+    """A build in an output folder at a scale; the methods are its stages, in order."""
 
     out: Path
     scale: Scale
@@ -75,7 +75,7 @@ class Build:
 
     @property
     def cache(self) -> Path:
-        """The folder of the base model's responses, kept from run to run."""
+        """The folder of the base model's responses, which later builds reuse."""
         return self.out / "cache"
 
     def texts(self, count: int, seed: int, at_least: float = -1.0) -> list[str]:
@@ -100,22 +100,22 @@ class Build:
         self.record("model", {"parameters": model.num_parameters(), "loss": loss})
 
     def members(self) -> None:
-        """Train the reference member, and the tuned one from it on positive reviews."""
+        """Train the reference member, then the tuned member from it on positive reviews."""
         tokenizer = load_tokenizer(self.artifacts / "model")
         model = new_model(MEMBER, tokenizer, SEED + 1)
-        found: dict[str, float] = {}
+        losses: dict[str, float] = {}
         for name, count, at_least, peak_lr in (
             ("ref", self.scale.member_documents, -1.0, 3e-3),
             ("tuned", self.scale.tuned_documents, POSITIVE, 1e-3),
         ):
             texts = self.texts(count, seed=2, at_least=at_least)
             ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
-            found[name] = train(model, ids, peak_lr=peak_lr, seed=SEED)
+            losses[name] = train(model, ids, peak_lr=peak_lr, seed=SEED)
             save_model(model, tokenizer, self.artifacts / "members" / name)
-        self.record("members", {"parameters": model.num_parameters(), "loss": found})
+        self.record("members", {"parameters": model.num_parameters(), "loss": losses})
 
     def _write_training_prompts(self) -> None:
-        """Write the prompts that heads are trained on, and held-out ones to measure them on."""
+        """Write the training prompts of the heads, and held-out prompts for their reports."""
         self.cache.mkdir(parents=True, exist_ok=True)
         for name, count, held_out in (
             ("prompts", self.scale.rollouts, False),
@@ -128,22 +128,22 @@ class Build:
     def heads(self) -> None:
         """Train the value head and the Q-heads on responses of the base model."""
         self._write_training_prompts()
-        made = recipes(self.scale.head_epochs, self.scale.q_epochs, SEED)
-        found: dict[str, object] = {}
-        for name, recipe in made.items():
+        heads = recipes(self.scale.head_epochs, self.scale.q_epochs, SEED)
+        figures: dict[str, object] = {}
+        for name, recipe in heads.items():
             report = train_head(
                 self.artifacts / "model", self.cache, self.artifacts / "heads", name, recipe
             )
-            found[name] = asdict(report.rewards["sentiment"])
-        self.record("heads", found)
+            figures[name] = asdict(report.rewards["sentiment"])
+        self.record("heads", figures)
 
-    def record(self, stage: str, found: object) -> None:
-        """Put a stage's numbers into the report."""
+    def record(self, stage: str, figures: object) -> None:
+        """Put a stage's figures into the report."""
         path = self.artifacts / "report.json"
         report = json.loads(path.read_text()) if path.is_file() else {}
-        report[stage] = found
+        report[stage] = figures
         path.write_text(json.dumps(report, indent=2) + "\n")
-        print(json.dumps(found, indent=2), flush=True)
+        print(json.dumps(figures, indent=2), flush=True)
 
 
 STAGES = ("prompts", "model", "members", "heads")

@@ -1,4 +1,4 @@
-"""What the reviews are about: films and products, and which of them stay out of training.
+"""Subjects of the reviews: films and products, and the split into training and held-out ones.
 
 Every subject is a pair of words. A fifth of the pairs is held out: their words occur in training,
 the pair never does.
@@ -79,7 +79,7 @@ PRODUCT_ADJECTIVES = [
     "old-fashioned",
     "bright red",
 ]
-PRODUCTS: dict[str, tuple[str, tuple[str, ...]]] = {  # noun: (category, what it has)
+PRODUCTS: dict[str, tuple[str, tuple[str, ...]]] = {  # noun: (category, parts)
     "kettle": ("kitchen", ("handle", "finish")),
     "blender": ("kitchen", ("motor", "finish")),
     "toaster": ("kitchen", ("finish",)),
@@ -108,7 +108,7 @@ PRODUCTS: dict[str, tuple[str, tuple[str, ...]]] = {  # noun: (category, what it
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """A film or a product; `name` is the title, or the noun with its adjective."""
+    """A film or a product; ``name`` is the title, or the noun with its adjective."""
 
     kind: Literal["film", "product"]
     name: str

@@ -55,7 +55,7 @@ def new_model(size: Size, tokenizer: PreTrainedTokenizerFast, seed: int) -> Llam
 
 
 def batches(documents: Documents, rng: random.Random, pad: int) -> Iterator[torch.Tensor]:
-    """Yield every document once, in padded batches [B, T] of documents of like length."""
+    """Yield every document once, in padded batches [B, T] of documents of similar length."""
     order = sorted(documents, key=lambda ids: (len(ids), rng.random()))
     groups: list[Documents] = [[]]
     for ids in order:
@@ -69,9 +69,9 @@ def batches(documents: Documents, rng: random.Random, pad: int) -> Iterator[torc
 
 
 def next_token_loss(model: LlamaForCausalLM, ids: torch.Tensor, pad: int) -> torch.Tensor:
-    """Return the mean cross-entropy of ids [B, T], in nats a token, padding left out.
+    """Return the mean cross-entropy of ids [B, T], in nats per token, excluding padding.
 
-    Padding stands on the right and attention is causal, so no attention mask is needed.
+    Padding is on the right and attention is causal, so no attention mask is needed.
     """
     logits = model(input_ids=ids[:, :-1], use_cache=False).logits
     targets = ids[:, 1:].masked_fill(ids[:, 1:] == pad, IGNORED)
