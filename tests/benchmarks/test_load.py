@@ -24,7 +24,7 @@ def recorded(tool: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("tool", READ)
-def test_the_figures_agree_with_each_other(tool: str) -> None:
+def test_figures_of_a_load_generator_are_consistent(tool: str) -> None:
     figures = READ[tool](recorded(tool))
     assert figures["completed"] == 16
     assert figures["failed"] == 0
@@ -36,13 +36,13 @@ def test_the_figures_agree_with_each_other(tool: str) -> None:
     assert figures["end_to_end_ms"]["p50"] <= figures["end_to_end_ms"]["p99"]
 
 
-def test_answers_of_one_chunk_have_no_time_between_blocks() -> None:
+def test_single_chunk_answers_have_no_inter_block_time() -> None:
     result = recorded("vllm_bench")
     assert vllm_bench_figures(result)["between_blocks_ms"]["p50"] > 0
     assert vllm_bench_figures({**result, "itls": [[]] * 16})["between_blocks_ms"] is None
 
 
-def test_a_load_that_failed_whole_is_an_error() -> None:
+def test_load_with_only_failed_requests_is_an_error() -> None:
     failed = {**recorded("vllm_bench"), "completed": 0, "errors": ["Service Unavailable"]}
     with pytest.raises(RuntimeError, match="Service Unavailable"):
         vllm_bench_figures(failed)
@@ -68,7 +68,7 @@ def rows() -> list[dict[str, Any]]:
     ]
 
 
-def test_every_row_is_in_its_table() -> None:
+def test_every_row_appears_in_its_table() -> None:
     tables = markdown(rows()).split("## ")[1:]
     assert [table.partition("\n")[0] for table in tables] == [
         "Closed loop, demo",
@@ -92,7 +92,7 @@ def test_every_row_is_in_its_table() -> None:
             assert shown["between blocks, s"] == ""
 
 
-def test_the_page_has_its_plot_and_links_to_the_rows(tmp_path: Path) -> None:
+def test_page_has_the_plot_and_a_link_to_the_rows(tmp_path: Path) -> None:
     made = {
         "command": "python benchmarks/load.py",
         "date": "2026-01-02",
@@ -111,7 +111,7 @@ def test_the_page_has_its_plot_and_links_to_the_rows(tmp_path: Path) -> None:
     assert (tmp_path / "docs" / "load.svg").read_text().count("<svg") == 1
 
 
-def test_vllm_bench_sends_the_policy(server: Served) -> None:
+def test_vllm_bench_requests_carry_the_policy(server: Served) -> None:
     body = {"temperature": 1.0, "alignment": {"method": "tokenwise_cd", "beta": 0.5}}
     sizes = {"requests": 4, "prompt_tokens": 12, "output_tokens": 8, "concurrency": 2}
     load = Load(model="demo", body=body, **sizes)

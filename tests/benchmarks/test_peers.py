@@ -118,7 +118,9 @@ def check(found: Law, expected: Law, plain: Law, within: float) -> None:
     assert distance(found, expected) < within
 
 
-def test_guided_by_q_draws_from_the_tilted_law(model: LlamaForCausalLM, q_head: QHead) -> None:
+def test_q_guided_loop_draws_from_the_tilted_distribution(
+    model: LlamaForCausalLM, q_head: QHead
+) -> None:
     beta = 0.5
 
     def tilted(ids: list[int]) -> torch.Tensor:
@@ -129,7 +131,7 @@ def test_guided_by_q_draws_from_the_tilted_law(model: LlamaForCausalLM, q_head: 
     check(found, law(tilted), law(lambda ids: base(model, ids)), within=0.15)
 
 
-def test_guided_by_v_draws_from_the_tilted_law_of_the_likeliest(
+def test_v_guided_loop_draws_from_the_tilted_distribution_of_top_tokens(
     model: LlamaForCausalLM, head: ValueHead
 ) -> None:
     beta, top_k = 0.2, 3
@@ -148,7 +150,7 @@ def test_guided_by_v_draws_from_the_tilted_law_of_the_likeliest(
     check(found, law(tilted), law(lambda ids: base(model, ids)), within=0.15)
 
 
-def test_best_blocks_draws_from_the_law_of_the_best_of_k(
+def test_best_block_loop_draws_from_the_best_of_k_distribution(
     model: LlamaForCausalLM, head: ValueHead
 ) -> None:
     k = 4
@@ -172,7 +174,9 @@ def test_best_blocks_draws_from_the_law_of_the_best_of_k(
         check(found, expected, plain, within=0.15)
 
 
-def test_loops_count_their_tokens(model: LlamaForCausalLM, head: ValueHead, q_head: QHead) -> None:
+def test_loops_count_generated_tokens(
+    model: LlamaForCausalLM, head: ValueHead, q_head: QHead
+) -> None:
     torch.manual_seed(4)
     with torch.inference_mode():
         by_q = guided_by_q(model, q_head, PROMPT, beta=1.0, max_tokens=6)
@@ -187,7 +191,7 @@ def test_loops_count_their_tokens(model: LlamaForCausalLM, head: ValueHead, q_he
     assert blocks.read >= 2 * 4 * len(PROMPT)
 
 
-def test_a_closed_loop_keeps_as_many_under_way() -> None:
+def test_closed_loop_keeps_a_constant_number_of_requests_in_flight() -> None:
     under_way, most = 0, 0
 
     async def answer(prompt: str) -> Answer:
@@ -205,7 +209,7 @@ def test_a_closed_loop_keeps_as_many_under_way() -> None:
     assert 0 < max(run.latencies) <= run.elapsed
 
 
-def test_a_peer_is_ahead_only_beyond_the_spread() -> None:
+def test_peer_is_ahead_only_beyond_the_spread_of_rounds() -> None:
     def runs(*elapsed: float, gold: float = 0.5) -> dict[str, Any]:
         one = {"latencies": [0.1] * 4, "decoded": 8.0, "read": 2.0, "value": [0.1, 0.2] * 2}
         scores = [gold, gold + 0.1, gold, gold + 0.1]

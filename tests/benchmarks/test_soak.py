@@ -38,7 +38,7 @@ def stream(*events: Any, end: str = "data: [DONE]\n\n") -> str:
     return "".join(f"data: {json.dumps(event)}\n\n" for event in events) + end
 
 
-async def test_an_answer_as_asked_is_answered() -> None:
+async def test_complete_answer_is_judged_answered() -> None:
     assert await outcome(asked(), WHOLE) == ("answered", None)
     chunks = [{"choices": [{**CHOICE, "finish_reason": None}]}, {**WHOLE, "usage": None}]
     assert await outcome(asked(stream=True), stream(*chunks)) == ("answered", None)
@@ -61,7 +61,7 @@ async def test_an_answer_as_asked_is_answered() -> None:
         (asked(CHAT, refused=True), WHOLE, "status 200"),
     ],
 )
-async def test_an_answer_that_lacks_something_is_unexplained(
+async def test_incomplete_answer_is_judged_unexplained(
     request_: Asked, content: Any, wrong: str
 ) -> None:
     _, found = await outcome(request_, content)
@@ -69,7 +69,7 @@ async def test_an_answer_that_lacks_something_is_unexplained(
     assert wrong in found
 
 
-async def test_errors_are_explained_only_where_they_are_declared() -> None:
+async def test_error_is_explained_only_if_declared() -> None:
     failing = Asked(COMPLETIONS, {}, {**POLICY, "rewards": {"error": 1.0}}, 1, {})
     declared = {"error": {"message": "reward 'error' failed: an injected fault"}}
     assert await outcome(failing, declared, 500) == ("failed", None)
@@ -81,7 +81,7 @@ async def test_errors_are_explained_only_where_they_are_declared() -> None:
     assert (await outcome(asked(), declared, 503))[1] is not None
 
 
-def test_requests_of_all_routes_are_drawn_and_can_be_sent() -> None:
+def test_random_requests_cover_all_routes() -> None:
     requests = Requests(random.Random(1), lora=True)
     drawn = [requests.draw(f"client-{i}") for i in range(400)]
     assert len({one.route for one in drawn}) == 6
