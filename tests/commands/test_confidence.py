@@ -46,7 +46,9 @@ def confidence(cache: Path, *arguments: str) -> Path:
 
 
 class TestOutcome:
-    def test_a_head(self, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_confidence_writes_a_head_and_prints_the_validation_mean(
+        self, cache: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         out = confidence(cache)
         head = ValueHead.from_pretrained(out)
         config = head.config
@@ -64,14 +66,14 @@ class TestOutcome:
         assert "base_model: tiny" in card
         assert "Made of 10 responses that ended, λ = 1." in card
 
-    def test_its_flags(self, cache: Path) -> None:
+    def test_flags_set_ridge_output_name_and_base_name(self, cache: Path) -> None:
         out = confidence(cache, "--ridge", "5", "--name", "sure", "--base-name", "My model")
         head = ValueHead.from_pretrained(out)
         assert (head.config.rewards, head.config.base_model) == (("sure",), "My model")
         expected = confidence_head(CachedRollouts(cache, "train"), base_model="", ridge=5.0)
         assert torch.equal(head(torch.ones(4)), expected(torch.ones(4)))
 
-    def test_no_held_out_response_ended(
+    def test_summary_reports_no_finished_validation_response(
         self, cache: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         for path in cache.glob("validation-*"):
@@ -80,7 +82,7 @@ class TestOutcome:
         confidence(cache)
         assert capsys.readouterr().out.endswith("; validation: no finished responses\n")
 
-    def test_what_it_is_can_be_inspected(
+    def test_inspect_describes_a_confidence_head(
         self, cache: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         main(["heads", "inspect", str(confidence(cache))])
@@ -99,18 +101,22 @@ class TestRefusals:
             (("--name", ""), "rewards must be one or more different, non-empty names"),
         ],
     )
-    def test_a_flag(self, cache: Path, arguments: tuple[str, ...], refusal: str) -> None:
+    def test_invalid_flag_value_is_refused(
+        self, cache: Path, arguments: tuple[str, ...], refusal: str
+    ) -> None:
         with pytest.raises(SystemExit, match=f"cdserve: .*{refusal}"):
             confidence(cache, *arguments)
         assert not cache.with_name("head").exists()
 
-    def test_a_head_is_not_overwritten(self, cache: Path) -> None:
+    def test_existing_head_is_not_overwritten(self, cache: Path) -> None:
         out = confidence(cache)
         with pytest.raises(SystemExit, match=rf"cdserve: --out {out} already has a head"):
             confidence(cache)
 
     @pytest.mark.parametrize("text", [None, "", "[]", "{}"])
-    def test_a_folder_that_is_no_cache(self, tmp_path: Path, text: str | None) -> None:
+    def test_folder_without_cache_settings_is_refused(
+        self, tmp_path: Path, text: str | None
+    ) -> None:
         if text is not None:
             (tmp_path / "settings.json").write_text(text)
         with pytest.raises(
@@ -118,7 +124,7 @@ class TestRefusals:
         ):
             confidence(tmp_path)
 
-    def test_a_base_without_a_name(self, cache: Path) -> None:
+    def test_cache_without_model_name_requires_base_name(self, cache: Path) -> None:
         settings(cache, model=None)
         with pytest.raises(SystemExit, match=rf"--base-name is required: --cache {cache} does not"):
             confidence(cache)
@@ -133,7 +139,7 @@ class TestRefusals:
             ("train-*", "0", "0"),
         ],
     )
-    def test_a_cache_that_is_not_full(
+    def test_incomplete_cache_is_refused(
         self, cache: Path, missing: str, states: str, texts: str
     ) -> None:
         for path in cache.glob(missing):
@@ -143,7 +149,7 @@ class TestRefusals:
         with pytest.raises(SystemExit, match=f"--cache {cache} is incomplete: {counts}"):
             confidence(cache)
 
-    def test_too_few_responses(self, cache: Path) -> None:
+    def test_too_few_finished_responses_are_refused(self, cache: Path) -> None:
         for path in cache.glob("train-*"):
             path.unlink()
         fill(cache, "train", [False, True])

@@ -14,7 +14,7 @@ from value_heads import ValueHead
 
 
 class TestInspect:
-    def test_a_value_head(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_inspect_describes_a_value_head(self, capsys: pytest.CaptureFixture[str]) -> None:
         main(["heads", "inspect", str(HEAD_DIR), "--base", str(MODEL_DIR)])
         said = capsys.readouterr().out
         assert said.startswith("Value head, mlp, kind mean, ")
@@ -22,17 +22,17 @@ class TestInspect:
         assert "input: hidden_states[-1] after the final norm, width 256" in said
         assert f"matches {MODEL_DIR}" in said
 
-    def test_a_q_head(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_inspect_describes_a_q_head(self, capsys: pytest.CaptureFixture[str]) -> None:
         main(["heads", "inspect", str(Q_HEAD_DIR)])
         said = capsys.readouterr().out
         assert said.startswith("Q-head, lowrank, kind mean, ")
         assert "values of 1536 next tokens" in said
 
-    def test_another_base_is_refused(self) -> None:
+    def test_inspect_refuses_another_base(self) -> None:
         with pytest.raises(SystemExit, match=r"cdserve: --base: base_hash of the head"):
             main(["heads", "inspect", str(HEAD_DIR), "--base", str(TUNED_DIR)])
 
-    def test_a_folder_without_a_head(self, tmp_path: Path) -> None:
+    def test_inspect_refuses_a_folder_without_a_head(self, tmp_path: Path) -> None:
         with pytest.raises(SystemExit, match=rf"cdserve: {tmp_path}: .*config\.json"):
             main(["heads", "inspect", str(tmp_path)])
 
@@ -46,7 +46,7 @@ class TestImport:
         save_file(tensors, folder / "model.safetensors")
         return folder
 
-    def test_it_writes_a_head(
+    def test_import_writes_a_head_and_does_not_overwrite(
         self, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         out = tmp_path / "head"
@@ -57,7 +57,7 @@ class TestImport:
         with pytest.raises(SystemExit, match=f"cdserve: {out} already exists"):
             main(command)
 
-    def test_a_wrong_checkpoint_is_named(self, tmp_path: Path) -> None:
+    def test_import_refuses_a_checkpoint_without_safetensors(self, tmp_path: Path) -> None:
         with pytest.raises(SystemExit, match=r"cdserve: .* has no \.safetensors file"):
             main(["heads", "import", str(tmp_path), str(tmp_path / "x"), "--base-model", "tiny"])
 
@@ -65,7 +65,7 @@ class TestImport:
 class TestPush:
     """Against the Hub's client with its two calls replaced: there is no Hub here."""
 
-    def test_the_folder_goes_up_as_it_is(
+    def test_push_uploads_the_folder_and_prints_the_commit(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         calls: list[tuple[str, dict[str, Any]]] = []
@@ -89,12 +89,12 @@ class TestPush:
         assert uploaded[1]["folder_path"] == HEAD_DIR
         assert "README.md" in uploaded[1]["allow_patterns"]
 
-    def test_what_is_no_head_is_not_pushed(self, tmp_path: Path) -> None:
+    def test_push_rejects_a_folder_without_a_head(self, tmp_path: Path) -> None:
         with pytest.raises(SystemExit, match=r"cdserve: .*config\.json"):
             main(["heads", "push", str(tmp_path), "me/head"])
 
 
-def test_an_unknown_flag_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_heads_refuses_an_unknown_flag(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["heads", "inspect", str(HEAD_DIR), "--bogus"])
     assert "unrecognized arguments: --bogus" in capsys.readouterr().err

@@ -62,7 +62,7 @@ def head(prompts: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 class TestOutcome:
-    def test_a_head_with_its_report(self, head: Path) -> None:
+    def test_training_writes_a_head_with_report_and_card(self, head: Path) -> None:
         made = ValueHead.from_pretrained(head)
         check_base(made.config, MODEL_DIR)
         assert made.config.rewards == ("sentiment",)
@@ -77,7 +77,9 @@ class TestOutcome:
         assert "## Held-out responses" in (head / "README.md").read_text()
         assert not (head / "checkpoint.pt").exists()
 
-    def test_the_states_are_those_behind_the_responses(self, head: Path, cache: Path) -> None:
+    def test_cached_states_equal_a_forward_pass_over_the_response(
+        self, head: Path, cache: Path
+    ) -> None:
         """Each response's last state, by a forward pass over it alone."""
         from safetensors.torch import load_file
         from transformers import AutoModel
@@ -99,16 +101,14 @@ class TestOutcome:
                 rtol=1e-3,
             )
 
-    def test_prompts_are_in_one_set_each(self, head: Path, cache: Path) -> None:
+    def test_every_prompt_is_in_exactly_one_set(self, head: Path, cache: Path) -> None:
         from cdserve.training.rollouts import read
 
         sets = [{r.prompt for r in read(cache, name)} for name in ("train", "validation", "test")]
         assert [len(numbers) for numbers in sets] == [33, 4, 4]
         assert set.union(*sets) == set(range(41))
 
-    def test_a_finished_head_is_not_overwritten(
-        self, head: Path, prompts: Path, cache: Path
-    ) -> None:
+    def test_existing_head_is_not_overwritten(self, head: Path, prompts: Path, cache: Path) -> None:
         with pytest.raises(SystemExit, match=rf"--out {head} already has a head"):
             train(prompts, cache, head, "--head", "mlp", "--method", "fudge")
 
@@ -139,7 +139,7 @@ class TestOnTheSameResponses:
             (("--head", "lowrank", "--rank", "8", "--method", "cdq", "--beta", "0.5"), QHead),
         ],
     )
-    def test_every_method(
+    def test_every_method_trains_its_kind_of_head(
         self,
         prompts: Path,
         cache: Path,
@@ -170,7 +170,7 @@ class TestOnTheSameResponses:
             assert point["earned"][name] == pytest.approx(made["selected"]["chosen"])
         assert len(points) == 5
 
-    def test_a_value_head_learns_cd_q_from_a_teacher(
+    def test_cdq_value_head_learns_from_a_q_head_teacher(
         self, prompts: Path, cache: Path, tmp_path: Path, head: Path
     ) -> None:
         q, v = tmp_path / "q", tmp_path / "v"
@@ -183,7 +183,7 @@ class TestOnTheSameResponses:
         ):
             train(prompts, cache, tmp_path / "other", *command)
 
-    def test_the_confidence_of_its_responses(
+    def test_confidence_head_is_made_from_the_training_cache(
         self, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         out = tmp_path / "confidence"
@@ -201,7 +201,7 @@ class TestOnTheSameResponses:
             f"{mean_confidence(made, validation):.4g} (n = {int(validation.ended.sum())})\n"
         )
 
-    def test_a_stopped_run_goes_on(
+    def test_interrupted_run_resumes_to_identical_weights(
         self, prompts: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         arguments = ("--head", "linear", "--method", "fudge")
@@ -225,7 +225,7 @@ class TestOnTheSameResponses:
         )
         assert whole == parts
 
-    def test_begin_with_another_head_s_weights(
+    def test_start_uses_the_weights_of_a_matching_head(
         self, prompts: Path, cache: Path, tmp_path: Path, head: Path
     ) -> None:
         again = ("--head", "mlp", "--method", "td", "--start", str(head))
@@ -251,7 +251,7 @@ class TestOnTheSameResponses:
             (("--bounds", "0", "1"), r"--bounds requires 0 to 1"),
         ],
     )
-    def test_what_cannot_be_used_is_named(
+    def test_error_names_the_unusable_flag(
         self,
         prompts: Path,
         cache: Path,
@@ -293,14 +293,14 @@ class TestRefusals:
             ),
         ],
     )
-    def test_named(
+    def test_error_names_flag_value_and_requirement(
         self, prompts: Path, tmp_path: Path, arguments: tuple[str, ...], refusal: str
     ) -> None:
         with pytest.raises(SystemExit, match=refusal):
             train(prompts, tmp_path / "cache", tmp_path / "x", *arguments)
         assert not (tmp_path / "cache").exists()
 
-    def test_a_distance_is_not_trained(
+    def test_mahalanobis_head_cannot_be_trained(
         self, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         arguments = ("--head", "mahalanobis", "--method", "fudge")
@@ -308,7 +308,7 @@ class TestRefusals:
             train(prompts, tmp_path / "cache", tmp_path / "x", *arguments)
         assert "argument --head: invalid choice: 'mahalanobis'" in capsys.readouterr().err
 
-    def test_a_reward_may_be_a_module_of_the_working_folder(
+    def test_reward_module_is_found_in_the_working_folder(
         self, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Found, so that the next thing wrong is named."""
@@ -319,7 +319,7 @@ class TestRefusals:
         with pytest.raises(SystemExit, match="--method soft requires --beta"):
             train(prompts, tmp_path / "cache", tmp_path / "x", *given)
 
-    def test_too_few_prompts(self, tmp_path: Path) -> None:
+    def test_too_few_prompts_are_refused(self, tmp_path: Path) -> None:
         path = tmp_path / "prompts.jsonl"
         path.write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
         with pytest.raises(SystemExit, match=r"has 2 prompts; at least 3 are required"):

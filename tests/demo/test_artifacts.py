@@ -77,19 +77,19 @@ def states(
 
 @settings(max_examples=200, deadline=None)
 @given(st.text())
-def test_any_text_survives_the_tokenizer(text: str) -> None:
+def test_tokenizer_round_trips_any_text(text: str) -> None:
     ids = TOKENIZER.encode(text, add_special_tokens=False)
     assert TOKENIZER.decode(ids) == text
 
 
-def test_a_completion_prompt_begins_with_the_begin_token_once() -> None:
+def test_encoded_prompt_has_one_begin_token() -> None:
     ids = TOKENIZER.encode("Review:")
     assert ids[0] == TOKENIZER.bos_token_id
     assert ids.count(TOKENIZER.bos_token_id) == 1
     assert ids[1:] == TOKENIZER.encode("Review:", add_special_tokens=False)
 
 
-def test_the_chat_template() -> None:
+def test_chat_template_renders_all_roles() -> None:
     messages = [
         {"role": "system", "content": "You write reviews."},
         {"role": "user", "content": "Write one."},
@@ -108,19 +108,19 @@ def test_the_chat_template() -> None:
     assert text.endswith("<|assistant|>Done.<|end|>")
 
 
-def test_the_chat_template_names_an_unknown_role() -> None:
+def test_chat_template_error_names_an_unknown_role() -> None:
     with pytest.raises(TemplateError, match="got tool"):
         TOKENIZER.apply_chat_template([{"role": "tool", "content": "x"}], tokenize=False)
 
 
-def test_the_models_share_a_tokenizer() -> None:
+def test_base_and_members_share_a_tokenizer() -> None:
     texts = [(folder / "tokenizer.json").read_text() for folder in (MODEL_DIR, TUNED_DIR, REF_DIR)]
     assert texts[0] == texts[1] == texts[2]
     assert len(TOKENIZER) == VOCAB_SIZE
     assert VOCAB_SIZE % 64 == 0
 
 
-def test_no_sampling_default_is_changed() -> None:
+def test_generation_config_changes_no_sampling_default() -> None:
     generation = json.loads((MODEL_DIR / "generation_config.json").read_text())
     assert generation["eos_token_id"] == TOKENIZER.eos_token_id
     assert generation.keys() <= {
@@ -132,12 +132,12 @@ def test_no_sampling_default_is_changed() -> None:
     }
 
 
-def test_the_artefacts_are_small() -> None:
+def test_artefacts_are_below_the_size_limit() -> None:
     total = sum(path.stat().st_size for path in ARTIFACTS_DIR.rglob("*") if path.is_file())
     assert total < 18e6
 
 
-def test_the_head_belongs_to_the_model(head: ValueHead, model: LlamaForCausalLM) -> None:
+def test_value_head_belongs_to_the_base_model(head: ValueHead, model: LlamaForCausalLM) -> None:
     check_base(head.config, MODEL_DIR)
     with pytest.raises(ValueError, match="base_hash"):
         check_base(head.config, REF_DIR)
@@ -177,14 +177,14 @@ def test_q_head_belongs_to_the_model_and_correlates_with_the_reward(
     assert correlation(values[last], rewards) > 0.75
 
 
-def test_the_tuned_member_is_more_positive_than_the_reference(prompts: list[list[int]]) -> None:
+def test_tuned_member_is_more_positive_than_the_reference(prompts: list[list[int]]) -> None:
     means = []
     for folder in (REF_DIR, TUNED_DIR):
         means.append(statistics.mean(map(reward_of, sample(load_model(folder), prompts))))
     assert means[1] > means[0] + 0.15
 
 
-def test_the_report_says_what_was_measured() -> None:
+def test_report_has_the_correlations_of_the_heads() -> None:
     report = json.loads(REPORT_PATH.read_text())
     assert report["heads"]["sentiment"]["at_end"] > 0.9
     for name in ("sentiment-q", "sentiment-cdq"):

@@ -27,7 +27,7 @@ def build(folder: Path, *only: str) -> None:
     torch.use_deterministic_algorithms(False)
 
 
-def test_a_build_makes_everything(out: Path) -> None:
+def test_quick_build_makes_all_artefacts(out: Path) -> None:
     assert len((out / "prompts.jsonl").read_text().splitlines()) >= 256
     artifacts = out / "artifacts"
     for name in ("model", "members/ref", "members/tuned"):
@@ -48,14 +48,14 @@ def test_a_build_makes_everything(out: Path) -> None:
     assert report.keys() == {"model", "members", "heads"}
 
 
-def test_a_stage_repeated_alone_writes_the_same_files(out: Path) -> None:
+def test_repeated_stage_writes_identical_files(out: Path) -> None:
     weights = out / "artifacts" / "members" / "tuned" / "model.safetensors"
     before = weights.read_bytes()
     build(out, "members")
     assert weights.read_bytes() == before
 
 
-def test_stored_configuration_asks_for_float32_and_holds_float16(out: Path) -> None:
+def test_model_folder_has_float16_weights_and_float32_config(out: Path) -> None:
     folder = out / "artifacts" / "model"
     config = json.loads((folder / "config.json").read_text())
     assert config["dtype"] == "float32"

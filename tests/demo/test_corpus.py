@@ -20,7 +20,7 @@ def take(count: int, seed: int = 0, at_least: float = -1.0) -> list[str]:
     return list(itertools.islice(documents(random.Random(seed), at_least=at_least), count))
 
 
-def test_the_split_is_of_pairs_not_of_words() -> None:
+def test_split_holds_out_pairs_of_words_not_words() -> None:
     for side in (films, products):
         trained = {word for subject in side(held_out=False) for word in subject.name.split()}
         held_out = {word for subject in side(held_out=True) for word in subject.name.split()}
@@ -48,7 +48,7 @@ def test_documents_do_not_depend_on_the_run() -> None:
     assert take(50) == take(50) != take(50, seed=1)
 
 
-def test_a_document_is_prompt_review_end_and_rating() -> None:
+def test_document_is_prompt_review_end_token_and_rating() -> None:
     for document in take(200):
         assert document.startswith(BOS)
         body, _, rating = document.rpartition(EOS)
@@ -56,12 +56,12 @@ def test_a_document_is_prompt_review_end_and_rating() -> None:
         assert rating == str(min(9, int((sentiment(review) + 1) * 5)))
 
 
-def test_positive_documents_are_positive() -> None:
+def test_documents_have_the_minimum_sentiment() -> None:
     for document in take(100, at_least=0.25):
         assert sentiment(document) >= 0.25
 
 
-def test_prompts_leave_the_sentiment_open() -> None:
+def test_prompts_contain_no_sentiment() -> None:
     rng = random.Random(0)
     for held_out in (False, True):
         for _ in range(300):

@@ -20,7 +20,7 @@ def reviews() -> list[Review]:
     return [write_review(rng, rng.choice(subjects)) for _ in range(1500)]
 
 
-def test_the_reward_reads_back_what_the_grammar_meant(reviews: list[Review]) -> None:
+def test_reward_equals_the_sentiment_of_the_grammar(reviews: list[Review]) -> None:
     for review in reviews:
         assert valences(review.text) == pytest.approx(review.valences), review.text
         assert sentiment(review.text) == pytest.approx(review.sentiment)
@@ -50,38 +50,38 @@ def test_mixed_reviews_are_common(reviews: list[Review]) -> None:
     assert statistics.mean(mixed) > 0.4
 
 
-def test_text_without_sentiment_is_neutral() -> None:
+def test_text_without_phrases_has_reward_zero() -> None:
     assert sentiment("") == 0.0
     assert sentiment("The lights were low.") == 0.0
 
 
-def test_the_reward_is_the_mean_of_its_phrases() -> None:
+def test_reward_is_the_mean_valence_of_phrases() -> None:
     text = "The plot is superb. In short, I expected more."
     assert valences(text) == [0.93, -0.43]
     assert sentiment(text) == pytest.approx(0.25)
 
 
-def test_a_modifier_scales_its_adjective() -> None:
+def test_modifier_scales_the_valence_of_its_adjective() -> None:
     assert sentiment("rather dull") == pytest.approx(0.8 * -0.56)
     assert sentiment("very awful") == -1.0
     assert modified("a little", "good") == pytest.approx(0.55 * 0.48)
 
 
-def test_case_and_line_breaks_do_not_matter() -> None:
+def test_reward_ignores_case_and_line_breaks() -> None:
     assert sentiment("A LITTLE\n  Dull") == sentiment("a little dull") != 0
 
 
-def test_only_whole_words_count() -> None:
+def test_reward_counts_whole_words_only() -> None:
     assert sentiment("goodness, dullness, weakly") == 0.0
 
 
-def test_the_reward_of_a_growing_text_changes_only_when_a_phrase_is_complete() -> None:
+def test_reward_of_a_growing_text_changes_only_at_complete_phrases() -> None:
     text = "The plot kept me guessing until the very end. The cast is poor"
     rewards = [sentiment(text[:end]) for end in range(len(text) + 1)]
     assert sorted(set(rewards)) == pytest.approx([0.0, (0.79 - 0.64) / 2, 0.79])
 
 
-def test_the_gold_reward_does_not_read_the_prompt() -> None:
+def test_gold_reward_ignores_the_prompt() -> None:
     assert sentiment_gold("An awful, dreadful film:", "It is good.") == 0.48
 
 
@@ -95,11 +95,11 @@ def test_valences_stay_in_range_and_no_phrase_hides_another() -> None:
 
 
 @given(st.text())
-def test_any_text_has_a_reward(text: str) -> None:
+def test_reward_of_any_text_is_in_range(text: str) -> None:
     assert -1 <= sentiment(text) <= 1
 
 
-def test_importing_the_reward_is_light() -> None:
+def test_importing_the_reward_loads_no_heavy_package() -> None:
     heavy = ("torch", "transformers", "tokenizers", "numpy", "vllm", "pydantic")
     code = f"import sys, cdserve.demo.reward; sys.exit(bool(set({heavy!r}) & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -20,18 +20,18 @@ def mounts(service: str) -> dict[str, str]:
     return {part[1]: part[0] for part in parts}
 
 
-def test_they_are_valid() -> None:
+def test_compose_files_are_valid() -> None:
     checker = Path(sys.executable).with_name("check-jsonschema")
     subprocess.run([checker, "--builtin-schema", "vendor.compose-spec", *FILES], check=True)
 
 
-def test_overrides_change_services_that_are_there() -> None:
+def test_overrides_change_existing_services() -> None:
     assert [path.name for path in FILES if path.name != "compose.yaml"]
     for path in FILES:
         assert document(path)["services"].keys() <= SERVICES.keys()
 
 
-def test_what_is_mounted_and_built_is_there() -> None:
+def test_mounted_and_built_paths_exist() -> None:
     for service in SERVICES:
         for source in mounts(service).values():
             known = (COMPOSE / source).exists() if source.startswith(".") else source in volumes()
@@ -47,32 +47,32 @@ def volumes() -> set[str]:
     return set(BASE["volumes"])
 
 
-def test_images_have_a_version() -> None:
+def test_images_have_a_pinned_version() -> None:
     for path in FILES:
         for service in document(path)["services"].values():
             if "image" in service:
                 assert re.search(r":v?\d+\.\d+\.\d+(-[cg]pu)?$", service["image"])
 
 
-def test_nothing_is_open_to_the_network() -> None:
+def test_ports_are_published_on_localhost_only() -> None:
     for service in SERVICES.values():
         for port in service["ports"]:
             assert port.startswith(("127.0.0.1:", "${BIND:-127.0.0.1}:"))
 
 
-def test_all_run_without_capabilities() -> None:
+def test_services_drop_all_capabilities() -> None:
     for service in SERVICES.values():
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
 
 
-def test_what_is_compiled_at_run_time_may_be_executed() -> None:
+def test_temporary_folder_allows_execution_of_compiled_code() -> None:
     server = SERVICES["cdserve"]
     assert server["read_only"] is True
     assert all("exec" in mount.split(":")[1].split(",") for mount in server["tmpfs"])
 
 
-def test_prometheus_scrapes_the_server_and_has_the_rules() -> None:
+def test_prometheus_scrapes_the_server_and_loads_the_rules() -> None:
     settings = document(COMPOSE / "prometheus.yaml")
     (job,) = settings["scrape_configs"]
     assert job["job_name"] == "cdserve"
@@ -82,7 +82,7 @@ def test_prometheus_scrapes_the_server_and_has_the_rules() -> None:
     assert f"/etc/prometheus/{rules}" in mounts("prometheus")
 
 
-def test_grafana_finds_its_data_source_and_the_dashboard() -> None:
+def test_grafana_is_provisioned_with_data_source_and_dashboard() -> None:
     (source,) = document(COMPOSE / "grafana" / "datasources" / "prometheus.yaml")["datasources"]
     assert source["url"] == "http://prometheus:9090"
     assert source["isDefault"] is True

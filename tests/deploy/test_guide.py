@@ -11,7 +11,7 @@ from .files import ROOT
 GUIDE = ROOT / "docs" / "deploy.md"
 
 
-def test_the_sizing_is_what_its_code_prints() -> None:
+def test_sizing_output_matches_its_code() -> None:
     text = GUIDE.read_text()
     ((code, printed),) = re.findall(
         r"^```python\n(.*?)^```\n\n```text\n(.*?)^```", text, re.MULTILINE | re.DOTALL
@@ -21,14 +21,14 @@ def test_the_sizing_is_what_its_code_prints() -> None:
     assert output.getvalue() == printed
 
 
-def test_the_files_that_it_names_are_there() -> None:
+def test_files_named_in_the_guide_exist() -> None:
     named = re.findall(r"\bdeploy/[\w./-]+\w", GUIDE.read_text())
     assert len(set(named)) > 5
     for path in named:
         assert (ROOT / path).exists(), path
 
 
-def test_the_settings_that_it_names_are_settings() -> None:
+def test_settings_named_in_the_guide_exist() -> None:
     schema = Settings.model_json_schema()["$defs"]
     for section, key in re.findall(r"`(limits|admission)\.(\w+)`", GUIDE.read_text()):
         assert key in schema[section.capitalize()]["properties"], f"{section}.{key}"

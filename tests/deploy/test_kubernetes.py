@@ -49,12 +49,12 @@ def argument(name: str) -> str:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_the_base_is_valid(version: str) -> None:
+def test_base_manifests_are_valid(version: str) -> None:
     for path in document(BASE / "kustomization.yaml")["resources"]:
         kubernetes_validate.validate(document(BASE / path), version, strict=True)
 
 
-def test_an_unknown_field_is_seen() -> None:
+def test_validation_detects_an_unknown_field() -> None:
     wrong = resource("service")
     wrong["spec"]["portz"] = []
     with pytest.raises(kubernetes_validate.ValidationError):
@@ -62,7 +62,7 @@ def test_an_unknown_field_is_seen() -> None:
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
-def test_what_kustomizations_name_is_there(folder: Path) -> None:
+def test_files_named_in_kustomizations_exist(folder: Path) -> None:
     kustomization = document(folder / "kustomization.yaml")
     named = [*kustomization.get("resources", ()), *kustomization.get("components", ())]
     named += [patch["path"] for patch in kustomization.get("patches", ()) if "path" in patch]
@@ -73,7 +73,7 @@ def test_what_kustomizations_name_is_there(folder: Path) -> None:
         assert (folder / path).exists(), path
 
 
-def test_labels_and_selectors_agree() -> None:
+def test_selectors_match_labels() -> None:
     deployment = resource("deployment")["spec"]
     assert deployment["template"]["metadata"]["labels"] == NAME
     assert deployment["selector"]["matchLabels"] == NAME
@@ -84,7 +84,7 @@ def test_labels_and_selectors_agree() -> None:
     assert monitor["selector"]["matchLabels"] == NAME == resource("service")["metadata"]["labels"]
 
 
-def test_ports_agree() -> None:
+def test_ports_match_between_manifests() -> None:
     (port,) = container()["ports"]
     assert str(port["containerPort"]) == argument("port")
     (service,) = resource("service")["spec"]["ports"]
@@ -95,7 +95,7 @@ def test_ports_agree() -> None:
     assert rule["ports"] == [{"port": port["name"], "protocol": "TCP"}]
 
 
-def test_the_probes_ask_for_health_and_give_the_model_time() -> None:
+def test_probes_request_health_and_allow_for_model_loading() -> None:
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         assert container()[probe]["httpGet"] == {"path": "/health", "port": "http"}
     startup = container()["startupProbe"]
@@ -104,13 +104,13 @@ def test_the_probes_ask_for_health_and_give_the_model_time() -> None:
     assert deadline > startup["periodSeconds"] * startup["failureThreshold"]
 
 
-def test_running_requests_have_time_to_end() -> None:
+def test_grace_period_allows_running_requests_to_finish() -> None:
     before = container()["lifecycle"]["preStop"]["sleep"]["seconds"]
     needed = before + int(argument("shutdown-timeout")) + TEARDOWN_SECONDS
     assert pod()["terminationGracePeriodSeconds"] >= needed
 
 
-def test_nothing_is_privileged_or_written_but_volumes() -> None:
+def test_containers_are_unprivileged_and_write_only_to_volumes() -> None:
     assert pod()["securityContext"]["runAsNonRoot"] is True
     assert pod()["securityContext"]["runAsUser"] == 10001
     assert container()["securityContext"] == {
@@ -122,11 +122,11 @@ def test_nothing_is_privileged_or_written_but_volumes() -> None:
     assert sorted(mount["name"] for mount in container()["volumeMounts"]) == sorted(volumes)
 
 
-def test_services_do_not_become_settings() -> None:
+def test_service_environment_variables_are_not_settings() -> None:
     assert pod()["enableServiceLinks"] is False
 
 
-def test_the_settings_are_mounted_and_right() -> None:
+def test_settings_are_mounted_and_valid() -> None:
     (generator,) = document(BASE / "kustomization.yaml")["configMapGenerator"]
     assert generator == {"name": "cdserve", "files": [SETTINGS]}
     (volume,) = (one for one in pod()["volumes"] if "configMap" in one)
@@ -142,13 +142,13 @@ def test_the_settings_are_mounted_and_right() -> None:
     load(BASE / SETTINGS)
 
 
-def test_autoscaling_is_of_the_deployment() -> None:
+def test_autoscaling_targets_the_deployment() -> None:
     ours, _ = scalers()
     assert ours["spec"]["scaleTargetRef"]["name"] == resource("deployment")["metadata"]["name"]
     assert ours["spec"]["minReplicaCount"] <= ours["spec"]["maxReplicaCount"]
 
 
-def test_the_charts_values_serve_our_settings(tmp_path: Path) -> None:
+def test_production_stack_values_serve_the_settings(tmp_path: Path) -> None:
     (model,) = VALUES["servingEngineSpec"]["modelSpec"]
     (settings,) = (one for one in VALUES["extraObjects"] if one["kind"] == "ConfigMap")
     (volume,), (mount,) = model["extraVolumes"], model["extraVolumeMounts"]
@@ -166,7 +166,7 @@ def test_the_charts_values_serve_our_settings(tmp_path: Path) -> None:
 
 @rendered
 @pytest.mark.parametrize("name", ["base", "production", "demo"])
-def test_kustomize_builds_it(name: str) -> None:
+def test_kustomize_builds_the_overlay(name: str) -> None:
     built = subprocess.run(
         ["kubectl", "kustomize", KUBERNETES / name], capture_output=True, text=True, check=True
     )

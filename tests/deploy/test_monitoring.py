@@ -37,7 +37,7 @@ SERIES = {
 }
 
 
-def test_every_query_is_promql() -> None:
+def test_every_query_is_valid_promql() -> None:
     for where, query in QUERIES:
         try:
             promql_parser.parse(query)
@@ -53,7 +53,7 @@ def exposition(client: OpenAI, http: httpx2.Client) -> str:
     return http.get("/metrics").text
 
 
-def test_every_metric_is_one_of_the_servers(exposition: str) -> None:
+def test_every_queried_metric_exists(exposition: str) -> None:
     samples = set(re.findall(r"^([\w:]+)[{ ]", exposition, re.MULTILINE))
     served = set(OF_PROMETHEUS)
     for name, kind in re.findall(r"^# TYPE (\S+) (\w+)$", exposition, re.MULTILINE):
@@ -66,7 +66,7 @@ def test_every_metric_is_one_of_the_servers(exposition: str) -> None:
     assert "cdserve_waiting_candidates" in asked
 
 
-def test_every_label_is_one_of_its_metric(exposition: str) -> None:
+def test_every_queried_label_exists_on_its_metric(exposition: str) -> None:
     samples = re.findall(r"^([\w:]+)\{(.*)\} \S+$", exposition, re.MULTILINE)
     known = {name: set(re.findall(r'(\w+)="', found)) for name, found in samples}
     read = [(name, of, where) for where, query in QUERIES for name, of in labels(query).items()]
@@ -82,7 +82,7 @@ def test_every_label_is_one_of_its_metric(exposition: str) -> None:
     }
 
 
-def test_legends_name_labels_that_their_query_keeps() -> None:
+def test_legends_use_labels_kept_by_the_query() -> None:
     for panel in panels():
         for target in panel["targets"]:
             named = set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]))
@@ -90,7 +90,7 @@ def test_legends_name_labels_that_their_query_keeps() -> None:
             assert named <= kept, panel["title"]
 
 
-def test_panels_have_ids_titles_and_the_data_source_of_the_board() -> None:
+def test_panels_have_unique_ids_titles_and_the_data_source() -> None:
     board = dashboard()
     assert board["schemaVersion"] >= 39
     assert board["uid"]
@@ -106,7 +106,7 @@ def test_panels_have_ids_titles_and_the_data_source_of_the_board() -> None:
         assert used <= variables | {"__rate_interval"}
 
 
-def test_panels_lie_side_by_side() -> None:
+def test_panels_do_not_overlap() -> None:
     for one, other in itertools.combinations(dashboard()["panels"], 2):
         assert not _overlap(one["gridPos"], other["gridPos"]), (one["title"], other["title"])
     assert all(p["gridPos"]["x"] + p["gridPos"]["w"] <= 24 for p in dashboard()["panels"])
@@ -119,7 +119,7 @@ def _overlap(one: dict[str, Any], other: dict[str, Any]) -> bool:
     )
 
 
-def test_alerts_say_what_is_wrong_and_where() -> None:
+def test_alert_annotations_use_labels_kept_by_the_rule() -> None:
     for rule in alerts():
         assert rule["labels"]["severity"] in {"critical", "warning"}
         assert rule["annotations"].keys() == {"summary", "description"}
@@ -128,11 +128,11 @@ def test_alerts_say_what_is_wrong_and_where() -> None:
         assert named <= kept, rule["alert"]
 
 
-def test_the_operators_rules_are_the_same() -> None:
+def test_prometheus_operator_rules_match_the_alerts() -> None:
     rules = document(MONITORING / "prometheusrule.yaml")
     assert rules["spec"] == document(MONITORING / "alerts.yaml")
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool comes with Prometheus")
-def test_alerts_fire_when_they_should() -> None:
+def test_promtool_alert_tests_pass() -> None:
     subprocess.run(["promtool", "test", "rules", "alerts.test.yaml"], cwd=MONITORING, check=True)

@@ -29,7 +29,7 @@ def plain(scores: list[int], values: list[int], n: int) -> float:
 
 
 @pytest.mark.parametrize(("n", "gold"), [(1, 2.2), (2, 1.9), (3, 1.6), (5, 0.0)])
-def test_published_pool(n: int, gold: float) -> None:
+def test_best_of_n_mean_equals_worked_values_of_a_pool(n: int, gold: float) -> None:
     """METHODS 6.8: the proxy rises and the gold reward falls."""
     assert best_of_n_mean(SCORES, GOLD, n) == pytest.approx(gold, abs=1e-9)
     assert best_of_n_mean(SCORES, SCORES, n) >= best_of_n_mean(SCORES, SCORES, 1) - 1e-12
@@ -37,7 +37,9 @@ def test_published_pool(n: int, gold: float) -> None:
 
 @reproducible
 @given(pools, st.data())
-def test_it_is_the_mean_over_all_subsets(pool: list[tuple[int, int]], data: st.DataObject) -> None:
+def test_best_of_n_mean_equals_the_mean_over_all_subsets(
+    pool: list[tuple[int, int]], data: st.DataObject
+) -> None:
     scores, values = [list(column) for column in zip(*pool, strict=True)]
     n = data.draw(st.integers(1, len(pool)))
     assert best_of_n_mean(scores, values, n) == pytest.approx(plain(scores, values, n), abs=1e-9)
@@ -46,7 +48,7 @@ def test_it_is_the_mean_over_all_subsets(pool: list[tuple[int, int]], data: st.D
 @pytest.mark.parametrize(
     ("n", "mean"), [(2, 0.5642), (4, 1.0294), (8, 1.4236), (16, 1.7660), (32, 2.0696), (64, 2.3436)]
 )
-def test_normal_rewards(n: int, mean: float) -> None:
+def test_best_of_n_mean_of_normal_scores_equals_known_values(n: int, mean: float) -> None:
     """METHODS 6.8: E max of n standard normals, from a pool of their quantiles."""
     pool = [NormalDist().inv_cdf((i + 0.5) / 20000) for i in range(20000)]
     assert best_of_n_mean(pool, pool, n) == pytest.approx(mean, abs=2e-3)
@@ -61,6 +63,8 @@ def test_normal_rewards(n: int, mean: float) -> None:
         ([1.0, math.nan], [1.0, 2.0], 1, "finite"),
     ],
 )
-def test_refused(scores: list[float], values: list[float], n: int, said: str) -> None:
+def test_best_of_n_mean_refuses_invalid_arguments(
+    scores: list[float], values: list[float], n: int, said: str
+) -> None:
     with pytest.raises(ValueError, match=said):
         best_of_n_mean(scores, values, n)

@@ -14,7 +14,7 @@ def written(path: Path, *records: object) -> Path:
     return path
 
 
-def test_it_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_reopened_journal_has_the_previous_records(tmp_path: Path) -> None:
     path = tmp_path / "of" / "records.jsonl"
     with Journal(path) as journal:
         journal.add({"id": "b", "text": "Grüße\n"})
@@ -30,7 +30,7 @@ def test_it_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("torn", ['{"id": 2, "te', '{"id": 2}', "{", "\u00fc"])
-def test_a_line_without_an_end_is_cut_off(torn: str, tmp_path: Path) -> None:
+def test_incomplete_last_line_is_cut_off(torn: str, tmp_path: Path) -> None:
     path = written(tmp_path / "records.jsonl", {"id": 1})
     with path.open("a", encoding="utf-8") as file:
         file.write(torn)
@@ -40,7 +40,7 @@ def test_a_line_without_an_end_is_cut_off(torn: str, tmp_path: Path) -> None:
     assert path.read_text() == '{"id": 1}\n{"id": 2}\n'
 
 
-def test_a_character_that_is_torn_in_two(tmp_path: Path) -> None:
+def test_incomplete_last_character_is_cut_off(tmp_path: Path) -> None:
     path = written(tmp_path / "records.jsonl", {"id": 1})
     with path.open("ab") as file:
         file.write('{"id": 2, "text": "ü'.encode()[:-1])
@@ -48,7 +48,7 @@ def test_a_character_that_is_torn_in_two(tmp_path: Path) -> None:
         assert len(journal) == 1
 
 
-def test_only_a_torn_line(tmp_path: Path) -> None:
+def test_file_with_only_an_incomplete_line_is_emptied(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     path.write_text('{"id":')
     with Journal(path) as journal:
@@ -57,7 +57,7 @@ def test_only_a_torn_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", ["{", "[]", "3", '{"text": "no id"}', "", '{"id": []}'])
-def test_what_is_no_record_is_named(line: str, tmp_path: Path) -> None:
+def test_error_names_the_line_that_is_not_a_record(line: str, tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     path.write_text(f'{{"id": 1}}\n{line}\n')
     with pytest.raises(ConfigError, match=r"records\.jsonl, line 2: not a record"):
@@ -65,7 +65,7 @@ def test_what_is_no_record_is_named(line: str, tmp_path: Path) -> None:
     assert path.read_text() == f'{{"id": 1}}\n{line}\n'
 
 
-def test_a_key_has_one_record(tmp_path: Path) -> None:
+def test_second_record_with_the_same_key_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     with Journal(path) as journal:
         journal.add({"id": 1, "text": "first"})
@@ -74,19 +74,19 @@ def test_a_key_has_one_record(tmp_path: Path) -> None:
     assert path.read_text() == '{"id": 1, "text": "first"}\n'
 
 
-def test_what_json_cannot_say_is_not_written(tmp_path: Path) -> None:
+def test_record_that_is_not_valid_json_is_not_written(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     with Journal(path) as journal, pytest.raises(ValueError, match="not JSON compliant"):
         journal.add({"id": 1, "reward": float("nan")})
     assert path.read_text() == ""
 
 
-def test_another_key(tmp_path: Path) -> None:
+def test_key_field_can_be_chosen(tmp_path: Path) -> None:
     with Journal(written(tmp_path / "records.jsonl", {"prompt": 4}), key="prompt") as journal:
         assert 4 in journal
 
 
-def test_one_run_writes_to_it(tmp_path: Path) -> None:
+def test_second_writer_of_the_same_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     with Journal(path), pytest.raises(ConfigError, match="another run is writing to it"):
         Journal(path).__enter__()

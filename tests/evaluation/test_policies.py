@@ -19,19 +19,19 @@ def of_file(folder: Path, content: Any) -> Path:
 
 
 class TestArguments:
-    def test_a_preset(self) -> None:
+    def test_argument_without_fields_is_a_preset(self) -> None:
         assert read_policies(None, ["best-of-8"]) == [NamedPolicy("best-of-8", "best-of-8")]
 
-    def test_plain_decoding(self) -> None:
+    def test_argument_none_is_plain_decoding(self) -> None:
         assert read_policies(None, ["none"]) == [NamedPolicy("none", {"method": "none"})]
 
-    def test_fields(self) -> None:
+    def test_argument_fields_make_a_policy(self) -> None:
         (found,) = read_policies(None, ["blockwise_cd k=4 m=32"])
         assert found == NamedPolicy(
             "blockwise_cd k=4 m=32", {"method": "blockwise_cd", "k": 4, "m": 32}
         )
 
-    def test_a_sweep(self) -> None:
+    def test_several_values_of_a_field_are_a_sweep(self) -> None:
         found = read_policies(None, ["best_of_n n=1,2,4"])
         assert [(one.name, one.sweep, one.setting) for one in found] == [
             ("best_of_n n=1", "best_of_n", "n=1"),
@@ -42,26 +42,26 @@ class TestArguments:
             {"method": "best_of_n", "n": n} for n in (1, 2, 4)
         ]
 
-    def test_a_sweep_of_two_fields_has_all_combinations(self) -> None:
+    def test_sweep_of_two_fields_has_all_combinations(self) -> None:
         found = read_policies(None, ["blockwise_cd k=2,4 m=16,32 beam_width=1"])
         assert [one.setting for one in found] == [
             *("k=2, m=16", "k=2, m=32", "k=4, m=16", "k=4, m=32"),
         ]
         assert {one.sweep for one in found} == {"blockwise_cd beam_width=1"}
 
-    def test_a_list_is_one_value(self) -> None:
+    def test_list_is_one_value(self) -> None:
         (found,) = read_policies(None, ["blockwise_cd k=[8,4,2] m=32"])
         assert found.alignment == {"method": "blockwise_cd", "k": [8, 4, 2], "m": 32}
         assert found.sweep is None
         lists = read_policies(None, ["blockwise_cd k=[8,4],[4,2] m=32"])
         assert [one.setting for one in lists] == ["k=[8, 4]", "k=[4, 2]"]
 
-    def test_numbers_with_exponents_are_numbers(self) -> None:
+    def test_number_with_exponent_is_a_float(self) -> None:
         found = read_policies(None, ["tokenwise_cd beta=1e-3,0.5,2"])
         assert [one.alignment["beta"] for one in found] == [0.001, 0.5, 2]
         assert [one.setting for one in found] == ["beta=0.001", "beta=0.5", "beta=2"]
 
-    def test_json(self) -> None:
+    def test_json_argument_is_a_policy_or_a_sweep(self) -> None:
         (found,) = read_policies(None, ['{"method": "best_of_n", "n": 4, "rewards": {"a": 1.0}}'])
         assert found.name == 'best_of_n n=4 rewards={"a": 1.0}'
         assert found.alignment == {"method": "best_of_n", "n": 4, "rewards": {"a": 1.0}}
@@ -86,13 +86,13 @@ class TestArguments:
             ('{"method": "best_of_n", "sweep": {"n": []}}', "must map fields to lists"),
         ],
     )
-    def test_what_is_no_policy(self, given: str, words: str) -> None:
+    def test_invalid_argument_is_refused(self, given: str, words: str) -> None:
         with pytest.raises(ConfigError, match=words):
             read_policies(None, [given])
 
 
 class TestFile:
-    def test_objects_presets_and_sweeps(self, tmp_path: Path) -> None:
+    def test_file_may_have_objects_presets_and_sweeps(self, tmp_path: Path) -> None:
         path = of_file(
             tmp_path,
             {
@@ -119,15 +119,15 @@ class TestFile:
             ("a: {n: 3}", "an object with a method"),
         ],
     )
-    def test_what_is_no_file_of_policies(self, content: str, words: str, tmp_path: Path) -> None:
+    def test_invalid_file_is_refused(self, content: str, words: str, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=words):
             read_policies(of_file(tmp_path, content), [])
 
-    def test_no_file(self, tmp_path: Path) -> None:
+    def test_missing_file_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="cannot be read"):
             read_policies(tmp_path / "none.yaml", [])
 
-    def test_two_of_one_name(self, tmp_path: Path) -> None:
+    def test_duplicate_policy_name_is_refused(self, tmp_path: Path) -> None:
         path = of_file(tmp_path, {"best_of_n n=4": {"method": "best_of_n", "n": 8}})
         with pytest.raises(ConfigError, match="two policies are named 'best_of_n n=4'"):
             read_policies(path, ["best_of_n n=2,4"])

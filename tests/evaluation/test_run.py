@@ -92,7 +92,7 @@ async def evaluate(of: EvaluationJob, client: Any) -> Results:
     return await run.evaluate(of, client)
 
 
-async def test_every_answer_is_asked_for_once(tmp_path: Path) -> None:
+async def test_every_answer_is_requested_once(tmp_path: Path) -> None:
     client = Fake()
     made = await evaluate(job(tmp_path, "best_of_n n=2", "house"), client)
     assert list(made.policies) == ["base", "best_of_n n=2", "house"]
@@ -114,7 +114,9 @@ async def test_every_answer_is_asked_for_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("at", [3, 8, 20])
 @pytest.mark.parametrize("stopped", [True, False])
-async def test_what_was_answered_is_kept(at: int, stopped: bool, tmp_path: Path) -> None:
+async def test_interrupted_run_keeps_answers_and_resumes(
+    at: int, stopped: bool, tmp_path: Path
+) -> None:
     names, policies = ("base", "best_of_n n=2"), ("best_of_n n=2",)
     first = Fake(fails_at=at)
     task = asyncio.create_task(evaluate(job(tmp_path, *policies), first))
@@ -136,14 +138,14 @@ async def test_what_was_answered_is_kept(at: int, stopped: bool, tmp_path: Path)
     assert whole.policies["base"].reward == made.policies["base"].reward
 
 
-async def test_a_refused_policy_leaves_nothing_behind(tmp_path: Path) -> None:
+async def test_refused_policy_writes_no_settings_or_records(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"policy 'base', prompt 1: the server answers: no"):
         await evaluate(job(tmp_path, "best_of_n n=2"), Fake(fails_at=0))
     assert not (tmp_path / "out" / "settings.json").exists()
     assert kept(tmp_path, "base") == []
 
 
-async def test_more_may_be_asked_for_and_nothing_else(tmp_path: Path) -> None:
+async def test_resumed_run_may_add_answers_but_not_change_settings(tmp_path: Path) -> None:
     await evaluate(job(tmp_path, "best_of_n n=2", draws=1, limit=3), Fake())
     client = Fake()
     made = await evaluate(job(tmp_path, "best_of_n n=2,4"), client)
@@ -169,7 +171,7 @@ async def test_more_may_be_asked_for_and_nothing_else(tmp_path: Path) -> None:
         await evaluate(job(tmp_path, policies=other), Fake())
 
 
-def test_names_of_files() -> None:
+def test_journal_file_names_are_unique_and_safe() -> None:
     names = ["a/b", "a%2Fb", "..", "β", "x" * 300, "x" * 299 + "y", 'n {"a": 1}', "best_of_n n=2"]
     paths = [journal_of(Path("out"), name) for name in names]
     assert len(set(paths)) == len(names)

@@ -31,37 +31,37 @@ class TestStudent:
             *[(0.99, 30, 2.750), (0.5, 1, 1.0), (0.999, 8, 5.041)],
         ],
     )
-    def test_tables(self, level: float, dof: int, table: float) -> None:
+    def test_student_t_equals_table_values(self, level: float, dof: int, table: float) -> None:
         assert student_t(level, dof) == pytest.approx(table, abs=6e-4)
 
-    def test_it_nears_the_normal_law(self) -> None:
+    def test_student_t_approaches_the_normal_quantile(self) -> None:
         assert student_t(0.95, 20000) == pytest.approx(1.959964, abs=2e-4)
 
     @pytest.mark.parametrize(("level", "dof"), [(0.95, 0), (0.0, 3), (1.0, 3)])
-    def test_what_it_refuses(self, level: float, dof: int) -> None:
+    def test_student_t_refuses_invalid_level_or_dof(self, level: float, dof: int) -> None:
         with pytest.raises(ValueError, match="level must be between 0 and 1 and dof at least 1"):
             student_t(level, dof)
 
 
 class TestMean:
-    def test_by_hand(self) -> None:
+    def test_mean_interval_equals_hand_computed_bounds(self) -> None:
         found = mean_interval([1.0, 2.0, 3.0])
         half = 4.302653 / math.sqrt(3)  # the standard deviation is 1
         assert found.mean == 2.0
         assert found.low == pytest.approx(2.0 - half, abs=1e-5)
         assert found.high == pytest.approx(2.0 + half, abs=1e-5)
 
-    def test_one_value_has_no_interval(self) -> None:
+    def test_mean_of_one_value_has_no_bounds(self) -> None:
         found = mean_interval([3.0])
         assert found == Interval(3.0, None, None)
         assert not found.positive
         assert not found.negative
 
-    def test_none_is_an_error(self) -> None:
+    def test_mean_of_no_values_is_an_error(self) -> None:
         with pytest.raises(ValueError, match="needs at least one value"):
             mean_interval([])
 
-    def test_a_difference_is_by_pairs(self) -> None:
+    def test_difference_is_paired(self) -> None:
         base = [0.0, 10.0, -5.0, 3.0]
         found = difference([x + 1.0 for x in base], base)
         assert found == Interval(1.0, 1.0, 1.0)
@@ -69,7 +69,7 @@ class TestMean:
 
     @reproducible
     @given(st.lists(numbers, min_size=2, max_size=20), numbers)
-    def test_it_moves_with_the_values(self, values: list[float], shift: float) -> None:
+    def test_mean_interval_shifts_with_the_values(self, values: list[float], shift: float) -> None:
         one, other = mean_interval(values), mean_interval([x + shift for x in values])
         assert other.low == pytest.approx(one.low + shift, abs=1e-3)
 
@@ -85,7 +85,9 @@ class TestWilson:
             (1, 29, 0.006113, 0.171755),  # the same: 0.0061 to 0.1718
         ],
     )
-    def test_known_values(self, successes: int, total: int, low: float, high: float) -> None:
+    def test_wilson_equals_published_values(
+        self, successes: int, total: int, low: float, high: float
+    ) -> None:
         found = wilson(successes, total)
         assert found.mean == successes / total
         assert found.low == pytest.approx(low, abs=2e-5)
@@ -93,7 +95,7 @@ class TestWilson:
 
     @reproducible
     @given(st.integers(1, 1000), st.floats(0, 1))
-    def test_its_ends_solve_the_score_equation(self, total: int, share: float) -> None:
+    def test_wilson_bounds_solve_the_score_equation(self, total: int, share: float) -> None:
         found = wilson(share * total, total)
         assert 0 <= found.low <= found.mean + 1e-9
         assert found.mean - 1e-9 <= found.high <= 1
@@ -105,18 +107,18 @@ class TestWilson:
 
     @reproducible
     @given(st.integers(1, 500), st.floats(0, 1))
-    def test_wins_and_losses_mirror_each_other(self, total: int, share: float) -> None:
+    def test_wilson_of_wins_mirrors_losses(self, total: int, share: float) -> None:
         wins, losses = wilson(share * total, total), wilson(total - share * total, total)
         assert wins.low == pytest.approx(1 - losses.high, abs=1e-9)
 
     @pytest.mark.parametrize(("successes", "total"), [(-1, 3), (4, 3), (0, 0)])
-    def test_what_it_refuses(self, successes: int, total: int) -> None:
+    def test_wilson_refuses_invalid_counts(self, successes: int, total: int) -> None:
         with pytest.raises(ValueError, match="successes must be from 0"):
             wilson(successes, total)
 
 
 class TestPercentile:
-    def test_by_hand(self) -> None:
+    def test_percentile_equals_hand_computed_values(self) -> None:
         values = [4.0, 1.0, 3.0, 2.0, 5.0]
         assert percentile(values, 50) == 3.0
         assert percentile(values, 0) == 1.0
@@ -125,38 +127,40 @@ class TestPercentile:
 
     @reproducible
     @given(st.lists(numbers, min_size=1, max_size=30), st.floats(0, 100))
-    def test_it_is_among_the_values(self, values: list[float], percent: float) -> None:
+    def test_percentile_is_within_the_values(self, values: list[float], percent: float) -> None:
         assert min(values) - 1e-6 <= percentile(values, percent) <= max(values) + 1e-6
 
 
 class TestDistinct:
-    def test_by_hand(self) -> None:
+    def test_distinct_equals_hand_computed_shares(self) -> None:
         texts = ["The cat sat", "the  cat\nran away"]
         assert distinct(texts, 1) == 5 / 7
         assert distinct(texts, 2) == 4 / 5
         assert distinct(texts, 3) == 1.0
 
     @pytest.mark.parametrize("texts", [[], [""], ["one", " two "]])
-    def test_no_pairs(self, texts: list[str]) -> None:
+    def test_distinct_is_none_without_n_grams(self, texts: list[str]) -> None:
         assert distinct(texts, 2) is None
 
-    def test_repetition_is_low(self) -> None:
+    def test_distinct_of_repeated_texts_is_low(self) -> None:
         assert distinct(["a b"] * 50, 1) == 2 / 100
 
 
 class TestCorrelation:
-    def test_by_hand(self) -> None:
+    def test_correlation_equals_hand_computed_values(self) -> None:
         assert correlation([1, 2, 3], [2, 4, 6]) == pytest.approx(1.0)
         assert correlation([1, 2, 3], [3, 2, 1]) == pytest.approx(-1.0)
         assert correlation([1, 2, 3, 4], [1, 3, 2, 4]) == pytest.approx(0.8)
 
     @pytest.mark.parametrize("y", [[1.0, 1.0, 1.0], []])
-    def test_none_where_nothing_varies(self, y: list[float]) -> None:
+    def test_correlation_of_a_constant_is_none(self, y: list[float]) -> None:
         assert correlation([1.0, 2.0, 3.0][: len(y)], y) is None
 
     @settings(reproducible, max_examples=40)
     @given(st.lists(st.tuples(numbers, numbers), min_size=3, max_size=8))
-    def test_against_the_standard_library(self, pairs: list[tuple[float, float]]) -> None:
+    def test_correlation_equals_the_standard_library(
+        self, pairs: list[tuple[float, float]]
+    ) -> None:
         x, y = ([pair[i] for pair in pairs] for i in (0, 1))
         found = correlation(x, y)
         if found is not None:

@@ -70,14 +70,14 @@ def shifted(values: Sequence[float], by: float) -> list[float]:
 
 
 class TestWinRate:
-    def test_a_tie_is_half_a_win(self) -> None:
+    def test_tie_counts_as_half_a_win(self) -> None:
         found = summarise(all_of([1, 2, 3, 4]), all_of([0, 2, 3, 5]), plain=False).reward
         assert found.win_rate.mean == 0.5
         assert found.ties == 0.5
         assert found.mean.mean == 2.5
         assert found.gain.mean == 0.0
 
-    def test_all_pairs_of_a_prompt_count_as_one(self) -> None:
+    def test_prompt_with_several_answers_counts_once(self) -> None:
         mine = [of(0, 3.0), of(0, 1.0, draw=1), of(1, 5.0), of(1, 5.0, draw=1)]
         base = [of(0, 2.0), of(0, 0.0, draw=1), of(1, 5.0), of(1, 5.0, draw=1)]
         found = summarise(mine, base, plain=False)
@@ -89,7 +89,7 @@ class TestWinRate:
 
     @reproducible
     @given(st.lists(st.tuples(st.integers(-2, 2), st.integers(-2, 2)), min_size=2, max_size=12))
-    def test_the_two_sides_sum_to_one(self, pairs: list[tuple[int, int]]) -> None:
+    def test_win_rates_of_both_sides_sum_to_one(self, pairs: list[tuple[int, int]]) -> None:
         mine, base = (all_of([pair[i] for pair in pairs]) for i in (0, 1))
         one = summarise(mine, base, plain=False).reward
         other = summarise(base, mine, plain=False).reward
@@ -99,13 +99,13 @@ class TestWinRate:
 
 
 class TestCost:
-    def test_of_reports(self) -> None:
+    def test_candidate_tokens_and_tie_rate_come_from_reports(self) -> None:
         records = [of(i, 0.0, report=report(1.0, 0.5)) for i in range(3)]
         found = summarise(records, all_of([0, 0, 0]), plain=False)
         assert found.candidate_tokens == 3.0
         assert found.tie_rate == 0.5
 
-    def test_of_the_base(self) -> None:
+    def test_base_draws_one_token_per_token_and_has_zero_kl(self) -> None:
         base = all_of([0, 1, 2])
         found = summarise(base, base, plain=True)
         assert found.candidate_tokens == 1.0
@@ -113,16 +113,16 @@ class TestCost:
         assert found.kl is not None
         assert found.kl.estimate.mean == 0.0
 
-    def test_nothing_is_known_without_reports(self) -> None:
+    def test_figures_without_reports_have_no_kl_or_candidate_tokens(self) -> None:
         found = summarise(all_of([0, 1]), all_of([0, 1]), plain=False)
         assert found.candidate_tokens is None
         assert found.kl is None
 
-    def test_one_candidate_cannot_tie(self) -> None:
+    def test_tie_rate_is_none_with_one_candidate_per_decision(self) -> None:
         made = report(0.0, 0.0, candidates=2, ties=0)
         assert summarise([of(0, 0.0, report=made)], all_of([0]), plain=False).tie_rate is None
 
-    def test_times(self) -> None:
+    def test_latency_figures_equal_hand_computed_values(self) -> None:
         records = [of(0, 0.0), of(1, 0.0), of(9, 0.0)]
         found = summarise(records, records, plain=False)
         assert found.latency.first_p50 == 0.5
@@ -131,17 +131,17 @@ class TestCost:
         assert found.latency.tokens_per_second == 12 / 6
         assert found.latency.throughput == 12 / 5  # the first two are one second apart
 
-    def test_one_block_has_nothing_after_it(self) -> None:
+    def test_single_block_answer_has_no_inter_block_time(self) -> None:
         found = summarise([of(0, 0.0, blocks=[1.5])], all_of([0]), plain=False).latency
         assert found.first_p99 == 1.5
         assert found.inter_p99 is None
 
-    def test_no_text_at_all(self) -> None:
+    def test_answer_without_text_has_no_first_block_time(self) -> None:
         found = summarise([of(0, 0.0, blocks=[], text="", tokens=1)], all_of([0]), plain=False)
         assert found.latency.first_p50 is None
         assert list(found.distinct) == [None, None, None]
 
-    def test_cut_and_length(self) -> None:
+    def test_cut_share_and_reward_length_correlation_are_computed(self) -> None:
         records = [of(0, 1.0, tokens=10, finish_reason="length"), of(1, 2.0, tokens=30)]
         found = summarise(records, all_of([0, 0]), plain=False)
         assert found.cut == 0.5
@@ -150,7 +150,7 @@ class TestCost:
 
 
 class TestPositions:
-    def test_a_decision_is_spread_over_its_tokens(self) -> None:
+    def test_kl_of_a_decision_is_spread_over_its_tokens(self) -> None:
         steps = [[32, 1.6, 0.8], [8, 0.8, 0.4]]
         (first, second, third) = kl_by_position([of(0, 0.0, report=report(2.4, 1.2), steps=steps)])
         assert (first.low, first.high, first.tokens) == (0, 16, 16)
@@ -160,7 +160,7 @@ class TestPositions:
         assert third.bound == pytest.approx(0.1)
         assert first.estimate == pytest.approx(0.025)
 
-    def test_steering_is_spread_over_all(self) -> None:
+    def test_kl_of_steering_is_spread_over_all_tokens(self) -> None:
         record = of(0, 0.0, report=report(3.0, 3.0), steps=[[20, 0.0, 0.0]])
         found = kl_by_position([record])
         assert [bucket.estimate for bucket in found] == pytest.approx([0.15, 0.15])
@@ -168,7 +168,7 @@ class TestPositions:
         assert made is not None
         assert made.even
 
-    def test_means_are_over_the_answers_that_are_so_long(self) -> None:
+    def test_bucket_means_are_over_answers_that_reach_the_bucket(self) -> None:
         short = of(0, 0.0, report=report(1.6, 1.6), steps=[[16, 1.6, 1.6]])
         long = of(1, 0.0, report=report(6.4, 6.4), steps=[[16, 0.0, 0.0], [16, 6.4, 6.4]])
         first, second = kl_by_position([short, long])
@@ -185,7 +185,7 @@ class TestPositions:
         ),
         st.floats(0, 5),
     )
-    def test_all_of_it_is_somewhere(
+    def test_kl_by_position_sums_to_the_reported_kl(
         self, steps: list[tuple[int, float, float]], steering: float
     ) -> None:
         bound, estimate = (math.fsum(step[i] for step in steps) + steering for i in (1, 2))
@@ -195,14 +195,14 @@ class TestPositions:
         assert total == pytest.approx(bound, abs=1e-6)
         assert sum(b.tokens * b.estimate for b in found) == pytest.approx(estimate, abs=1e-6)
 
-    def test_no_trace_no_positions(self) -> None:
+    def test_kl_by_position_is_none_without_a_trace(self) -> None:
         made = summarise([of(0, 0.0, report=report(1.0, 1.0))], all_of([0]), plain=False).kl
         assert made is not None
         assert made.by_position is None
 
 
 class TestAlarm:
-    def test_proxy_up_and_gold_down(self) -> None:
+    def test_alarm_if_reward_rises_and_gold_falls(self) -> None:
         records = all_of(shifted(BASE, 1.0), shifted(BASE, -1.0))
         alarm = against_base("far", records, all_of(BASE, BASE))
         assert alarm is not None
@@ -213,19 +213,19 @@ class TestAlarm:
     @pytest.mark.parametrize(
         ("reward", "gold"), [(1.0, 1.0), (-1.0, -1.0), (-1.0, 1.0), (1.0, 0.0), (0.0, -1.0)]
     )
-    def test_not_otherwise(self, reward: float, gold: float) -> None:
+    def test_no_alarm_for_other_directions(self, reward: float, gold: float) -> None:
         def moved(by: float) -> list[float]:
             return [value + by * (0.2 + i % 2) for i, value in enumerate(BASE)]
 
         records = all_of(moved(reward), moved(gold))
         assert against_base("policy", records, all_of(BASE, BASE)) is None
 
-    def test_noise_is_no_alarm(self) -> None:
+    def test_no_alarm_within_noise(self) -> None:
         golds = [value + (-1) ** i - 0.05 for i, value in enumerate(BASE)]
         records = all_of(shifted(BASE, 1.0), golds)
         assert against_base("policy", records, all_of(BASE, BASE)) is None
 
-    def test_along_a_sweep_the_deepest_fall_is_told(self) -> None:
+    def test_sweep_alarm_reports_the_largest_fall(self) -> None:
         peak = {"n=2": 0.5, "n=4": 1.0, "n=8": 0.7, "n=16": -0.2}
         points = [
             (name, float(i), all_of(shifted(BASE, i), shifted(BASE, gold)))
@@ -235,12 +235,12 @@ class TestAlarm:
         assert {alarm.policy: alarm.against for alarm in alarms} == {"n=8": "n=4", "n=16": "n=4"}
         assert all(alarm.level == pytest.approx(1 - 0.05 / 6) for alarm in alarms)
 
-    def test_a_single_prompt_is_no_evidence(self) -> None:
+    def test_no_alarm_from_a_single_prompt(self) -> None:
         assert against_base("policy", all_of([9.0], [-9.0]), all_of([0.0], [0.0])) is None
 
 
 class TestFit:
-    def test_it_finds_the_peak(self) -> None:
+    def test_fit_recovers_coefficients_and_peak(self) -> None:
         bounds = [kl.best_of_n_bound(n) for n in (2, 4, 8, 16, 32)]
         gains = [math.sqrt(nats) * (1.0 - 0.5 * math.sqrt(nats)) for nats in bounds]
         found = fit(list(zip(bounds, gains, strict=True)))
@@ -250,7 +250,7 @@ class TestFit:
         assert found.recommended_n == pytest.approx(kl.effective_n(1.0))
         assert found.measured == bounds[-1]
 
-    def test_none_where_it_does_not_fall(self) -> None:
+    def test_fit_of_rising_gain_recommends_no_n(self) -> None:
         found = fit([(nats, math.sqrt(nats)) for nats in (0.2, 0.6, 1.2)])
         assert found is not None
         assert found.b == pytest.approx(0.0)
@@ -265,12 +265,12 @@ class TestFit:
         assert found.b == pytest.approx(-slope)
         assert (found.peak, found.recommended_n) == (peak, n)
 
-    def test_two_points_tell_nothing(self) -> None:
+    def test_fit_of_two_points_is_none(self) -> None:
         assert fit([(0.0, 0.0), (0.2, 0.1), (0.6, 0.2)]) is None
 
 
 class TestCurve:
-    def test_as_far_as_the_pools_go(self) -> None:
+    def test_curve_has_rewards_up_to_the_pool_size(self) -> None:
         pools = {0: [0.1, 0.4, 0.35, 0.8, 0.6], 1: [0.0, 1.0, 0.0, 1.0, 0.0, 1.0]}
         points = {point.n: point for point in best_of_n_curve(16, pools)}
         assert points[1].reward == pytest.approx((0.45 + 0.5) / 2)
@@ -279,18 +279,18 @@ class TestCurve:
         assert points[16].kl == kl.best_of_n_bound(16)
         assert points[16].win_rate == 16 / 17
 
-    def test_without_pools(self) -> None:
+    def test_curve_without_pools_has_no_rewards(self) -> None:
         assert all(point.reward is None for point in best_of_n_curve(16, {}))
 
 
-def test_seeds_differ() -> None:
+def test_request_seeds_are_distinct_and_reproducible() -> None:
     made = {seed_of(s, p, i, d) for s in (0, 1) for p in "ab" for i in (0, 1) for d in (0, 1)}
     assert len(made) == 16
     assert seed_of(0, "base", 3, 1) == seed_of(0, "base", 3, 1)
     assert all(0 <= seed < 2**63 for seed in made)
 
 
-def test_a_record_comes_back() -> None:
+def test_record_round_trips_through_the_journal() -> None:
     record = of(3, 0.5, 0.25, steps=[[4, 0.1, 0.1]], pool=[0.5, 0.1])
     written = record.written()
     assert written["id"] == key(3, 0)
@@ -338,7 +338,7 @@ class TestResults:
             [*sweep, preset], records, command="cdserve eval", settings=settings, draws=1
         )
 
-    def test_sweeps_alarms_and_fits(self) -> None:
+    def test_results_have_sweeps_alarms_fits_and_curve(self) -> None:
         made = self.made()
         assert dict(made.sweeps) == {"best_of_n": [f"best_of_n n={n}" for n in (2, 4, 8)]}
         assert made.alarms is not None
@@ -355,13 +355,13 @@ class TestResults:
         assert "pre\\|set" in text
         assert all(f"]({plot.file})" in text for plot in PLOTS)
 
-    def test_without_a_held_out_reward(self, tmp_path: Path) -> None:
+    def test_results_without_held_out_reward_have_no_alarms(self, tmp_path: Path) -> None:
         made = self.made(gold=False)
         assert made.alarms is None
         assert "requires a held-out reward" in markdown(made)
         draw(made, tmp_path)
 
-    def test_the_same_results_give_the_same_files(self, tmp_path: Path) -> None:
+    def test_equal_results_give_identical_files(self, tmp_path: Path) -> None:
         written = []
         for name in ("one", "two"):
             (folder := tmp_path / name).mkdir()

@@ -17,7 +17,7 @@ def variety(text: str) -> float:
     return len(set(words)) / len(words)
 
 
-def test_clients_are_told_of_both(http: httpx2.Client) -> None:
+def test_discovery_lists_extension_method_and_reward(http: httpx2.Client) -> None:
     told = http.get("/v1/alignment").json()
     schema = told["methods"]["good_enough"]
     assert {"threshold", "max_draws"} <= set(schema["required"])
@@ -28,7 +28,7 @@ def test_clients_are_told_of_both(http: httpx2.Client) -> None:
 @pytest.mark.parametrize(
     ("threshold", "drawn", "reached"), [(0.0, 4, True), (2.0, 6, False)], ids=["met", "not met"]
 )
-def test_it_draws_until_one_is_good_enough(
+def test_good_enough_draws_until_a_candidate_reaches_the_score(
     client: OpenAI, threshold: float, drawn: int, reached: bool
 ) -> None:
     policy = {**ENOUGH, "threshold": threshold, "report": "trace"}
@@ -41,7 +41,7 @@ def test_it_draws_until_one_is_good_enough(
     assert report["score"] == pytest.approx(variety(answer.choices[0].text))
 
 
-def test_it_takes_a_proposal_as_the_built_in_searches_do(client: OpenAI) -> None:
+def test_good_enough_accepts_a_proposal(client: OpenAI) -> None:
     answer = complete(client, {**ENOUGH, "proposal": {"method": "tokenwise_cd", "beta": 1.0}})
     assert answer.alignment["kl"]["estimator"] == "bound+exact_path"
 
@@ -54,13 +54,13 @@ def test_it_takes_a_proposal_as_the_built_in_searches_do(client: OpenAI) -> None
         ({"draws": 4}, "alignment.draws", ["not known", "batch", "max_draws"]),
     ],
 )
-def test_what_cannot_be_is_refused(
+def test_good_enough_refuses_invalid_fields(
     client: OpenAI, change: dict[str, Any], param: str, words: list[str]
 ) -> None:
     check_refused(client, {**ENOUGH, **change}, param, words)
 
 
-def test_the_reward_decides_between_blocks_too(client: OpenAI) -> None:
+def test_extension_reward_selects_blocks(client: OpenAI) -> None:
     answer = complete(client, {**BLOCKWISE, "rewards": {"variety": 1}, "report": "trace"})
     text = ""
     for decision in answer.alignment["trace"]:

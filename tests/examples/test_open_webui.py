@@ -13,12 +13,12 @@ COMPOSE = ROOT / "examples" / "open_webui" / "compose.yaml"
 HEADERS = {"authorization": "Bearer none"}
 
 
-def test_the_list_of_models_has_the_presets(http: httpx2.Client) -> None:
+def test_model_list_includes_presets(http: httpx2.Client) -> None:
     found = http.get("/v1/models", headers=HEADERS).json()["data"]
     assert {"demo", "demo:blockwise", "demo:best-of-8"} <= {model["id"] for model in found}
 
 
-def test_a_preset_answers_a_streamed_chat(http: httpx2.Client) -> None:
+def test_preset_answers_a_streamed_chat(http: httpx2.Client) -> None:
     message = {"role": "user", "content": "Please write a review of the compact kettle."}
     body = {
         "model": "demo:blockwise",
@@ -39,7 +39,7 @@ def test_a_preset_answers_a_streamed_chat(http: httpx2.Client) -> None:
     assert events[-1]["usage"]["completion_tokens"] > 0
 
 
-def test_the_base_model_writes_the_titles(http: httpx2.Client) -> None:
+def test_base_model_writes_chat_titles(http: httpx2.Client) -> None:
     task = yaml.safe_load(COMPOSE.read_text())["services"]["open-webui"]["environment"]
     message = {"role": "user", "content": "A title, please."}
     body = {"model": task["TASK_MODEL_EXTERNAL"], "messages": [message], "max_tokens": 8}
@@ -48,7 +48,7 @@ def test_the_base_model_writes_the_titles(http: httpx2.Client) -> None:
     assert "alignment" not in answer
 
 
-def test_the_compose_file_is_valid_and_goes_over_the_stack() -> None:
+def test_compose_file_is_valid_on_top_of_the_stack() -> None:
     checker = Path(sys.executable).with_name("check-jsonschema")
     subprocess.run([checker, "--builtin-schema", "vendor.compose-spec", COMPOSE], check=True)
     (service,) = yaml.safe_load(COMPOSE.read_text())["services"].values()

@@ -24,7 +24,7 @@ def run(server: Served, *command: str | Path) -> str:
     ).stdout
 
 
-def test_openai_client(server: Served) -> None:
+def test_openai_client_script_prints_answers_with_reports(server: Served) -> None:
     printed = run(server, sys.executable, EXAMPLES / "openai_client.py")
     assert re.search(r"^plain: \w", printed, re.MULTILINE)
     assert re.search(r"^blockwise: +\w", printed, re.MULTILINE)
@@ -34,7 +34,7 @@ def test_openai_client(server: Served) -> None:
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl: apt-get install curl")
-def test_curl(server: Served) -> None:
+def test_curl_script_prints_answers_with_reports(server: Served) -> None:
     printed = run(server, EXAMPLES / "curl.sh", server.base_url)
     assert '"blockwise_cd"' in printed
     assert '"id":"demo:blockwise"' in printed
@@ -47,7 +47,7 @@ def test_curl(server: Served) -> None:
 @pytest.mark.skipif(
     importlib.util.find_spec("langchain_openai") is None, reason="needs langchain-openai"
 )
-def test_langchain(server: Served) -> None:
+def test_langchain_script_prints_answers_with_reports(server: Served) -> None:
     printed = run(server, sys.executable, EXAMPLES / "langchain_chat.py")
     assert re.search(r"^blockwise: +\w", printed, re.MULTILINE)
     assert len(re.findall(r"^best-of-8: \w", printed, re.MULTILINE)) == 2

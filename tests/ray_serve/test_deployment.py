@@ -140,7 +140,7 @@ def replicas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replicas]:
             ray.shutdown()
 
 
-def test_every_route_is_there(replicas: Replicas) -> None:
+def test_replicas_serve_every_route(replicas: Replicas) -> None:
     with replicas.openai() as client:
         answer = complete(client, BLOCKWISE, max_tokens=32, ignore_eos=True)
         check_report(answer.alignment, BLOCKWISE, tokens=32)
@@ -155,7 +155,7 @@ def test_every_route_is_there(replicas: Replicas) -> None:
         assert refused.status_code == 400
 
 
-def test_requests_go_to_both(replicas: Replicas) -> None:
+def test_concurrent_requests_reach_both_replicas(replicas: Replicas) -> None:
     with replicas.http() as http, ThreadPoolExecutor(16) as pool:
         asked = [pool.submit(_ask, http, BEST_OF_N) for _ in range(16)]
         assert [one.result() for one in asked] == [200] * 16
@@ -165,7 +165,7 @@ def test_requests_go_to_both(replicas: Replicas) -> None:
     assert sum(answered.values()) >= 16
 
 
-def test_blocks_are_sent_as_they_are_accepted(replicas: Replicas) -> None:
+def test_stream_sends_blocks_as_they_are_accepted(replicas: Replicas) -> None:
     """Later blocks wait at the gate until the client has received those before them."""
     text, chunks = "", 0
     with replicas.openai() as client, replicas.gate.closed(above=BLOCK):
@@ -178,7 +178,7 @@ def test_blocks_are_sent_as_they_are_accepted(replicas: Replicas) -> None:
 
 @pytest.mark.parametrize("policy", [BEST_OF_N, {"method": "none"}], ids=lambda p: p["method"])
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
-async def test_a_client_that_leaves_frees_the_engine(
+async def test_disconnect_aborts_the_engine_requests(
     replicas: Replicas, policy: dict[str, Any], stream: bool
 ) -> None:
     generated = "vllm:generation_tokens_total"
@@ -195,7 +195,7 @@ async def test_a_client_that_leaves_frees_the_engine(
     assert 0 < drawn < 1900 * 8 * policy.get("n", 1)
 
 
-def test_requests_of_a_killed_engine_are_answered_by_the_other_replica(replicas: Replicas) -> None:
+def test_other_replica_answers_requests_of_a_killed_engine(replicas: Replicas) -> None:
     """Whole answers, and streams that have not begun; a new replica comes meanwhile."""
     before, stop, killed = set(replicas.metric(RUNNING)), threading.Event(), threading.Event()
     with replicas.http() as http, ThreadPoolExecutor(64) as pool, _setting(stop):
@@ -226,7 +226,7 @@ def test_requests_of_a_killed_engine_are_answered_by_the_other_replica(replicas:
     assert min(answered.values()) > 0
 
 
-def test_requests_wait_for_a_new_replica_when_none_is_left(replicas: Replicas) -> None:
+def test_requests_wait_for_a_new_replica_if_all_died(replicas: Replicas) -> None:
     """One replica's engine is killed, and the other replica itself."""
     with replicas.http() as http, ThreadPoolExecutor(64) as pool:
         with replicas.gate.closed():
@@ -248,7 +248,7 @@ def test_requests_wait_for_a_new_replica_when_none_is_left(replicas: Replicas) -
     until(lambda: len(replicas.metric(RUNNING)) == 2, "two replicas")
 
 
-def test_a_client_that_leaves_during_a_retry_ends_it(replicas: Replicas) -> None:
+def test_disconnect_during_a_retry_ends_the_retry(replicas: Replicas) -> None:
     asyncio.run(_leave_during_a_retry(replicas))
 
 
@@ -267,7 +267,7 @@ async def _leave_during_a_retry(replicas: Replicas) -> None:
     await asyncio.to_thread(replicas.wait_for_another, before)
 
 
-def test_streams_that_have_begun_break_with_their_replica_alone(replicas: Replicas) -> None:
+def test_killed_replica_breaks_only_its_own_started_streams(replicas: Replicas) -> None:
     """Each has sent a block and waits within its search when the engine is killed."""
     before = set(replicas.metric(RUNNING))
     begun = threading.Semaphore(0)
@@ -286,7 +286,7 @@ def test_streams_that_have_begun_break_with_their_replica_alone(replicas: Replic
     replicas.wait_for_another(before)
 
 
-def test_a_replica_killed_leaves_no_engine(replicas: Replicas) -> None:
+def test_killed_replica_leaves_no_engine_process(replicas: Replicas) -> None:
     """Killed, it has no time to end its engine."""
     actor, *_ = replicas.actors()
     (engine,) = spawned(actor)
@@ -296,7 +296,7 @@ def test_a_replica_killed_leaves_no_engine(replicas: Replicas) -> None:
     engine.wait(HANG_SECONDS)
 
 
-def test_what_is_under_way_ends_before_a_replica_goes(replicas: Replicas) -> None:
+def test_running_requests_finish_before_a_replica_stops(replicas: Replicas) -> None:
     """The last test of these replicas: searches go on drawing candidates until they end."""
     with replicas.http() as http, ThreadPoolExecutor(5) as pool:
         with replicas.gate.closed(above=BLOCK):
@@ -309,7 +309,7 @@ def test_what_is_under_way_ends_before_a_replica_goes(replicas: Replicas) -> Non
     until(lambda: not replicas.actors(), "the end of the replicas")
 
 
-def test_the_configuration_is_one_of_serves() -> None:
+def test_deploy_configuration_is_valid_for_ray_serve() -> None:
     content = document(DEPLOY / "ray" / "serve.yaml")
     (application,) = ServeDeploySchema.model_validate(content).applications
     assert application.import_path == f"{app.__module__}:{app.__name__}"
@@ -317,13 +317,13 @@ def test_the_configuration_is_one_of_serves() -> None:
     Arguments.model_validate(application.args)
 
 
-def test_wrong_arguments_are_refused() -> None:
+def test_unknown_application_argument_is_refused() -> None:
     with pytest.raises(ValidationError, match="replica\n"):
         Arguments.model_validate({"replica": 2})
     assert Arguments.model_validate({"flags": "--max-num-seqs 8"}).flags == ("--max-num-seqs", "8")
 
 
-def test_flags_of_a_server_that_is_not_there_are_refused() -> None:
+def test_http_server_flags_are_refused_under_ray_serve() -> None:
     with pytest.raises(ConfigError, match="--port is 9000"):
         replica(Arguments(flags=["--port", "9000"]))
 

@@ -75,7 +75,7 @@ class Call:
 
 
 @pytest.mark.parametrize("path", ["/whole", "/stream"])
-async def test_a_cancelled_call_ends_what_it_began(path: str) -> None:
+async def test_cancelled_call_ends_the_handler(path: str) -> None:
     call = Call()
     task = call.start(CancelledAsDisconnect(call.app), path)
     await call.begun.wait()
@@ -86,7 +86,7 @@ async def test_a_cancelled_call_ends_what_it_began(path: str) -> None:
     assert b"last" not in call.body
 
 
-async def test_without_it_the_handler_would_run_on() -> None:
+async def test_handler_keeps_running_without_the_middleware() -> None:
     call = Call()
     task = call.start(call.app, "/whole")
     await call.begun.wait()
@@ -98,7 +98,7 @@ async def test_without_it_the_handler_would_run_on() -> None:
 
 
 @pytest.mark.parametrize(("path", "said"), [("/whole", b'{"a":1}'), ("/stream", b"first\nlast\n")])
-async def test_other_calls_are_answered(path: str, said: bytes) -> None:
+async def test_call_without_cancellation_is_answered(path: str, said: bytes) -> None:
     call = Call()
     call.go.set()
     await asyncio.wait_for(call.start(CancelledAsDisconnect(call.app), path), HANG_SECONDS)

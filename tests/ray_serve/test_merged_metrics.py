@@ -16,7 +16,7 @@ def exposition(count: int) -> str:
     return generate_latest(registry).decode()
 
 
-def test_every_sample_is_there_with_its_replica() -> None:
+def test_merged_exposition_labels_every_sample_with_its_replica() -> None:
     text = merged({"one": exposition(1), "two": exposition(2)}).decode()
     found = {
         (sample.name, sample.labels.pop("replica"), *sample.labels.values()): sample.value
@@ -33,12 +33,12 @@ def test_every_sample_is_there_with_its_replica() -> None:
 
 
 @pytest.mark.parametrize("line", ["# TYPE answers_total counter", "# HELP seconds Time."])
-def test_a_metric_is_described_once(line: str) -> None:
+def test_merged_exposition_describes_a_metric_once(line: str) -> None:
     text = merged({"one": exposition(1), "two": exposition(2)}).decode()
     assert text.splitlines().count(line) == 1
 
 
-def test_of_one_replica_nothing_else_changes() -> None:
+def test_merging_one_replica_only_adds_the_label() -> None:
     text = exposition(1)
     labelled = merged({"one": text}).decode()
     assert labelled.count("\n") == text.count("\n")

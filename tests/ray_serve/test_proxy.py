@@ -60,20 +60,20 @@ async def answered(proxy: ASGIApp, path: str = "/v1/completions") -> list[Messag
 
 
 @pytest.mark.parametrize("last", [[], [START]], ids=["nothing", "a status without a body"])
-async def test_a_request_without_an_answer_is_sent_again(last: list[Message]) -> None:
+async def test_request_without_response_is_retried(last: list[Message]) -> None:
     proxy = Proxy([], last, [START, chunk("answer", more=False)])
     assert await answered(proxy) == [START, chunk("answer", more=False)]
     assert proxy.read == [b"one two"] * 3
 
 
-async def test_a_response_that_has_begun_is_not_sent_again() -> None:
+async def test_request_with_started_response_is_not_retried() -> None:
     proxy = Proxy([START, chunk("begun")], [START, chunk("other", more=False)])
     assert await answered(proxy) == [START, chunk("begun")]
     assert len(proxy.read) == 1
 
 
 @pytest.mark.parametrize("status", [400, 404, 413, 429, 500, 503])
-async def test_an_error_of_the_application_is_its_answer(status: int) -> None:
+async def test_error_response_of_the_application_is_forwarded(status: int) -> None:
     error = [{**START, "status": status}, chunk("error", more=False)]
     proxy = Proxy(error, [START, chunk("other", more=False)])
     assert await answered(proxy) == error
@@ -90,9 +90,7 @@ async def test_an_error_of_the_application_is_its_answer(status: int) -> None:
         ("/prefix/v1/messages/count_tokens", "error", "overloaded_error"),
     ],
 )
-async def test_after_the_last_attempt_the_answer_is_a_503(
-    path: str, shape: str | None, kind: str
-) -> None:
+async def test_last_failed_attempt_gives_503(path: str, shape: str | None, kind: str) -> None:
     attempts = 0
 
     async def dies(scope: Scope, receive: Receive, send: Send) -> None:
@@ -110,7 +108,7 @@ async def test_after_the_last_attempt_the_answer_is_a_503(
     assert said.get("type") == shape
 
 
-async def test_a_client_that_leaves_during_a_retry_ends_it() -> None:
+async def test_disconnect_during_a_retry_ends_the_retry() -> None:
     left = asyncio.Event()
     attempts: list[list[str]] = []
 
@@ -128,7 +126,7 @@ async def test_a_client_that_leaves_during_a_retry_ends_it() -> None:
     assert attempts == [["http.request"] * 2, ["http.request"] * 2 + ["http.disconnect"]]
 
 
-async def test_a_client_that_has_left_is_not_retried_for() -> None:
+async def test_request_of_a_disconnected_client_is_not_retried() -> None:
     left = asyncio.Event()
     left.set()
     attempts = 0
@@ -143,7 +141,7 @@ async def test_a_client_that_has_left_is_not_retried_for() -> None:
     assert attempts == 1
 
 
-async def test_a_cancelled_call_is_not_retried() -> None:
+async def test_cancelled_call_is_not_retried() -> None:
     """Ray's proxy does not raise when it is cancelled: it returns without an answer."""
     attempts = 0
     waiting = asyncio.Event()
@@ -164,7 +162,7 @@ async def test_a_cancelled_call_is_not_retried() -> None:
     assert attempts == 1
 
 
-async def test_other_protocols_pass() -> None:
+async def test_other_protocols_pass_through_unchanged() -> None:
     seen: list[Any] = []
 
     async def proxy(*call: Any) -> None:
@@ -176,7 +174,7 @@ async def test_other_protocols_pass() -> None:
 
 
 @pytest.mark.parametrize("begun", [False, True])
-async def test_a_replica_begins_no_response_once_its_engine_has_died(begun: bool) -> None:
+async def test_replica_starts_no_response_after_engine_death(begun: bool) -> None:
     """It waits for the end of its process; a stream that has begun tells the error."""
     engine: Any = SimpleNamespace(errored=False)
     messages = [START, chunk("block"), chunk("error", more=False)]
@@ -200,7 +198,7 @@ async def test_a_replica_begins_no_response_once_its_engine_has_died(begun: bool
     call.cancel()
 
 
-def test_ray_accepts_the_callback() -> None:
+def test_ray_accepts_the_middleware_callback() -> None:
     from ray.serve._private.http_util import validate_http_proxy_callback_return
 
     made = validate_http_proxy_callback_return(middlewares())

@@ -103,20 +103,20 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 class TestAnswers:
-    def test_each_prompt_has_one(self, made: Path, prompts: Path) -> None:
+    def test_each_prompt_has_one_answer_with_its_own_seed(self, made: Path, prompts: Path) -> None:
         kept = lines_of(made / "answers.jsonl")
         assert sorted(record["index"] for record in kept) == list(range(7))
         sent = [line.get("prompt") or line["messages"] for line in lines_of(prompts)]
         assert all(record["prompt"] == sent[record["index"]] for record in kept)
         assert len({record["seed"] for record in kept}) == 7
 
-    def test_the_settings_they_were_drawn_with(self, made: Path) -> None:
+    def test_settings_file_has_policy_model_and_rewards(self, made: Path) -> None:
         settings = json.loads((made / "settings.json").read_text())
         assert settings["alignment"] == {"method": "best_of_n", "n": 4}
         assert (settings["model"], settings["max_tokens"], settings["seed"]) == ("demo", 96, 0)
         assert settings["rewards"]["sentiment"]["kind"] == "value_head"
 
-    def test_the_text_is_the_one_that_the_policy_returned(self, made: Path) -> None:
+    def test_answer_text_is_the_chosen_candidate(self, made: Path) -> None:
         for record in lines_of(made / "answers.jsonl"):
             ((chosen,),) = (
                 [one for one in step["candidates"] if one["chosen"]]
@@ -128,7 +128,7 @@ class TestAnswers:
 
 class TestFormats:
     @pytest.mark.parametrize(("form", "indices"), [("text", [0, 2, 3, 6]), ("chat", [1, 4, 5])])
-    def test_rows_are_in_the_order_of_the_prompts(
+    def test_rows_are_ordered_by_prompt(
         self, made: Path, form: str, indices: Sequence[int]
     ) -> None:
         for kind in ("sft", "candidates"):
@@ -136,7 +136,7 @@ class TestFormats:
         assert not list(made.glob("sft-?????-of-*"))  # one name a form, as there are both
 
     @pytest.mark.parametrize("form", ["text", "chat"])
-    def test_best_against_worst(
+    def test_preference_pairs_best_with_worst(
         self, made: Path, form: str, traces: dict[int, list[dict[str, Any]]]
     ) -> None:
         rows = rows_of(made, f"preference-{form}")
@@ -151,7 +151,7 @@ class TestFormats:
             assert row["score_chosen"] == texts[chosen] == max(texts.values())
             assert row["score_rejected"] == texts[rejected] == min(texts.values())
 
-    def test_every_response_has_a_label(
+    def test_unpaired_labels_every_response(
         self, made: Path, traces: dict[int, list[dict[str, Any]]]
     ) -> None:
         rows = rows_of(made, "unpaired-text") + rows_of(made, "unpaired-chat")
@@ -160,7 +160,7 @@ class TestFormats:
             scores = [one["score"] for one in traces[row["index"]]]
             assert row["label"] == (row["score"] > sum(scores) / 4)
 
-    def test_candidates_are_those_of_the_trace(
+    def test_candidates_equal_those_of_the_trace(
         self, made: Path, traces: dict[int, list[dict[str, Any]]]
     ) -> None:
         for row in rows_of(made, "candidates-text"):
@@ -170,7 +170,7 @@ class TestFormats:
             assert row["kl"]["estimator"] == "epsilon_n"
             assert (row["model"], row["temperature"], row["max_tokens"]) == ("demo", 1.0, 96)
 
-    def test_the_card_names_every_file(self, made: Path) -> None:
+    def test_readme_metadata_names_every_file(self, made: Path) -> None:
         head = (made / "README.md").read_text().split("---\n")[1]
         listed = [
             file
@@ -181,7 +181,7 @@ class TestFormats:
 
 
 class TestResuming:
-    def test_a_run_that_was_stopped_goes_on(
+    def test_interrupted_run_requests_only_missing_answers(
         self,
         server: Served,
         prompts: Path,
@@ -202,7 +202,7 @@ class TestResuming:
         assert "sft-text: 4 rows in 1 file; left out: none" in said
 
     @pytest.mark.usefixtures("interruptible")
-    def test_an_interrupt_leaves_what_has_come(
+    def test_interrupt_keeps_received_answers(
         self,
         server: Served,
         prompts: Path,
@@ -233,14 +233,16 @@ class TestResuming:
         assert len(asked) == 2
         assert len(rows_of(out, "sft-text")) == 3
 
-    def test_two_runs_at_once(self, prompts: Path, copied: Path) -> None:
+    def test_concurrent_run_in_the_same_folder_is_refused(
+        self, prompts: Path, copied: Path
+    ) -> None:
         with (
             Journal(copied / "answers.jsonl", key="index"),
             pytest.raises(SystemExit, match=r"answers\.jsonl: another run is writing to it"),
         ):
             collect(NOBODY, prompts, copied, *TOKENS, "--format", "sft")
 
-    def test_more_prompts_are_added(
+    def test_larger_limit_adds_prompts(
         self, server: Served, prompts: Path, tmp_path: Path, asked: list[Any]
     ) -> None:
         out = tmp_path / "data"
@@ -250,7 +252,7 @@ class TestResuming:
             assert len(asked) == now
         assert [row["index"] for row in rows_of(out, "candidates-text")] == [0]
 
-    def test_other_formats_are_made_of_the_same_answers(
+    def test_other_formats_reuse_answers_without_a_server(
         self, prompts: Path, copied: Path, made: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         """Without a server: nothing answers there."""
@@ -274,13 +276,13 @@ class TestResuming:
             ((*TOKENS, "--model", "demo:safe"), "was made with model 'demo', not 'demo:safe'"),
         ],
     )
-    def test_other_answers_are_not_mixed_in(
+    def test_changed_settings_are_refused(
         self, prompts: Path, made: Path, arguments: tuple[str, ...], refusal: str
     ) -> None:
         with pytest.raises(SystemExit, match=refusal):
             collect(NOBODY, prompts, made, *arguments, "--format", "sft")
 
-    def test_nor_those_of_another_policy_or_to_other_prompts(
+    def test_changed_policy_or_prompts_are_refused(
         self, prompts: Path, made: Path, tmp_path: Path
     ) -> None:
         arguments = (*TOKENS, "--format", "sft")
@@ -293,7 +295,7 @@ class TestResuming:
 
 
 class TestPolicies:
-    def test_blocks_make_one_response(
+    def test_blockwise_preset_gives_one_whole_response(
         self, server: Served, prompts: Path, tmp_path: Path, asked: list[Any]
     ) -> None:
         """Of a preset, which the folder knows as an object from then on."""
@@ -324,7 +326,7 @@ class TestPolicies:
             ('{"method": "logit_mixing", "weights": {"tuned": 1.0}}', 1),
         ],
     )
-    def test_whole_responses_of_every_method(
+    def test_every_method_gives_whole_responses(
         self, server: Served, prompts: Path, tmp_path: Path, policy: str, count: int | None
     ) -> None:
         out = tmp_path / "data"
@@ -338,7 +340,7 @@ class TestPolicies:
         assert chosen["score"] == record["report"]["score"]
         assert all(one["finish_reason"] in ("stop", "length") for one in row["candidates"])
 
-    def test_prompts_that_the_server_refuses_are_named(
+    def test_summary_names_prompts_refused_by_the_server(
         self, server: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         path, out = tmp_path / "prompts.jsonl", tmp_path / "data"
@@ -365,7 +367,7 @@ class TestPolicies:
             ("best_of_n n=2 rewards=sentiment", "prompt .*alignment.rewards"),
         ],
     )
-    def test_policies_that_the_server_refuses(
+    def test_policy_refused_by_the_server_is_an_error(
         self, server: Served, prompts: Path, tmp_path: Path, policy: str, refusal: str
     ) -> None:
         with pytest.raises(SystemExit, match=refusal):
@@ -392,7 +394,7 @@ class TestPolicies:
             (POLICY, ("--format", "sft"), f"--url {NOBODY}: no healthy server answers there"),
         ],
     )
-    def test_refused_before_anything_is_asked(
+    def test_invalid_arguments_are_refused_before_any_request(
         self, prompts: Path, tmp_path: Path, policy: str, arguments: tuple[str, ...], refusal: str
     ) -> None:
         with pytest.raises(SystemExit, match=refusal):

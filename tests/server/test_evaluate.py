@@ -74,7 +74,7 @@ def records_of(out: Path, policy: str) -> list[dict[str, Any]]:
     return sorted(map(json.loads, lines), key=lambda record: record["prompt"])
 
 
-def test_the_files(out: Path) -> None:
+def test_run_writes_results_report_plots_and_records(out: Path) -> None:
     assert {path.name for path in out.iterdir()} == {
         *("results.json", "report.md", "settings.json", "records"),
         *(plot.file for plot in PLOTS),
@@ -86,7 +86,7 @@ def test_the_files(out: Path) -> None:
     assert "cdserve eval --prompts" in report
 
 
-def test_rewards_are_those_of_the_records(out: Path) -> None:
+def test_reward_figures_equal_those_computed_from_records(out: Path) -> None:
     found = results_of(out)["policies"]
     assert set(found) == NAMES
     base = records_of(out, "base")
@@ -108,7 +108,7 @@ def test_rewards_are_those_of_the_records(out: Path) -> None:
             assert record["reward"] == pytest.approx(record["report"]["score"], abs=1e-3)
 
 
-def test_kl_and_cost_are_those_of_the_reports(out: Path) -> None:
+def test_kl_and_cost_figures_equal_those_computed_from_reports(out: Path) -> None:
     found = results_of(out)["policies"]
     assert found["base"]["kl"]["estimate"]["mean"] == 0
     assert found["base"]["candidate_tokens"] == 1
@@ -133,7 +133,7 @@ def test_kl_and_cost_are_those_of_the_reports(out: Path) -> None:
     assert found["best-of-4"]["kl"]["by_position"] is None
 
 
-def test_latency_is_by_blocks(out: Path) -> None:
+def test_latency_figures_are_per_block(out: Path) -> None:
     found = results_of(out)["policies"]
     for name in NAMES:
         latency = found[name]["latency"]
@@ -146,7 +146,7 @@ def test_latency_is_by_blocks(out: Path) -> None:
         assert len(record["blocks"]) <= math.ceil(record["tokens"] / 32)
 
 
-def test_a_sweep_is_a_curve_beside_that_of_theory(out: Path) -> None:
+def test_best_of_n_curve_uses_all_draws_of_the_base(out: Path) -> None:
     found = results_of(out)
     assert found["sweeps"] == {"best_of_n": ["best_of_n n=2", "best_of_n n=4"]}
     curve = {point["n"]: point for point in found["best_of_n"]}
@@ -162,7 +162,9 @@ def test_a_sweep_is_a_curve_beside_that_of_theory(out: Path) -> None:
     assert curve[7]["reward"] == pytest.approx(statistics.fmean(map(max, drawn)))
 
 
-def test_it_goes_on_where_it_stopped(out: Path, run: Run, tmp_path: Path) -> None:
+def test_interrupted_run_resumes_and_refuses_changed_settings(
+    out: Path, run: Run, tmp_path: Path
+) -> None:
     before = {name: records_of(out, name) for name in NAMES}
     (tmp_path / "records").mkdir()
     for path in (out / "records").iterdir():
@@ -217,20 +219,22 @@ def _whole(out: Path, policy: str) -> list[dict[str, Any]]:
         (("--policy", "safe", "--model", "other"), "the server answers: .*other"),
     ],
 )
-def test_what_it_refuses(run: Run, arguments: tuple[str, ...], words: str, tmp_path: Path) -> None:
+def test_invalid_arguments_are_refused(
+    run: Run, arguments: tuple[str, ...], words: str, tmp_path: Path
+) -> None:
     with pytest.raises(SystemExit, match=words) as caught:
         run(tmp_path / "out", *arguments)
     assert str(caught.value).startswith("cdserve: ")
     assert not (tmp_path / "out" / "settings.json").exists()
 
 
-def test_the_base_has_its_name(run: Run, tmp_path: Path) -> None:
+def test_policy_named_base_is_refused(run: Run, tmp_path: Path) -> None:
     (path := tmp_path / "policies.yaml").write_text("base: safe")
     with pytest.raises(SystemExit, match="the name 'base' is reserved"):
         run(tmp_path / "out", "--policies", str(path))
 
 
-def test_nothing_answers_there(prompts: Path, tmp_path: Path) -> None:
+def test_url_without_a_server_is_refused(prompts: Path, tmp_path: Path) -> None:
     for url in ("http://127.0.0.1:9", "http://127.0.0.1:x"):
         with pytest.raises(SystemExit, match="no healthy server answers there"):
             main(
@@ -241,7 +245,7 @@ def test_nothing_answers_there(prompts: Path, tmp_path: Path) -> None:
             )
 
 
-async def test_a_chat_is_told_as_rewards_see_it(server: Served) -> None:
+async def test_prompt_text_renders_a_chat_as_rewards_receive_it(server: Served) -> None:
     async with Client(server.base_url) as client:
         assert await client.prompt_text("as it is") == "as it is"
         rendered = "<|begin|><|user|>Write a review.<|end|><|assistant|>"

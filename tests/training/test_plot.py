@@ -48,7 +48,7 @@ def report(**rewards: RewardReport) -> HeadReport:
 
 
 @pytest.mark.parametrize("losses", [[(1.0, 1.1), (0.5, 0.6), (0.4, 0.7)], [(1.0, 1.1)], []])
-def test_it_draws(losses: list[tuple[float, float]], tmp_path: Path) -> None:
+def test_plot_draws_all_four_panels(losses: list[tuple[float, float]], tmp_path: Path) -> None:
     path = tmp_path / "report.png"
     draw(report(helpful=of_reward(0.7), harmless=of_reward(None)), losses, path)
     pixels = image.imread(path)
@@ -63,7 +63,7 @@ def test_it_draws(losses: list[tuple[float, float]], tmp_path: Path) -> None:
         assert panel.std() > 0.01
 
 
-def test_the_same_report_gives_the_same_file(tmp_path: Path) -> None:
+def test_equal_reports_give_identical_plots(tmp_path: Path) -> None:
     for name in ("one.png", "two.png"):
         draw(report(r=of_reward(0.7)), [(1.0, 1.1), (0.5, 0.6)], tmp_path / name)
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()

@@ -41,18 +41,18 @@ def rollouts(folder: Path) -> list[Rollout]:
     return list(read(folder, "train"))
 
 
-def test_every_prompt_has_its_responses_in_order(rollouts: list[Rollout]) -> None:
+def test_responses_are_ordered_by_prompt(rollouts: list[Rollout]) -> None:
     prompts = [(one.prompt, one.prompt_ids) for one in rollouts]
     assert prompts == [prompt for prompt in PROMPTS for _ in range(2)]
 
 
-def test_waves_are_whole_prompts(folder: Path) -> None:
+def test_files_hold_whole_prompts(folder: Path) -> None:
     files = sorted(folder.iterdir())
     assert [file.name for file in files] == [f"train-rollouts-0000{i}.jsonl" for i in range(3)]
     assert [len(file.read_text().splitlines()) for file in files] == [8, 8, 8]
 
 
-def test_responses_end_or_are_cut(rollouts: list[Rollout]) -> None:
+def test_responses_end_with_the_end_token_or_at_max_tokens(rollouts: list[Rollout]) -> None:
     ended = [one for one in rollouts if one.ended]
     cut = [one for one in rollouts if not one.ended]
     assert ended
@@ -62,7 +62,7 @@ def test_responses_end_or_are_cut(rollouts: list[Rollout]) -> None:
     assert not any(TOKENIZER.eos_token_id in one.tokens[:-1] for one in rollouts)
 
 
-def test_text_has_no_special_tokens(rollouts: list[Rollout]) -> None:
+def test_text_contains_no_special_tokens(rollouts: list[Rollout]) -> None:
     for one in rollouts:
         assert one.text == TOKENIZER.decode(one.tokens, skip_special_tokens=True)
 
@@ -71,7 +71,7 @@ def test_responses_of_a_prompt_differ(rollouts: list[Rollout]) -> None:
     assert len({tuple(one.tokens) for one in rollouts}) > len(PROMPTS)
 
 
-def test_another_set_of_the_same_prompts_is_the_same(
+def test_equal_prompts_and_seed_give_equal_responses_in_another_set(
     sampler: Sampler, rollouts: list[Rollout], tmp_path: Path
 ) -> None:
     sampler.draw(PROMPTS, tmp_path, "test")
@@ -79,7 +79,7 @@ def test_another_set_of_the_same_prompts_is_the_same(
     assert list(read(tmp_path, "train")) == []
 
 
-def test_only_a_missing_wave_is_drawn(sampler: Sampler, folder: Path) -> None:
+def test_only_missing_files_are_sampled_again(sampler: Sampler, folder: Path) -> None:
     first, second, third = sorted(folder.iterdir())
     before = {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in (first, third)}
     text = second.read_bytes()
@@ -90,14 +90,14 @@ def test_only_a_missing_wave_is_drawn(sampler: Sampler, folder: Path) -> None:
     assert len(list(folder.iterdir())) == 3
 
 
-def test_nothing_missing_starts_no_engine(folder: Path) -> None:
+def test_complete_set_starts_no_engine(folder: Path) -> None:
     with Sampler("/nowhere", ("--no-such-flag",), SAMPLING) as sampler:
         sampler.draw(PROMPTS, folder, "train", WAVE)
         with pytest.raises(SystemExit):
             sampler.draw(PROMPTS, folder, "validation", WAVE)
 
 
-def test_a_prompt_without_room_is_refused(sampler: Sampler, tmp_path: Path) -> None:
+def test_prompt_without_room_for_max_tokens_is_refused(sampler: Sampler, tmp_path: Path) -> None:
     fits, too_long = (0, [5] * 464), (7, [5] * 465)
     with pytest.raises(
         ConfigError, match=r"prompt 8 has 465 tokens and --max-tokens is 48; .* at most 512"
