@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What the server can do, an aligned answer, an aligned stream, and scores: examples/curl.sh [URL]
+# Discovery, an aligned answer, an aligned stream, and scoring: examples/curl.sh [URL]
 set -euo pipefail
 url=${1:-http://localhost:8000}
 

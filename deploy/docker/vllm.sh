@@ -1,5 +1,5 @@
 #!/bin/sh
-# `vllm serve MODEL FLAG...`, the command of charts made for vLLM, as cdserve's.
+# Runs `vllm serve MODEL FLAG...`, the command of charts made for vLLM, as `cdserve serve`.
 set -eu
 if [ "${1:-}" != serve ]; then
     exec python3 -m vllm.entrypoints.cli.main "$@"

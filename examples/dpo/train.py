@@ -1,4 +1,4 @@
-"""Trains a model by DPO on what `cdserve collect --format preference` wrote (docs/collect.md)."""
+"""Trains a model by DPO on data of `cdserve collect --format preference` (docs/collect.md)."""
 
 import argparse
 
@@ -11,15 +11,15 @@ from trl import DPOConfig, DPOTrainer
 def main() -> None:
     """Trains and saves the model with its tokenizer."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", required=True, help="the model that the responses were drawn of")
-    parser.add_argument("--data", required=True, help="the folder of `cdserve collect`")
-    parser.add_argument("--config", default="preference", help="the data set in it")
-    parser.add_argument("--out", required=True, help="the trained model's folder")
+    parser.add_argument("--model", required=True, help="model that sampled the responses")
+    parser.add_argument("--data", required=True, help="output folder of `cdserve collect`")
+    parser.add_argument("--config", default="preference", help="name of the data set in the folder")
+    parser.add_argument("--out", required=True, help="folder of the trained model")
     parser.add_argument("--beta", type=float, default=0.1)
     parser.add_argument("--lr", type=float, default=1e-6)
     parser.add_argument("--epochs", type=float, default=1)
-    parser.add_argument("--batch", type=int, default=16, help="pairs a step")
-    parser.add_argument("--held-out", type=float, default=0.1, help="share of pairs to measure on")
+    parser.add_argument("--batch", type=int, default=16, help="pairs per step")
+    parser.add_argument("--held-out", type=float, default=0.1, help="share of pairs for evaluation")
     args = parser.parse_args()
 
     pairs = load_dataset(args.data, args.config, split="train")

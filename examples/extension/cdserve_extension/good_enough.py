@@ -1,4 +1,4 @@
-"""Good enough: responses are drawn, a few at a time, until one has the score asked for."""
+"""Good enough: draws responses, a few at a time, until one reaches a given score."""
 
 from collections.abc import AsyncGenerator, Sequence
 from typing import Literal
@@ -6,36 +6,38 @@ from typing import Literal
 from pydantic import Field
 
 from cdserve import kl
-from cdserve.decoders import Decision, Proposal, SelectionRule, search
+from cdserve.decoders import Decision, Proposal, Select, search
 from cdserve.policy import FIELD, Limits, SearchPolicy, at_most
 
 
 class GoodEnoughPolicy(SearchPolicy):
-    """Draws whole responses, ``batch`` at once, until the best so far has the score ``threshold``.
+    """Draws whole responses, ``batch`` at once, until the best one reaches ``threshold``.
 
-    If none of ``max_draws`` has it, the best of them is returned, and the report says so.
+    If none of ``max_draws`` responses reaches it, the best is returned with ``accepted: false``.
     """
 
     method: Literal["good_enough"]
-    threshold: float = Field(description="The weighted sum of the rewards that is enough.")
-    max_draws: int = Field(ge=1, description="Responses drawn at most for each one returned.")
-    batch: int = Field(default=4, ge=1, description="Responses drawn at once.")
+    threshold: float = Field(description="Sufficient score: weighted sum of the rewards.")
+    max_draws: int = Field(
+        ge=1, description="Maximum number of responses drawn per returned response."
+    )
+    batch: int = Field(default=4, ge=1, description="Number of responses drawn at once.")
 
     @property
     def width(self) -> int:
-        """Most candidates; the server bounds what a request may cost by it."""
+        """Maximum number of candidates, from which the server bounds the cost of a request."""
         return self.max_draws
 
     def check_limits(self, limits: Limits) -> None:
-        """Refuses what is beyond the operator's limit for whole responses."""
+        """Checks the operator's limit for whole responses."""
         at_most(f"{FIELD}.max_draws", self.max_draws, limits.max_n)
 
 
-class Enough(SelectionRule):
-    """Takes the best so far once it is good enough, or once all draws are made.
+class Enough(Select):
+    """Selects the best response once it reaches the threshold, or after all draws.
 
-    What is returned is one of ``max_draws`` i.i.d. draws, made or left undone, so best-of-n's bound
-    on the KL holds for their number.
+    The returned response is one of ``max_draws`` i.i.d. draws, some of which may not have been made,
+    so best-of-n's bound on the KL holds with n = ``max_draws``.
     """
 
     def __init__(self, threshold: float, max_draws: int) -> None:
@@ -62,7 +64,7 @@ class Enough(SelectionRule):
 
 
 class GoodEnough:
-    """cdserve's search over whole responses, with a rule that may ask for more of them."""
+    """cdserve's search over whole responses, with a selection rule that may ask for more."""
 
     policy = GoodEnoughPolicy
 
@@ -70,7 +72,7 @@ class GoodEnough:
     def run(
         cls, policy: GoodEnoughPolicy, proposal: Proposal, seed: int | None
     ) -> AsyncGenerator[Decision, None]:
-        """Decodes one response; the one decision is made once a draw is taken."""
+        """Decodes one response, with a single decision."""
         full, rest = divmod(policy.max_draws, policy.batch)
         draws = [policy.batch] * full + ([rest] if rest else [])
         select = Enough(policy.threshold, policy.max_draws)

@@ -1,7 +1,7 @@
-"""Rewards: functions of a prompt and a response, finished or not."""
+"""Rewards: functions of a prompt and a finished or unfinished response."""
 
 
 def variety(prompt: str, response: str) -> float:
-    """Share of the words that do not come twice; 0 where there are none."""
+    """Number of distinct words divided by the number of words; 0 without words."""
     words = response.lower().split()
     return len(set(words)) / len(words) if words else 0.0
