@@ -1,4 +1,4 @@
-"""A LoRA adapter of the demo's model with small random weights, as PEFT writes one."""
+"""A LoRA adapter of the demo's model with small random weights, in PEFT's format."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ _TARGETS = ("q_proj", "v_proj")
 
 
 def write_adapter(folder: Path) -> None:
-    """Writes it into a folder that is there."""
+    """Writes the adapter into an existing folder."""
     model, draw, weights = AutoModelForCausalLM.from_pretrained(MODEL_DIR), torch.Generator(), {}
     draw.manual_seed(0)
     for name, layer in model.named_modules():

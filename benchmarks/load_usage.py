@@ -1,4 +1,4 @@
-"""What a server has used since it started: CPU time by role, and tokens by its own counters."""
+"""Usage of a server since its start: CPU time by role, and tokens from its counters."""
 
 from dataclasses import dataclass, fields
 
@@ -9,13 +9,13 @@ from server import runs_model, totals
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Totals, or with ``since`` what was used in between.
+    """Totals since the server's start, or differences of two totals.
 
     Attributes:
         engine_s: CPU seconds of the processes that run the model.
-        front_end_s: CPU seconds of the others: HTTP, tokenizing, the search loops.
-        candidate_tokens: of ``cdserve_candidate_tokens_total``, over all methods.
-        generated_tokens: of ``vllm:generation_tokens_total``, plain requests' among them.
+        front_end_s: CPU seconds of the other processes: HTTP, tokenizing, search loops.
+        candidate_tokens: ``cdserve_candidate_tokens_total``, summed over methods.
+        generated_tokens: ``vllm:generation_tokens_total``, including plain requests.
     """
 
     engine_s: float
@@ -25,7 +25,7 @@ class Usage:
 
     @classmethod
     def of(cls, base_url: str, pid: int) -> "Usage":
-        """What a server has used until now, by its address and its first process."""
+        """The totals of the server at a URL with the given root process."""
         root = psutil.Process(pid)
         seconds = {True: 0.0, False: 0.0}
         for process in (root, *root.children(recursive=True)):
@@ -40,6 +40,6 @@ class Usage:
         )
 
     def since(self, before: "Usage") -> "Usage":
-        """The differences."""
+        """The usage since an earlier one."""
         names = [field.name for field in fields(self)]
         return Usage(*(getattr(self, name) - getattr(before, name) for name in names))

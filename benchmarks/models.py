@@ -25,7 +25,7 @@ _VOCABULARY = 32000
 
 
 def machine() -> str:
-    """What the figures are from."""
+    """The CPU and the versions of vLLM and torch, for results."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
     return f"{cpu}, {os.cpu_count()} cores; vLLM {vllm.__version__}, torch {torch.__version__}"
@@ -42,7 +42,7 @@ class Model:
     kv_cache_bytes: int
 
     def config(self) -> Path:
-        """Settings that serve it with heads and members."""
+        """Settings that serve the model with heads and members."""
         reward = {"kind": "value_head", "path": str(self.head), "q_head": str(self.q_head)}
         return self._settings(
             self.base,
@@ -52,7 +52,7 @@ class Model:
         )
 
     def plain_config(self, member: str | None = None) -> Path:
-        """Settings that serve it, or one of its members, without heads or members."""
+        """Settings that serve the model or a member alone, without heads and members."""
         return self._settings(self.base if member is None else self.members[member])
 
     def _settings(self, model: Path, **settings: Any) -> Path:
@@ -64,7 +64,7 @@ class Model:
 
 
 def model(name: str) -> Model:
-    """``demo`` or ``100m``."""
+    """The model named ``demo`` or ``100m``."""
     return _demo() if name == "demo" else _random()
 
 
@@ -73,7 +73,7 @@ def _demo() -> Model:
 
 
 def _random() -> Model:
-    """Llamas of about 100M and twice 28M parameters, heads of rank 64; made once."""
+    """Random Llamas of about 100M and twice 28M parameters with heads of rank 64; made once."""
     folder = Path(tempfile.gettempdir()) / "cdserve-bench-100m"
     made = Model(
         folder / "base",

@@ -1,8 +1,8 @@
-"""What the search costs: candidate tokens per second against vLLM's own n=K sampling.
+"""Cost of the search: candidate tokens per second relative to vLLM's own n=K sampling.
 
 Each round runs the same prompts as plain ``n=K``, as best-of-K and as blockwise CD on one server,
-in an order that rotates. A ratio is that of the arms' median rates; beside it stand the quartiles
-of the rounds' own ratios. Also the time to the first streamed block over best-of-K's whole time.
+in a rotating order. A ratio is the ratio of median rates, with the quartiles of the per-round
+ratios. Also measures the time to the first streamed block relative to best-of-K's total time.
 
     python benchmarks/overhead.py --model demo --rounds 21 --output benchmarks/results/overhead.json
     python benchmarks/overhead.py --model 100m --rounds 5 --tokens 64 \
@@ -32,16 +32,16 @@ ARMS: dict[str, dict[str, Any]] = {
 async def run_arm(
     client: httpx2.AsyncClient, arm: str, prompts: list[list[int]], tokens: int
 ) -> float:
-    """Candidate tokens per second of all prompts at once."""
+    """Candidate tokens per second of all prompts concurrently."""
     start = time.perf_counter()
     answers = await asyncio.gather(*(complete(client, ARMS[arm], p, tokens) for p in prompts))
     elapsed = time.perf_counter() - start
-    made = [
+    counts = [
         a["alignment"]["candidate_tokens"] if "alignment" in a else a["usage"]["completion_tokens"]
         for a in answers
     ]
-    assert all(count == K * tokens for count in made), made
-    return sum(made) / elapsed
+    assert all(count == K * tokens for count in counts), counts
+    return sum(counts) / elapsed
 
 
 async def complete(
@@ -81,7 +81,7 @@ def body(arm: dict[str, Any], prompt: list[int], tokens: int) -> dict[str, Any]:
 
 
 async def measure(base: str, args: argparse.Namespace, concurrency: int) -> dict[str, Any]:
-    """One table row: medians over rounds."""
+    """A table row: medians over rounds."""
     rounds: list[dict[str, float]] = []
     async with httpx2.AsyncClient(base_url=base, timeout=600) as client:
         for i in range(args.rounds + 1):
@@ -110,7 +110,7 @@ async def measure(base: str, args: argparse.Namespace, concurrency: int) -> dict
 
 
 def prompt_ids(lengths: list[int], seed: int) -> list[int]:
-    """Token ids that no other prompt begins with; lengths cycle through ``lengths``."""
+    """Token ids with a unique prefix; lengths cycle through ``lengths``."""
     length = lengths[seed % len(lengths)]
     return [100 + (seed * 31 + i * 7) % 800 for i in range(length)]
 
@@ -120,10 +120,10 @@ def main() -> None:
     parser.add_argument("--model", action="append", choices=["demo", "100m"])
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--tokens", type=int, default=128, help="tokens a candidate")
+    parser.add_argument("--tokens", type=int, default=128, help="tokens per candidate")
     parser.add_argument("--prompt-tokens", type=int, nargs="+", default=[24, 33, 41, 57, 64, 78])
     parser.add_argument("--output", type=Path)
-    parser.add_argument("flags", nargs="*", help="for the server, such as -- --block-size 64")
+    parser.add_argument("flags", nargs="*", help="flags of the server, such as -- --block-size 64")
     args = parser.parse_args()
     results: list[dict[str, Any]] = []
     for name in args.model or ["demo", "100m"]:

@@ -1,4 +1,4 @@
-"""Replicas behind Ray Serve: one and two of them, beside a plain server; and one that is killed.
+"""Ray Serve with one and two replicas, compared with a plain server, and with killed replicas.
 
     python benchmarks/replicas.py
 
@@ -56,9 +56,14 @@ RUNNING = "vllm:num_requests_running"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each load in a round")
+    parser.add_argument("--seconds", type=float, default=10.0, help="seconds per load and round")
     parser.add_argument("--clients", type=int, default=16)
-    parser.add_argument("--kills", type=int, default=4, help="engines and replicas by turns")
+    parser.add_argument(
+        "--kills",
+        type=int,
+        default=4,
+        help="number of kills, alternating between engines and replicas",
+    )
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/replicas.json"))
     arguments = parser.parse_args()
     flags = [f"--set={change}" for change in CHANGES]
@@ -81,7 +86,7 @@ def main() -> None:
 
 @contextmanager
 def _cluster() -> Iterator[str]:
-    """A cluster of this machine with both applications; the URL of its proxy."""
+    """Yields the proxy's URL of a local cluster with both applications."""
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         ray.init(num_cpus=2, include_dashboard=False, _temp_dir=folder, log_to_driver=False)
@@ -99,7 +104,7 @@ def _cluster() -> Iterator[str]:
 async def _measure(
     urls: Mapping[str, str], arguments: argparse.Namespace
 ) -> dict[str, dict[str, list[dict[str, float]]]]:
-    """Figures of each round, by load and server."""
+    """Figures of every round, by load and server."""
     found: dict[str, dict[str, list[dict[str, float]]]] = {
         load: defaultdict(list) for load in LOADS
     }
@@ -121,7 +126,7 @@ async def _measure(
 async def _round(
     url: str, fields: Mapping[str, Any], clients: int, seconds: float
 ) -> dict[str, float]:
-    """Clients that ask again and again: answers a second, and the median of their latencies."""
+    """Answers per second and median latency of clients in a closed loop."""
     limits = httpx2.Limits(max_connections=None)
     async with httpx2.AsyncClient(base_url=url, timeout=300, limits=limits) as http:
         began = time.monotonic()
@@ -150,7 +155,7 @@ async def _ask(http: httpx2.AsyncClient, fields: Mapping[str, Any], name: str) -
 
 
 def _row(found: Mapping[str, list[dict[str, float]]]) -> dict[str, Any]:
-    """Medians over rounds, and of the ratios of each round's."""
+    """Medians over rounds, and medians of the per-round ratios."""
     row: dict[str, Any] = {
         name: {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
         for name, rounds in found.items()
@@ -169,7 +174,7 @@ def _ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
 
 
 async def _kill(url: str, what: str) -> dict[str, Any]:
-    """Kills the engine of one of the replicas, or the replica itself, and counts requests."""
+    """Kills a replica or its engine under load; counts requests by outcome."""
     limits = httpx2.Limits(max_connections=None)
     async with httpx2.AsyncClient(base_url=url, timeout=300, limits=limits) as http:
         long = [asyncio.create_task(_ask(http, LONG, str(i))) for i in range(12)]
@@ -202,7 +207,7 @@ async def _kill(url: str, what: str) -> dict[str, Any]:
 
 
 async def _ask_until(http: httpx2.AsyncClient, stop: asyncio.Event) -> list[tuple[float, int]]:
-    """Asks again and again; when, and with what status."""
+    """Sends requests in a closed loop; records the time and status of each."""
     asked = []
     while not stop.is_set():
         asked.append((time.monotonic(), await _ask(http, SHORT, "short")))
@@ -212,7 +217,7 @@ async def _ask_until(http: httpx2.AsyncClient, stop: asyncio.Event) -> list[tupl
 async def _seen(
     http: httpx2.AsyncClient, there: Callable[[dict[str, float]], bool]
 ) -> dict[str, float]:
-    """Requests that run in the engines, by replica, once they are as they should be."""
+    """Waits for a condition on the running requests by replica; returns them."""
     while True:
         counted = totals((await http.get("/metrics")).text, "replica")
         found = {replica: count for (name, replica), count in counted.items() if name == RUNNING}
@@ -222,7 +227,7 @@ async def _seen(
 
 
 def _replicas() -> list[psutil.Process]:
-    """The replicas of the application of two, those that started first come first."""
+    """The replicas of the two-replica application, ordered by start time."""
     every = psutil.Process().children(recursive=True)
     found = [one for one in every if " ".join(one.cmdline()).startswith("ray::ServeReplica:two")]
     return sorted(found, key=psutil.Process.create_time)

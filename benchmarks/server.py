@@ -1,4 +1,4 @@
-"""Servers of our own on free ports, for a benchmark, and what they count."""
+"""Servers on free ports for benchmarks, and their counters."""
 
 import socket
 import subprocess
@@ -15,11 +15,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 START_SECONDS = 300
 _TOLD = 8000
-"""Characters of a server's log that are shown where a benchmark fails."""
+"""Characters of a server's log to print if a benchmark fails."""
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens at."""
+    """A free TCP port of this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -44,9 +44,9 @@ def wait_until_healthy(base_url: str, process: subprocess.Popen[bytes], log: Pat
 
 
 def runs_model(process: psutil.Process) -> bool:
-    """Whether it is an engine's: by vLLM's title, or where it has none by how it was started.
+    """Whether a process runs the model, by vLLM's process title or by the start method.
 
-    Under Ray the title is not always there.
+    Under Ray, vLLM does not always set the title.
     """
     try:
         command = " ".join(process.cmdline())
@@ -57,19 +57,19 @@ def runs_model(process: psutil.Process) -> bool:
 
 
 def totals(metrics: str, label: str = "") -> Counter[tuple[str, str]]:
-    """What ``/metrics`` counts, by name and the value of a label; all other labels are summed."""
-    found = Counter[tuple[str, str]]()
+    """The samples of ``/metrics`` by name and value of ``label``, summed over all other labels."""
+    counts = Counter[tuple[str, str]]()
     for family in text_string_to_metric_families(metrics):
         for sample in family.samples:
-            found[sample.name, sample.labels.get(label, "")] += sample.value
-    return found
+            counts[sample.name, sample.labels.get(label, "")] += sample.value
+    return counts
 
 
 class Server:
-    """Starts ``cdserve serve`` and stops it at the end.
+    """Runs ``cdserve serve``; a context manager.
 
     Args:
-        config: the settings' YAML file.
+        config: YAML settings.
         flags: vLLM's flags.
     """
 

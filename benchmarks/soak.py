@@ -36,14 +36,14 @@ from soak_requests import ADAPTER, CAPACITY, Asked, Requests
 from cdserve.demo import DEMO_DIR
 
 Samples = Mapping[tuple[str, str], float]
-"""By name and outcome."""
+"""Counts by metric name and outcome."""
 _RUNNING = 32
 _TRIES = 2
-"""Of a client that sends the same again after an error."""
+"""Maximum number of attempts of a client that retries after an error."""
 _SHOWN = 4000
-"""Characters of an unexplained answer that are kept."""
+"""Number of characters of an unexplained answer to keep."""
 _FLAT_FROM = 2000
-"""Requests from which on memory is looked at; before, the KV cache is touched the first time."""
+"""Minimum number of requests for the check of memory growth; the KV cache is first used before."""
 
 
 def main() -> None:
@@ -51,10 +51,12 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=5000)
     parser.add_argument("--concurrency", type=int, default=24)
     parser.add_argument("--leaving", type=float, default=0.3, help="share of clients that leave")
-    parser.add_argument("--lora", action="store_true", help="an adapter, and no members")
+    parser.add_argument(
+        "--lora", action="store_true", help="serve a LoRA adapter instead of members"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/soak.json"))
-    parser.add_argument("flags", nargs="*", help="for the server, such as -- --block-size 64")
+    parser.add_argument("flags", nargs="*", help="flags of the server, such as -- --block-size 64")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         flags = [*_settings(), *(_lora(Path(folder)) if arguments.lora else []), *arguments.flags]
@@ -84,7 +86,7 @@ def _lora(folder: Path) -> list[str]:
 
 
 class Soak:
-    """The run: clients in a closed loop, and the server's memory beside."""
+    """A run of clients in a closed loop, with samples of the server's memory."""
 
     def __init__(self, server: Server, arguments: argparse.Namespace) -> None:
         self._server = server
@@ -93,13 +95,13 @@ class Soak:
         self._requests = Requests(self._rng, lora=arguments.lora)
         self._outcomes = Counter[str]()
         self._choices = Counter[str]()
-        """Of requests with a policy, by the outcome of the request."""
+        """Number of choices of requests with a policy, by outcome of the request."""
         self._unexplained: list[dict[str, Any]] = []
         self._begun = 0
         self._memory: list[tuple[int, dict[str, int]]] = []
 
     async def run(self) -> dict[str, Any]:
-        """What is found."""
+        """Runs the soak and returns its figures."""
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
         url = self._server.base_url
         async with httpx2.AsyncClient(base_url=url, timeout=600, limits=limits) as client:
@@ -124,12 +126,12 @@ class Soak:
             await self._rng.choice(situations)(client)
 
     async def _alone(self, client: httpx2.AsyncClient) -> None:
-        """A request whose client may leave."""
+        """Sends a request whose client may disconnect."""
         leaves = self._rng.random() < self._arguments.leaving
         await self._ask(client, self._requests.draw(), self._moment() if leaves else None)
 
     async def _twins(self, client: httpx2.AsyncClient) -> None:
-        """Several requests under one id, at once: the first client leaves, the others stay."""
+        """Sends concurrent requests with one id; the first client disconnects, the others stay."""
         shared = self._id()
         first, *others = (self._requests.draw(shared) for _ in range(self._rng.randint(2, 3)))
         if self._rng.random() < 0.5:
@@ -139,7 +141,7 @@ class Soak:
         )
 
     async def _again(self, client: httpx2.AsyncClient) -> None:
-        """The same request again under its id, at once after its client has left or it failed."""
+        """Sends a request again with the same id right after a disconnect or a failure."""
         asked = self._requests.draw(self._id())
         outcome = await self._ask(client, asked, self._moment())
         for _ in range(_TRIES):
@@ -148,7 +150,7 @@ class Soak:
             outcome = await self._ask(client, asked)
 
     def _moment(self) -> float:
-        """Seconds after which a client leaves."""
+        """A random number of seconds after which a client disconnects."""
         return self._rng.expovariate(4.0)
 
     def _id(self) -> str:
@@ -157,7 +159,7 @@ class Soak:
     async def _ask(
         self, client: httpx2.AsyncClient, asked: Asked, leaves_after: float | None = None
     ) -> str:
-        """Asks, and books the outcome."""
+        """Sends a request and records the outcome."""
         self._begun += 1
         answer: Answer | None = None
         try:
@@ -176,7 +178,7 @@ class Soak:
         return outcome
 
     def _book(self, asked: Asked, answer: Answer | None, wrong: str) -> None:
-        """Keeps what is unexplained."""
+        """Records an unexplained answer."""
         sent = {"route": asked.route, "headers": asked.headers, "body": asked.body}
         came = None if answer is None else [answer.status, answer.content[-_SHOWN:]]
         self._unexplained.append({"wrong": wrong, "sent": sent, "came": came})
@@ -191,7 +193,7 @@ class Soak:
             await asyncio.sleep(1.0)
 
     async def _rest(self, client: httpx2.AsyncClient) -> dict[str, float]:
-        """What is alive once the last clients have gone, after at most 20 seconds."""
+        """Requests and tasks that remain after the last client, waiting at most 20 seconds."""
         for _ in range(200):
             found = await self._samples(client)
             alive = {
@@ -253,9 +255,9 @@ class Soak:
         }
 
     def _counted(self, responses: Mapping[str, int]) -> dict[str, bool]:
-        """Whether the server's counts can be those of what clients saw, choice by choice.
+        """Whether the server's counts are consistent with the choices that clients received.
 
-        How many choices of a request that failed, or that its client left, had ended is not seen.
+        For failed requests and disconnected clients the number of finished choices is unknown.
         """
         seen = self._choices
         finished = responses.get("stop", 0) + responses.get("length", 0)
@@ -273,7 +275,7 @@ def _sum(samples: Samples, name: str) -> float:
 
 
 def _growth(memory: list[tuple[int, dict[str, int]]], requests: int) -> dict[str, float]:
-    """By process: how much larger its median is in the last tenth than in the one from the half."""
+    """Growth of the median memory from the tenth after the half to the last tenth, by process."""
 
     def median(process: str, start: float, end: float) -> float:
         within = (s[process] for n, s in memory if start * requests <= n <= end * requests)

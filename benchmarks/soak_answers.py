@@ -1,4 +1,4 @@
-"""What the soak's clients are answered, in one form for all routes, and whether it is as asked."""
+"""Answers of the soak test in one form for all routes, and their checks."""
 
 import json
 import math
@@ -15,13 +15,13 @@ _ENDS = {
     MESSAGES: {"end_turn", "max_tokens", "stop_sequence"},
     SCORE: {"scored"},
 }
-"""How a choice can end."""
+"""Valid finish reasons of a choice."""
 _DECLARED = "reward 'error' "
 
 
 @dataclass(slots=True)
 class Choice:
-    """One choice: its text, how often it ended and how, and its log-probabilities, if any."""
+    """A choice: text, finish reasons in order of arrival, and log-probabilities, if any."""
 
     text: str = ""
     ends: list[str] = field(default_factory=list)
@@ -31,7 +31,7 @@ class Choice:
 
 @dataclass(slots=True)
 class Answer:
-    """What came back.
+    """An answer.
 
     Attributes:
         status, content: as received.
@@ -52,7 +52,7 @@ class Answer:
 
 
 async def ask(client: httpx2.AsyncClient, asked: Asked) -> Answer:
-    """Sends it and reads all of the answer."""
+    """Sends a request and reads the whole answer."""
     answer = await client.post(asked.route, json=asked.body, headers=asked.headers)
     found = Answer(answer.status_code, answer.text, retry_after=answer.headers.get("retry-after"))
     try:
@@ -63,7 +63,7 @@ async def ask(client: httpx2.AsyncClient, asked: Asked) -> Answer:
 
 
 def judged(asked: Asked, answer: Answer) -> tuple[str, str | None]:
-    """The request's outcome; where it has none that was to be expected, what is wrong."""
+    """The outcome of a request, and a description of the problem if it is not an expected one."""
     if answer.status == 503 and answer.retry_after is not None:
         return "refused", None
     if asked.refused or 400 <= answer.status < 500:
@@ -76,7 +76,7 @@ def judged(asked: Asked, answer: Answer) -> tuple[str, str | None]:
 
 
 def fault(asked: Asked, answer: Answer) -> str | None:
-    """What an answer lacks of what was asked for, or has beside it; None if it is right."""
+    """A description of what is missing from or unexpected in an answer; None if it is correct."""
     if answer.unreadable is not None:
         return f"unreadable: {answer.unreadable}"
     if not answer.ended:
@@ -133,7 +133,7 @@ def _events(content: str) -> Iterator[dict[str, Any]]:
 
 
 def _json(content: str) -> dict[str, Any]:
-    """JSON as it is defined: without NaN."""
+    """Parses strict JSON, without NaN."""
     found: dict[str, Any] = json.loads(content, parse_constant=_no_number)
     return found
 
@@ -180,7 +180,7 @@ def _read_whole(found: Answer, route: str, content: dict[str, Any]) -> None:
 
 
 def _read_choices(found: Answer, content: dict[str, Any]) -> None:
-    """Those of a whole answer, or of a chunk of one."""
+    """Updates the fields from a whole answer or from a chunk."""
     found.report = content.get("alignment", found.report)
     if content.get("usage"):
         found.tokens = content["usage"]["completion_tokens"]

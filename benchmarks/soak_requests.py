@@ -1,4 +1,4 @@
-"""What the soak asks, at random: routes, methods, and fields that change the form of an answer."""
+"""Random requests of the soak test: routes, methods, and fields that change an answer's form."""
 
 import random
 from collections.abc import Mapping
@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 ADAPTER = "polite"
-"""The model id of the LoRA adapter, where one is served."""
+"""Model id of the LoRA adapter, if served."""
 CAPACITY = 256
-"""Candidates that the server admits at once."""
+"""Maximum number of running candidates of the server."""
 COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"
 BATCH = "/v1/chat/completions/batch"
@@ -47,10 +47,10 @@ _REWARDS = [
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A request, and what it is to be answered by.
+    """A request, with the expected answer.
 
     Attributes:
-        route, body, headers: what is sent.
+        route, body, headers: the request.
         policy: the body's; None for a plain request and for a scoring.
         answers: choices, or scores.
         logprobs, prompt_logprobs: whether they are in the answer.
@@ -68,7 +68,7 @@ class Asked:
 
     @property
     def may_fail(self) -> bool:
-        """Whether it names the reward that requests fail without."""
+        """Whether the request names the reward whose failure fails the request."""
         return "error" in ((self.policy or self.body).get("rewards") or {})
 
 
@@ -76,7 +76,7 @@ class Requests:
     """Draws requests.
 
     Args:
-        rng: what they are drawn by.
+        rng: random number generator.
         lora: whether an adapter is served. Then there are no members, and no log-probabilities
             of prompts are asked for: with LoRA, vLLM 0.32 dies of them in a step with others.
     """
@@ -96,7 +96,7 @@ class Requests:
         }
 
     def draw(self, request_id: str | None = None) -> Asked:
-        """One of any route, with an id that the client chose if one is given."""
+        """A request of a random route, with the client's request id if given."""
         route = self._rng.choice(list(self._draw))
         headers = {} if request_id is None else {"x-request-id": request_id}
         body, found = self._draw[route]()
@@ -106,7 +106,7 @@ class Requests:
         return Asked(route=route, body=body, headers=headers, **found)
 
     def first(self) -> list[Asked]:
-        """One of each policy: what a first use allocates is no growth."""
+        """One request per policy, to warm up: allocations of a first use are not growth."""
         fixed = {"model": "demo", "prompt": self._text(), "max_tokens": 16}
         return [
             Asked(COMPLETIONS, {**fixed, "alignment": policy}, policy, 1, {})
@@ -114,7 +114,7 @@ class Requests:
         ]
 
     def full(self) -> Asked:
-        """One that is admitted only where nothing else holds room."""
+        """A request that is admitted only if no other request holds candidates."""
         policy = {"method": "best_of_n", "n": CAPACITY // 4}
         body = {"model": "demo", "prompt": self._text(), "max_tokens": 4, "n": 4}
         return Asked(COMPLETIONS, {**body, "alignment": policy}, policy, 4, {})
@@ -129,7 +129,7 @@ class Requests:
         return [{"role": "user", "content": self._text()}]
 
     def _usual(self, length: str) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The fields that all generating routes share: of the body, and of what is expected."""
+        """Fields shared by all generating routes: of the body, and of the expected answer."""
         body = {"model": self._rng.choice(self._models), length: self._rng.randint(1, 40)}
         if self._happens(0.1):
             return body, {"policy": None, "answers": 1}
@@ -141,7 +141,7 @@ class Requests:
         return body, {"policy": policy, "answers": 1, "refused": refused}
 
     def _streamed(self, body: dict[str, Any]) -> bool:
-        """Whether it streams; with the usage at the end, half of the time."""
+        """Sets whether the request streams, with usage in half of the cases."""
         body["stream"] = self._happens(0.5)
         if body["stream"] and self._happens(0.5):
             body["stream_options"] = {"include_usage": True}

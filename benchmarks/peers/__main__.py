@@ -1,8 +1,8 @@
-"""cdserve beside its peers: the same prompts through each, one vLLM, in rounds that alternate.
+"""Compares cdserve with other projects on the same prompts and the same vLLM server.
 
-A round runs every row, at one request at a time and at several where the row takes several, in an
-order that rotates. Answers are scored afterwards, outside the time, all by the same rewards. The
-peers' environments are made at the first run, under ``benchmarks/.envs``.
+A round runs every row in a rotating order, with one request at a time and, if the row supports it,
+with several. All answers are scored afterwards by the same rewards, outside the measured time. The
+first run makes the peers' environments under ``benchmarks/.envs``.
 
     python -m benchmarks.peers --rounds 3 --output benchmarks/results/peers.json \
         --page docs/peers.md
@@ -42,13 +42,13 @@ COUNTERS = {
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """The server and the drivers in front of it."""
+    """The server and its drivers."""
 
     http: httpx2.Client
     drivers: Mapping[str, Driver]
 
     def measure(self, row: Row, prompts: Sequence[str], concurrency: int) -> dict[str, Any]:
-        """One run of a row: its times, the tokens it took, and what its answers score."""
+        """Runs a row once; returns its times, tokens and rewards."""
         before = self._counters()
         run = self.drivers[row.driver].run(row.name, prompts, concurrency)
         after = self._counters()
@@ -59,8 +59,8 @@ class Bench:
             "latencies": run.latencies,
             "decoded": _sum(run, "decoded") or served["decoded"],
             "read": _sum(run, "read") or served["prompt"] - served["cached"],
-            "gold": [one["sentiment_gold"] for one in scores],
-            "value": [one["sentiment"] for one in scores],
+            "gold": [rewards["sentiment_gold"] for rewards in scores],
+            "value": [rewards["sentiment"] for rewards in scores],
         }
 
     def _counters(self) -> dict[str, float]:
@@ -81,9 +81,9 @@ def _sum(run: Run, what: str) -> float:
 
 
 def held_out(count: int) -> list[str]:
-    """Requests for reviews of films and products that training never saw, half of each kind.
+    """Requests for reviews of held-out films and products, half of each kind.
 
-    Chat messages, since that is all that optillm and its_hub send.
+    They are sent as chat messages, since optillm and its_hub support nothing else.
     """
     about = [f'the film "{film.name}"' for film in films(held_out=True)]
     things = [f"the {thing.name}" for thing in products(held_out=True)]
@@ -94,13 +94,13 @@ def held_out(count: int) -> list[str]:
 
 
 def rounds(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
-    """Every row's runs, by concurrency."""
+    """The runs of every row, by concurrency."""
     sizes = {1: args.prompts, args.concurrency: args.prompts * 2}
     prompts = iter(held_out(sum(sizes.values()) * args.rounds + 1))
     warm = [next(prompts)]
     for row in ROWS:
         bench.measure(row, warm, 1)
-    found: dict[str, Any] = {row.name: {str(c): [] for c in sizes} for row in ROWS}
+    runs: dict[str, Any] = {row.name: {str(c): [] for c in sizes} for row in ROWS}
     for i in range(args.rounds):
         for concurrency, size in sizes.items():
             some = [next(prompts) for _ in range(size)]
@@ -109,14 +109,16 @@ def rounds(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
                 if concurrency > 1 and row.one_at_a_time:
                     continue
                 run = bench.measure(row, some, concurrency)
-                found[row.name][str(concurrency)].append(run)
-                line = f"round {i + 1}, {concurrency} at once, {row.name}: {run['elapsed']:.1f} s"
+                runs[row.name][str(concurrency)].append(run)
+                line = (
+                    f"round {i + 1}, concurrency {concurrency}, {row.name}: {run['elapsed']:.1f} s"
+                )
                 print(line, file=sys.stderr, flush=True)
-    return {name: {c: r for c, r in runs.items() if r} for name, runs in found.items()}
+    return {name: {c: r for c, r in by_size.items() if r} for name, by_size in runs.items()}
 
 
 def described(args: argparse.Namespace) -> dict[str, Any]:
-    """What the figures are of, and from."""
+    """The settings, versions and machine of the figures."""
     names = ("k", "m", "beta", "max_tokens", "threads", "rounds", "prompts")
     return {
         "command": shlex.join(["python", "-m", "benchmarks.peers", *sys.argv[1:]]),
@@ -132,15 +134,15 @@ def described(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Starts everything, measures, stops everything."""
+    """Starts the server, the proxy and the drivers; measures all rows."""
     for environment in (ITS_HUB, OPTILLM):
         environment.make()
-    made = described(args)
-    here = Path(sys.executable)
+    results = described(args)
+    own_python = Path(sys.executable)
     with ExitStack() as stack:
         server = stack.enter_context(Server(DEMO_DIR / "cdserve.yaml", *args.flags))
         proxy = stack.enter_context(Proxy(server.base_url, args.k))
-        given = Setting(
+        setting = Setting(
             server=server.base_url,
             optillm=proxy.base_url,
             k=args.k,
@@ -152,16 +154,20 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         bench = Bench(
             stack.enter_context(httpx2.Client(base_url=server.base_url, timeout=600)),
             {
-                "over_http": stack.enter_context(Driver(here, "over_http", given)),
-                "with_its_hub": stack.enter_context(Driver(ITS_HUB.python, "with_its_hub", given)),
-                "with_transformers": stack.enter_context(Driver(here, "with_transformers", given)),
+                "over_http": stack.enter_context(Driver(own_python, "over_http", setting)),
+                "with_its_hub": stack.enter_context(
+                    Driver(ITS_HUB.python, "with_its_hub", setting)
+                ),
+                "with_transformers": stack.enter_context(
+                    Driver(own_python, "with_transformers", setting)
+                ),
             },
         )
         runs = rounds(bench, args)
         asked, numbers = proxy.ratings()
-    made["optillm_ratings"] = {"asked": asked, "numbers": numbers}
-    made["rows"] = summary(runs)
-    return made
+    results["optillm_ratings"] = {"asked": asked, "numbers": numbers}
+    results["rows"] = summary(runs)
+    return results
 
 
 def main() -> None:
@@ -170,25 +176,30 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
-        "--prompts", type=int, default=8, help="a row and round; twice as many when several at once"
+        "--prompts",
+        type=int,
+        default=8,
+        help="prompts per row and round; twice as many with several requests at a time",
     )
-    parser.add_argument("--concurrency", type=int, default=8, help="beside 1")
-    parser.add_argument("--k", type=int, default=8, help="candidates")
-    parser.add_argument("--m", type=int, default=32, help="tokens a block")
-    parser.add_argument("--beta", type=float, default=0.3, help="of token-wise decoding")
+    parser.add_argument(
+        "--concurrency", type=int, default=8, help="concurrent requests, in addition to 1"
+    )
+    parser.add_argument("--k", type=int, default=8, help="candidates per decision")
+    parser.add_argument("--m", type=int, default=32, help="tokens per block")
+    parser.add_argument("--beta", type=float, default=0.3, help="beta of token-wise decoding")
     parser.add_argument("--max-tokens", type=int, default=192)
     parser.add_argument(
-        "--threads", type=int, default=1, help="PyTorch's, in the Transformers loops"
+        "--threads", type=int, default=1, help="PyTorch threads of the Transformers loops"
     )
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--page", type=Path, help="the page to write, such as docs/peers.md")
-    parser.add_argument("flags", nargs="*", help="for the server, such as -- --block-size 64")
+    parser.add_argument("--page", type=Path, help="page to write, such as docs/peers.md")
+    parser.add_argument("flags", nargs="*", help="flags of the server, such as -- --block-size 64")
     args = parser.parse_args()
     if args.rounds * args.prompts < 2:
-        parser.error("--rounds and --prompts must make two answers a row or more")
-    made = run(args)
-    print(markdown(made))
-    write(made, args.output, args.page)
+        parser.error("--rounds times --prompts must be at least 2")
+    results = run(args)
+    print(markdown(results))
+    write(results, args.output, args.page)
 
 
 if __name__ == "__main__":

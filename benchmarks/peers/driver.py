@@ -1,7 +1,7 @@
-"""A driver runs a peer's requests in a process of its own, in the peer's environment.
+"""Runs a peer's requests in a separate process with the peer's environment.
 
-It reads a job a line from its standard input and answers each with a line: JSON both. Only the
-standard library is imported here, since every environment runs it.
+The process reads one JSON job per line from standard input and writes one JSON line per job. This
+module imports the standard library only, since it runs in every environment.
 """
 
 import asyncio
@@ -21,17 +21,18 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """What all peers are given.
+    """Settings shared by all peers.
 
     Attributes:
-        server: URL of cdserve, which answers plain requests as the vLLM it is.
-        optillm: URL of optillm's proxy of that server.
-        k: candidates of a decision.
-        m: tokens a block.
-        beta: strength of the base model in token-wise decoding, in units of the reward.
-        top_k: next tokens that a value head is asked of, where there is no Q-head.
-        max_tokens: most tokens of an answer.
-        threads: PyTorch's, where a loop runs the model itself.
+        server: URL of cdserve, which handles plain requests like vLLM.
+        optillm: URL of optillm's proxy in front of the server.
+        model: served model id.
+        k: candidates per decision.
+        m: tokens per block.
+        beta: strength of the base model in token-wise decoding, in reward units per nat.
+        top_k: number of next tokens to evaluate by a value head, without a Q-head.
+        max_tokens: maximum tokens per answer.
+        threads: PyTorch threads of the Transformers loops.
     """
 
     server: str = ""
@@ -51,8 +52,8 @@ class Answer:
 
     Attributes:
         text: the answer.
-        decoded: tokens decoded for it, where no server counts them.
-        read: tokens of prompts and prefixes read for it, likewise.
+        decoded: number of decoded tokens; 0 if a server counts them.
+        read: number of prompt and prefix tokens read; 0 if a server counts them.
     """
 
     text: str
@@ -66,12 +67,12 @@ Method = Callable[[str], Awaitable[Answer]]
 
 @dataclass(slots=True, kw_only=True)
 class Run:
-    """Some prompts answered in a closed loop.
+    """Prompts answered in a closed loop.
 
     Attributes:
         elapsed: seconds from the first request to the last answer.
-        latencies: seconds of each request, in the order of the prompts.
-        answers: in that order too.
+        latencies: seconds of each request, ordered by prompt.
+        answers: answers, ordered by prompt.
     """
 
     elapsed: float = 0.0
@@ -80,7 +81,7 @@ class Run:
 
 
 async def closed_loop(method: Method, prompts: Sequence[str], concurrency: int) -> Run:
-    """Answers the prompts, ``concurrency`` at a time; each answer lets the next request begin."""
+    """Answers the prompts with a constant number of concurrent requests."""
     slots = asyncio.Semaphore(concurrency)
 
     async def timed(prompt: str) -> tuple[float, Answer]:
@@ -90,16 +91,16 @@ async def closed_loop(method: Method, prompts: Sequence[str], concurrency: int) 
             return time.perf_counter() - start, answer
 
     start = time.perf_counter()
-    found = await asyncio.gather(*map(timed, prompts))
+    results = await asyncio.gather(*map(timed, prompts))
     return Run(
         elapsed=time.perf_counter() - start,
-        latencies=[seconds for seconds, _ in found],
-        answers=[answer for _, answer in found],
+        latencies=[seconds for seconds, _ in results],
+        answers=[answer for _, answer in results],
     )
 
 
 async def serve(methods: Mapping[str, Method]) -> None:
-    """Runs jobs from standard input until it ends; what libraries print goes to standard error."""
+    """Runs jobs from standard input; output of libraries goes to standard error."""
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in iter(sys.stdin.readline, ""):
@@ -109,22 +110,22 @@ async def serve(methods: Mapping[str, Method]) -> None:
 
 
 def setting() -> Setting:
-    """What the parent gave this driver on its command line."""
+    """The settings on this driver's command line."""
     return Setting(**json.loads(sys.argv[1]))
 
 
 class Driver:
-    """A driver's process, seen from the benchmark.
+    """A driver's process; a context manager.
 
     Args:
-        python: the interpreter of the peer's environment.
-        module: the driver, a module of this package.
-        given: its setting.
+        python: interpreter of the peer's environment.
+        module: name of the driver's module in this package.
+        settings: settings of the driver.
     """
 
-    def __init__(self, python: Path, module: str, given: Setting) -> None:
+    def __init__(self, python: Path, module: str, settings: Setting) -> None:
         self._name = module
-        self._command = [python, "-m", f"benchmarks.peers.{module}", json.dumps(asdict(given))]
+        self._command = [python, "-m", f"benchmarks.peers.{module}", json.dumps(asdict(settings))]
 
     def __enter__(self) -> "Driver":
         pipe = subprocess.PIPE
@@ -143,10 +144,10 @@ class Driver:
         self._process.wait()
 
     def run(self, method: str, prompts: Sequence[str], concurrency: int) -> Run:
-        """Has the prompts answered by one of its methods.
+        """Answers the prompts by a method of the driver.
 
         Raises:
-            RuntimeError: the driver died; its standard error says why.
+            RuntimeError: the driver died; the cause is on its standard error.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -158,5 +159,5 @@ class Driver:
             line = ""
         if not line:
             raise RuntimeError(f"driver {self._name} died in {method!r}")
-        found = json.loads(line)
-        return Run(**{**found, "answers": [Answer(**one) for one in found["answers"]]})
+        fields = json.loads(line)
+        return Run(**{**fields, "answers": [Answer(**answer) for answer in fields["answers"]]})

@@ -1,11 +1,11 @@
-"""An environment for each peer that is a package."""
+"""Virtual environments of the peers that are packages."""
 
 from benchmarks.environments import Environment
 
 ITS_HUB = Environment("its_hub", ("its_hub[lm]==1.2.0",), shown=("its_hub", "aiohttp"))
 
-# All that optillm imports to answer with `bon`. Its other approaches also want torch with CUDA,
-# spaCy, Gradio, Selenium and more, and are left out by optillm itself where these are missing.
+# The packages that optillm imports for `bon`. Its other approaches require torch with CUDA, spaCy,
+# Gradio, Selenium and more; optillm disables them if these are missing.
 OPTILLM = Environment(
     "optillm",
     (

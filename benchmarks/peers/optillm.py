@@ -1,4 +1,4 @@
-"""optillm's proxy in front of the server, and what its ratings were."""
+"""optillm's proxy in front of the server, and its ratings."""
 
 import json
 import os
@@ -14,13 +14,13 @@ RATING = "Rate the above response:"
 
 
 class Proxy:
-    """optillm with approach ``bon``, every setting but ``n`` its own default.
+    """optillm with approach ``bon`` and default settings except ``n``; a context manager.
 
-    It logs its conversations, since its answers do not tell how it rated the candidates.
+    The proxy logs its conversations, since its answers do not contain the ratings.
 
     Args:
-        server: URL of the server behind it.
-        n: candidates.
+        server: URL of the server behind the proxy.
+        n: number of candidates.
     """
 
     def __init__(self, server: str, n: int) -> None:

@@ -1,4 +1,4 @@
-"""Driver of what speaks OpenAI's protocol: cdserve, vLLM with selection here, optillm."""
+"""Driver of peers with OpenAI's protocol: cdserve, vLLM with client-side selection, optillm."""
 
 import asyncio
 from typing import Any
@@ -10,15 +10,15 @@ from benchmarks.peers.driver import Answer, Method, Setting, serve, setting
 
 
 class Client:
-    """Requests to one server, by OpenAI's client.
+    """Requests to one server through OpenAI's client.
 
     Args:
-        base_url: the server.
-        given: what all peers are given.
+        base_url: URL of the server.
+        settings: settings shared by all peers.
     """
 
-    def __init__(self, base_url: str, given: Setting) -> None:
-        self._given = given
+    def __init__(self, base_url: str, settings: Setting) -> None:
+        self._settings = settings
         self._openai = AsyncOpenAI(
             base_url=f"{base_url}/v1", api_key="-", max_retries=0, timeout=600
         )
@@ -26,14 +26,14 @@ class Client:
 
     async def texts(self, prompt: str, **options: Any) -> list[str]:
         """The choices of one chat completion."""
-        made = await self._openai.chat.completions.create(
-            model=self._given.model,
+        completion = await self._openai.chat.completions.create(
+            model=self._settings.model,
             messages=[{"role": "user", "content": prompt}],
-            max_tokens=self._given.max_tokens,
+            max_tokens=self._settings.max_tokens,
             temperature=1.0,
             **options,
         )
-        return [choice.message.content or "" for choice in made.choices]
+        return [choice.message.content or "" for choice in completion.choices]
 
     async def values(self, prompt: str, responses: list[str]) -> list[float]:
         """The server's default reward of each response, from its score route."""
@@ -41,10 +41,10 @@ class Client:
         body = {"prompt": messages, "responses": responses}
         answer = await self._http.post("/v1/alignment/score", json=body)
         answer.raise_for_status()
-        return [one["score"] for one in answer.json()["scores"]]
+        return [score["score"] for score in answer.json()["scores"]]
 
     def plain(self, **policy: Any) -> Method:
-        """One choice, under a policy if there is one."""
+        """A method with one choice per prompt, under a policy if settings."""
         options = {"extra_body": {"alignment": policy}} if policy else {}
 
         async def answer(prompt: str) -> Answer:
@@ -54,20 +54,20 @@ class Client:
         return answer
 
     async def best_of_choices(self, prompt: str) -> Answer:
-        """vLLM's ``n`` choices, scored by the score route; the best is taken here."""
-        texts = await self.texts(prompt, n=self._given.k)
+        """Selects the best of vLLM's ``n`` choices by the score route."""
+        texts = await self.texts(prompt, n=self._settings.k)
         values = await self.values(prompt, texts)
         return Answer(text=texts[values.index(max(values))])
 
 
-def methods(given: Setting) -> dict[str, Method]:
-    """The rows of the table that this driver makes."""
-    server, optillm = Client(given.server, given), Client(given.optillm, given)
+def methods(settings: Setting) -> dict[str, Method]:
+    """The methods of this driver, by row of the table."""
+    server, optillm = Client(settings.server, settings), Client(settings.optillm, settings)
     return {
         "vLLM": server.plain(),
-        "cdserve best_of_n": server.plain(method="best_of_n", n=given.k),
-        "cdserve blockwise_cd": server.plain(method="blockwise_cd", k=given.k, m=given.m),
-        "cdserve tokenwise_cd": server.plain(method="tokenwise_cd", beta=given.beta),
+        "cdserve best_of_n": server.plain(method="best_of_n", n=settings.k),
+        "cdserve blockwise_cd": server.plain(method="blockwise_cd", k=settings.k, m=settings.m),
+        "cdserve tokenwise_cd": server.plain(method="tokenwise_cd", beta=settings.beta),
         "vLLM n=K": server.best_of_choices,
         "optillm": optillm.plain(),
     }

@@ -1,6 +1,6 @@
 """Driver of its_hub's best-of-n, with the reward from cdserve's score route.
 
-Runs in the environment that has its_hub.
+Runs in its_hub's environment.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ class ScoreRoute(AbstractOutcomeRewardModel):
         self._session: aiohttp.ClientSession | None = None
 
     async def ascore(self, messages: list[list[ChatMessage]], **_: Any) -> list[float]:
-        """One score a conversation; all have the same prompt and end with the response."""
+        """One score per conversation; all have the same prompt and end with the response."""
         self._session = self._session or aiohttp.ClientSession()
         body = {
             "prompt": [message.to_dict() for message in messages[0][:-1]],
@@ -38,27 +38,27 @@ class ScoreRoute(AbstractOutcomeRewardModel):
         }
         async with self._session.post(self._url, json=body) as answer:
             answer.raise_for_status()
-            return [one["score"] for one in (await answer.json())["scores"]]
+            return [score["score"] for score in (await answer.json())["scores"]]
 
     def score(self, messages: list[list[ChatMessage]], **_: Any) -> list[float]:
-        """As ``ascore``."""
+        """Synchronous version of ``ascore``."""
         return asyncio.run(self.ascore(messages))
 
 
-async def main(given: Setting) -> None:
-    """Best of ``k`` by its_hub; its limit of 32 requests at once is lifted."""
+async def main(settings: Setting) -> None:
+    """Serves best-of-k by its_hub, without its limit of 32 concurrent requests."""
     model = OpenAICompatibleLanguageModel(
-        endpoint=f"{given.server}/v1",
+        endpoint=f"{settings.server}/v1",
         api_key="-",
-        model_name=given.model,
+        model_name=settings.model,
         temperature=1.0,
-        max_completion_tokens=given.max_tokens,
+        max_completion_tokens=settings.max_tokens,
     )
-    search = BestOfN(ScoreRoute(given.server), orchestrator=LMOrchestrator(max_concurrency=-1))
+    search = BestOfN(ScoreRoute(settings.server), orchestrator=LMOrchestrator(max_concurrency=-1))
 
     async def answer(prompt: str) -> Answer:
-        found = await search.ainfer(model, prompt, budget=given.k)
-        return Answer(text=found["content"] or "")
+        message = await search.ainfer(model, prompt, budget=settings.k)
+        return Answer(text=message["content"] or "")
 
     await serve({"its_hub": answer})
 

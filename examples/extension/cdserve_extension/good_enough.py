@@ -36,8 +36,8 @@ class GoodEnoughPolicy(SearchPolicy):
 class Enough(Select):
     """Selects the best response once it reaches the threshold, or after all draws.
 
-    The returned response is one of ``max_draws`` i.i.d. draws, some of which may not have been made,
-    so best-of-n's bound on the KL holds with n = ``max_draws``.
+    The returned response is one of ``max_draws`` i.i.d. draws, of which the last ones may not have
+    been made, so best-of-n's bound on the KL holds with n = ``max_draws``.
     """
 
     def __init__(self, threshold: float, max_draws: int) -> None:
