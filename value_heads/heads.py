@@ -83,8 +83,8 @@ class Head(nn.Module, ModelHubMixin, library_name="cdserve", tags=["value-head"]
         """Load a head from a local folder, or from the Hub if there is none.
 
         Raises:
-            ValueError: the configuration is invalid, or the weights do not fit it exactly or are not
-                finite.
+            ValueError: the configuration is invalid, or the weights do not fit it exactly or are
+                not finite.
             FileNotFoundError: the folder lacks `config.json` or `model.safetensors`.
         """
         folder = _fetched(

@@ -12,7 +12,7 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cdserve.api.messages import PATHS, shaped
+from cdserve.api.messages import PATHS, to_anthropic_error
 
 ATTEMPTS = 3
 """Maximum number of replicas per request; low, since the request may be the cause of death."""
@@ -108,5 +108,5 @@ def _unavailable(path: str) -> JSONResponse:
     kind = "ServiceUnavailableError"
     error = {"message": message, "type": kind, "param": None, "code": 503}
     anthropic = path.endswith(PATHS)  # the path may have a prefix
-    body = shaped(error, 503) if anthropic else {"error": error}
+    body = to_anthropic_error(error, 503) if anthropic else {"error": error}
     return JSONResponse(body, 503, {"retry-after": "1"})

@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from cdserve import kl
-from cdserve.decoders import Decision, Proposal, Select, search
+from cdserve.decoders import Decision, Proposal, SelectionRule, search
 from cdserve.policy import FIELD, Limits, SearchPolicy, at_most
 
 
@@ -33,7 +33,7 @@ class GoodEnoughPolicy(SearchPolicy):
         at_most(f"{FIELD}.max_draws", self.max_draws, limits.max_n)
 
 
-class Enough(Select):
+class Enough(SelectionRule):
     """Selects the best response once it reaches the threshold, or after all draws.
 
     The returned response is one of ``max_draws`` i.i.d. draws, of which the last ones may not have
