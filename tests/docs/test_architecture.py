@@ -1,29 +1,12 @@
 """Modules, classes and functions that the page on architecture names exist."""
 
-import ast
 import re
-from functools import cache
-from pathlib import Path
 
 from .blocks import ROOT
+from .modules import names
 
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 OF_VLLM = {"AsyncLLM", "EngineCore", "FastAPI", "SamplingParams", "ZMQ"}
-
-
-@cache
-def names(module: Path) -> frozenset[str]:
-    """Top-level names of a module, and ``Class.method`` for each method."""
-    found: set[str] = set()
-    for node in ast.parse(module.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign):
-            found |= {target.id for target in node.targets if isinstance(target, ast.Name)}
-        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            found.add(node.name)
-        if isinstance(node, ast.ClassDef):
-            functions = (ast.FunctionDef, ast.AsyncFunctionDef)
-            found |= {f"{node.name}.{f.name}" for f in node.body if isinstance(f, functions)}
-    return frozenset(found)
 
 
 def test_names_after_a_module_path_are_defined_in_that_module() -> None:
