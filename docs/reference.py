@@ -1,4 +1,4 @@
-"""The reference, out of the classes that check requests and settings and that make the report.
+"""Generates the reference from the classes of requests, settings and the report.
 
 python -m docs.reference > docs/reference.md
 """
@@ -26,32 +26,32 @@ SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 INTRODUCTION = """# Reference
 
-Every field of policies, reports and settings, every route and every metric: made of the code by
-`python -m docs.reference > docs/reference.md`, and tested to be what that prints.
-[The API](api.md) and [the settings](settings.md) introduce them, [the methods](methods.md) have a
-page of their own. A field that is not listed, or a value outside its range, is refused with an
-error that names it.
+Every field of policies, reports and settings, every route and every metric, generated from the code
+by `python -m docs.reference > docs/reference.md`; a test keeps the page up to date.
+[The API](api.md), [the settings](settings.md) and [the methods](methods.md) introduce them. Unknown
+fields and values out of range are refused; the error names the field.
 """
 ROUTES = """## Routes
 
-Beside all of vLLM's OpenAI server.
+In addition to the routes of vLLM's OpenAI server.
 """
 POLICIES = """## Policies
 
-The field `alignment` of a request: a preset's name, or an object of one of these methods. `method`
-is one of those below, or `none`, which takes nothing else. `GET /v1/alignment` has their JSON
-schemas, with those of installed decoders. The operator's [limits](#limits) are narrower than the
-ranges here.
+The field `alignment` of a request is a preset's name, or an object with one of these methods.
+`method` may also be `none`, which has no other fields. `GET /v1/alignment` returns the JSON
+schemas, including those of installed decoders. The operator's [limits](#limits) may be narrower
+than these ranges.
 """
 REPORT = """## The report
 
-`alignment` in an answer, and at the end of a stream ([where, by API](api.md#four-apis)). In a
-stream with `report: "trace"` events with text have `alignment_decisions` too, a list of
-TracedDecision.
+`alignment` in an answer, and at the end of a stream ([position by API](api.md#four-apis)). In a
+stream with `report: "trace"`, events with text also have `alignment_decisions`, a list of
+[TracedDecision](#traceddecision).
 """
 OTHERS = """## Discovery and scoring
 
-What `GET /v1/alignment` and `POST /v1/alignment/score` answer, and what the latter takes.
+Request body of `POST /v1/alignment/score`, then the answers of that route and of
+`GET /v1/alignment`.
 """
 SETTINGS = """## Settings
 
@@ -60,7 +60,7 @@ The YAML file of `cdserve serve --config`. `--set limits.max_n=8` sets a key on 
 """
 METRICS = """## Metrics
 
-Of `GET /metrics`, beside vLLM's own. Histograms have `_bucket`, `_sum` and `_count`.
+On `GET /metrics`, in addition to vLLM's. Histograms have `_bucket`, `_sum` and `_count`.
 """
 
 
@@ -69,7 +69,7 @@ def page() -> str:
     parts = [
         INTRODUCTION,
         ROUTES,
-        table(("route", "what it does"), of_routes()),
+        table(("route", "purpose"), of_routes()),
         POLICIES,
         *of_policies(),
         REPORT,
@@ -87,7 +87,7 @@ def page() -> str:
 
 
 def of_routes() -> Iterator[tuple[str, ...]]:
-    """Our routes, with what each does."""
+    """cdserve's routes, each with its purpose."""
     for route in [*routes.router.routes, *playground.router.routes]:
         assert isinstance(route, APIRoute)
         (method,) = route.methods
@@ -95,7 +95,7 @@ def of_routes() -> Iterator[tuple[str, ...]]:
 
 
 def of_policies() -> list[str]:
-    """The methods' policies, then what stands inside them."""
+    """Sections for the methods' policies, then for the types of their fields."""
     built_in = decoders.load([])
     return of_models({name: built_in[name].policy.model_json_schema() for name in sorted(built_in)})
 
@@ -104,18 +104,18 @@ def of_models(
     schemas: Mapping[str, Schema],
     columns: tuple[str, ...] = ("field", "type", "default", "range", "meaning"),
 ) -> list[str]:
-    """A section for each schema and each that they refer to, in that order."""
-    found = dict(schemas)
+    """Sections for the schemas, then for the schemas that they refer to."""
+    sections = dict(schemas)
     for schema in schemas.values():
         for name, inside in schema.get("$defs", {}).items():
-            found.setdefault(name, inside)
-    titles = {name: title(name, schema) for name, schema in found.items()}
-    return [section(titles, name, schema, columns) for name, schema in found.items() if schema]
+            sections.setdefault(name, inside)
+    titles = {name: title(name, schema) for name, schema in sections.items()}
+    return [section(titles, name, schema, columns) for name, schema in sections.items() if schema]
 
 
 def section(titles: Mapping[str, str], name: str, schema: Schema, columns: tuple[str, ...]) -> str:
     """The heading, the description and the fields of one schema."""
-    if "$ref" in schema:  # one that holds itself stands among its own definitions
+    if "$ref" in schema:  # a recursive schema is in its own definitions
         schema = schema["$defs"][name]
     required = schema.get("required", ())
     rows = []
@@ -132,7 +132,7 @@ def section(titles: Mapping[str, str], name: str, schema: Schema, columns: tuple
 
 
 def title(name: str, schema: Schema) -> str:
-    """A schema's heading: the kind by which it is chosen, where it is one of several."""
+    """A schema's heading: its ``kind``, if it is one of several alternatives."""
     kind = schema.get("properties", {}).get("kind", {})
     return str(kind.get("const", name))
 
@@ -164,7 +164,7 @@ def type_of(schema: Schema, titles: Mapping[str, str]) -> str:
 
 
 def default_of(schema: Schema) -> str:
-    """What a property is if it is not given."""
+    """A property's default, as Markdown."""
     if "default" not in schema:
         return "`[]`" if schema.get("type") == "array" else "`{}`"
     default = schema["default"]
@@ -174,10 +174,10 @@ def default_of(schema: Schema) -> str:
 
 
 def range_of(schema: Schema) -> str:
-    """What values a property accepts, as far as its type does not say it."""
+    """The accepted values of a property, beyond its type."""
     if "prefixItems" in schema:
         return ""
-    found = [
+    ranges = [
         f"> {number(schema['exclusiveMinimum'])}" if "exclusiveMinimum" in schema else "",
         between(schema, "minimum", "maximum"),
         f"< {number(schema['exclusiveMaximum'])}" if "exclusiveMaximum" in schema else "",
@@ -187,16 +187,16 @@ def range_of(schema: Schema) -> str:
         between(schema, "minProperties", "maxProperties", " entries"),
         *(range_of(branch) for branch in schema.get("anyOf") or schema.get("oneOf") or ()),
     ]
-    found += [f"names `{pattern}`" for pattern in schema.get("patternProperties", ())]
+    ranges += [f"names `{pattern}`" for pattern in schema.get("patternProperties", ())]
     for key, word in INSIDE.items():
         inside = schema.get(key)
         if isinstance(inside, Mapping) and (limits := range_of(inside)):
-            found.append(f"{word} {limits}")
-    return ", ".join(dict.fromkeys(filter(None, found)))
+            ranges.append(f"{word} {limits}")
+    return ", ".join(dict.fromkeys(filter(None, ranges)))
 
 
 def between(schema: Schema, least: str, most: str, what: str = "") -> str:
-    """A closed range in words; empty where nothing bounds it."""
+    """A closed range in words; empty without bounds."""
     low, high = schema.get(least), schema.get(most)
     if low is not None and high is not None:
         return f"{number(low)} to {number(high)}{what}"
@@ -206,7 +206,7 @@ def between(schema: Schema, least: str, most: str, what: str = "") -> str:
 
 
 def number(value: float) -> str:
-    """A number as a page has it: large and small powers of ten as such."""
+    """A number as Markdown; large and small powers of ten as powers."""
     digits = str(abs(int(value))) if float(value).is_integer() else f"{abs(value):g}"
     mantissa, _, exponent = f"{abs(value):e}".partition("e")
     if float(mantissa) == 1 and abs(int(exponent)) > 3:
@@ -215,7 +215,7 @@ def number(value: float) -> str:
 
 
 def of_metrics() -> Iterator[tuple[str, ...]]:
-    """Our metrics, as Prometheus has them."""
+    """cdserve's metrics: name, type, labels and description."""
     for metric in vars(metrics).values():
         if isinstance(metric, MetricWrapperBase):
             (family,) = metric.describe()
@@ -231,7 +231,7 @@ def table(columns: tuple[str, ...], rows: Any) -> str:
 
 
 def cell(text: str) -> str:
-    """A text on one line, as it may stand in a table."""
+    """A text on one line, escaped for a table."""
     return prose(text).replace("\n", " ").replace("|", "\\|")
 
 
