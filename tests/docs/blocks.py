@@ -1,4 +1,4 @@
-"""The fenced code blocks of the documentation, and the commands in those of the shell."""
+"""The documentation's fenced code blocks, and the commands in its shell blocks."""
 
 import re
 import shlex
@@ -23,9 +23,10 @@ class Block:
     """A block of code.
 
     Attributes:
-        page: its page, from the repository's root.
-        line: of the page, its first.
-        language: as the fence names it.
+        page: path from the repository's root.
+        line: number of its first line in the page.
+        language: language that the fence names.
+        code: text without the fences.
     """
 
     page: str
@@ -34,33 +35,33 @@ class Block:
     code: str
 
     def __str__(self) -> str:
-        """Where it is, as a test's id."""
+        """Page and line, as a test's id."""
         return f"{self.page}:{self.line}"
 
 
 def of_page(path: Path) -> Iterator[Block]:
     """The blocks of a page, in order."""
     text = path.read_text(encoding="utf-8")
-    for found in _FENCE.finditer(text):
-        line = text.count("\n", 0, found.start()) + 2
-        yield Block(str(path.relative_to(ROOT)), line, found[2], dedent(found[3]))
+    for match in _FENCE.finditer(text):
+        line = text.count("\n", 0, match.start()) + 2
+        yield Block(str(path.relative_to(ROOT)), line, match[2], dedent(match[3]))
 
 
 BLOCKS = [block for page in PAGES for block in of_page(page)]
 
 
 def commands(code: str) -> Iterator[list[str]]:
-    """The words of each command of a shell block, without variables set before it."""
+    """The words of each command of a shell block, without leading variable assignments."""
     held = ""
     for line in code.replace("\\\n", " ").splitlines(keepends=True):
         held += line
         try:
             words = shlex.split(held, comments=True)
-        except ValueError:  # a quotation goes on
+        except ValueError:  # a quotation continues on the next line
             continue
         held = ""
         while words and _VARIABLE.match(words[0]):
             words.pop(0)
         if words:
             yield words
-    assert not held, f"a quotation that does not end: {held}"
+    assert not held, f"unterminated quotation: {held}"

@@ -1,9 +1,9 @@
 """Every code block of the documentation is run or checked.
 
-Python runs. Of the shell, requests to the server run, the flags of `cdserve` are read by its own
-parser, and files, modules and targets are there; what else a command is, `UNRUN` says why it is not
-run. YAML is settings or policies, JSON a policy or a report. `ELSEWHERE` names blocks that tests of
-their own run.
+Python blocks run. Of shell blocks, requests to the server run, ``cdserve``'s own parser reads its
+flags, and files, modules and make targets must exist; ``UNRUN`` lists the other commands with the
+reason why they do not run. YAML blocks are settings or policies, JSON blocks a policy or a report.
+``ELSEWHERE`` lists blocks that other tests run.
 """
 
 import importlib.util
@@ -30,71 +30,71 @@ from .blocks import BLOCKS, ROOT, Block, commands
 
 ADDRESS = re.compile(r"http://(?:localhost|127\.0\.0\.1):\d+")
 METHODS = {name: decoder.policy for name, decoder in decoders.load([]).items()}
-OUTPUT = "text"  # what a command prints
+OUTPUT = "text"  # output of a command, or a diagram
 
 ELSEWHERE = {
     ("docs/collect.md", "python"): "tests/collection/test_trl.py, where `datasets` is installed",
-    ("docs/deploy.md", "python"): "tests/deploy/test_guide.py, with what it prints",
-    ("docs/heads.md", "python"): "tests/docs/test_heads.py, with what it trains",
+    ("docs/deploy.md", "python"): "tests/deploy/test_guide.py, with the output",
+    ("docs/heads.md", "python"): "tests/docs/test_heads.py, with the trained head",
 }
 UNRUN = {
-    "cd": "it only says where",
+    "cd": "it only changes the folder",
     "docker": "there is no container engine here; tests/deploy checks its files",
     "export": "it sets a variable for Ray's own command",
-    "guidellm": "a load generator with an environment of its own",
+    "guidellm": "a load generator that needs a separate environment",
     "head": "it only cuts a file",
     "kubectl": "there is no cluster here; tests/deploy checks its files",
     "serve": "Ray Serve's own command; tests/deploy starts replicas",
     "tail": "it only cuts a file",
-    "trl-env/bin/pip": "TRL has an environment of its own",
-    "trl-env/bin/python": "TRL has an environment of its own",
+    "trl-env/bin/pip": "TRL needs a separate environment",
+    "trl-env/bin/python": "TRL needs a separate environment",
     "uv": "it changes the environment",
     "vllm": "vLLM's own command",
 }
 
 
 def of(*languages: str, where: Callable[[Block], bool] = lambda block: True) -> Any:
-    """Parametrizes a test over the blocks in these languages that nothing else runs."""
-    found = [
+    """Parametrizes a test over the blocks in these languages that no other test runs."""
+    blocks = [
         block
         for block in BLOCKS
         if block.language in languages
         and (block.page, block.language) not in ELSEWHERE
         and where(block)
     ]
-    return pytest.mark.parametrize("block", found, ids=str)
+    return pytest.mark.parametrize("block", blocks, ids=str)
 
 
-def asks(block: Block) -> bool:
-    """Whether a block asks a server."""
+def sends_requests(block: Block) -> bool:
+    """Whether a block sends requests to a server."""
     return ADDRESS.search(block.code) is not None
 
 
-def test_every_block_says_its_language() -> None:
-    known = {"python", "sh", "yaml", "json", OUTPUT}
-    assert [str(block) for block in BLOCKS if block.language not in known] == []
+def test_every_code_block_names_a_known_language() -> None:
+    languages = {"python", "sh", "yaml", "json", OUTPUT}
+    assert [str(block) for block in BLOCKS if block.language not in languages] == []
 
 
-def test_the_blocks_that_run_elsewhere_are_there() -> None:
+def test_blocks_run_by_other_tests_exist() -> None:
     assert set(ELSEWHERE) <= {(block.page, block.language) for block in BLOCKS}
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs the test in a folder that has the demo where a clone has it."""
+    """Runs the test in a folder that has the demo at the same path as a clone."""
     (tmp_path / "cdserve").symlink_to(ROOT / "cdserve")
     monkeypatch.chdir(tmp_path)
 
 
-@of("python", where=asks)
+@of("python", where=sends_requests)
 @pytest.mark.usefixtures("folder")
-def test_python_that_asks_a_server_runs(block: Block, server: Served) -> None:
+def test_python_blocks_with_requests_run(block: Block, server: Served) -> None:
     run(block, ADDRESS.sub(server.base_url, block.code))
 
 
-@of("python", where=lambda block: not asks(block))
+@of("python", where=lambda block: not sends_requests(block))
 @pytest.mark.usefixtures("folder")
-def test_python_runs(block: Block) -> None:
+def test_python_blocks_without_requests_run(block: Block) -> None:
     run(block, block.code)
 
 
@@ -103,7 +103,7 @@ def run(block: Block, code: str) -> None:
 
 
 @of("sh", where=lambda block: any(words[0] == "curl" for words in commands(block.code)))
-def test_requests_are_answered(block: Block, server: Served) -> None:
+def test_curl_commands_get_status_200(block: Block, server: Served) -> None:
     for url, body in curls(block.code):
         url = ADDRESS.sub(server.base_url, url)
         if body is None:
@@ -124,19 +124,19 @@ def curls(code: str) -> Iterator[tuple[str, str | None]]:
 
 
 @of("sh")
-def test_commands_are_as_they_must_be(block: Block) -> None:
+def test_shell_commands_use_existing_files_targets_and_flags(block: Block) -> None:
     for words in commands(block.code):
         check(words)
 
 
 def check(words: list[str]) -> None:
-    """Fails for a command that cannot work as it is written, or that nothing is known of."""
+    """Fails for a command that cannot work as written, and for unknown commands."""
     match words:
         case ["curl", *_]:
-            pass  # run above
+            pass  # test_curl_commands_get_status_200 runs it
         case ["cdserve", *arguments]:
-            known, flags = cli.parser().parse_known_args(list(with_options(arguments)))
-            assert known.takes_flags or not flags, flags
+            parsed, flags = cli.parser().parse_known_args(list(with_options(arguments)))
+            assert parsed.takes_flags or not flags, flags
         case ["make", *targets]:
             rules = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
             assert {target for target in targets if "=" not in target} <= set(rules)
@@ -145,11 +145,11 @@ def check(words: list[str]) -> None:
         case ["python" | "bash" | "pytest", path, *_]:
             assert (ROOT / path).exists(), path
         case [command, *_]:
-            assert command in UNRUN, f"{command} is not run, and UNRUN does not say why"
+            assert command in UNRUN, f"{command} does not run, and UNRUN has no reason for it"
 
 
 def with_options(words: list[str]) -> Iterator[str]:
-    """The words without what marks some as optional, ``[--flag VALUE ...]``."""
+    """The words without the marks of optional ones, ``[--flag VALUE ...]``."""
     for word in words:
         optional = re.fullmatch(r"\[?([\w/.:-]+)\]?", word)
         if word.rstrip("]") != "...":
@@ -157,7 +157,7 @@ def with_options(words: list[str]) -> Iterator[str]:
 
 
 @of("yaml")
-def test_yaml_is_settings_or_policies(block: Block, tmp_path: Path) -> None:
+def test_yaml_blocks_are_valid_settings_or_policies(block: Block, tmp_path: Path) -> None:
     content = yaml.safe_load(block.code)
     if block.code.startswith("# policies.yaml"):
         (path := tmp_path / "policies.yaml").write_text(block.code)
@@ -169,7 +169,7 @@ def test_yaml_is_settings_or_policies(block: Block, tmp_path: Path) -> None:
 
 
 @of("json")
-def test_json_is_a_policy_or_a_report(block: Block) -> None:
+def test_json_blocks_are_valid_policies_or_reports(block: Block) -> None:
     content = json.loads(block.code)
     if "score" in content:
         TypeAdapter(Report).validate_python(content)
@@ -177,7 +177,7 @@ def test_json_is_a_policy_or_a_report(block: Block) -> None:
         parse_object(content, METHODS, "alignment")
 
 
-def test_commands_are_read_as_the_shell_reads_them() -> None:
+def test_shell_blocks_are_split_as_a_shell_splits_them() -> None:
     code = """
     # the demo's chat
     curl http://localhost:8000/v1/completions -H 'Content-Type: application/json' -d '{
@@ -194,6 +194,6 @@ def test_commands_are_read_as_the_shell_reads_them() -> None:
     "command",
     ["rm -rf /", "make nothing", "python nowhere.py", "python -m nowhere", "cdserve serv"],
 )
-def test_a_command_that_cannot_work_is_seen(command: str) -> None:
+def test_check_rejects_invalid_commands(command: str) -> None:
     with pytest.raises((AssertionError, SystemExit)):
         check(command.split())

@@ -31,7 +31,7 @@ def anchors(page: Path) -> frozenset[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_and_images_have_existing_targets(page: Path) -> None:
     text = CODE.sub("", page.read_text(encoding="utf-8"))
     broken = []
     for link in [*LINK.findall(text), *IMAGE.findall(text)]:
@@ -44,7 +44,7 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert broken == []
 
 
-def test_every_page_is_in_the_index() -> None:
+def test_index_links_to_every_page() -> None:
     index = ROOT / "docs" / "README.md"
     named = {
         (index.parent / link.partition("#")[0]).resolve()

@@ -1,4 +1,4 @@
-"""Each method has its source, its files, its mapping and its deviations."""
+"""docs/methods.md has the source, files, mapping and deviations of each method."""
 
 import re
 
@@ -11,19 +11,19 @@ LINES = re.findall(r"^\| .* \|$", PAGE.partition("\n## ")[0], re.MULTILINE)
 ROWS = [line.strip("| ").split(" | ") for line in LINES]
 
 
-def test_every_row_is_full() -> None:
+def test_every_method_row_has_five_filled_cells() -> None:
     assert len(ROWS) > 20
     for row in ROWS:
         assert len(row) == 5, row
         assert all(cell.strip() for cell in row), row
 
 
-def test_every_method_has_a_row() -> None:
+def test_every_built_in_method_has_a_row() -> None:
     named = {name for row in ROWS for name in re.findall(r"`(\w+)`", row[0])}
     assert set(decoders.load([])) <= named
 
 
-def test_the_files_are_there() -> None:
+def test_files_of_method_rows_exist() -> None:
     packages = [ROOT / "cdserve", ROOT]
     for row in ROWS[1:]:
         for file in re.findall(r"`([\w/]+\.py)`", row[2]):

@@ -1,4 +1,4 @@
-"""The reference is what the code says, and answers are what the reference says."""
+"""The reference matches the code, and reports match the reference."""
 
 import re
 from typing import Any
@@ -27,20 +27,20 @@ TRACED: list[dict[str, Any]] = [
 ]
 
 
-def test_the_page_is_up_to_date() -> None:
+def test_reference_page_equals_the_generated_page() -> None:
     written = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
     assert written == page(), "run: python -m docs.reference > docs/reference.md"
 
 
-def test_every_field_is_described() -> None:
-    told_by_their_section = {"method", "kind"}
-    bare = {field for field, meaning in ROW.findall(page()) if not meaning}
-    assert bare <= told_by_their_section
+def test_every_field_of_the_reference_has_a_description() -> None:
+    described_by_their_section = {"method", "kind"}
+    undescribed = {field for field, meaning in ROW.findall(page()) if not meaning}
+    assert undescribed <= described_by_their_section
 
 
 @pytest.mark.parametrize("n", [1, 2])
 @pytest.mark.parametrize("policy", TRACED, ids=lambda policy: "-".join(map(str, policy)))
-def test_reports_have_the_keys_of_the_page_and_no_others(
+def test_traced_reports_match_the_report_schema_exactly(
     client: OpenAI, policy: dict[str, Any], n: int
 ) -> None:
     answer = complete(client, {**policy, "report": "trace"}, n=n, max_tokens=32)
