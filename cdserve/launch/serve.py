@@ -5,8 +5,8 @@ import os
 import signal
 import sys
 from argparse import Namespace
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib.metadata import entry_points
 from types import SimpleNamespace
 
@@ -35,21 +35,26 @@ from cdserve.launch.application import Application, Source
 from cdserve.observability.metrics import MEMBER_INFO, REWARD_INFO, TASKS
 from cdserve.worker.parent import ENDS_WITH_PARENT
 
+BuildEngine = Callable[..., AbstractAsyncContextManager[EngineClient]]
+"""Starts an engine, as vLLM's ``build_async_engine_client``."""
 _TASKS_SECONDS = 0.5
 """Seconds between two updates of the gauge of asyncio tasks."""
 _PLUGIN = "cdserve"
 _PLUGIN_GROUPS = ("vllm.general_plugins", "vllm.platform_plugins", "vllm.io_processor_plugins")
 
 
-def serve(application: Application) -> None:
+def serve(application: Application, build_engine: BuildEngine = build_async_engine_client) -> None:
     """Runs the server until it is told to stop.
+
+    Args:
+        build_engine: starts the engine of a single API server.
 
     Raises:
         ConfigError: the settings do not work with several API servers.
         EngineError: the engine or an API server died.
     """
     if (application.args.api_server_count or 1) == 1:
-        uvloop.run(_serve(application, None))
+        uvloop.run(_serve(application, None, build_engine))
         return
     _set_environment(application.args)
     if application.has_worker:
@@ -67,9 +72,11 @@ def _api_server(server: ApiServer, source: Source) -> None:
 
 
 @asynccontextmanager
-async def running_app(application: Application) -> AsyncIterator[tuple[AlignedEngine, FastAPI]]:
+async def running_app(
+    application: Application, build_engine: BuildEngine = build_async_engine_client
+) -> AsyncIterator[tuple[AlignedEngine, FastAPI]]:
     """Starts the engines and the app for an HTTP server that is not vLLM's; stops them after."""
-    async with _running(application, None) as engine:
+    async with _running(application, None, build_engine) as engine:
         app = await _app(engine, application.args)
         async with app.router.lifespan_context(app):
             yield engine, app
@@ -77,12 +84,13 @@ async def running_app(application: Application) -> AsyncIterator[tuple[AlignedEn
 
 @asynccontextmanager
 async def _running(
-    application: Application, server: ApiServer | None
+    application: Application, server: ApiServer | None, build_engine: BuildEngine
 ) -> AsyncIterator[AlignedEngine]:
     """Starts the reward models and the engine; stops them at the end.
 
     Args:
         server: one of several API servers, whose engine runs already; None if there is one.
+        build_engine: starts the engine, or connects to it.
     """
     args = application.args
     _set_environment(args)
@@ -91,7 +99,7 @@ async def _running(
         if application.has_worker:  # only now: the processes of reward models must not see it
             worker_args.set_environment(args)
         client = server and server.client
-        async with build_async_engine_client(args, client_config=client) as inner:
+        async with build_engine(args, client_config=client) as inner:
             engine = _aligned(application, inner, server)
             try:
                 yield engine
@@ -137,7 +145,11 @@ async def _app(engine: AlignedEngine, args: Namespace) -> FastAPI:
     return app
 
 
-async def _serve(application: Application, server: ApiServer | None) -> None:
+async def _serve(
+    application: Application,
+    server: ApiServer | None,
+    build_engine: BuildEngine = build_async_engine_client,
+) -> None:
     decorate_logs("APIServer", skip_if_decorated=True)
     for one in (signal.SIGINT, signal.SIGTERM):  # until uvicorn sets its own
         signal.signal(one, _interrupt)
@@ -145,7 +157,7 @@ async def _serve(application: Application, server: ApiServer | None) -> None:
     address, sock = (
         (server.address, server.sock) if server else setup_server(args, reuse_port=False)
     )
-    async with _running(application, server) as engine:
+    async with _running(application, server, build_engine) as engine:
         loads = server and server.loads
         shutdown = await build_and_serve(engine, address, sock, args, loads)
         died = engine.errored and not engine.draining
