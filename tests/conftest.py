@@ -27,6 +27,8 @@ from .server.served import Served, demo_settings
 from .v2 import mode
 from .waiting import HANG_SECONDS
 
+WIRE = Path(__file__).parent / "wire"
+"""Tests of the wire, whose server has no model."""
 TOOLS = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
 EXTENSION = Path(__file__).parents[1] / "examples" / "extension"
 LIMITS = {"max_n": 16, "max_k": 8, "max_candidate_tokens": 8192}
@@ -39,10 +41,14 @@ of_hypothesis.register_profile(
 of_hypothesis.load_profile("any machine")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--real", action="store_true", help="run tests/wire on the demo's model")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks every test that needs the server; skips what cannot run on model runner V2 there."""
     for item in items:
-        if "server" in getattr(item, "fixturenames", ()):
+        if "server" in getattr(item, "fixturenames", ()) and WIRE not in item.path.parents:
             item.add_marker("server")
         if mode.is_on() and (found := item.get_closest_marker("not_on_v2")):
             item.add_marker(pytest.mark.skip(reason=f"model runner V2: {found.args[0]}"))
@@ -71,11 +77,8 @@ def extension(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def server(
-    reward_model: Path, extension: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Served]:
-    """The demo with small limits, more presets, rewards of every kind, and a decoder of others."""
+def server_settings() -> dict[str, Any]:
+    """The demo with small limits, more presets and rewards, and a decoder of another package."""
     settings = demo_settings(limits=LIMITS, keep_alive=0.2, decoders=["good_enough"])
     settings["presets"] |= {
         "safe": {"method": "blockwise_cd", "k": 4, "m": 16},
@@ -127,6 +130,15 @@ def server(
         settings["rewards"] |= {
             f"{name}_{policy}": {**reward, "on_failure": policy} for name, reward in failing.items()
         }
+    return settings
+
+
+@pytest.fixture(scope="session")
+def server(
+    reward_model: Path, extension: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
+    """A server of ``server_settings`` on the demo's model, with a reward model."""
+    settings = server_settings()
     # A path as an operator writes it: relative to the settings' folder.
     (folder := tmp_path_factory.mktemp("server")).joinpath("rm").symlink_to(reward_model)
     model = {

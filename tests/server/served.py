@@ -38,6 +38,7 @@ class Served:
         folder: where that file and the log are written.
         flags: vLLM's flags.
         packages: a folder with packages that it can import too.
+        fake: whether it runs on a ``FakeEngine``, not on the model.
     """
 
     def __init__(
@@ -46,7 +47,9 @@ class Served:
         folder: Path,
         flags: Sequence[str] = (),
         packages: Path | None = None,
+        fake: bool = False,
     ) -> None:
+        self._module = ["cdserve.testing"] if fake else ["cdserve", "serve"]
         self._config = folder / "cdserve.yaml"
         self._config.write_text(yaml.safe_dump(dict(settings)))
         self._log = folder / "server.log"
@@ -62,7 +65,7 @@ class Served:
         self.base_url = f"http://127.0.0.1:{free_port()}"
 
     def __enter__(self) -> "Served":
-        command = [sys.executable, "-m", "cdserve", "serve", "--config", str(self._config)]
+        command = [sys.executable, "-m", *self._module, "--config", str(self._config)]
         host, port = self.base_url.removeprefix("http://").split(":")
         with self._log.open("w") as log:
             self._process = subprocess.Popen(

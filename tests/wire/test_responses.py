@@ -7,7 +7,7 @@ import openai
 import pytest
 from openai import OpenAI
 
-from .wire import BEST_OF_N, BLOCKWISE, assert_close, complete
+from tests.server.wire import BEST_OF_N, BLOCKWISE, assert_close, complete
 
 ASKED = "Please write a review of the travel lawn mower."
 POLICIES = {
@@ -16,8 +16,6 @@ POLICIES = {
     "tokenwise": {"method": "tokenwise_cd", "beta": 0.3},
     "mixing": {"method": "logit_mixing", "weights": {"base": 0.5, "tuned": 0.5}},
 }
-MODEL = {**BEST_OF_N, "rewards": {"model": 1}}
-"""Its reward reads the conversation."""
 EVERY = pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
 
 
@@ -30,14 +28,6 @@ def respond(client: OpenAI, policy: Any = None, **fields: Any) -> Any:
 
 def deltas(events: list[Any]) -> str:
     return "".join(event.delta for event in events if event.type == "response.output_text.delta")
-
-
-def reward(http: httpx2.Client, messages: list[dict[str, str]], text: str) -> float:
-    """The reward model's, of an answer to a conversation."""
-    body = {"prompt": messages, "responses": [text], "rewards": {"model": 1}}
-    answer = http.post("/v1/alignment/score", json=body).raise_for_status().json()
-    score: float = answer["scores"][0]["score"]
-    return score
 
 
 @EVERY
@@ -89,26 +79,6 @@ def test_a_preset_is_a_model(client: OpenAI) -> None:
     events = list(respond(client, model="demo:safe", stream=True))
     told = {event.response.model for event in events if hasattr(event, "response")}
     assert told == {"demo:safe"}
-
-
-def test_a_reward_reads_the_conversation(client: OpenAI, http: httpx2.Client) -> None:
-    first = respond(client, MODEL, instructions="You write reviews.")
-    talk = [
-        {"role": "system", "content": "You write reviews."},
-        {"role": "user", "content": ASKED},
-    ]
-    assert first.alignment["score"] == pytest.approx(
-        reward(http, talk, first.output_text), abs=1e-3
-    )
-    second = respond(client, MODEL, input="Another one.", previous_response_id=first.id)
-    talk = [
-        talk[1],
-        {"role": "assistant", "content": first.output_text},
-        {"role": "user", "content": "Another one."},
-    ]
-    assert second.alignment["score"] == pytest.approx(
-        reward(http, talk, second.output_text), abs=1e-3
-    )
 
 
 def test_what_is_kept_has_its_report(client: OpenAI) -> None:

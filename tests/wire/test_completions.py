@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from openai import OpenAI
 
-from .wire import BEST_OF_N, BLOCKWISE, PROMPT, check_report, complete, joined
+from tests.server.wire import BEST_OF_N, BLOCKWISE, PROMPT, check_report, complete, joined
 
 SEARCHES = pytest.mark.parametrize("policy", [BEST_OF_N, BLOCKWISE], ids=lambda p: p["method"])
 
@@ -202,25 +202,3 @@ class TestPrompts:
         echoed = complete(client, policy, echo=True, stream=stream, return_token_ids=False)
         text = joined(echoed) if stream else echoed.choices[0].text
         assert text == PROMPT + plain.choices[0].text
-
-    def test_an_answer_is_continued_by_its_token_ids(self, client: OpenAI) -> None:
-        """A hot answer is not what the tokenizer makes of its text; the ids are what counts."""
-        hot = complete(client, BLOCKWISE, temperature=1.8, ignore_eos=True, max_tokens=40)
-        prompt = [*hot.choices[0].prompt_token_ids, *hot.choices[0].token_ids]
-        by_ids = complete(client, BLOCKWISE, prompt=prompt)
-        assert by_ids.choices[0].prompt_token_ids == prompt
-        check_report(by_ids.alignment, BLOCKWISE, by_ids.usage.completion_tokens)
-
-    def test_the_text_of_a_hot_answer_is_that_of_its_tokens(self, client: OpenAI) -> None:
-        """Characters of several tokens survive the block boundaries between them."""
-        from cdserve.demo import MODEL_DIR
-        from cdserve.demo.build.folders import load_tokenizer
-
-        policy = {"method": "blockwise_cd", "k": 2, "m": 4, "report": "trace"}
-        answer = complete(client, policy, temperature=2.0, ignore_eos=True, max_tokens=96)
-        token_ids = answer.choices[0].token_ids
-        decoded = load_tokenizer(MODEL_DIR).decode(token_ids, skip_special_tokens=True)
-        text = answer.choices[0].text
-        assert decoded.rstrip("\ufffd") == text.rstrip("\ufffd")
-        candidates = [c for d in answer.alignment["trace"] for c in d["candidates"]]
-        assert "".join(c["text"] for c in candidates if c["chosen"]) == text

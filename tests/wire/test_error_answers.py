@@ -13,12 +13,12 @@ from anthropic import Anthropic
 
 from cdserve.demo import MODEL_DIR
 from cdserve.demo.build.folders import load_model
+from tests.server.faulty import SECRET
+from tests.server.served import Served, demo_settings
+from tests.server.wire import PROMPT
 from tests.worker import adapter
 
-from .faulty import SECRET
 from .fragile import install
-from .served import Served, demo_settings
-from .wire import PROMPT
 
 OWN, NARROW = "sk-own", "sk-narrow"
 TALK = [{"role": "user", "content": PROMPT}]
@@ -41,7 +41,6 @@ ROUTES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 WHOLE = pytest.mark.parametrize("route", ROUTES)
 STREAMED = pytest.mark.parametrize("route", [name for name in ROUTES if name != "batch"])
-pytestmark = pytest.mark.server
 
 
 def settings(**changes: Any) -> dict[str, Any]:
@@ -59,13 +58,13 @@ def settings(**changes: Any) -> dict[str, Any]:
     return made
 
 
-def serving(folder: Path, flags: list[str], **changes: Any) -> Served:
+def serving(folder: Path, flags: list[str], fake: bool, **changes: Any) -> Served:
     install(folder)
-    return Served(settings(**changes), folder, flags, packages=folder)
+    return Served(settings(**changes), folder, flags, packages=folder, fake=fake)
 
 
 @pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def guarded(tmp_path_factory: pytest.TempPathFactory, fake: bool) -> Iterator[Served]:
     """Keeps texts to its log; with keys, and models whose names look like a preset's."""
     keys = {"narrow": {"api_key_env": "CDTEST_NARROW", "presets": ["wide"]}}
     adapter.write(load_model(MODEL_DIR), lora := tmp_path_factory.mktemp("adapter") / "fond")
@@ -76,15 +75,15 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CDTEST_NARROW", NARROW)
-        with serving(tmp_path_factory.mktemp("guarded"), flags, keys=keys) as served:
+        with serving(tmp_path_factory.mktemp("guarded"), flags, fake, keys=keys) as served:
             yield served
 
 
 @pytest.fixture(scope="module")
-def open_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def open_server(tmp_path_factory: pytest.TempPathFactory, fake: bool) -> Iterator[Served]:
     """Tells its clients the texts."""
     folder = tmp_path_factory.mktemp("open")
-    with serving(folder, [], error_details="client") as served:
+    with serving(folder, [], fake, error_details="client") as served:
         yield served
 
 

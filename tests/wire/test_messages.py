@@ -8,14 +8,13 @@ import httpx2
 import pytest
 from anthropic import Anthropic
 
-from .served import Served
-from .wire import BEST_OF_N, BLOCKWISE, check_report
+from tests.server.served import Served
+from tests.server.wire import BEST_OF_N, BLOCKWISE, check_report
 
 ASKED = [{"role": "user", "content": "Please write a review of the travel lawn mower."}]
 POLICIES = {
     "best_of_n": BEST_OF_N,
     "blockwise": BLOCKWISE,
-    "several rewards": {**BEST_OF_N, "rewards": {"sentiment": 1.0, "model": 0.5}},
 }
 EVERY = pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
 

@@ -9,8 +9,7 @@ from openai import OpenAI
 from cdserve.demo import MODEL_DIR
 from cdserve.demo.build.folders import load_tokenizer
 from cdserve.demo.reward import sentiment
-
-from .wire import BEST_OF_N, BLOCKWISE, PROMPT, assert_close, chat, complete
+from tests.server.wire import BEST_OF_N, BLOCKWISE, PROMPT, assert_close, chat, complete
 
 RESPONSES = [" I love it. The handle has a firm grip.", " It broke on the first day.", ""]
 

@@ -6,9 +6,9 @@ import httpx2
 import pytest
 from openai import OpenAI
 
-from .gate import OPEN
-from .served import Served
-from .wire import (
+from tests.server.gate import OPEN
+from tests.server.served import Served
+from tests.server.wire import (
     BEST_OF_N,
     BLOCKWISE,
     PROMPT,

@@ -15,10 +15,9 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from tests.server.served import Served
+from tests.server.wire import PROMPT
 from tests.waiting import HANG_SECONDS
-
-from .served import Served
-from .wire import PROMPT
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "150")) // 5
 CHECKS = [

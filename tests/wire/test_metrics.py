@@ -9,10 +9,9 @@ import httpx2
 import pytest
 from openai import OpenAI
 
+from tests.server.served import Served
+from tests.server.wire import BEST_OF_N, BLOCKWISE, complete
 from tests.waiting import until
-
-from .served import Served
-from .wire import BEST_OF_N, BLOCKWISE, complete
 
 LINE = re.compile(r"(cdserve_\w+)(?:\{(.*)\})? ([-+\d.e]+)")
 

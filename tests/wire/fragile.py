@@ -7,8 +7,7 @@ from typing import Literal
 
 from cdserve.decoders import Argmax, Decision, Proposal, search
 from cdserve.policy import Limits, SearchPolicy
-
-from .faulty import SECRET
+from tests.server.faulty import SECRET
 
 NAME = "fragile"
 
