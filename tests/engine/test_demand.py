@@ -66,7 +66,7 @@ class Simulated:
 
 
 @given(st.integers(1, 5), OPERATIONS)
-def test_in_any_order_of_operations_no_slot_is_lent_twice_and_all_are_served(
+def test_random_operations_lend_no_slot_twice_and_serve_all_servers(
     count: int, operations: list[tuple[int, str]]
 ) -> None:
     shared = shared_servers(4)
@@ -92,7 +92,7 @@ def test_in_any_order_of_operations_no_slot_is_lent_twice_and_all_are_served(
 
 
 @given(st.integers(1, 6), st.integers(2, 5))
-def test_a_server_that_waits_is_served_before_another_takes_every_slot_anew(
+def test_waiting_server_is_served_before_a_busy_one_takes_all_slots_again(
     count: int, servers: int
 ) -> None:
     """The busy server asks again in the same turn; the others look only after that."""
@@ -137,7 +137,7 @@ def _lend(
     demand.give_back(held)
 
 
-def test_processes_that_take_slots_at_the_same_time_never_hold_more_than_there_are() -> None:
+def test_concurrent_processes_never_hold_more_slots_than_exist() -> None:
     context, shared, count = get_context("spawn"), shared_servers(3), 5
     lent, all_here = context.Array("q", 2), context.Barrier(3)
     processes = [
@@ -152,7 +152,7 @@ def test_processes_that_take_slots_at_the_same_time_never_hold_more_than_there_a
     assert lent[:] == [0, count]
 
 
-async def test_a_server_that_comes_later_waits_for_slots_of_the_first() -> None:
+async def test_late_server_waits_for_slots_of_the_first() -> None:
     shared = shared_servers(2)
     first, late = (Slots(4, Demand(shared, index)) for index in range(2))
     large = [Holder(first, "large") for _ in range(8)]
@@ -195,7 +195,7 @@ async def test_with_one_slot_two_servers_take_turns() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-async def test_clients_that_leave_lose_no_slot_of_any_server(seed: int) -> None:
+async def test_leaving_clients_lose_no_slot_of_any_server(seed: int) -> None:
     rng, shared, running, most = random.Random(seed), shared_servers(3), Counter[int](), 0
     servers = [Slots(4, Demand(shared, index)) for index in range(3)]
 

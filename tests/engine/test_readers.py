@@ -29,7 +29,7 @@ def draw(ticket: Ticket, lengths: range) -> None:
         )
 
 
-def test_the_kl_of_a_prefix_is_read_while_the_engine_draws_on(reader: PathKLReader) -> None:
+def test_path_kl_of_a_prefix_is_read_while_the_engine_draws_on(reader: PathKLReader) -> None:
     """An output that arrives late, as on a busy machine, finds that of a longer prefix."""
     with reader.ticket() as ticket:
         draw(ticket, range(3, 9))
@@ -41,7 +41,7 @@ def test_the_kl_of_a_prefix_is_read_while_the_engine_draws_on(reader: PathKLRead
         assert reader.read(ticket, 99) == (49.5, 24)
 
 
-def test_a_request_without_a_reported_kl_is_an_error(reader: PathKLReader) -> None:
+def test_missing_path_kl_raises_a_scoring_error(reader: PathKLReader) -> None:
     with reader.ticket() as ticket:
         draw(ticket, range(3, 9))
         with pytest.raises(ScoringError, match="reported no KL"):

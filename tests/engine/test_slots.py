@@ -42,7 +42,7 @@ async def test_a_free_slot_goes_to_the_owner_that_holds_the_fewest() -> None:
     await asyncio.gather(*(holder.task for holder in [*large, *small]))
 
 
-async def test_of_two_that_hold_as_many_the_one_that_asked_first_is_next() -> None:
+async def test_ties_between_owners_go_to_the_one_that_asked_first() -> None:
     slots = Slots(1)
     first, second, third = (Holder(slots, owner) for owner in "abc")
     await turns()
@@ -54,7 +54,7 @@ async def test_of_two_that_hold_as_many_the_one_that_asked_first_is_next() -> No
     await asyncio.gather(first.task, second.task, third.task)
 
 
-async def test_it_waits_no_longer_than_it_is_told_to() -> None:
+async def test_slot_wait_ends_at_its_limit() -> None:
     slots = Slots(1)
     holder = Holder(slots, "a")
     await turns()
@@ -69,7 +69,7 @@ async def test_it_waits_no_longer_than_it_is_told_to() -> None:
 
 
 @pytest.mark.parametrize("granted_meanwhile", [False, True])
-async def test_one_that_is_cancelled_leaves_its_slot(granted_meanwhile: bool) -> None:
+async def test_cancelled_owner_returns_its_slot(granted_meanwhile: bool) -> None:
     slots = Slots(1)
     holder, waiting = Holder(slots, "a"), Holder(slots, "b")
     await turns()
@@ -85,7 +85,7 @@ async def test_one_that_is_cancelled_leaves_its_slot(granted_meanwhile: bool) ->
 
 
 @pytest.mark.parametrize("seed", range(20))
-async def test_whatever_happens_no_slot_is_lost_or_lent_twice(seed: int) -> None:
+async def test_random_schedules_neither_lose_slots_nor_lend_them_twice(seed: int) -> None:
     rng = random.Random(seed)
     slots, running, most = Slots(3), Counter[str](), 0
 
@@ -115,7 +115,7 @@ async def test_whatever_happens_no_slot_is_lost_or_lent_twice(seed: int) -> None
     await asyncio.gather(*(holder.task for holder in holders))
 
 
-def test_who_waits_for_a_slot_waits_for_no_less_than_it_was_to() -> None:
+def test_slot_wait_is_never_shorter_than_its_limit() -> None:
     """uvloop's timers ring early by up to a millisecond; a deadline would seem not to have come."""
 
     async def early() -> int:

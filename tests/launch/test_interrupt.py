@@ -12,7 +12,7 @@ from tests.waiting import HANG_SECONDS
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_vllm_does_not_swallow_it(number: signal.Signals) -> None:
+def test_interrupt_during_the_engine_start_ends_the_server(number: signal.Signals) -> None:
     """vLLM waits for its engine inside this context, which ends a KeyboardInterrupt quietly."""
     before = signal.signal(number, serve._interrupt)
     try:

@@ -22,11 +22,11 @@ def member(tmp_path: Path) -> Path:
     return Path(shutil.copytree(TUNED_DIR, tmp_path / "tuned"))
 
 
-def test_the_demo_s_agree() -> None:
+def test_demo_members_are_accepted() -> None:
     check_tokenizers(settings(TUNED_DIR))
 
 
-def test_the_first_disagreement_is_named(member: Path) -> None:
+def test_tokenizer_mismatch_names_the_first_different_token(member: Path) -> None:
     path = member / "tokenizer.json"
     tokenizer = json.loads(path.read_text())
     vocabulary = tokenizer["model"]["vocab"]
@@ -38,7 +38,7 @@ def test_the_first_disagreement_is_named(member: Path) -> None:
     assert repr(by_id[700]) in str(caught.value)
 
 
-def test_another_size_is_named(member: Path) -> None:
+def test_vocabulary_size_mismatch_is_named(member: Path) -> None:
     path = member / "tokenizer.json"
     tokenizer = json.loads(path.read_text())
     added = {**tokenizer["added_tokens"][0], "id": 1536, "content": "<|more|>"}
@@ -48,6 +48,6 @@ def test_another_size_is_named(member: Path) -> None:
         check_tokenizers(settings(member))
 
 
-def test_a_folder_without_one_is_named(tmp_path: Path) -> None:
+def test_folder_without_a_tokenizer_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"members\.tuned: .* has no tokenizer"):
         check_tokenizers(settings(tmp_path))

@@ -73,7 +73,7 @@ async def test_steps_are_scored_at_their_markers(objective: Objective, reward_mo
         assert score.rewards["product"] == pytest.approx(likely, abs=1e-3)
 
 
-async def test_a_response_cannot_mark_its_own_steps(objective: Objective) -> None:
+async def test_marker_in_a_response_starts_no_step(objective: Objective) -> None:
     plain, marked = (
         Response(prompt=PROMPT, text=text, tokens=9, finished=True, values={})
         for text in ("It broke", f"It{MARKER} broke")
@@ -82,6 +82,6 @@ async def test_a_response_cannot_mark_its_own_steps(objective: Objective) -> Non
     assert first.rewards == second.rewards
 
 
-def test_a_marker_is_one_token(reward_model: Path) -> None:
+def test_marker_of_several_tokens_is_refused(reward_model: Path) -> None:
     with pytest.raises(ConfigError, match=r"rewards.lowest.steps.marker is 'no such token', which"):
         plan(settings(reward_model, marker="no such token"))

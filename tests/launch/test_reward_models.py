@@ -53,7 +53,7 @@ class Forgetful:
         yield
 
 
-async def test_a_request_that_a_dying_engine_forgets_fails(
+async def test_request_forgotten_by_a_dying_engine_fails(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @asynccontextmanager
@@ -75,7 +75,7 @@ def test_outputs_are_named_or_numbered(folder: Path) -> None:
     assert [output.column for output in models.outputs.values()] == [1, 0]
 
 
-def test_one_model_and_the_same_flags_are_one_engine(folder: Path) -> None:
+def test_rewards_with_the_same_model_and_flags_share_an_engine(folder: Path) -> None:
     models = planned(
         folder, {"output": 0}, {"output": 1}, {"output": 1, "engine": {"max_model_len": 64}}
     )
@@ -95,7 +95,7 @@ def test_an_engine_is_required_where_a_request_fails_without_it(folder: Path) ->
     assert models.required == models.engines[:1]
 
 
-def test_without_reward_models_nothing_runs(folder: Path) -> None:
+def test_no_engine_starts_without_reward_models(folder: Path) -> None:
     assert planned(folder).engines == []
 
 
@@ -116,12 +116,14 @@ def test_without_reward_models_nothing_runs(folder: Path) -> None:
         ([{"model": "/nowhere"}], r"rewards\.r0\.model is '/nowhere': "),
     ],
 )
-def test_what_is_refused(folder: Path, rewards: list[dict[str, Any]], said: str) -> None:
+def test_invalid_reward_model_settings_are_refused(
+    folder: Path, rewards: list[dict[str, Any]], said: str
+) -> None:
     with pytest.raises(ConfigError, match=said):
         planned(folder, *rewards)
 
 
-def test_a_dialogue_is_read_by_the_models_own_template_or_as_text() -> None:
+def test_dialogue_uses_the_models_chat_template_or_plain_text() -> None:
     tokenizer = load_tokenizer(MODEL_DIR)
     messages = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
     dialogue = Dialogue("Why? So.", json.dumps(messages))

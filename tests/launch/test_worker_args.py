@@ -45,14 +45,14 @@ TRACKER = "cdserve.worker.runner_v1:RowTracker"
         (PLAIN, ["--api-server-count", "0"], "--api-server-count is 0"),
     ],
 )
-def test_what_cannot_go_together_is_refused(
+def test_incompatible_vllm_arguments_are_refused(
     settings: Settings, flags: list[str], refusal: str
 ) -> None:
     with pytest.raises(ConfigError, match=refusal):
         parse(settings, attach(settings), flags)
 
 
-def test_without_heads_or_members_vllm_is_left_alone() -> None:
+def test_vllm_arguments_are_unchanged_without_heads_and_members() -> None:
     args = parse(PLAIN, attach(PLAIN), ["--enable-dbo"])
     assert args.enable_dbo
     assert not args.logits_processors
@@ -63,7 +63,7 @@ def test_without_heads_or_members_vllm_is_left_alone() -> None:
     ("told", "triton", "processors"),
     [("0", True, [TRACKER]), ("1", False, None), (None, True, None), (None, False, [TRACKER])],
 )
-def test_the_runner_s_adapter(
+def test_each_model_runner_gets_its_adapter(
     monkeypatch: pytest.MonkeyPatch, told: str | None, triton: bool, processors: list[str] | None
 ) -> None:
     monkeypatch.delenv("VLLM_USE_V2_MODEL_RUNNER", raising=False)
@@ -75,7 +75,7 @@ def test_the_runner_s_adapter(
 
 @pytest.mark.parametrize("mode", [None, "PIECEWISE", "NONE"])
 @pytest.mark.parametrize("settings", [MEMBERS, LIKELY], ids=["members", "log-likelihoods"])
-def test_graphs_are_piecewise_where_the_wrapper_s_forward_has_to_run(
+def test_graphs_are_piecewise_if_the_wrapper_forward_must_run(
     settings: Settings, mode: str | None
 ) -> None:
     args = parse(settings, attach(settings), _graphs(mode) if mode else [])
@@ -84,7 +84,7 @@ def test_graphs_are_piecewise_where_the_wrapper_s_forward_has_to_run(
 
 @pytest.mark.parametrize("mode", ["FULL", "FULL_AND_PIECEWISE", "FULL_DECODE_ONLY"])
 @pytest.mark.parametrize("settings", [MEMBERS, LIKELY], ids=["members", "log-likelihoods"])
-def test_full_graphs_are_refused_where_the_wrapper_s_forward_has_to_run(
+def test_full_graphs_are_refused_if_the_wrapper_forward_must_run(
     settings: Settings, mode: str
 ) -> None:
     with pytest.raises(ConfigError, match=f"cudagraph_mode {mode}; .* PIECEWISE or NONE"):
@@ -110,7 +110,7 @@ def _graphs(mode: str) -> list[str]:
     return ["--compilation-config", f'{{"cudagraph_mode": "{mode}"}}']
 
 
-def test_a_flag_of_the_settings_is_refused_as_one_of_the_command_line() -> None:
+def test_flags_in_the_settings_are_refused_like_those_of_the_command_line() -> None:
     settings = MEMBERS.model_copy(update={"engine": {"pipeline_parallel_size": 2}})
     with pytest.raises(ConfigError, match=re.escape("--pipeline-parallel-size is 2")):
         parse(settings, attach(settings), [])

@@ -90,7 +90,7 @@ class TestRun:
         assert page.all("#lane-a .candidates > li") == rows
         assert page.js("return document.activeElement.parentElement") == first
 
-    def test_the_value_after_each_token(self, page: Playground) -> None:
+    def test_value_after_each_token_is_shown(self, page: Playground) -> None:
         page.open({"method": "tokenwise_cd", "beta": 0.5}, **ROUTE)
         page.run()
         assert page.all("#lane-a svg.chart") == []
@@ -101,7 +101,7 @@ class TestRun:
         assert found
         assert int(found[1]) > 10
 
-    def test_two_policies_side_by_side(self, page: Playground, http: httpx2.Client) -> None:
+    def test_two_policies_run_side_by_side(self, page: Playground, http: httpx2.Client) -> None:
         other = {"method": "best_of_n", "n": 4}
         page.open(BLOCKWISE, other, **ROUTE)
         page.one("#run").click()
@@ -113,16 +113,14 @@ class TestRun:
         assert left["y"] == right["y"]
         assert left["x"] + left["width"] <= right["x"]
 
-    def test_a_preset_is_sent_by_its_name_where_only_the_operator_may_ask_for_it(
-        self, page: Playground
-    ) -> None:
+    def test_operator_only_preset_is_sent_by_name(self, page: Playground) -> None:
         page.open(**ROUTE)
         page.js(SELECT, page.one("#a-chooser"), "preset proxy")
         page.run()
         assert page.answer()
         assert "no trace" in page.text("#lane-a .made")
 
-    def test_plain_decoding(self, page: Playground) -> None:
+    def test_plain_decoding_shows_its_text(self, page: Playground) -> None:
         page.open({"method": "none"}, **ROUTE)
         page.run()
         assert page.answer()
@@ -175,7 +173,7 @@ class TestReport:
             taken = row.find_elements("css selector", ".taken")
             assert bool(taken) == candidate["chosen"]
 
-    def test_figures(self, page: Playground, report: dict[str, Any]) -> None:
+    def test_figures_of_a_report_are_shown(self, page: Playground, report: dict[str, Any]) -> None:
         names = [name.text for name in page.all("#lane-a .figures dt")]
         numbers = [number.text for number in page.all("#lane-a .figures b")]
         shown = dict(zip(names, numbers, strict=True))
@@ -189,7 +187,7 @@ class TestReport:
         assert meter.get_property("max") == 4
         assert meter.get_property("value") == pytest.approx(report["kl"]["bound"])
 
-    def test_the_value_along_the_text(self, page: Playground, report: dict[str, Any]) -> None:
+    def test_value_is_drawn_along_the_text(self, page: Playground, report: dict[str, Any]) -> None:
         values, kl = page.all("#lane-a svg.chart")
         trace = report["trace"]
         scores = [chosen(decision)["score"] for decision in trace]
@@ -205,7 +203,7 @@ class TestReport:
 
 
 class TestLink:
-    def test_it_gives_the_same_text(self, page: Playground) -> None:
+    def test_link_reproduces_the_text(self, page: Playground) -> None:
         page.open(BLOCKWISE, **{**ROUTE, "seed": ""})
         page.run()
         text, url = page.answer(), page.browser.current_url
@@ -218,7 +216,7 @@ class TestLink:
         page.run()
         assert page.answer() == text
 
-    def test_it_holds_both_policies(self, page: Playground) -> None:
+    def test_link_holds_both_policies(self, page: Playground) -> None:
         page.open(BLOCKWISE, "proxy", **ROUTE)
         assert page.one("#compare").is_selected()
         assert page.text("#lane-a .policy > summary") == "blockwise_cd k=4 m=8"
@@ -226,7 +224,7 @@ class TestLink:
 
 
 class TestPolicy:
-    def test_the_form_and_the_json_are_in_step(self, page: Playground) -> None:
+    def test_form_and_json_stay_in_step(self, page: Playground) -> None:
         page.open(BLOCKWISE, **ROUTE)
         page.type("#a-k-input", "8, 4, 2")
         page.js(SELECT, page.one("#a-selection-input"), "softmax")
@@ -262,7 +260,7 @@ class TestPolicy:
             page.run()
             assert policy(page)["method"] == method
 
-    def test_json_that_cannot_be_read(self, page: Playground) -> None:
+    def test_invalid_json_is_reported(self, page: Playground) -> None:
         page.open(BLOCKWISE, **ROUTE)
         page.js(OPEN_JSON)
         page.type("#a-json", '{"method": "best_of_n", "n": }')
@@ -293,7 +291,7 @@ REFUSED: list[tuple[Any, dict[str, Any], str, list[str]]] = [
 
 
 class TestErrors:
-    def test_words_stand_next_to_the_field(self, page: Playground) -> None:
+    def test_error_stands_next_to_its_field(self, page: Playground) -> None:
         page.open(BLOCKWISE, **ROUTE)
         for policy, fields, field, words in REFUSED:
             page.browser.get(page.link(policy, **{**ROUTE, **fields}))  # in the page as it is
@@ -302,24 +300,24 @@ class TestErrors:
             assert all(word in said for word in words), said
             assert said == page.text("#lane-a .progress")
 
-    def test_they_go_with_the_next_run(self, page: Playground) -> None:
+    def test_errors_go_with_the_next_run(self, page: Playground) -> None:
         page.open({**BLOCKWISE, "k": 9}, **ROUTE)
         page.run("failed")
         page.type("#a-k-input", "2")
         assert page.text("#a-k-field > .problem") == ""
         page.run()
 
-    def test_a_reward_that_fails_in_the_stream(self, page: Playground) -> None:
+    def test_failed_reward_in_a_stream_is_shown(self, page: Playground) -> None:
         page.open({"method": "best_of_n", "n": 2, "rewards": {"nan": 1}}, **ROUTE)
         page.run("failed")
         assert "nan" in page.text("#lane-a .progress")
 
-    def test_a_prompt_is_asked_for(self, page: Playground) -> None:
+    def test_empty_prompt_is_refused(self, page: Playground) -> None:
         page.open(BLOCKWISE, max_tokens=8)
         page.one("#run").click()
         assert "prompt" in problem(page, "prompt-field")
 
-    def test_a_server_that_cannot_be_reached(self, page: Playground) -> None:
+    def test_unreachable_server_is_reported(self, page: Playground) -> None:
         page.open(BLOCKWISE, **ROUTE)
         page.offline(True)
         try:
@@ -348,7 +346,7 @@ class TestKeyboard:
         assert "Stopped after" in page.text("#lane-a .progress")
         assert page.one("#run").is_enabled()
 
-    def test_the_focus_goes_from_top_to_bottom(self, page: Playground) -> None:
+    def test_focus_moves_from_top_to_bottom(self, page: Playground) -> None:
         page.open(BLOCKWISE, **ROUTE)
         page.js("document.getElementById('prompt').focus()")
         visited = []
@@ -370,7 +368,7 @@ class TestKeyboard:
 
 
 class TestKey:
-    def test_a_proxy_with_another_root_asks_for_it(
+    def test_api_key_is_sent_through_a_proxy_with_another_root(
         self, page: Playground, browser: webdriver.Chrome, server: Served
     ) -> None:
         with proxy(server.base_url, "sk-1") as address:
@@ -389,7 +387,7 @@ class TestKey:
 
 
 class TestLooks:
-    def test_one_column_on_a_phone(self, page: Playground) -> None:
+    def test_phone_layout_has_one_column(self, page: Playground) -> None:
         page.resize(390, 844, mobile=True)
         proposal = {"method": "tokenwise_cd", "beta": 1}
         policy = {**BLOCKWISE, "rewards": {"sentiment": 1.0}, "proposal": proposal}
@@ -401,7 +399,7 @@ class TestLooks:
         assert len({part["x"] for part in parts}) == 1
         assert [part["y"] for part in parts] == sorted(part["y"] for part in parts)
 
-    def test_dark(self, page: Playground) -> None:
+    def test_dark_scheme_changes_the_colours(self, page: Playground) -> None:
         page.open(BLOCKWISE, **ROUTE)
         assert luminance(page, "body", "backgroundColor") > 0.8
         page.scheme("dark")
@@ -411,7 +409,7 @@ class TestLooks:
         page.open(BLOCKWISE, **ROUTE)
         assert luminance(page, "body", "backgroundColor") > 0.8  # it is kept
 
-    def test_text_can_be_read(self, page: Playground) -> None:
+    def test_text_has_enough_contrast(self, page: Playground) -> None:
         page.open({**BLOCKWISE, "k": 9}, **ROUTE)
         page.run("failed")
         for scheme in ("light", "dark"):
@@ -423,7 +421,9 @@ class TestLooks:
                     light, dark = max(ink, ground), min(ink, ground)
                     assert (light + 0.05) / (dark + 0.05) >= 4.5, (scheme, selector)  # WCAG AA
 
-    def test_nothing_comes_from_outside(self, page: Playground, http: httpx2.Client) -> None:
+    def test_page_loads_nothing_from_other_hosts(
+        self, page: Playground, http: httpx2.Client
+    ) -> None:
         page.browser.get_log("browser")
         page.open(BLOCKWISE, **ROUTE)
         page.run()
@@ -436,7 +436,7 @@ class TestLooks:
 
 
 class TestFiles:
-    def test_they_are_served_with_a_policy_of_their_own(self, http: httpx2.Client) -> None:
+    def test_files_are_served_with_a_content_security_policy(self, http: httpx2.Client) -> None:
         for name, kind in (("", "text/html"), ("/main.js", "text/javascript")):
             answer = http.get(f"/playground{name}")
             assert answer.status_code == 200
@@ -444,10 +444,10 @@ class TestFiles:
             assert answer.headers["content-security-policy"].startswith("default-src 'self'")
 
     @pytest.mark.parametrize("name", ["none.js", "..%2fconfig.py", "%2e%2e%2fconfig.py"])
-    def test_there_are_no_others(self, http: httpx2.Client, name: str) -> None:
+    def test_other_files_are_not_served(self, http: httpx2.Client, name: str) -> None:
         assert http.get(f"/playground/{name}").status_code == 404
 
-    def test_an_unchanged_one_is_not_sent_again(self, http: httpx2.Client) -> None:
+    def test_unchanged_file_is_not_sent_again(self, http: httpx2.Client) -> None:
         etag = http.get("/playground/main.js").headers["etag"]
         again = http.get("/playground/main.js", headers={"if-none-match": etag})
         assert again.status_code == 304

@@ -10,7 +10,7 @@ from cdserve.config import Settings
 
 
 @pytest.mark.parametrize("playground", [True, False])
-def test_it_can_be_turned_off(playground: bool) -> None:
+def test_playground_can_be_turned_off(playground: bool) -> None:
     app = FastAPI()
     default = Namespace(settings=Settings(model="any", playground=playground))
     app.state.args = Namespace(cdserve=Namespace(default=default))

@@ -114,7 +114,7 @@ async def test_a_request_without_room_is_refused_before_any_work(bounded: Served
         assert await gauge(bounded, 'cdserve_rejected_total{limit="server"}') == 1
 
 
-async def test_those_who_leave_make_room(bounded: Served) -> None:
+async def test_leaving_clients_free_their_capacity(bounded: Served) -> None:
     """Before the answer, within a stream, and within one that nobody has read from."""
     async with bounded.async_client() as http:
         for stream in (False, True):
@@ -144,7 +144,7 @@ async def test_a_small_request_does_not_wait_for_a_large_one(bounded: Served) ->
         assert (await large).status_code == 200
 
 
-async def test_a_deadline_holds_for_what_waits_too(bounded: Served) -> None:
+async def test_deadline_holds_for_waiting_candidates(bounded: Served) -> None:
     async with bounded.async_client() as http:
         with bounded.paused():
             large = asyncio.create_task(ask(http, BEST_OF_16, **LONG))
@@ -158,7 +158,7 @@ async def test_a_deadline_holds_for_what_waits_too(bounded: Served) -> None:
         await until(bounded, "cdserve_running_candidates", 0)
 
 
-async def test_a_request_that_never_fits_is_refused_by_its_field(bounded: Served) -> None:
+async def test_request_above_the_capacity_is_refused_by_its_field(bounded: Served) -> None:
     async with bounded.async_client() as http:
         for fields, field in (({"n": 3}, "n"), ({"prompt": [PROMPT] * 3}, "prompt")):
             refused = await ask(http, BEST_OF_16, **fields)
@@ -188,7 +188,7 @@ async def test_a_key_has_its_own_limits(bounded: Served) -> None:
         assert (limits["max_n"], limits["max_candidates"]) == (4, 6)
 
 
-async def test_what_a_key_may_not_use_is_not_there_for_it(bounded: Served) -> None:
+async def test_key_sees_only_what_it_may_use(bounded: Served) -> None:
     async with bounded.async_client() as http:
         refused = await ask(http, {"method": "tokenwise_cd", "beta": 1.0}, key="sk-narrow")
         assert (refused.status_code, error(refused)["param"]) == (400, "alignment.method")
@@ -213,7 +213,7 @@ async def test_what_a_key_may_not_use_is_not_there_for_it(bounded: Served) -> No
         ("/v1/chat/completions/batch", {"messages": [TALK]}),
     ],
 )
-async def test_a_key_is_the_same_in_every_api(
+async def test_key_has_the_same_limits_in_every_api(
     bounded: Served, route: str, fields: dict[str, Any]
 ) -> None:
     async with bounded.async_client() as http:
@@ -254,13 +254,15 @@ async def test_a_huge_body_is_refused(bounded: Served) -> None:
             assert "100000 bytes" in error(answer)["message"]
 
 
-async def test_there_is_no_way_around_the_keys(bounded: Served) -> None:
+async def test_no_route_bypasses_the_keys(bounded: Served) -> None:
     async with bounded.async_client() as http:
         body = {"model": "demo", "prompt": PROMPT, "max_tokens": 2}
         assert (await http.post("/invocations", json=body)).status_code == 404
 
 
-async def test_spans_show_what_a_request_took(bounded: Served, collector: Collector) -> None:
+async def test_spans_trace_decisions_draws_and_scores(
+    bounded: Served, collector: Collector
+) -> None:
     """One trace, the client's: a response, decisions, draws and scores, and vLLM's requests."""
     trace_id, span_id = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
     async with bounded.async_client() as http:
@@ -301,7 +303,7 @@ async def test_spans_show_what_a_request_took(bounded: Served, collector: Collec
         assert text[:20] not in str(span)
 
 
-async def test_the_process_ends_what_is_under_way_when_it_is_told_to_end(bounded: Served) -> None:
+async def test_sigterm_ends_requests_under_way(bounded: Served) -> None:
     """The last test of this server."""
     held = {"rewards": {"gate": 1.0}}
     blocks = {"method": "blockwise_cd", "k": 4, "m": 32, **held}

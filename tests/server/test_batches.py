@@ -29,7 +29,7 @@ def ask(http: httpx2.Client, policy: Any, **fields: Any) -> httpx2.Response:
 
 
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
-def test_each_is_answered_as_alone(
+def test_each_conversation_is_answered_as_if_alone(
     http: httpx2.Client, client: OpenAI, policy: dict[str, Any]
 ) -> None:
     answer = ask(http, policy).raise_for_status().json()
@@ -40,19 +40,19 @@ def test_each_is_answered_as_alone(
     assert scores == pytest.approx([one.alignment["score"] for one in alone], abs=1e-5)
 
 
-def test_a_preset_is_a_model(http: httpx2.Client) -> None:
+def test_preset_of_a_batch_is_a_model_id(http: httpx2.Client) -> None:
     answer = ask(http, None, model="demo:safe").raise_for_status().json()
     assert answer["model"] == "demo:safe"
     assert [one["method"] for one in answer["alignment"]["choices"]] == ["blockwise_cd"] * 2
 
 
-def test_without_a_policy_it_is_vllms(http: httpx2.Client) -> None:
+def test_batch_without_a_policy_is_answered_by_vllm(http: httpx2.Client) -> None:
     answer = ask(http, None).raise_for_status().json()
     assert len(answer["choices"]) == 2
     assert "alignment" not in answer
 
 
-def test_all_of_them_together_are_limited(http: httpx2.Client) -> None:
+def test_limit_covers_all_conversations_of_a_batch(http: httpx2.Client) -> None:
     answer = ask(http, {**BEST_OF_N, "n": 16}, messages=TALKS * 8, max_tokens=40)
     assert answer.status_code == 400
     error = answer.json()["error"]
@@ -60,7 +60,7 @@ def test_all_of_them_together_are_limited(http: httpx2.Client) -> None:
     assert "× 16 answers would be 10240 tokens" in error["message"]
 
 
-def test_a_grammar_across_blocks_is_refused(http: httpx2.Client) -> None:
+def test_batch_with_a_grammar_across_blocks_is_refused(http: httpx2.Client) -> None:
     answer = ask(http, BLOCKWISE, response_format={"type": "json_object"})
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "response_format"

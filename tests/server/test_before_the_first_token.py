@@ -120,7 +120,7 @@ def test_a_chat_turn_without_a_token_has_empty_log_probabilities(
 
 
 @policies
-def test_a_response_without_a_token_is_a_response(
+def test_response_cut_by_its_deadline_has_logprobs_of_its_text(
     http: httpx2.Client, policy: dict[str, Any]
 ) -> None:
     body = {"model": "demo", "input": PROMPT, "max_output_tokens": 500, "top_logprobs": 1}
@@ -149,7 +149,7 @@ def test_every_echoed_choice_of_a_stream_has_the_prompts_log_probabilities(
         assert [made[i]["text"] for i in range(6)] == [whole[i]["text"] for i in range(6)]
 
 
-def test_the_prompt_alone_is_echoed(http: httpx2.Client) -> None:
+def test_echo_without_new_tokens_returns_the_prompt(http: httpx2.Client) -> None:
     expected = echoed(http)
     made = complete(http, BEST_OF_N, echo=True, logprobs=1, max_tokens=0)
     assert made[0]["text"] == PROMPT
@@ -157,7 +157,7 @@ def test_the_prompt_alone_is_echoed(http: httpx2.Client) -> None:
 
 
 @pytest.mark.parametrize("chat", [False, True], ids=["completions", "chat"])
-def test_the_end_of_a_stream_without_a_token_has_what_was_asked_of_every_chunk(
+def test_final_chunk_without_a_token_has_the_fields_of_every_chunk(
     http: httpx2.Client, chat: bool
 ) -> None:
     route = "/v1/chat/completions" if chat else "/v1/completions"

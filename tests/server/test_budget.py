@@ -36,7 +36,7 @@ def free(client: OpenAI) -> dict[str, Any]:
 
 @pytest.mark.parametrize("budget", [0.5, 2.0])
 @pytest.mark.parametrize("name", POLICIES)
-def test_a_long_answer_stays_within_it(
+def test_long_answer_stays_within_the_kl_budget(
     client: OpenAI, free: dict[str, Any], name: str, budget: float
 ) -> None:
     policy = POLICIES[name]
@@ -60,7 +60,7 @@ def test_an_ample_budget_changes_nothing(client: OpenAI) -> None:
         assert held.alignment["kl"]["limited"] == {"decisions": 0, "tokens": 0}
 
 
-def test_no_budget_is_the_base(client: OpenAI) -> None:
+def test_kl_budget_of_zero_is_the_base_model(client: OpenAI) -> None:
     plain = complete(client, {"method": "none"}).choices[0].text
     for policy in POLICIES.values():
         held = complete(client, {**policy, "kl_budget": 0})
@@ -69,7 +69,7 @@ def test_no_budget_is_the_base(client: OpenAI) -> None:
             assert held.choices[0].text == plain
 
 
-def test_best_of_n_draws_the_most_inside_it(client: OpenAI) -> None:
+def test_best_of_n_draws_the_most_that_the_kl_budget_allows(client: OpenAI) -> None:
     policy = {"method": "best_of_n", "n": 16, "kl_budget": 1.0, "report": "trace"}
     report = complete(client, policy).alignment
     assert len(report["trace"][0]["candidates"]) == kl.largest_n(1.0, 16) == 6
@@ -90,33 +90,33 @@ class TestOperator:
     """``limits.max_kl_budget``."""
 
     @pytest.mark.parametrize(("sent", "budget"), [({}, 2.0), ({"kl_budget": 0.5}, 0.5)])
-    def test_requests_have_it_unless_theirs_is_lower(
+    def test_operator_budget_applies_unless_the_request_has_a_lower_one(
         self, sent: dict[str, Any], budget: float
     ) -> None:
-        run = limited(2.0).run({"method": "best_of_n", "n": 8, **sent})
-        assert run is not None
-        assert run.policy.budget == budget
+        context = limited(2.0).resolve({"method": "best_of_n", "n": 8, **sent})
+        assert context is not None
+        assert context.policy.budget == budget
 
     @pytest.mark.parametrize("budget", [2.5, None])
-    def test_more_is_refused(self, budget: float | None) -> None:
+    def test_budget_above_the_operators_is_refused(self, budget: float | None) -> None:
         with pytest.raises(PolicyError, match="this server accepts 0 to 2 nats") as error:
-            limited(2.0).run({"method": "best_of_n", "n": 8, "kl_budget": budget})
+            limited(2.0).resolve({"method": "best_of_n", "n": 8, "kl_budget": budget})
         assert error.value.param == "alignment.kl_budget"
 
-    def test_methods_without_one_are_refused(self) -> None:
+    def test_methods_without_a_budget_are_refused_under_an_operator_budget(self) -> None:
         with pytest.raises(PolicyError, match=r"keeps no KL budget.* at 2 nats") as error:
-            limited(2.0).run({"method": "best_of_poisson", "mu": 1.0})
+            limited(2.0).resolve({"method": "best_of_poisson", "mu": 1.0})
         assert error.value.param == "alignment.method"
 
-    def test_what_draws_from_the_base_is_let_through(self) -> None:
-        assert limited(0.0).run({"method": "none"}) is None
+    def test_plain_decoding_passes_under_an_operator_budget(self) -> None:
+        assert limited(0.0).resolve({"method": "none"}) is None
 
-    def test_presets_are_the_operator_s_own(self) -> None:
-        run = limited(2.0).run("far")
-        assert run is not None
-        assert run.policy.budget is None
+    def test_presets_may_exceed_the_operator_budget(self) -> None:
+        context = limited(2.0).resolve("far")
+        assert context is not None
+        assert context.policy.budget is None
 
     @pytest.mark.parametrize("method", ["unknown", None, ["best_of_n"]])
-    def test_other_errors_stay_what_they_are(self, method: object) -> None:
+    def test_operator_budget_leaves_other_errors_unchanged(self, method: object) -> None:
         with pytest.raises(PolicyError, match=r"alignment\.method is"):
-            limited(2.0).run({"method": method})
+            limited(2.0).resolve({"method": method})

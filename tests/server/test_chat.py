@@ -15,14 +15,14 @@ MESSAGES = [
 
 
 @pytest.mark.parametrize("policy", [None, {"method": "none"}])
-def test_plain_answers_have_no_report(client: OpenAI, policy: dict[str, str] | None) -> None:
+def test_plain_chat_answers_have_no_report(client: OpenAI, policy: dict[str, str] | None) -> None:
     answer = chat(client, policy)
     assert answer.choices == chat(client).choices
     assert not hasattr(answer, "alignment")
 
 
 @SEARCHES
-def test_the_report(client: OpenAI, policy: dict[str, Any]) -> None:
+def test_chat_report_has_its_shape_and_counts(client: OpenAI, policy: dict[str, Any]) -> None:
     answer = chat(client, policy)
     assert answer.choices[0].message.role == "assistant"
     check_report(answer.alignment, policy, answer.usage.completion_tokens)
@@ -30,7 +30,7 @@ def test_the_report(client: OpenAI, policy: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(("preset", "policy"), [("safe", BLOCKWISE), ("best-of-4", BEST_OF_N)])
-def test_a_preset_is_a_model(
+def test_preset_of_a_chat_is_a_model_id(
     client: OpenAI, preset: str, policy: dict[str, Any], stream: bool
 ) -> None:
     answer = chat(client, model=f"demo:{preset}", stream=stream)
@@ -49,13 +49,13 @@ def test_the_role_comes_first_in_a_stream(client: OpenAI, policy: dict[str, Any]
 
 
 @SEARCHES
-def test_the_template_is_the_models(client: OpenAI, policy: dict[str, Any]) -> None:
+def test_chat_uses_the_template_of_the_model(client: OpenAI, policy: dict[str, Any]) -> None:
     plain, aligned = chat(client, messages=MESSAGES), chat(client, policy, messages=MESSAGES)
     assert aligned.prompt_token_ids == plain.prompt_token_ids
     assert aligned.usage.prompt_tokens == plain.usage.prompt_tokens == len(plain.prompt_token_ids)
 
 
-def test_a_conversation_goes_on(client: OpenAI) -> None:
+def test_conversation_continues_from_earlier_answers(client: OpenAI) -> None:
     said = text_of(chat(client, BLOCKWISE, messages=MESSAGES).choices[0])
     messages = [
         *MESSAGES,
@@ -67,7 +67,7 @@ def test_a_conversation_goes_on(client: OpenAI) -> None:
 
 
 @SEARCHES
-def test_choices_have_reports_of_their_own(client: OpenAI, policy: dict[str, Any]) -> None:
+def test_each_choice_of_a_chat_has_a_report(client: OpenAI, policy: dict[str, Any]) -> None:
     answer = chat(client, policy, n=2)
     for choice, report in zip(answer.choices, answer.alignment["choices"], strict=True):
         check_report(report, policy, len(choice.token_ids))
@@ -78,7 +78,7 @@ def test_max_completion_tokens_is_max_tokens(client: OpenAI) -> None:
     assert answer.usage.completion_tokens == 33
 
 
-async def test_the_async_client_works_as_well(client: OpenAI) -> None:
+async def test_async_client_gets_the_same_answer(client: OpenAI) -> None:
     from openai import AsyncOpenAI
 
     base_url = str(client.base_url)
@@ -90,7 +90,7 @@ async def test_the_async_client_works_as_well(client: OpenAI) -> None:
     assert joined(chunks) == text_of(chat(client, BLOCKWISE, messages=MESSAGES).choices[0])
 
 
-def test_openais_stream_helper_hands_over_the_chunk_with_the_report(client: OpenAI) -> None:
+def test_openai_stream_helper_passes_on_the_chunk_with_the_report(client: OpenAI) -> None:
     """Its accumulator drops fields that it does not know; docs/api.md shows how to keep it."""
     messages = [{"role": "user", "content": "Please write a review of the compact kettle."}]
     asked: dict[str, Any] = {"model": "demo", "messages": messages}

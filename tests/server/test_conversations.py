@@ -24,7 +24,9 @@ def reward(http: httpx2.Client, messages: list[dict[str, str]], text: str) -> fl
     return score
 
 
-def test_a_reward_reads_the_conversation(client: OpenAI, http: httpx2.Client) -> None:
+def test_reward_model_reads_the_conversation_of_a_response(
+    client: OpenAI, http: httpx2.Client
+) -> None:
     first = respond(client, MODEL, instructions="You write reviews.")
     talk = [
         {"role": "system", "content": "You write reviews."},

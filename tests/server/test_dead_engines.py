@@ -31,7 +31,7 @@ def mortal(reward_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield served
 
 
-async def test_it_dies(mortal: Served) -> None:
+async def test_death_of_a_reward_model_has_its_declared_consequence(mortal: Served) -> None:
     reward_model, _ = mortal.engines()
     asked = [(name, prompt) for prompt in PROMPTS for name in (*OTHERS, *DEAD)]
     async with mortal.async_client() as http:
@@ -55,7 +55,7 @@ async def test_it_dies(mortal: Served) -> None:
     mortal.wait_until_idle()
 
 
-async def test_the_engine_dies(mortal: Served) -> None:
+async def test_death_of_the_engine_ends_the_server(mortal: Served) -> None:
     """The last test of this server: the engine that all requests need is killed under load."""
     (engine,) = mortal.engines()
     async with mortal.async_client() as http:

@@ -44,7 +44,7 @@ def cut(ask: Callable[[int], T], enough: Callable[[T], bool]) -> tuple[int, T]:
 
 
 @names
-def test_the_best_answer_so_far_is_the_answer(client: OpenAI, name: str) -> None:
+def test_deadline_returns_the_best_answer_so_far(client: OpenAI, name: str) -> None:
     policy = {**POLICIES[name], "report": "trace"}
     ms, answer = cut(
         lambda ms: complete(client, {**policy, "deadline_ms": ms}, **LONG),
@@ -79,7 +79,7 @@ def test_a_deadline_that_is_met_changes_nothing(client: OpenAI, name: str) -> No
 
 
 @names
-def test_one_that_passes_at_once_gives_what_there_is(client: OpenAI, name: str) -> None:
+def test_deadline_that_passes_at_once_returns_an_answer(client: OpenAI, name: str) -> None:
     answer = complete(client, {**POLICIES[name], "deadline_ms": 1}, **LONG)
     assert answer.choices[0].finish_reason == "length"
     assert answer.usage.completion_tokens < LONG["max_tokens"]
@@ -89,7 +89,7 @@ def test_one_that_passes_at_once_gives_what_there_is(client: OpenAI, name: str) 
 @names
 @pytest.mark.parametrize("n", [1, 2])
 @pytest.mark.parametrize("ask", [complete, chat])
-def test_a_stream_of_nothing_ends_too(client: OpenAI, ask: Ask, n: int, name: str) -> None:
+def test_stream_without_tokens_ends(client: OpenAI, ask: Ask, n: int, name: str) -> None:
     policy = {**POLICIES[name], "deadline_ms": 1}
     usage = {"stream_options": {"include_usage": True}}
     *chunks, told = ask(client, policy, n=n, stream=True, max_tokens=500, **usage)
@@ -102,7 +102,7 @@ def test_a_stream_of_nothing_ends_too(client: OpenAI, ask: Ask, n: int, name: st
     assert told.usage.completion_tokens < 500 * n
 
 
-def test_a_whole_answer_is_preferred_to_one_that_is_cut(client: OpenAI) -> None:
+def test_deadline_prefers_a_whole_answer_to_a_cut_one(client: OpenAI) -> None:
     """Some candidates end by themselves early, at a word that is likely; others never do."""
     policy = {"method": "best_of_n", "n": 8, "report": "trace"}
     fields = {"max_tokens": 1000, "extra_body": {"min_tokens": 0}, "stop": [" and"]}
@@ -117,7 +117,7 @@ def test_a_whole_answer_is_preferred_to_one_that_is_cut(client: OpenAI) -> None:
 
 
 @pytest.mark.parametrize("name", ["blockwise", "tokenwise"])
-def test_a_stream_ends_with_the_report(client: OpenAI, name: str) -> None:
+def test_stream_at_a_deadline_ends_with_the_report(client: OpenAI, name: str) -> None:
     def ask(ms: int) -> list[Any]:
         policy = {**POLICIES[name], "deadline_ms": ms}
         return list(complete(client, policy, stream=True, **LONG))
@@ -127,7 +127,7 @@ def test_a_stream_ends_with_the_report(client: OpenAI, name: str) -> None:
     assert chunks[-1].alignment["deadline"]["passed"]
 
 
-def test_of_several_choices_each_has_it(client: OpenAI) -> None:
+def test_each_choice_reports_its_deadline(client: OpenAI) -> None:
     ms, answer = cut(
         lambda ms: complete(client, {**POLICIES["blockwise"], "deadline_ms": ms}, n=2, **LONG),
         lambda answer: all(choice.text for choice in answer.choices),
@@ -136,7 +136,7 @@ def test_of_several_choices_each_has_it(client: OpenAI) -> None:
     assert [choice.finish_reason for choice in answer.choices] == ["length", "length"]
 
 
-def test_nothing_is_left_in_the_engine(server: Served, client: OpenAI) -> None:
+def test_deadline_leaves_no_request_in_the_engine(server: Served, client: OpenAI) -> None:
     """Its requests are aborted: they do not draw the rest of their tokens."""
     before = server.metric("generation_tokens_total")
     complete(client, {"method": "best_of_n", "n": 8, "deadline_ms": 50}, **LONG)
@@ -146,7 +146,7 @@ def test_nothing_is_left_in_the_engine(server: Served, client: OpenAI) -> None:
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, "500", True, 86_400_001])
-def test_what_is_no_deadline_is_refused(client: OpenAI, value: object) -> None:
+def test_invalid_deadline_is_refused(client: OpenAI, value: object) -> None:
     from openai import BadRequestError
 
     with pytest.raises(BadRequestError) as refused:

@@ -22,14 +22,14 @@ policies = pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
 
 
 @policies
-def test_a_prompt_that_leaves_room_for_one_token(client: OpenAI, policy: dict[str, Any]) -> None:
+def test_prompt_with_room_for_one_token_is_answered(client: OpenAI, policy: dict[str, Any]) -> None:
     answer = complete(client, policy, prompt=[5] * (LENGTH - 2), max_tokens=1)
     assert answer.usage.completion_tokens <= 1
     assert answer.alignment["decisions"] == 1
 
 
 @policies
-def test_a_prompt_that_leaves_none_is_refused(client: OpenAI, policy: dict[str, Any]) -> None:
+def test_prompt_without_room_for_a_token_is_refused(client: OpenAI, policy: dict[str, Any]) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         complete(client, policy, prompt=[5] * (LENGTH - 1), max_tokens=1)
     assert str(LENGTH - 1) in str(refused.value)
@@ -37,7 +37,7 @@ def test_a_prompt_that_leaves_none_is_refused(client: OpenAI, policy: dict[str, 
 
 @pytest.mark.parametrize("prompt", ["", []])
 @policies
-def test_an_empty_prompt_is_what_it_is_without_a_policy(
+def test_empty_prompt_is_treated_as_without_a_policy(
     client: OpenAI, policy: dict[str, Any], prompt: Any
 ) -> None:
     """An empty text is the tokenizer's first token, or refused; never a failure."""
@@ -53,7 +53,7 @@ def test_an_empty_prompt_is_what_it_is_without_a_policy(
 
 
 @policies
-def test_eos_as_the_first_token(client: OpenAI, policy: dict[str, Any]) -> None:
+def test_eos_as_the_first_token_ends_the_answer(client: OpenAI, policy: dict[str, Any]) -> None:
     eos = {str(_eos(client)): 100.0}
     answer = complete(client, {**policy, "report": "trace"}, logit_bias=eos, max_tokens=16)
     (choice,) = answer.choices
@@ -64,7 +64,9 @@ def test_eos_as_the_first_token(client: OpenAI, policy: dict[str, Any]) -> None:
 
 
 @policies
-def test_a_stop_string_as_the_whole_first_block(client: OpenAI, policy: dict[str, Any]) -> None:
+def test_stop_string_as_the_first_block_is_not_in_the_answer(
+    client: OpenAI, policy: dict[str, Any]
+) -> None:
     first = complete(client, policy, max_tokens=1).choices[0].text
     answer = complete(client, policy, max_tokens=16, stop=[first])
     (choice,) = answer.choices

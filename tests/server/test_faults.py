@@ -39,7 +39,7 @@ def test_error_fails_the_request_and_names_the_reward(http: httpx2.Client, fault
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_skip_lets_the_others_decide_and_says_so(client: OpenAI, fault: str) -> None:
+def test_skip_decides_by_the_other_rewards_and_reports_it(client: OpenAI, fault: str) -> None:
     alone = complete(client, best_of({"sentiment": 1.0}), prompt=PROMPT, seed=3)
     answer = complete(
         client, best_of({"sentiment": 1.0, f"{fault}_skip": 100.0}), prompt=PROMPT, seed=3
@@ -50,7 +50,7 @@ def test_skip_lets_the_others_decide_and_says_so(client: OpenAI, fault: str) -> 
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_base_takes_the_first_draw_and_says_so(client: OpenAI, fault: str) -> None:
+def test_base_takes_the_first_draw_and_reports_it(client: OpenAI, fault: str) -> None:
     plain = complete(client, {"method": "none"}, prompt=PROMPT, seed=3)
     answer = complete(
         client, best_of({"sentiment": 1.0, f"{fault}_base": 1.0}), prompt=PROMPT, seed=3
@@ -59,14 +59,14 @@ def test_base_takes_the_first_draw_and_says_so(client: OpenAI, fault: str) -> No
     assert answer.alignment["failed"] == {f"{fault}_base": 1}
 
 
-def test_a_slow_one_is_waited_for(client: OpenAI) -> None:
+def test_slow_reward_is_awaited(client: OpenAI) -> None:
     answer = complete(client, best_of({"slow": 1.0}, report="trace"), prompt=PROMPT, seed=3)
     candidates = answer.alignment["trace"][0]["candidates"]
     assert answer.alignment["score"] == max(len(c["text"]) for c in candidates)
     assert "failed" not in answer.alignment
 
 
-async def test_other_requests_go_on_meanwhile(server: Served) -> None:
+async def test_hanging_rewards_do_not_block_other_requests(server: Served) -> None:
     """More requests hang at once than there are threads for them; the rest are answered first."""
     others = [{"method": "none"}, best_of({"sentiment": 1.0}), best_of({"slow": 1.0})] * 4
     async with server.async_client() as http:
@@ -83,7 +83,7 @@ async def test_other_requests_go_on_meanwhile(server: Served) -> None:
         assert set(await asyncio.gather(*stuck)) == {200}
 
 
-async def test_those_that_find_no_thread_time_out_too(server: Served) -> None:
+async def test_rewards_without_a_free_thread_time_out(server: Served) -> None:
     async with server.async_client() as http:
         sent = body(best_of({"hangs": 1.0}))
         asked = [http.post("/v1/completions", json=sent) for _ in range(THREADS + 4)]

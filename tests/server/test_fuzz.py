@@ -48,13 +48,13 @@ def test_a_policy_is_followed_or_refused(http: httpx2.Client, body: dict[str, An
 @pytest.mark.parametrize(
     "route", ["/v1/completions", "/v1/alignment/score", "/v1/responses", "/v1/messages"]
 )
-def test_what_is_no_request_is_refused(http: httpx2.Client, route: str, content: bytes) -> None:
+def test_malformed_request_is_refused(http: httpx2.Client, route: str, content: bytes) -> None:
     answer = http.post(route, content=content, headers=JSON)
     assert 400 <= answer.status_code < 500
     assert answer.json()["error"]["message"]
 
 
-def test_the_server_is_well_afterwards(server: Served, http: httpx2.Client) -> None:
+def test_server_is_healthy_after_random_requests(server: Served, http: httpx2.Client) -> None:
     assert http.get("/health").status_code == 200
     server.wait_until_idle()
     assert server.sample("cdserve_running_candidates") == 0

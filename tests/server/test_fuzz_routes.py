@@ -67,7 +67,7 @@ def bodies(route: str) -> st.SearchStrategy[tuple[str, dict[str, Any]]]:
     ),
     shared=st.uuids().map(str),
 )
-def test_two_at_once_under_one_id_are_each_followed_or_refused(
+def test_concurrent_requests_with_one_id_are_each_followed_or_refused(
     http: httpx2.Client, pair: list[tuple[str, dict[str, Any]]], shared: str
 ) -> None:
     headers = {"content-type": "application/json", "x-request-id": shared}
@@ -79,7 +79,9 @@ def test_two_at_once_under_one_id_are_each_followed_or_refused(
             check(route, body, answer)
 
 
-def test_the_server_is_well_afterwards(server: Served, http: httpx2.Client) -> None:
+def test_server_is_healthy_after_random_requests_to_all_routes(
+    server: Served, http: httpx2.Client
+) -> None:
     assert http.get("/health").status_code == 200
     server.wait_until_idle()
     server.wait_for_sample("cdserve_running_candidates", 0)

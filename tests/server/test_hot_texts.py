@@ -8,7 +8,7 @@ from cdserve.demo.build.folders import load_tokenizer
 from .wire import BLOCKWISE, check_report, complete
 
 
-def test_an_answer_is_continued_by_its_token_ids(client: OpenAI) -> None:
+def test_answer_is_continued_by_its_token_ids(client: OpenAI) -> None:
     """A hot answer is not what the tokenizer makes of its text; the ids are what counts."""
     hot = complete(client, BLOCKWISE, temperature=1.8, ignore_eos=True, max_tokens=40)
     prompt = [*hot.choices[0].prompt_token_ids, *hot.choices[0].token_ids]
@@ -17,7 +17,7 @@ def test_an_answer_is_continued_by_its_token_ids(client: OpenAI) -> None:
     check_report(by_ids.alignment, BLOCKWISE, by_ids.usage.completion_tokens)
 
 
-def test_the_text_of_a_hot_answer_is_that_of_its_tokens(client: OpenAI) -> None:
+def test_text_of_a_hot_answer_matches_its_tokens(client: OpenAI) -> None:
     """Characters of several tokens survive the block boundaries between them."""
     policy = {"method": "blockwise_cd", "k": 2, "m": 4, "report": "trace"}
     answer = complete(client, policy, temperature=2.0, ignore_eos=True, max_tokens=96)

@@ -22,13 +22,13 @@ def texts(client: OpenAI, policy: dict[str, Any], rewards: dict[str, float]) -> 
 
 
 @pytest.mark.parametrize("policy", METHODS.values(), ids=METHODS)
-def test_a_constant_of_the_prompt(client: OpenAI, policy: dict[str, Any]) -> None:
+def test_constant_reward_changes_no_choice(client: OpenAI, policy: dict[str, Any]) -> None:
     alone = texts(client, policy, {"sentiment": 1.0})
     assert texts(client, policy, {"sentiment": 1.0, "constant": 7.5}) == alone
 
 
 @pytest.mark.parametrize("policy", METHODS.values(), ids=METHODS)
-def test_a_reward_scaled_with_its_weight(client: OpenAI, policy: dict[str, Any]) -> None:
+def test_scaling_all_rewards_changes_no_choice(client: OpenAI, policy: dict[str, Any]) -> None:
     alone = texts(client, policy, {"sentiment": 1.0, "fluent": 0.05})
     assert texts(client, policy, {"sentiment": 4.0, "fluent": 0.2}) == alone
     assert texts(client, policy, {"sentiment": 1.0, "halved": 0.1}) == alone

@@ -17,7 +17,7 @@ from .wire import PROMPT
 ENGINE = {"members": {}, "presets": {}}
 
 
-def test_the_busy_engine_and_the_api_servers_of_a_killed_server_end(tmp_path: Path) -> None:
+def test_busy_engine_and_api_servers_end_with_a_killed_server(tmp_path: Path) -> None:
     with Served(demo_settings(**ENGINE), tmp_path, ["--api-server-count", "2"]) as served:
         processes = started(served)
         load(served)

@@ -141,7 +141,7 @@ def tabular(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 @pytest.mark.parametrize("name", LAWS)
-async def test_the_served_law(tabular: Served, name: str) -> None:
+async def test_served_distribution_matches_the_enumerated_one(tabular: Served, name: str) -> None:
     policy, fields, law = LAWS[name]
     policy = {**policy, "report": "none"}
     async with tabular.async_client() as http:
@@ -179,7 +179,9 @@ SEARCHES: dict[str, tuple[dict[str, Any], int, int | None]] = {
 
 
 @pytest.mark.parametrize("name", SEARCHES)
-async def test_the_served_law_of_a_search(tabular: Served, name: str) -> None:
+async def test_served_distribution_of_a_search_matches_the_enumerated_one(
+    tabular: Served, name: str
+) -> None:
     """METHODS 6.5: law, mean reward, win-rate and KL; the bound is no less than the KL."""
     policy, k, m = SEARCHES[name]
     found, reports = await ab3(tabular, policy)
@@ -191,7 +193,9 @@ async def test_the_served_law_of_a_search(tabular: Served, name: str) -> None:
     assert mean_win_rate(found) == pytest.approx(exact.win_rate, abs=0.06)
 
 
-async def test_the_served_law_of_a_tilt_by_exact_values(tabular: Served) -> None:
+async def test_served_distribution_of_an_exact_tilt_has_the_published_values(
+    tabular: Served,
+) -> None:
     """METHODS 6.5: E r = 1.52554057 at KL = .40142906."""
     policy = {"method": "tokenwise_cd", "beta": 1.0}
     found, reports = await ab3(tabular, policy)

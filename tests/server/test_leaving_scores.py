@@ -13,7 +13,9 @@ WORDS = " The film is a quiet story about a harbour, and it takes its time." * 6
 
 
 @pytest.mark.parametrize("reward", ["sentiment", "fluent"])
-async def test_leaving_at_any_moment_leaves_the_engine_alive(server: Served, reward: str) -> None:
+async def test_clients_that_leave_while_texts_are_scored_keep_the_engine_alive(
+    server: Served, reward: str
+) -> None:
     """A step may write what it computes into a table that has been removed by then."""
     rng = random.Random(reward)
     body: dict[str, Any] = {"prompt": PROMPT, "rewards": {reward: 1.0}, "per_token": True}

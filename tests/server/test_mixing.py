@@ -81,14 +81,14 @@ def reference() -> Reference:
 class TestIdentities:
     @pytest.mark.parametrize("ask", [complete, chat])
     @pytest.mark.parametrize("fields", [{}, {"temperature": 0.7, "top_p": 0.8}, {"n": 2}])
-    def test_the_base_alone_is_plain_decoding(
+    def test_mix_of_the_base_alone_is_plain_decoding(
         self, client: OpenAI, ask: Any, fields: dict[str, Any]
     ) -> None:
         plain, mixed = ask(client, **fields), ask(client, mixing(base=1.0), **fields)
         assert [text_of(c) for c in mixed.choices] == [text_of(c) for c in plain.choices]
         assert mixed.alignment["kl"]["estimate"] == 0
 
-    def test_two_equal_members_are_one(self, client: OpenAI) -> None:
+    def test_two_equal_members_are_as_one(self, client: OpenAI) -> None:
         one = complete(client, mixing(tuned=1.0), logprobs=0)
         two = complete(client, mixing(tuned=0.5, twin=0.5), logprobs=0)
         assert two.choices[0].text == one.choices[0].text
@@ -113,7 +113,7 @@ class TestIdentities:
         answer = complete(client, mixing(**weights), max_tokens=8)
         assert math.isfinite(answer.alignment["kl"]["estimate"])
 
-    def test_a_proxy_of_a_pair_that_agrees_is_the_base(self, client: OpenAI) -> None:
+    def test_proxy_of_two_equal_members_is_the_base(self, client: OpenAI) -> None:
         proxy = by("proxy", tuned="tuned", reference="tuned")
         assert complete(client, proxy).choices == complete(client).choices
 
@@ -128,16 +128,20 @@ class TestLaw:
     ) -> None:
         reference.check(complete(client, mixing(**weights), logprobs=0), weights)
 
-    def test_the_operator_s_proxy(self, client: OpenAI, reference: Reference) -> None:
+    def test_proxy_preset_of_the_operator_is_followed(
+        self, client: OpenAI, reference: Reference
+    ) -> None:
         answer = complete(client, model="demo:proxy", logprobs=0)
         reference.check(answer, {"base": 1.0, "tuned": 1.0, "ref": -1.0})
 
-    def test_a_tilt_over_a_mixture(self, client: OpenAI, reference: Reference) -> None:
+    def test_tilt_over_a_mixture_matches_transformers(
+        self, client: OpenAI, reference: Reference
+    ) -> None:
         answer = complete(client, {**TILT, "proposal": HALF}, logprobs=0)
         reference.check(answer, HALF["weights"], beta=0.2)
 
     @pytest.mark.parametrize("policy", [BEST_OF_N, BLOCKWISE], ids=lambda p: p["method"])
-    def test_a_search_over_a_mixture(
+    def test_search_over_a_mixture_matches_transformers(
         self, client: OpenAI, reference: Reference, policy: dict[str, Any]
     ) -> None:
         answer = complete(client, {**policy, "proposal": HALF}, logprobs=0, max_tokens=90)
@@ -149,7 +153,7 @@ class TestLaw:
         assert choice.logprobs.token_logprobs == pytest.approx(taken, abs=5e-3)
         assert answer.alignment["kl"]["estimator"] == "epsilon_n+exact_path"
 
-    def test_it_steers_towards_the_tuned_member(self, client: OpenAI) -> None:
+    def test_mixing_steers_towards_the_tuned_member(self, client: OpenAI) -> None:
         def mean(policy: dict[str, Any]) -> float:
             made = of_seeds(client, range(12), policy, max_tokens=80)
             return sum(answer.alignment["score"] for answer in made) / len(made)
@@ -158,7 +162,7 @@ class TestLaw:
 
 
 class TestTogether:
-    def test_what_plain_requests_cached_is_not_read(
+    def test_mixing_does_not_read_kv_of_plain_requests(
         self, client: OpenAI, reference: Reference
     ) -> None:
         """Members wrote no KV into the blocks that plain requests left."""
@@ -171,7 +175,7 @@ class TestTogether:
         answer = complete(client, mixing(ref=1.0), prompt=prompt, logprobs=0)
         reference.check(answer, {"ref": 1.0})
 
-    async def test_neighbours_make_no_difference(
+    async def test_mixed_request_does_not_depend_on_its_batch(
         self, server: Served, client: OpenAI, reference: Reference
     ) -> None:
         policies = [
@@ -191,7 +195,7 @@ class TestTogether:
             await asyncio.gather(*others)
         reference.check(answer, HALF["weights"])
 
-    def test_a_stream(self, client: OpenAI) -> None:
+    def test_stream_under_mixing_matches_the_whole_answer(self, client: OpenAI) -> None:
         whole = complete(client, HALF)
         chunks = list(complete(client, HALF, stream=True))
         assert joined(chunks) == whole.choices[0].text
@@ -246,12 +250,12 @@ class TestErrors:
             ),
         ],
     )
-    def test_they_name_the_field(
+    def test_mixing_errors_name_the_field(
         self, client: OpenAI, policy: dict[str, Any], param: str, words: list[str]
     ) -> None:
         check_refused(client, policy, param, words)
 
-    def test_a_preset_of_the_operator_s_may_have_negative_weights(self, client: OpenAI) -> None:
+    def test_operator_preset_may_have_negative_weights(self, client: OpenAI) -> None:
         assert complete(client, "away").alignment["method"] == "logit_mixing"
 
 

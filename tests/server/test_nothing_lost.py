@@ -68,7 +68,7 @@ async def test_leaving_before_the_answer_drops_its_candidates(
     await asyncio.to_thread(server.wait_until_idle)
 
 
-async def test_thirty_that_leave_at_any_point_leave_nothing(server: Served, client: OpenAI) -> None:
+async def test_random_disconnects_leak_no_engine_requests(server: Served, client: OpenAI) -> None:
     rng = random.Random(0)
 
     async def leave(asynchronous: httpx2.AsyncClient, policy: dict[str, Any], steps: int) -> None:
@@ -90,14 +90,14 @@ async def test_thirty_that_leave_at_any_point_leave_nothing(server: Served, clie
 
 
 @SEARCHES
-def test_long_prompts_with_a_seed_are_answered(client: OpenAI, policy: dict[str, Any]) -> None:
+def test_long_seeded_prompts_are_answered(client: OpenAI, policy: dict[str, Any]) -> None:
     """The candidates' prompts together are more tokens than the engine takes in a step."""
     prompt = list(range(6, 1006))
     answers = [complete(client, policy, prompt=prompt, max_tokens=8) for _ in range(2)]
     assert answers[0].choices == answers[1].choices
 
 
-async def test_a_mixed_crowd_is_answered(server: Served) -> None:
+async def test_mixed_concurrent_requests_are_answered(server: Served) -> None:
     policies = [None, BEST_OF_N, BLOCKWISE, {**BLOCKWISE, "k": 3, "m": 20}] * 6
     bodies = [
         {
@@ -120,7 +120,7 @@ async def test_a_mixed_crowd_is_answered(server: Served) -> None:
     await asyncio.to_thread(server.wait_until_idle)
 
 
-async def test_a_mixed_crowd_is_streamed(server: Served) -> None:
+async def test_mixed_concurrent_streams_are_answered(server: Served) -> None:
     policies = [None, BEST_OF_N, BLOCKWISE] * 4
     async with server.async_client() as client:
         streams = await asyncio.gather(

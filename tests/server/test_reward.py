@@ -21,5 +21,5 @@ async def rewards(server: Served) -> dict[str, list[float]]:
 
 
 @pytest.mark.parametrize("method", ["best_of_n", "blockwise_cd"])
-def test_it_raises_the_true_reward(rewards: dict[str, list[float]], method: str) -> None:
+def test_searches_raise_the_true_reward(rewards: dict[str, list[float]], method: str) -> None:
     assert_better(rewards["none"], rewards[method])

@@ -53,13 +53,13 @@ def test_scores_are_the_raw_logits(http: httpx2.Client, reward_model: Path, prom
     assert expected[0] > expected[1]
 
 
-def test_a_chat_is_scored_as_one(http: httpx2.Client, reward_model: Path) -> None:
+def test_chat_is_scored_by_the_chat_template(http: httpx2.Client, reward_model: Path) -> None:
     plain = [CHAT[0], {"role": "user", "content": "Write a review of the kettle."}]
     assert score(http, CHAT) == pytest.approx(logits(reward_model, plain), abs=1e-3)
 
 
 @pytest.mark.parametrize("route", ROUTES)
-def test_what_is_generated_is_scored_the_same(http: httpx2.Client, route: str) -> None:
+def test_generated_text_is_scored_like_given_text(http: httpx2.Client, route: str) -> None:
     asked = ROUTES[route]
     policy = {"method": "best_of_n", "n": 3, "rewards": {"model": 1}}
     body = {"model": "demo", "max_tokens": 64, "seed": 1, "alignment": policy, **asked}
@@ -70,7 +70,7 @@ def test_what_is_generated_is_scored_the_same(http: httpx2.Client, route: str) -
     assert answer["alignment"]["rewards"]["model"] == pytest.approx(expected, abs=1e-3)
 
 
-async def test_it_raises_the_true_reward_and_requests_share_batches(server: Served) -> None:
+async def test_reward_model_raises_the_true_reward_in_shared_batches(server: Served) -> None:
     n = 4
     policies = {
         "none": {"method": "none"},
@@ -94,7 +94,7 @@ async def test_it_raises_the_true_reward_and_requests_share_batches(server: Serv
     assert batches["sum", None] > count
 
 
-def test_accepted_blocks_are_in_its_prefix_cache(http: httpx2.Client) -> None:
+def test_accepted_blocks_are_in_the_prefix_cache_of_the_reward_model(http: httpx2.Client) -> None:
     policy = {"method": "blockwise_cd", "k": 2, "m": 32, "rewards": {"early": 1}}
     body = {"model": "demo", "prompt": PROMPTS[1], "max_tokens": 128, "alignment": policy}
     before = _counted(http)
@@ -112,7 +112,7 @@ def _counted(http: httpx2.Client) -> list[float]:
     return [float(line.rsplit(" ", 1)[1]) for (line,) in found]
 
 
-def test_prefixes_are_for_the_operator_to_declare(http: httpx2.Client) -> None:
+def test_prefixes_are_scored_only_if_the_operator_declares_so(http: httpx2.Client) -> None:
     policy = {"method": "blockwise_cd", "k": 2, "m": 32}
     body = {"model": "demo", "prompt": PROMPTS[0], "max_tokens": 64}
     refused = http.post(
@@ -126,7 +126,7 @@ def test_prefixes_are_for_the_operator_to_declare(http: httpx2.Client) -> None:
     assert "early" in answer.json()["alignment"]["rewards"]
 
 
-def test_a_text_that_is_too_long_for_it(http: httpx2.Client) -> None:
+def test_text_too_long_for_the_reward_model_is_an_error(http: httpx2.Client) -> None:
     body = {"prompt": PROMPTS[0], "responses": ["good " * 600], "rewards": {"model": 1}}
     answer = http.post("/v1/alignment/score", json=body)
     assert answer.status_code >= 400
@@ -136,12 +136,12 @@ def test_a_text_that_is_too_long_for_it(http: httpx2.Client) -> None:
     assert len(score(http, PROMPTS[0])) == len(RESPONSES)  # and goes on
 
 
-def test_operators_settings_are_not_told(http: httpx2.Client) -> None:
+def test_operator_settings_of_a_reward_model_are_not_published(http: httpx2.Client) -> None:
     told = http.get("/v1/alignment").json()["rewards"]["model"]
     assert told["kind"] == "reward_model"
     assert (told["prefixes"], told["output"]) == (False, "sentiment")
     assert "engine" not in told
 
 
-def test_metrics_are_the_served_models(server: Served) -> None:
+def test_vllm_metrics_are_those_of_the_served_model(server: Served) -> None:
     assert server.metric("request_success_total") > 0

@@ -33,7 +33,7 @@ def score(http: httpx2.Client, responses: list[str], rewards: dict[str, float]) 
     return found
 
 
-def test_rewards_of_text(http: httpx2.Client) -> None:
+def test_text_rewards_score_as_documented(http: httpx2.Client) -> None:
     scores = score(http, [" A fine Film.", "[1, 2]", ""], {"named": 2.0, "json": 1.0})
     assert [one["rewards"] for one in scores] == [
         {"named": 1.0, "json": 0.0},
@@ -43,7 +43,7 @@ def test_rewards_of_text(http: httpx2.Client) -> None:
     assert [one["score"] for one in scores] == [2.0, 1.0, 0.0]
 
 
-def test_an_ensemble_is_the_least_of_its_rewards(http: httpx2.Client) -> None:
+def test_ensemble_with_min_is_the_least_of_its_rewards(http: httpx2.Client) -> None:
     responses = [" The cast is lovely.", " It is dull. " * 20]
     weights = {"sentiment": 1.0, "brevity": 1.0, "careful": 1.0}
     for one in score(http, responses, weights):
@@ -51,14 +51,14 @@ def test_an_ensemble_is_the_least_of_its_rewards(http: httpx2.Client) -> None:
         assert rewards["careful"] == min(rewards["sentiment"], rewards["brevity"])
 
 
-def test_a_standardised_reward_is_weighed_on_its_scale_and_reported_raw(
+def test_standardised_reward_is_weighted_on_its_scale_and_reported_raw(
     http: httpx2.Client,
 ) -> None:
     (one,) = score(http, [" Fine."], {"scaled": 3.0})
     assert one["score"] == pytest.approx(3.0 * (one["rewards"]["scaled"] + 1.0) / 0.5)
 
 
-def test_many_responses_are_scored_at_once_and_in_order(http: httpx2.Client) -> None:
+def test_many_responses_are_scored_concurrently_and_in_order(http: httpx2.Client) -> None:
     responses = [f" The film is {word}." for word in ("lovely", "dull", "awful", "fine")] * 2
     scores = score(http, responses, {"sentiment": 1.0, "sentiment_gold": 0.0})
     golds = [one["rewards"]["sentiment_gold"] for one in scores]
@@ -67,7 +67,7 @@ def test_many_responses_are_scored_at_once_and_in_order(http: httpx2.Client) -> 
         assert one["score"] == pytest.approx(again["score"], abs=1e-4)
 
 
-def test_a_decision_goes_on_without_a_reward_that_may_fail(client: OpenAI) -> None:
+def test_decision_continues_without_an_optional_reward(client: OpenAI) -> None:
     """Whatever weight the missing one has, what is left decides as if alone."""
     alone, _ = best_of_4(client, {"sentiment_gold": 1.0})
     text, report = best_of_4(client, {"sentiment_gold": 1.0, "optional": 100.0})
@@ -77,7 +77,7 @@ def test_a_decision_goes_on_without_a_reward_that_may_fail(client: OpenAI) -> No
     assert report["score"] == report["rewards"]["sentiment_gold"]
 
 
-def test_or_takes_a_draw_of_the_base(client: OpenAI) -> None:
+def test_decision_falls_back_to_a_draw_of_the_base(client: OpenAI) -> None:
     plain = client.completions.create(model="demo", prompt=PROMPT, max_tokens=64, seed=5)
     text, report = best_of_4(client, {"sentiment_gold": 1.0, "decisive": 1.0}, report="trace")
     assert text == plain.choices[0].text
@@ -86,7 +86,7 @@ def test_or_takes_a_draw_of_the_base(client: OpenAI) -> None:
     assert [candidate["chosen"] for candidate in decision["candidates"]] == [True] + [False] * 3
 
 
-def test_blockwise_goes_on_without_it_too(client: OpenAI) -> None:
+def test_blockwise_continues_without_an_optional_reward(client: OpenAI) -> None:
     policy = {"method": "blockwise_cd", "k": 2, "m": 16, "rewards": {"careful": 1.0}}
     made = client.completions.create(
         model="demo", prompt=PROMPT, max_tokens=48, seed=5, extra_body={"alignment": policy}
@@ -100,7 +100,7 @@ def test_blockwise_goes_on_without_it_too(client: OpenAI) -> None:
         )
 
 
-def test_scores_say_what_failed(http: httpx2.Client) -> None:
+def test_score_route_reports_failed_rewards(http: httpx2.Client) -> None:
     for one in score(http, [" Fine.", " Dull."], {"brevity": 1.0, "optional": 1.0}):
         assert one["failed"] == ["optional"]
         assert one["rewards"].keys() == {"brevity"}

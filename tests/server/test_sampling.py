@@ -28,7 +28,7 @@ class TestSeed:
         assert first.choices == second.choices
 
     @SEARCHES
-    def test_another_seed_has_another(self, client: OpenAI, policy: dict[str, Any]) -> None:
+    def test_another_seed_has_another_answer(self, client: OpenAI, policy: dict[str, Any]) -> None:
         answers = of_seeds(client, (0, 1000, 2000), policy, max_tokens=24)
         assert len({answer.choices[0].text for answer in answers}) == 3
 
@@ -42,7 +42,7 @@ class TestSeed:
         assert drawn[0].isdisjoint(drawn[1])
 
     @SEARCHES
-    def test_without_one_answers_differ(self, client: OpenAI, policy: dict[str, Any]) -> None:
+    def test_answers_without_a_seed_differ(self, client: OpenAI, policy: dict[str, Any]) -> None:
         answers = of_seeds(client, [None] * 3, policy, max_tokens=24)
         assert len({answer.choices[0].text for answer in answers}) == 3
 
@@ -86,7 +86,7 @@ class TestSelection:
         best = [max(d["candidates"], key=lambda c: c["score"])["chosen"] for d in trace]
         assert not all(best)
 
-    def test_it_is_seeded(self, client: OpenAI) -> None:
+    def test_softmax_selection_is_seeded(self, client: OpenAI) -> None:
         policy = {**BLOCKWISE, "m": 8, "selection": {"softmax": 0.1}}
         assert complete(client, policy).choices == complete(client, policy).choices
 
@@ -135,13 +135,13 @@ class TestStop:
         assert answer.choices[0].stop_reason == stop
 
     @NO_CHOICE
-    def test_a_stream_never_shows_a_part_of_it(
+    def test_stream_never_shows_a_part_of_a_stop_string(
         self, client: OpenAI, policy: dict[str, Any]
     ) -> None:
         text, stop = _across_the_first_block(client, policy)
         assert joined(complete(client, policy, stop=[stop], stream=True, **LONG)) == text
 
-    def test_every_candidate_stops_there(self, client: OpenAI) -> None:
+    def test_every_candidate_stops_at_a_stop_string(self, client: OpenAI) -> None:
         """The stop begins in the accepted block and ends in what all candidates go on with."""
         for seed in range(20):
             first, seconds = _first_block_and_candidates(client, seed)
@@ -204,7 +204,9 @@ class TestDistribution:
         assert answer.choices[0].token_ids == [300] * 40
 
     @SEARCHES
-    def test_temperature_does_too(self, client: OpenAI, policy: dict[str, Any]) -> None:
+    def test_temperature_reaches_every_candidate(
+        self, client: OpenAI, policy: dict[str, Any]
+    ) -> None:
         fields = {"report": "trace", **policy}
         hot = complete(client, fields, temperature=2.0, logprobs=0, **LONG)
         cool = complete(client, fields, temperature=0.3, logprobs=0, **LONG)
@@ -218,14 +220,16 @@ class TestDistribution:
         assert blockwise.choices == plain.choices
         assert plain.choices != complete(client, temperature=0, **LONG).choices
 
-    def test_best_of_n_takes_penalties_of_the_output(self, client: OpenAI) -> None:
+    def test_best_of_n_accepts_penalties_of_output_tokens(self, client: OpenAI) -> None:
         fields = {"presence_penalty": 1.0, "frequency_penalty": 0.5}
         assert complete(client, ONE, **fields).choices == complete(client, **fields).choices
 
 
 class TestLogprobs:
     @SEARCHES
-    def test_completions_have_one_a_token(self, client: OpenAI, policy: dict[str, Any]) -> None:
+    def test_completions_have_one_logprob_per_token(
+        self, client: OpenAI, policy: dict[str, Any]
+    ) -> None:
         answer = complete(client, policy, logprobs=2)
         logprobs = answer.choices[0].logprobs
         for entries in (logprobs.tokens, logprobs.token_logprobs, logprobs.top_logprobs):
@@ -233,19 +237,19 @@ class TestLogprobs:
         assert all(value <= 0 for value in logprobs.token_logprobs)
 
     @SEARCHES
-    def test_chat_has_one_a_token(self, client: OpenAI, policy: dict[str, Any]) -> None:
+    def test_chat_has_one_logprob_per_token(self, client: OpenAI, policy: dict[str, Any]) -> None:
         answer = chat(client, policy, logprobs=True, top_logprobs=2)
         content = answer.choices[0].logprobs.content
         assert len(content) == answer.usage.completion_tokens
         assert all(len(token.top_logprobs) >= 2 for token in content)
 
     @SEARCHES
-    def test_asking_changes_no_token(self, client: OpenAI, policy: dict[str, Any]) -> None:
+    def test_logprobs_change_no_token(self, client: OpenAI, policy: dict[str, Any]) -> None:
         asked, unasked = complete(client, policy, logprobs=0), complete(client, policy)
         assert asked.choices[0].token_ids == unasked.choices[0].token_ids
 
     @SEARCHES
-    def test_a_stream_has_the_same(self, client: OpenAI, policy: dict[str, Any]) -> None:
+    def test_stream_has_the_same_logprobs(self, client: OpenAI, policy: dict[str, Any]) -> None:
         whole = complete(client, policy, logprobs=0).choices[0].logprobs
         chunks = list(complete(client, policy, logprobs=0, stream=True))
         streamed = [v for chunk in chunks for v in chunk.choices[0].logprobs.token_logprobs]
@@ -254,9 +258,7 @@ class TestLogprobs:
         assert offsets == whole.text_offset
 
     @pytest.mark.parametrize("m", [8, 32])
-    def test_those_of_greedy_blocks_are_those_of_plain_decoding(
-        self, client: OpenAI, m: int
-    ) -> None:
+    def test_greedy_blockwise_logprobs_match_plain_decoding(self, client: OpenAI, m: int) -> None:
         fields = {"temperature": 0, "logprobs": 1}
         plain = complete(client, **fields).choices[0].logprobs
         blockwise = complete(client, {**ONE_BLOCKWISE, "m": m}, **fields).choices[0].logprobs
@@ -266,14 +268,16 @@ class TestLogprobs:
         assert blockwise.text_offset == plain.text_offset
 
     @SEARCHES
-    def test_with_a_stop_string_they_end_where_the_tokens_do(
+    def test_logprobs_end_with_the_tokens_at_a_stop_string(
         self, client: OpenAI, policy: dict[str, Any]
     ) -> None:
         answer = complete(client, policy, stop=["."], max_tokens=100, logprobs=0)
         assert len(answer.choices[0].logprobs.tokens) == answer.usage.completion_tokens
 
     @SEARCHES
-    def test_echo_has_the_prompts_too(self, client: OpenAI, policy: dict[str, Any]) -> None:
+    def test_echo_has_the_logprobs_of_the_prompt(
+        self, client: OpenAI, policy: dict[str, Any]
+    ) -> None:
         answer = complete(client, policy, echo=True, logprobs=0, max_tokens=40)
         assert len(answer.choices[0].logprobs.tokens) == answer.usage.total_tokens
 
@@ -304,7 +308,7 @@ def _common_start(texts: list[str]) -> str:
     return "".join(letters[0] for letters in equal)
 
 
-def test_a_chats_stop_string_is_honoured_too(client: OpenAI) -> None:
+def test_stop_string_of_a_chat_is_honoured(client: OpenAI) -> None:
     answer = chat(client, BLOCKWISE, stop=["."], max_tokens=100)
     assert "." not in text_of(answer.choices[0])
     assert answer.choices[0].finish_reason == "stop"

@@ -26,7 +26,7 @@ def traced(answer: Any) -> list[list[dict[str, Any]]]:
 
 
 class TestBestOfPoisson:
-    def test_the_best_of_as_many_as_the_seed_says(self, client: OpenAI) -> None:
+    def test_best_of_poisson_draws_as_many_as_its_seed_gives(self, client: OpenAI) -> None:
         counts = []
         for answer in of_seeds(client, range(6), {**POISSON, **TRACE}, max_tokens=24):
             (candidates,) = traced(answer)
@@ -38,13 +38,13 @@ class TestBestOfPoisson:
         again = complete(client, {**POISSON, **TRACE}, seed=0, max_tokens=24)
         assert len(traced(again)[0]) == counts[0]
 
-    def test_a_mean_of_zero_is_plain_decoding(self, client: OpenAI) -> None:
+    def test_best_of_poisson_with_mean_zero_is_plain_decoding(self, client: OpenAI) -> None:
         one = complete(client, {"method": "best_of_poisson", "mu": 0})
         assert one.choices[0].token_ids == complete(client).choices[0].token_ids
 
 
 class TestRejection:
-    def test_it_takes_the_first_accepted(self, client: OpenAI) -> None:
+    def test_rejection_takes_the_first_accepted_candidate(self, client: OpenAI) -> None:
         for answer in of_seeds(client, range(4), {**REJECTION, **TRACE}, max_tokens=24):
             report = answer.alignment
             (candidates,) = traced(answer)
@@ -55,12 +55,12 @@ class TestRejection:
             if not report["accepted"]:
                 assert report["score"] == max(c["score"] for c in candidates)
 
-    def test_all_are_accepted_where_the_reward_hardly_counts(self, client: OpenAI) -> None:
+    def test_rejection_with_a_large_eta_accepts_all(self, client: OpenAI) -> None:
         answer = complete(client, {**REJECTION, "eta": 1e9})
         assert answer.alignment["accepted"] is True
         assert answer.choices[0].token_ids == complete(client).choices[0].token_ids
 
-    def test_none_is_where_it_is_out_of_reach(self, client: OpenAI) -> None:
+    def test_rejection_out_of_reach_accepts_none(self, client: OpenAI) -> None:
         policy = {**REJECTION, "r_max": 1e9, "max_draws": 10, **TRACE}
         answer = complete(client, policy, max_tokens=24)
         (candidates,) = traced(answer)
@@ -69,7 +69,7 @@ class TestRejection:
         assert answer.alignment["score"] == max(c["score"] for c in candidates)
 
     @pytest.mark.parametrize("stream", [False, True])
-    def test_a_score_above_the_highest_is_an_error(self, client: OpenAI, stream: bool) -> None:
+    def test_rejection_score_above_r_max_is_an_error(self, client: OpenAI, stream: bool) -> None:
         policy = {**REJECTION, "r_max": -1e6}
         if stream:
             with pytest.raises(Exception, match=r"alignment\.r_max"):
@@ -78,14 +78,14 @@ class TestRejection:
             with pytest.raises(InternalServerError, match=r"alignment\.r_max is -1000000"):
                 complete(client, policy, max_tokens=8)
 
-    def test_several_answers(self, client: OpenAI) -> None:
+    def test_rejection_answers_each_of_several_choices(self, client: OpenAI) -> None:
         answer = complete(client, {**REJECTION, "eta": 1e9}, n=2, max_tokens=16)
         assert answer.alignment["accepted"] is True
         assert [made["accepted"] for made in answer.alignment["choices"]] == [True, True]
 
 
 class TestSchedule:
-    def test_each_block_has_its_own_number(self, client: OpenAI) -> None:
+    def test_schedule_of_k_gives_each_block_its_number(self, client: OpenAI) -> None:
         policy = {"method": "blockwise_cd", "k": [4, 2, 1], "m": 8, **TRACE}
         answer = complete(client, policy, max_tokens=32, ignore_eos=True)
         assert [len(candidates) for candidates in traced(answer)] == [4, 2, 1, 1]
@@ -93,7 +93,7 @@ class TestSchedule:
         assert answer.alignment["kl"]["bound"] == pytest.approx(bound)
         assert len(blocks(answer.choices[0].token_ids, 8)) == 4
 
-    def test_a_list_of_one_is_the_number(self, client: OpenAI) -> None:
+    def test_schedule_of_one_number_equals_that_k(self, client: OpenAI) -> None:
         listed = complete(client, {**BLOCKWISE, "k": [4]})
         assert listed.choices == complete(client, BLOCKWISE).choices
 
@@ -105,7 +105,9 @@ class TestBeams:
         )
 
     @pytest.mark.parametrize("stream", [False, True])
-    def test_its_blocks_are_of_one_response(self, client: OpenAI, stream: bool) -> None:
+    def test_beam_report_counts_blocks_and_bounds_the_kl(
+        self, client: OpenAI, stream: bool
+    ) -> None:
         policy = {"method": "blockwise_cd", "k": 2, "m": 8, "beam_width": 3}
         answer = complete(client, policy, max_tokens=64)
         report = answer.alignment
@@ -118,7 +120,7 @@ class TestBeams:
             chunks = list(complete(client, policy, max_tokens=64, stream=True))
             assert joined(chunks) == answer.choices[0].text
 
-    def test_the_value_is_that_of_the_text(self, client: OpenAI, http: httpx2.Client) -> None:
+    def test_score_of_a_beam_is_that_of_its_text(self, client: OpenAI, http: httpx2.Client) -> None:
         policy = {"method": "blockwise_cd", "k": 2, "m": 8, "beam_width": 3}
         answer = complete(client, policy, max_tokens=200)
         assert answer.choices[0].finish_reason == "stop"
@@ -128,26 +130,30 @@ class TestBeams:
 
 
 class TestSpeculativeRejection:
-    def test_it_draws_fewer_tokens_than_best_of_n(self, client: OpenAI) -> None:
+    def test_speculative_rejection_draws_fewer_tokens_than_best_of_n(self, client: OpenAI) -> None:
         fields = {"max_tokens": 64, "ignore_eos": True}
         answer = complete(client, {**SPECULATIVE, **TRACE}, **fields)
         assert [len(candidates) for candidates in traced(answer)] == [8, 4, 2, 1]
         assert answer.alignment["candidate_tokens"] == 16 * (8 + 4 + 2 + 1)
         assert answer.alignment["kl"]["bound"] == pytest.approx(kl.best_of_n_bound(8))
 
-    def test_giving_up_none_all_are_drawn_to_their_end(self, client: OpenAI) -> None:
+    def test_speculative_rejection_with_alpha_zero_draws_all_to_their_end(
+        self, client: OpenAI
+    ) -> None:
         fields = {"n": 2, "max_tokens": 24, "ignore_eos": True}
         answer = complete(client, {**SPECULATIVE, "alpha": 0.0}, **fields)
         assert answer.alignment["candidate_tokens"] == 2 * 8 * 24
 
-    def test_a_stream(self, client: OpenAI) -> None:
+    def test_stream_under_speculative_rejection_matches_the_whole_answer(
+        self, client: OpenAI
+    ) -> None:
         answer = complete(client, SPECULATIVE, max_tokens=48)
         chunks = list(complete(client, SPECULATIVE, max_tokens=48, stream=True))
         assert joined(chunks) == answer.choices[0].text
 
 
 class TestCards:
-    def test_blocks_are_accepted_or_the_best(self, client: OpenAI) -> None:
+    def test_cards_blocks_are_accepted_or_the_best(self, client: OpenAI) -> None:
         answer = complete(client, {**CARDS, **TRACE}, max_tokens=48)
         for candidates in traced(answer):
             assert 2 <= len(candidates) <= 8
@@ -158,12 +164,12 @@ class TestCards:
             answer.alignment["decisions"] * kl.best_of_n_bound(8)
         )
 
-    def test_a_threshold_below_all_is_plain_decoding(self, client: OpenAI) -> None:
+    def test_cards_with_a_threshold_below_all_is_plain_decoding(self, client: OpenAI) -> None:
         low = complete(client, {**CARDS, "r_star": -9.0, "k": 1}, max_tokens=32)
         assert low.alignment["candidates"] == low.alignment["decisions"]
         assert low.alignment["accepted"] is True
 
-    def test_out_of_reach_the_best_is_taken(self, client: OpenAI) -> None:
+    def test_cards_with_a_threshold_out_of_reach_takes_the_best(self, client: OpenAI) -> None:
         high = complete(client, {**CARDS, "r_star": 99.0, **TRACE}, max_tokens=24)
         assert high.alignment["accepted"] is False
         for candidates in traced(high):
@@ -172,7 +178,7 @@ class TestCards:
 
 
 class TestPessimistic:
-    def test_it_is_served(self, client: OpenAI) -> None:
+    def test_pessimistic_selection_is_served(self, client: OpenAI) -> None:
         sharp = {**BEST_OF_N, "selection": {"pessimistic": 1e-6}}
         assert complete(client, sharp).choices == complete(client, BEST_OF_N).choices
         answer = complete(client, {**BEST_OF_N, "selection": {"pessimistic": 0.5}})
@@ -181,7 +187,7 @@ class TestPessimistic:
 
 class TestWorstCase:
     @pytest.mark.parametrize("policy", [BEST_OF_N, BLOCKWISE], ids=lambda p: p["method"])
-    def test_it_is_served(self, client: OpenAI, policy: dict[str, Any]) -> None:
+    def test_worst_case_selection_is_served(self, client: OpenAI, policy: dict[str, Any]) -> None:
         answer = complete(client, {**policy, **WORST})
         assert set(answer.alignment["rewards"]) == set(TWO)
         assert answer.alignment["kl"]["estimator"] == "bound"
@@ -189,7 +195,9 @@ class TestWorstCase:
         assert joined(chunks) == answer.choices[0].text
 
     @pytest.mark.parametrize("policy", [BEST_OF_N, BLOCKWISE], ids=lambda p: p["method"])
-    def test_one_objective_is_ordinary(self, client: OpenAI, policy: dict[str, Any]) -> None:
+    def test_worst_case_of_one_objective_is_argmax(
+        self, client: OpenAI, policy: dict[str, Any]
+    ) -> None:
         worst = complete(client, {**policy, "selection": WORST["selection"]})
         assert worst.choices == complete(client, policy).choices
 
@@ -208,5 +216,7 @@ class TestWorstCase:
         ({**BLOCKWISE, "selection": {"worst_case": {}}}, "alignment.selection", ["lambda", "> 0"]),
     ],
 )
-def test_errors(client: OpenAI, policy: dict[str, Any], param: str, words: list[str]) -> None:
+def test_invalid_policies_of_search_methods_are_refused(
+    client: OpenAI, policy: dict[str, Any], param: str, words: list[str]
+) -> None:
     check_refused(client, policy, param, words)

@@ -67,7 +67,7 @@ def clients(server: psutil.Process) -> int:
     return sum(one.status == psutil.CONN_ESTABLISHED for one in server.net_connections("tcp"))
 
 
-async def test_both_serve_and_are_counted_together(several: Served) -> None:
+async def test_both_servers_answer_and_are_counted_together(several: Served) -> None:
     policies = [BEST_OF_N, BLOCKWISE]
     servers = several.api_servers()
     assert len(servers) == 2
@@ -91,7 +91,7 @@ async def test_both_serve_and_are_counted_together(several: Served) -> None:
     assert several.sample('cdserve_reward_info{kind="value_head",reward="sentiment"}') == 1
 
 
-async def test_their_requests_count_against_one_limit(several: Served) -> None:
+async def test_requests_of_both_servers_count_against_one_limit(several: Served) -> None:
     async with several.async_client() as http:
         with several.paused():
             full = [asyncio.create_task(ask(http, BEST_OF_16, **LONG)) for _ in range(2)]
@@ -108,7 +108,7 @@ async def test_their_requests_count_against_one_limit(several: Served) -> None:
         assert (await ask(http, BEST_OF_N)).status_code == 200
 
 
-async def test_two_loaded_one_after_the_other_never_run_more_than_max_running(
+async def test_two_busy_servers_never_exceed_max_running(
     several: Served,
 ) -> None:
     """A reading adds up numbers that servers wrote at different moments.
@@ -136,7 +136,7 @@ async def test_two_loaded_one_after_the_other_never_run_more_than_max_running(
     assert max(map(min, pairwise(readings))) == RUNNING
 
 
-async def test_a_keys_requests_count_together(several: Served) -> None:
+async def test_requests_of_a_key_count_over_both_servers(several: Served) -> None:
     policy = {"method": "best_of_n", "n": 4}
     async with several.async_client() as http:
         with several.paused():
@@ -147,7 +147,7 @@ async def test_a_keys_requests_count_together(several: Served) -> None:
         assert (await first).status_code == 200
 
 
-async def test_what_is_under_way_ends_first(several: Served) -> None:
+async def test_shutdown_waits_for_requests_of_both_servers(several: Served) -> None:
     """The last test of this server: it is told to stop while both have searches under way."""
     policy = {"method": "blockwise_cd", "k": 2, "m": 32}
     async with several.async_client() as http:
@@ -159,7 +159,7 @@ async def test_what_is_under_way_ends_first(several: Served) -> None:
     assert await asyncio.to_thread(several.wait) == 0
 
 
-async def test_the_engine_dies(tmp_path: Path) -> None:
+async def test_death_of_the_engine_ends_both_servers(tmp_path: Path) -> None:
     with _served(demo_settings(members={}, presets={}), tmp_path) as served:
         (engine,) = served.engines()
         async with served.async_client() as http:

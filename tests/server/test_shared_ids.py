@@ -52,7 +52,7 @@ def whole(text: str, policy: Any, stream: bool) -> bool:
 
 @policies
 @streams
-async def test_twins_under_every_method_are_both_answered(
+async def test_requests_with_one_id_are_both_answered_under_every_method(
     server: Served, policy: Any, stream: bool
 ) -> None:
     await _all_answered(server, "completions", policy, stream)
@@ -61,7 +61,7 @@ async def test_twins_under_every_method_are_both_answered(
 @routes
 @some_policies
 @streams
-async def test_twins_on_every_route_are_both_answered(
+async def test_requests_with_one_id_are_both_answered_on_every_route(
     server: Served, route: str, policy: Any, stream: bool
 ) -> None:
     await _all_answered(server, route, policy, stream and route != "batch")
@@ -83,7 +83,7 @@ async def _all_answered(server: Served, route: str, policy: Any, stream: bool) -
         *(("chat", True), ("batch", False), ("responses", True)),
     ],
 )
-async def test_a_client_that_leaves_does_not_take_its_twin(
+async def test_disconnect_leaves_the_request_with_the_same_id(
     server: Served, route: str, policy: Any, stream: bool
 ) -> None:
     """The twin has begun when the client leaves: its stream has a first line."""
@@ -104,7 +104,7 @@ async def test_a_client_that_leaves_does_not_take_its_twin(
 
 
 @pytest.mark.parametrize("name", ["best_of_n", "blockwise", "tokenwise", "mixing"])
-async def test_a_deadline_of_one_does_not_cut_its_twin(server: Served, name: str) -> None:
+async def test_deadline_leaves_the_request_with_the_same_id(server: Served, name: str) -> None:
     policy, drawn = POLICIES[name], server.metric("generation_tokens_total")
     async with server.async_client() as client:
         free = asyncio.create_task(client.post(**asking("completions", policy, 900)))

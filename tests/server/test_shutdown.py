@@ -34,7 +34,7 @@ def settings() -> dict[str, Any]:
     return made
 
 
-async def test_requests_that_outlast_the_limit_are_answered_and_the_server_ends(
+async def test_requests_beyond_the_shutdown_limit_are_answered_and_the_server_ends(
     tmp_path: Path,
 ) -> None:
     """The engine is stopped: nothing of it ends by itself."""
@@ -62,7 +62,7 @@ async def test_requests_that_outlast_the_limit_are_answered_and_the_server_ends(
         assert await asyncio.to_thread(served.wait) == 0
 
 
-async def test_while_it_drains_every_route_refuses_and_scores_under_way_end(
+async def test_draining_server_refuses_requests_and_finishes_scores(
     tmp_path: Path,
 ) -> None:
     with Served(settings(), tmp_path, ["--shutdown-timeout", "600"]) as served:

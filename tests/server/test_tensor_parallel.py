@@ -45,7 +45,7 @@ def halves(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAI]:
 
 
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
-def test_a_request_is_answered_as_by_one_worker(
+def test_request_is_answered_as_by_one_worker(
     halves: OpenAI, client: OpenAI, policy: dict[str, Any] | None
 ) -> None:
     traced = policy and {**policy, "report": "trace"}

@@ -40,7 +40,7 @@ def ask(request: pytest.FixtureRequest) -> Ask:
 
 
 class TestAnswers:
-    def test_the_report(self, client: OpenAI, ask: Ask) -> None:
+    def test_tokenwise_report_has_its_shape_and_kl(self, client: OpenAI, ask: Ask) -> None:
         answer = ask(client, TOKENWISE)
         report = answer.alignment
         assert report["method"] == "tokenwise_cd"
@@ -54,7 +54,9 @@ class TestAnswers:
         assert spent["bound"] == spent["estimate"] > 0
         assert spent["flag"] == kl.flag(spent["estimate"])
 
-    def test_a_stream_is_the_same_text_token_by_token(self, client: OpenAI, ask: Ask) -> None:
+    def test_tokenwise_stream_is_the_same_text_token_by_token(
+        self, client: OpenAI, ask: Ask
+    ) -> None:
         whole = ask(client, TOKENWISE)
         chunks = list(ask(client, TOKENWISE, stream=True))
         assert joined(chunks) == text_of(whole.choices[0])
@@ -62,18 +64,18 @@ class TestAnswers:
         with_report = [chunk for chunk in chunks if hasattr(chunk, "alignment")]
         assert [chunk.alignment for chunk in with_report] == [whole.alignment]
 
-    def test_it_is_a_preset(self, client: OpenAI) -> None:
+    def test_tokenwise_preset_is_followed(self, client: OpenAI) -> None:
         answer = complete(client, model="demo:tokenwise")
         assert answer.model == "demo:tokenwise"
         assert answer.alignment["method"] == "tokenwise_cd"
 
-    def test_choices_are_as_many_as_asked_for(self, client: OpenAI, ask: Ask) -> None:
+    def test_tokenwise_gives_as_many_choices_as_requested(self, client: OpenAI, ask: Ask) -> None:
         answer = ask(client, TOKENWISE, n=3)
         assert [choice.index for choice in answer.choices] == [0, 1, 2]
         assert len({text_of(choice) for choice in answer.choices}) == 3
         assert len(answer.alignment["choices"]) == 3
 
-    def test_stop_strings_and_traces(self, client: OpenAI) -> None:
+    def test_tokenwise_honours_stop_strings_and_traces(self, client: OpenAI) -> None:
         whole = complete(client, TOKENWISE).choices[0].text
         stop = whole[20:26]
         answer = complete(client, {**TOKENWISE, "report": "trace"}, stop=[stop])
@@ -82,7 +84,7 @@ class TestAnswers:
         [decision] = answer.alignment["trace"]
         assert [c["text"] for c in decision["candidates"]] == [answer.choices[0].text]
 
-    def test_it_steers(self, client: OpenAI) -> None:
+    def test_lower_beta_has_a_higher_reward(self, client: OpenAI) -> None:
         """Lower beta, higher reward; a negative weight turns it round."""
 
         def mean(policy: dict[str, Any]) -> float:
@@ -103,7 +105,9 @@ class TestIdentities:
         assert tilted.alignment["kl"]["estimate"] == pytest.approx(0, abs=1e-6)
 
     @pytest.mark.parametrize("weight", [0.0, 1e-320])
-    def test_weights_of_nothing_are_plain_decoding(self, client: OpenAI, weight: float) -> None:
+    def test_vanishing_reward_weights_are_plain_decoding(
+        self, client: OpenAI, weight: float
+    ) -> None:
         none = complete(client, {**TOKENWISE, "beta": 1e12, "rewards": {"sentiment": weight}})
         assert none.choices == complete(client).choices
         assert none.alignment["kl"]["estimate"] == 0
@@ -116,14 +120,14 @@ class TestIdentities:
         assert math.isfinite(answer.alignment["kl"]["estimate"])
         assert answer.alignment["kl"]["flag"] == "high"
 
-    def test_one_candidate_of_a_tilted_proposal_is_token_wise(self, client: OpenAI) -> None:
+    def test_one_candidate_of_a_tilted_proposal_is_tokenwise_decoding(self, client: OpenAI) -> None:
         alone = complete(client, TOKENWISE)
         one = complete(client, {"method": "best_of_n", "n": 1, "proposal": TOKENWISE})
         assert one.choices[0].text == alone.choices[0].text
         assert one.alignment["kl"]["estimate"] == pytest.approx(alone.alignment["kl"]["estimate"])
 
     @pytest.mark.parametrize("policy", [BEST_OF_N, BLOCKWISE], ids=lambda p: p["method"])
-    def test_a_proposal_that_does_not_tilt_changes_nothing(
+    def test_search_with_an_untilted_proposal_is_unchanged(
         self, client: OpenAI, policy: dict[str, Any]
     ) -> None:
         plain, tilted = complete(client, policy), complete(client, {**policy, "proposal": NO_TILT})
@@ -148,19 +152,19 @@ class TestLaw:
         best = tilted[len(choice.prompt_token_ids) - 1 :].argmax(-1)
         assert best.tolist() == choice.token_ids
 
-    def test_bias_and_allowed_tokens_come_after_it(self, client: OpenAI) -> None:
+    def test_logit_bias_and_allowed_tokens_apply_after_the_tilt(self, client: OpenAI) -> None:
         fields = {"allowed_token_ids": [300, 301, 302], "max_tokens": 12, "ignore_eos": True}
         answer = complete(client, {**TOKENWISE, "beta": 1e-3}, **fields)
         assert set(answer.choices[0].token_ids) <= {300, 301, 302}
         answer = complete(client, TOKENWISE, logit_bias={"700": 100.0}, max_tokens=5)
         assert answer.choices[0].token_ids == [700] * 5
 
-    def test_a_grammar_holds(self, client: OpenAI) -> None:
+    def test_grammar_holds_under_a_tilt(self, client: OpenAI) -> None:
         fields = {"structured_outputs": {"choice": ["bad", "good"]}}
         answer = complete(client, {**TOKENWISE, "beta": 1e-3}, **fields)
         assert answer.choices[0].text in ("bad", "good")
 
-    async def test_neighbours_make_no_difference(
+    async def test_tilted_request_does_not_depend_on_its_batch(
         self, server: Served, client: OpenAI, reference: Tilted
     ) -> None:
         """One request among 31 of other policies, some of which are preempted or come late."""
@@ -177,7 +181,7 @@ class TestLaw:
 
 class TestComposed:
     @pytest.mark.parametrize("policy", [BEST_OF_N, BLOCKWISE], ids=lambda p: p["method"])
-    def test_a_search_over_a_tilted_proposal(
+    def test_search_over_a_tilted_proposal_matches_transformers(
         self, client: OpenAI, reference: Tilted, policy: dict[str, Any]
     ) -> None:
         answer = complete(client, {**policy, "proposal": TOKENWISE}, logprobs=0)
@@ -228,7 +232,7 @@ class TestErrors:
             ),
         ],
     )
-    def test_they_name_the_field(
+    def test_tokenwise_errors_name_the_field(
         self, client: OpenAI, policy: dict[str, Any], param: str, words: list[str]
     ) -> None:
         check_refused(client, policy, param, words)

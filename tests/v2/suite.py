@@ -35,7 +35,7 @@ FILES = [
     "server/test_tensor_parallel.py",
 ]
 
-LEFT_OUT = ["tests/server/test_laws.py::test_the_served_law["]
+LEFT_OUT = ["tests/server/test_laws.py::test_served_distribution_matches_the_enumerated_one["]
 """How ids of tests begin: chi-squares of 100 thousand tokens each, hours in the interpreter."""
 
 

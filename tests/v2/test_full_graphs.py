@@ -14,15 +14,15 @@ pytestmark = pytest.mark.v2
 @pytest.mark.parametrize("run", ["first", "cached"])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kind", HEADS)
-def test_a_row_is_the_same_under_full_graphs(full: Running, kind: str, mode: str, run: str) -> None:
+def test_rows_under_full_graphs_match_eager_rows(
+    full: Running, kind: str, mode: str, run: str
+) -> None:
     assert differences(full.made[run][kind], full.made["graphs"][mode][run][kind]) == []
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kind", SHORT)
-def test_a_row_whose_prompt_is_computed_by_the_token_is_the_same(
-    full: Running, kind: str, mode: str
-) -> None:
+def test_prompt_computed_token_by_token_matches_eager(full: Running, kind: str, mode: str) -> None:
     by_the_token = full.made["graphs"][mode]["by the token"][kind]
     assert differences(full.made["first"][kind], by_the_token) == []
 

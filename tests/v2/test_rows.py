@@ -27,23 +27,25 @@ def test_v2_runs_with_kernels_and_asynchronous_scheduling(v1: Running, v2: Runni
 
 @RUNS
 @pytest.mark.parametrize("kind", [name for name in KINDS if name not in DRAWN])
-def test_a_row_is_the_same_on_both_runners(v1: Running, v2: Running, kind: str, run: str) -> None:
+def test_rows_match_on_both_runners(v1: Running, v2: Running, kind: str, run: str) -> None:
     assert differences(v1.made[run][kind], v2.made[run][kind]) == []
 
 
 @pytest.mark.parametrize("kind", DRAWN)
-def test_the_first_step_of_a_drawn_row_has_the_same_kl(v1: Running, v2: Running, kind: str) -> None:
+def test_first_step_of_a_drawn_row_has_the_same_kl_on_both_runners(
+    v1: Running, v2: Running, kind: str
+) -> None:
     first = str(KINDS[kind].length + 1)
     ours, theirs = (one.made["first"][kind]["path_kl"][first] for one in (v2, v1))
     assert ours == pytest.approx(theirs, abs=TOLERANCES["path_kl"])
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_row_behind_a_cached_prompt_is_the_same(v2: Running, kind: str) -> None:
+def test_row_behind_a_cached_prompt_matches(v2: Running, kind: str) -> None:
     assert differences(v2.made["first"][kind], v2.made["cached"][kind]) == []
 
 
-def test_a_dummy_batch_after_a_step_with_rows_writes_nothing(v2: Running) -> None:
+def test_dummy_batch_after_a_step_writes_nothing(v2: Running) -> None:
     before, after = v2.made["dummy batch"]
     assert before["values of a whole prompt"]["values"].keys() == {str(n) for n in range(1, 41)}
     assert before["log p of a text"]["loglik"]
@@ -52,7 +54,7 @@ def test_a_dummy_batch_after_a_step_with_rows_writes_nothing(v2: Running) -> Non
 
 @RUNS
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_row_is_the_same_under_piecewise_graphs(v2: Running, kind: str, run: str) -> None:
+def test_rows_under_piecewise_graphs_match_eager_rows(v2: Running, kind: str, run: str) -> None:
     assert differences(v2.made[run][kind], v2.made["graphs"]["PIECEWISE"][run][kind]) == []
 
 

@@ -15,5 +15,7 @@ def test_steps_are_not_scheduled_ahead(synchronous: Running) -> None:
 
 @pytest.mark.parametrize("run", ["first", "cached"])
 @pytest.mark.parametrize("kind", {**HEADS, **MEMBERS})
-def test_a_row_is_the_same(v2: Running, synchronous: Running, kind: str, run: str) -> None:
+def test_rows_match_those_of_asynchronous_scheduling(
+    v2: Running, synchronous: Running, kind: str, run: str
+) -> None:
     assert differences(v2.made[run][kind], synchronous.made[run][kind]) == []

@@ -11,16 +11,18 @@ SEARCHES = pytest.mark.parametrize("policy", [BEST_OF_N, BLOCKWISE], ids=lambda 
 
 
 class TestPlain:
-    def test_method_none_answers_as_no_field_does(self, client: OpenAI) -> None:
+    def test_method_none_answers_like_no_policy(self, client: OpenAI) -> None:
         absent, none = complete(client), complete(client, {"method": "none"})
         assert none.choices == absent.choices
         assert none.usage == absent.usage
 
     @pytest.mark.parametrize("policy", [None, {"method": "none"}])
-    def test_it_has_no_report(self, client: OpenAI, policy: dict[str, str] | None) -> None:
+    def test_plain_answer_has_no_report(
+        self, client: OpenAI, policy: dict[str, str] | None
+    ) -> None:
         assert not hasattr(complete(client, policy), "alignment")
 
-    def test_it_streams_token_by_token(self, client: OpenAI) -> None:
+    def test_plain_stream_has_a_chunk_per_token(self, client: OpenAI) -> None:
         chunks = list(complete(client, stream=True))
         assert joined(chunks) == complete(client).choices[0].text
         assert len(chunks) > 10
@@ -28,12 +30,12 @@ class TestPlain:
 
 class TestReport:
     @SEARCHES
-    def test_its_shape_and_counts(self, client: OpenAI, policy: dict[str, Any]) -> None:
+    def test_report_has_its_shape_and_counts(self, client: OpenAI, policy: dict[str, Any]) -> None:
         answer = complete(client, policy)
         check_report(answer.alignment, policy, answer.usage.completion_tokens)
 
     @pytest.mark.parametrize("tokens", [15, 16, 17, 32, 33])
-    def test_a_started_block_is_a_decision(self, client: OpenAI, tokens: int) -> None:
+    def test_partial_block_counts_as_a_decision(self, client: OpenAI, tokens: int) -> None:
         answer = complete(client, BLOCKWISE, max_tokens=tokens, ignore_eos=True)
         assert answer.usage.completion_tokens == tokens
         check_report(answer.alignment, BLOCKWISE, tokens)
@@ -45,22 +47,20 @@ class TestReport:
         assert answer.usage.prompt_tokens == len(answer.choices[0].prompt_token_ids)
 
     @SEARCHES
-    def test_candidate_tokens_are_all_that_was_drawn(
+    def test_candidate_tokens_count_all_drawn_tokens(
         self, client: OpenAI, policy: dict[str, Any]
     ) -> None:
         answer = complete(client, policy, ignore_eos=True, max_tokens=40)
         assert answer.alignment["candidate_tokens"] == 4 * 40
 
     @SEARCHES
-    def test_none_leaves_it_out(self, client: OpenAI, policy: dict[str, Any]) -> None:
+    def test_report_none_omits_the_report(self, client: OpenAI, policy: dict[str, Any]) -> None:
         silent = complete(client, {**policy, "report": "none"})
         assert not hasattr(silent, "alignment")
         assert silent.choices == complete(client, policy).choices
 
     @SEARCHES
-    def test_the_trace_tells_of_every_candidate(
-        self, client: OpenAI, policy: dict[str, Any]
-    ) -> None:
+    def test_trace_lists_every_candidate(self, client: OpenAI, policy: dict[str, Any]) -> None:
         answer = complete(client, {**policy, "report": "trace"})
         report = answer.alignment
         decisions = report.pop("trace")
@@ -71,7 +71,7 @@ class TestReport:
             assert candidate["rewards"] == {"sentiment": candidate["score"]}
 
     @SEARCHES
-    def test_the_trace_shows_how_the_text_was_chosen(
+    def test_trace_shows_how_the_text_was_selected(
         self, client: OpenAI, policy: dict[str, Any]
     ) -> None:
         answer = complete(client, {**policy, "report": "trace"})
@@ -82,12 +82,12 @@ class TestReport:
             assert candidate["score"] == max(c["score"] for c in decision["candidates"])
         assert chosen[-1][0]["score"] == answer.alignment["score"]
 
-    def test_the_estimate_is_a_measurement_where_logprobs_are(self, client: OpenAI) -> None:
+    def test_kl_estimate_is_measured_if_logprobs_are_requested(self, client: OpenAI) -> None:
         kl = complete(client, BEST_OF_N, logprobs=0, max_tokens=3).alignment["kl"]
         assert kl["estimator"] == "epsilon_n"
         assert 0 < kl["estimate"] < kl["bound"]
 
-    def test_the_estimate_is_relative_to_what_was_sampled_from(self, client: OpenAI) -> None:
+    def test_kl_estimate_is_relative_to_the_sampling_distribution(self, client: OpenAI) -> None:
         """At this temperature all candidates are one text: the KL is 0, or only bounded."""
         answer = complete(client, BEST_OF_N, logprobs=0, max_tokens=8, temperature=0.01)
         kl = answer.alignment["kl"]
@@ -110,7 +110,7 @@ class TestRewards:
         check_report(answer.alignment, policy, answer.usage.completion_tokens)
         assert answer.alignment["score"] == sentiment_gold(PROMPT, answer.choices[0].text)
 
-    def test_brevity_shortens(self, client: OpenAI) -> None:
+    def test_brevity_reward_selects_the_length_nearest_its_target(self, client: OpenAI) -> None:
         """The reward is −|tokens − 40| / 40."""
         policy = {"method": "best_of_n", "n": 16, "rewards": {"brevity": 1.0}, "report": "trace"}
         answer = complete(client, policy, max_tokens=200)
@@ -122,7 +122,7 @@ class TestRewards:
 
 class TestPresets:
     @pytest.mark.parametrize(("preset", "policy"), [("safe", BLOCKWISE), ("best-of-4", BEST_OF_N)])
-    def test_a_name_and_a_model_id_are_the_same_policy(
+    def test_preset_name_and_model_id_are_the_same_policy(
         self, client: OpenAI, preset: str, policy: dict[str, Any]
     ) -> None:
         spelt_out = complete(client, policy)
@@ -132,16 +132,14 @@ class TestPresets:
         check_report(by_model.alignment, policy, by_model.usage.completion_tokens)
 
     @pytest.mark.parametrize("stream", [False, True])
-    def test_the_answer_names_the_model_that_was_asked_for(
-        self, client: OpenAI, stream: bool
-    ) -> None:
+    def test_answer_names_the_requested_model(self, client: OpenAI, stream: bool) -> None:
         answer = complete(client, model="demo:safe", stream=stream)
         assert {chunk.model for chunk in (answer if stream else [answer])} == {"demo:safe"}
 
 
 class TestChoices:
     @SEARCHES
-    def test_each_has_a_report_of_its_own(self, client: OpenAI, policy: dict[str, Any]) -> None:
+    def test_each_choice_has_a_report(self, client: OpenAI, policy: dict[str, Any]) -> None:
         answer = complete(client, policy, n=2)
         assert [choice.index for choice in answer.choices] == [0, 1]
         reports = answer.alignment["choices"]
@@ -149,7 +147,9 @@ class TestChoices:
             check_report(report, policy, len(choice.token_ids))
 
     @SEARCHES
-    def test_the_counts_are_their_sums(self, client: OpenAI, policy: dict[str, Any]) -> None:
+    def test_report_counts_are_sums_over_choices(
+        self, client: OpenAI, policy: dict[str, Any]
+    ) -> None:
         answer = complete(client, policy, n=2)
         report, parts = answer.alignment, answer.alignment["choices"]
         for count in ("decisions", "candidates", "candidate_tokens", "ties"):
@@ -158,12 +158,12 @@ class TestChoices:
         assert answer.usage.completion_tokens == sum(len(c.token_ids) for c in answer.choices)
 
     @SEARCHES
-    def test_they_are_drawn_independently(self, client: OpenAI, policy: dict[str, Any]) -> None:
+    def test_choices_are_drawn_independently(self, client: OpenAI, policy: dict[str, Any]) -> None:
         first, second = complete(client, policy, n=2).choices
         assert first.text != second.text
 
     @SEARCHES
-    def test_a_stream_interleaves_them(self, client: OpenAI, policy: dict[str, Any]) -> None:
+    def test_stream_interleaves_choices(self, client: OpenAI, policy: dict[str, Any]) -> None:
         whole = complete(client, policy, n=2)
         chunks = list(complete(client, policy, n=2, stream=True))
         assert [joined(chunks, 0), joined(chunks, 1)] == [c.text for c in whole.choices]
@@ -172,13 +172,15 @@ class TestChoices:
 
 
 class TestPrompts:
-    def test_token_ids_are_a_prompt(self, client: OpenAI) -> None:
+    def test_prompt_of_token_ids_is_answered_like_its_text(self, client: OpenAI) -> None:
         by_text = complete(client, BLOCKWISE)
         by_ids = complete(client, BLOCKWISE, prompt=by_text.choices[0].prompt_token_ids)
         assert by_ids.choices[0].text == by_text.choices[0].text
 
     @SEARCHES
-    def test_several_are_answered_in_order(self, client: OpenAI, policy: dict[str, Any]) -> None:
+    def test_several_prompts_are_answered_in_order(
+        self, client: OpenAI, policy: dict[str, Any]
+    ) -> None:
         prompts = [PROMPT, "Film review: The Velvet Promise."]
         answer = complete(client, policy, prompt=prompts)
         alone = [complete(client, policy, prompt=prompt) for prompt in prompts]
@@ -186,7 +188,7 @@ class TestPrompts:
         for choice, report in zip(answer.choices, answer.alignment["choices"], strict=True):
             check_report(report, policy, len(choice.token_ids))
 
-    def test_several_are_streamed_with_one_report(self, client: OpenAI) -> None:
+    def test_several_prompts_are_streamed_with_one_report(self, client: OpenAI) -> None:
         prompts = [PROMPT, "Film review: The Velvet Promise."]
         whole = complete(client, BLOCKWISE, prompt=prompts)
         chunks = list(complete(client, BLOCKWISE, prompt=prompts, stream=True))
@@ -195,7 +197,7 @@ class TestPrompts:
 
     @SEARCHES
     @pytest.mark.parametrize("stream", [False, True])
-    def test_echo_puts_it_before_the_text(
+    def test_echo_puts_the_prompt_before_the_text(
         self, client: OpenAI, policy: dict[str, Any], stream: bool
     ) -> None:
         plain = complete(client, policy)

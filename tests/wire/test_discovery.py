@@ -24,7 +24,7 @@ def score(http: httpx2.Client, **fields: Any) -> list[dict[str, Any]]:
 
 
 class TestAlignment:
-    def test_it_tells_what_the_server_can_do(self, http: httpx2.Client) -> None:
+    def test_alignment_lists_methods_rewards_members_and_presets(self, http: httpx2.Client) -> None:
         answer = http.get("/v1/alignment").json()
         assert set(answer) == {"methods", "rewards", "members", "presets", "limits"}
         assert set(answer["methods"]) == {
@@ -61,7 +61,7 @@ class TestAlignment:
         assert rewards["sentiment_gold"]["prefixes"] is False
         assert rewards["sentiment_gold"]["next_tokens"] is False
 
-    def test_it_tells_nothing_of_the_operators_files(self, http: httpx2.Client) -> None:
+    def test_alignment_reveals_no_files_of_the_operator(self, http: httpx2.Client) -> None:
         text = http.get("/v1/alignment").text
         assert str(MODEL_DIR.parent) not in text
         assert "cdserve.demo.reward:" not in text
@@ -75,7 +75,7 @@ class TestModels:
         assert {model.parent for name, model in models.items() if name != "demo"} == {"demo"}
         assert models["demo:safe"].max_model_len == models["demo"].max_model_len
 
-    def test_health(self, http: httpx2.Client) -> None:
+    def test_health_is_ok(self, http: httpx2.Client) -> None:
         assert http.get("/health").status_code == 200
 
     @pytest.mark.parametrize("route", ["completions", "chat/completions"])
@@ -93,19 +93,21 @@ class TestModels:
 
 
 class TestScore:
-    def test_the_default_reward(self, http: httpx2.Client) -> None:
+    def test_score_uses_the_default_reward(self, http: httpx2.Client) -> None:
         scores = score(http)
         assert [set(one) for one in scores] == [{"score", "rewards"}] * 3
         assert all(one["rewards"] == {"sentiment": one["score"]} for one in scores)
 
-    def test_weights(self, http: httpx2.Client) -> None:
+    def test_score_is_the_weighted_sum_of_rewards(self, http: httpx2.Client) -> None:
         weights = {"sentiment": 0.5, "sentiment_gold": 2.0, "brevity": 0.25}
         for one, text in zip(score(http, rewards=weights), RESPONSES, strict=True):
             total = sum(weights[name] * value for name, value in one["rewards"].items())
             assert one["score"] == pytest.approx(total)
             assert one["rewards"]["sentiment_gold"] == sentiment(text)
 
-    def test_prompts_of_text_and_of_token_ids_are_one(self, http: httpx2.Client) -> None:
+    def test_prompts_of_text_and_of_token_ids_have_the_same_scores(
+        self, http: httpx2.Client
+    ) -> None:
         token_ids = load_tokenizer(MODEL_DIR).encode(PROMPT)
         by_ids = [one["score"] for one in score(http, prompt=token_ids)]
         assert by_ids == pytest.approx([one["score"] for one in score(http)], abs=1e-5)
@@ -120,7 +122,7 @@ class TestScore:
         by_ids = [one["score"] for one in score(http, prompt=token_ids)]
         assert by_chat == pytest.approx(by_ids, abs=1e-5)
 
-    def test_per_token_has_a_value_a_token_and_one_of_the_end(self, http: httpx2.Client) -> None:
+    def test_per_token_has_a_value_per_token_and_one_for_the_end(self, http: httpx2.Client) -> None:
         tokenizer = load_tokenizer(MODEL_DIR)
         for one, text in zip(score(http, per_token=True), RESPONSES, strict=True):
             tokens = tokenizer.encode(text, add_special_tokens=False)
@@ -128,7 +130,7 @@ class TestScore:
             assert len(values) == len(tokens) + 1
             assert values[-1] == pytest.approx(one["score"], abs=1e-5)
 
-    def test_per_token_is_of_value_heads_alone(self, http: httpx2.Client) -> None:
+    def test_per_token_covers_only_value_heads(self, http: httpx2.Client) -> None:
         weights = {"sentiment": 1.0, "brevity": 1.0}
         (one, *_) = score(http, per_token=True, rewards=weights)
         assert set(one["per_token"]) == {"sentiment"}
@@ -136,7 +138,7 @@ class TestScore:
     @pytest.mark.parametrize("ask", [complete, chat])
     @pytest.mark.parametrize("policy", [BEST_OF_N, BLOCKWISE], ids=lambda p: p["method"])
     @pytest.mark.parametrize("reward", ["sentiment", "brevity"])
-    def test_it_scores_a_response_as_its_report_does(
+    def test_score_of_a_response_matches_its_report(
         self, http: httpx2.Client, client: OpenAI, ask: Any, policy: dict[str, Any], reward: str
     ) -> None:
         """A finished response whose text the tokenizer encodes to the tokens that wrote it."""
@@ -175,7 +177,7 @@ class TestScore:
         ],
         ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
     )
-    def test_errors(
+    def test_invalid_score_requests_are_refused(
         self, http: httpx2.Client, fields: dict[str, Any], param: str, says: list[str]
     ) -> None:
         body = {"model": "demo", "prompt": PROMPT, "responses": RESPONSES} | fields
@@ -190,7 +192,7 @@ class TestScore:
         ("model", "says"),
         [("other", ["'other'", "'demo'"]), ("demo:unknown", ["'demo:unknown'", "demo:best-of-4"])],
     )
-    def test_a_model_that_is_not_there_is_a_404(
+    def test_score_with_an_unknown_model_is_a_404(
         self, http: httpx2.Client, model: str, says: list[str]
     ) -> None:
         body = {"model": model, "prompt": PROMPT, "responses": RESPONSES}

@@ -125,7 +125,7 @@ class TestAFailure:
     """What was raised where nobody expected it is told by its class and an id."""
 
     @WHOLE
-    def test_of_a_reward_is_a_500_without_its_text(self, guarded: Served, route: str) -> None:
+    def test_reward_exception_is_a_500_without_its_text(self, guarded: Served, route: str) -> None:
         answer = post(guarded, route, LEAKS)
         assert answer.status_code == 500
         hides(guarded, answer.text, "reward 'leaks' failed with RuntimeError")
@@ -133,7 +133,7 @@ class TestAFailure:
         assert error.keys() == {"message", "type", "param", "code"}
 
     @STREAMED
-    def test_of_a_reward_in_a_stream_is_an_event_without_its_text(
+    def test_reward_exception_in_a_stream_is_an_event_without_its_text(
         self, guarded: Served, route: str
     ) -> None:
         answer = post(guarded, route, LEAKS, stream=True)
@@ -141,7 +141,7 @@ class TestAFailure:
         hides(guarded, answer.text, "reward 'leaks' failed with RuntimeError")
 
     @WHOLE
-    def test_that_a_decision_does_without_is_counted_and_not_told(
+    def test_skipped_reward_exception_is_counted_without_its_text(
         self, guarded: Served, route: str
     ) -> None:
         answer = post(guarded, route, SKIPS)
@@ -151,7 +151,7 @@ class TestAFailure:
         assert failed == {"leaks_skip": 2 if route == "batch" else 1}
 
     @STREAMED
-    def test_that_a_decision_in_a_stream_does_without_is_not_told(
+    def test_skipped_reward_exception_in_a_stream_is_counted_without_its_text(
         self, guarded: Served, route: str
     ) -> None:
         answer = post(guarded, route, SKIPS, stream=True)
@@ -159,7 +159,7 @@ class TestAFailure:
         assert "hunter2" not in answer.text
 
     @pytest.mark.parametrize("per_token", [False, True])
-    def test_of_a_reward_of_given_responses_is_a_500_without_its_text(
+    def test_reward_exception_of_a_score_request_is_a_500_without_its_text(
         self, guarded: Served, per_token: bool
     ) -> None:
         body = {"prompt": PROMPT, "responses": ["Lovely."], "rewards": {"leaks": 1}}
@@ -172,7 +172,9 @@ class TestAFailure:
         line = hides(guarded, answer.text, "reward 'leaks' failed with RuntimeError")
         assert f"request score-mine-{per_token}:" in line
 
-    def test_is_logged_with_the_clients_request_id(self, guarded: Served) -> None:
+    def test_reward_exception_is_logged_with_the_request_id_of_the_client(
+        self, guarded: Served
+    ) -> None:
         headers = {"authorization": f"Bearer {OWN}", "x-request-id": "theirs"}
         body = {"model": "demo", "prompt": PROMPT, "max_tokens": 8, "alignment": LEAKS}
         with guarded.client() as http:
@@ -180,7 +182,7 @@ class TestAFailure:
         line = hides(guarded, answer.text, "reward 'leaks' failed with RuntimeError")
         assert "request cmpl-theirs-0-" in line
 
-    def test_is_not_in_the_metrics(self, guarded: Served) -> None:
+    def test_reward_exception_text_is_not_in_the_metrics(self, guarded: Served) -> None:
         post(guarded, "completions", LEAKS)
         with guarded.client() as http:
             assert "hunter2" not in http.get("/metrics").text
@@ -189,7 +191,7 @@ class TestAFailure:
     @pytest.mark.parametrize("at", ["start", "selection"])
     @pytest.mark.parametrize("route", ["completions", "messages", "responses"])
     @pytest.mark.parametrize("stream", [False, True])
-    def test_of_a_decoder_is_an_internal_error_without_its_text(
+    def test_decoder_exception_is_an_internal_error_without_its_text(
         self, guarded: Served, route: str, stream: bool, at: str, error: str
     ) -> None:
         policy = {"method": "fragile", "at": at, "error": error}
@@ -198,7 +200,7 @@ class TestAFailure:
         hides(guarded, answer.text, f"method 'fragile' failed with {error}")
 
     @pytest.mark.parametrize("error", ["KeyError", "ValueError"])
-    def test_of_a_policys_check_is_an_internal_error_without_its_text(
+    def test_policy_check_exception_is_an_internal_error_without_its_text(
         self, guarded: Served, error: str
     ) -> None:
         answer = post(guarded, "chat", {"method": "fragile", "at": "limits", "error": error})
@@ -208,7 +210,9 @@ class TestAFailure:
 
 class TestWhereTheOperatorSaysSo:
     @WHOLE
-    def test_a_failing_rewards_text_is_told(self, open_server: Served, route: str) -> None:
+    def test_reward_exception_text_is_shown_if_the_operator_allows(
+        self, open_server: Served, route: str
+    ) -> None:
         answer = post(open_server, route, LEAKS)
         assert answer.status_code == 500
         message = answer.json()["error"]["message"]
@@ -218,34 +222,38 @@ class TestWhereTheOperatorSaysSo:
         assert open_server.logged(found[1])
 
     @STREAMED
-    def test_a_failing_rewards_text_is_told_in_a_stream(
+    def test_reward_exception_text_in_a_stream_is_shown_if_the_operator_allows(
         self, open_server: Served, route: str
     ) -> None:
         assert "hunter2" in post(open_server, route, LEAKS, stream=True).text
 
-    def test_a_failing_decoders_text_is_told(self, open_server: Served) -> None:
+    def test_decoder_exception_text_is_shown_if_the_operator_allows(
+        self, open_server: Served
+    ) -> None:
         answer = post(open_server, "chat", {"method": "fragile", "at": "start"})
         assert "method 'fragile' failed with KeyError: 'https" in answer.text
 
 
 class TestNumbers:
     @WHOLE
-    def test_of_rewards_are_floats_in_every_answer(self, guarded: Served, route: str) -> None:
+    def test_reward_numbers_are_floats_in_every_answer(self, guarded: Served, route: str) -> None:
         answer = post(guarded, route, COUNTS)
         assert answer.status_code == 200
         assert_floats(answer.text, scores=1)
 
     @STREAMED
-    def test_of_rewards_are_floats_in_every_stream(self, guarded: Served, route: str) -> None:
+    def test_reward_numbers_are_floats_in_every_stream(self, guarded: Served, route: str) -> None:
         assert_floats(post(guarded, route, COUNTS, stream=True).text, scores=1)
 
     @WHOLE
-    def test_are_floats_where_no_reward_is_left(self, guarded: Served, route: str) -> None:
+    def test_reward_numbers_are_floats_if_no_reward_is_left(
+        self, guarded: Served, route: str
+    ) -> None:
         answer = post(guarded, route, SKIPS)
         assert answer.json()["alignment"]["score"] == 0.0
         assert_floats(answer.text, scores=1)
 
-    def test_are_floats_in_the_answer_of_scores(self, guarded: Served) -> None:
+    def test_reward_numbers_are_floats_in_score_answers(self, guarded: Served) -> None:
         rewards = {"counts": 1, "agrees": 2, "sentiment": 0, "leaks_skip": 1}
         body = {"prompt": PROMPT, "responses": ["Lovely.", ""], "rewards": rewards}
         headers = {"authorization": f"Bearer {OWN}"}
@@ -302,7 +310,7 @@ class TestAnthropicsShape:
             ({"extra_body": {"temperature": "warm"}}, "temperature"),
         ],
     )
-    def test_a_body_that_cannot_be_is_an_invalid_request(
+    def test_invalid_messages_body_is_an_invalid_request_error(
         self, claude: Anthropic, policy: Any, stream: bool, fields: dict[str, Any], says: str
     ) -> None:
         with pytest.raises(anthropic.BadRequestError) as refused:
@@ -312,7 +320,7 @@ class TestAnthropicsShape:
 
     @pytest.mark.parametrize("sent", ["{", "[1]", ""])
     @pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])
-    def test_a_body_that_is_no_object_is_an_invalid_request(
+    def test_messages_body_that_is_not_an_object_is_an_invalid_request_error(
         self, guarded: Served, path: str, sent: str
     ) -> None:
         headers = {"x-api-key": OWN, "content-type": "application/json"}
@@ -323,13 +331,17 @@ class TestAnthropicsShape:
         assert answer.json()["error"]["type"] == "invalid_request_error"
 
     @POLICIES
-    def test_an_unknown_model_is_not_found(self, claude: Anthropic, policy: Any) -> None:
+    def test_unknown_model_of_messages_is_a_not_found_error(
+        self, claude: Anthropic, policy: Any
+    ) -> None:
         with pytest.raises(anthropic.NotFoundError) as refused:
             message(claude, policy, model="another")
         check_shape(refused.value, "not_found_error")
 
     @POLICIES
-    def test_a_wrong_key_is_an_authentication_error(self, guarded: Served, policy: Any) -> None:
+    def test_wrong_key_of_messages_is_an_authentication_error(
+        self, guarded: Served, policy: Any
+    ) -> None:
         with Anthropic(base_url=guarded.base_url, api_key="sk-no", max_retries=0) as client:
             with pytest.raises(anthropic.AuthenticationError) as refused:
                 message(client, policy)
@@ -338,7 +350,7 @@ class TestAnthropicsShape:
                 client.messages.count_tokens(model="demo", messages=TALK)
             check_shape(refused.value, "authentication_error")
 
-    def test_counting_tokens_fails_in_the_same_shape(self, claude: Anthropic) -> None:
+    def test_count_tokens_errors_have_the_shape_of_messages_errors(self, claude: Anthropic) -> None:
         with pytest.raises(anthropic.NotFoundError) as refused:
             claude.messages.count_tokens(model="another", messages=TALK)
         check_shape(refused.value, "not_found_error")
@@ -346,18 +358,18 @@ class TestAnthropicsShape:
             claude.messages.count_tokens(model="demo", messages="none")
         check_shape(invalid.value, "invalid_request_error")
 
-    def test_a_refused_policy_names_its_field_too(self, claude: Anthropic) -> None:
+    def test_refused_policy_of_messages_names_its_field(self, claude: Anthropic) -> None:
         with pytest.raises(anthropic.BadRequestError) as refused:
             message(claude, {"method": "best_of_n", "n": 0})
         check_shape(refused.value, "invalid_request_error")
         assert refused.value.body["error"]["param"] == "alignment.n"
 
-    def test_a_failing_reward_is_an_api_error(self, claude: Anthropic) -> None:
+    def test_failed_reward_of_messages_is_an_api_error(self, claude: Anthropic) -> None:
         with pytest.raises(anthropic.InternalServerError) as failed:
             message(claude, LEAKS)
         check_shape(failed.value, "api_error")
 
-    def test_a_failing_reward_in_a_stream_is_an_api_error(self, claude: Anthropic) -> None:
+    def test_failed_reward_in_a_messages_stream_is_an_api_error(self, claude: Anthropic) -> None:
         with pytest.raises(anthropic.APIStatusError) as failed:
             list(message(claude, LEAKS, stream=True))
         check_shape(failed.value, "api_error")
@@ -374,7 +386,7 @@ class TestAnUnknownPreset:
     @WHOLE
     @pytest.mark.parametrize("stream", [False, True])
     @POLICIES
-    def test_is_a_404_that_names_the_presets(
+    def test_unknown_preset_is_a_404_that_names_the_presets(
         self, guarded: Served, route: str, stream: bool, policy: Any
     ) -> None:
         fields = {} if route == "batch" else {"stream": stream}
@@ -385,20 +397,20 @@ class TestAnUnknownPreset:
         assert "'demo:unknown'" in error["message"]
         assert "demo:safe, demo:wide" in error["message"]
 
-    def test_names_those_that_the_key_may_use(self, guarded: Served) -> None:
+    def test_unknown_preset_error_names_only_presets_of_the_key(self, guarded: Served) -> None:
         for name in ("unknown", "safe"):
             answer = post(guarded, "chat", key=NARROW, model=f"demo:{name}")
             assert answer.status_code == 404
             assert answer.json()["error"]["message"].endswith("which has demo:wide")
 
-    def test_of_which_tokens_are_to_be_counted_is_a_404_too(self, claude: Anthropic) -> None:
+    def test_unknown_preset_of_count_tokens_is_a_404(self, claude: Anthropic) -> None:
         with pytest.raises(anthropic.NotFoundError, match="demo:safe, demo:wide") as refused:
             claude.messages.count_tokens(model="demo:unknown", messages=TALK)
         check_shape(refused.value, "not_found_error")
 
     @WHOLE
     @POLICIES
-    def test_may_be_an_adapter_that_vllm_serves(
+    def test_model_id_like_a_preset_may_be_an_adapter(
         self, guarded: Served, route: str, policy: Any
     ) -> None:
         answer = post(guarded, route, policy, model="demo:fond")
@@ -407,12 +419,12 @@ class TestAnUnknownPreset:
 
     @WHOLE
     @POLICIES
-    def test_may_be_another_name_of_the_model(
+    def test_model_id_like_a_preset_may_be_another_name_of_the_model(
         self, guarded: Served, route: str, policy: Any
     ) -> None:
         assert post(guarded, route, policy, model="demo:twin").status_code == 200
 
-    def test_of_another_model_is_vllms_to_refuse(self, guarded: Served) -> None:
+    def test_preset_of_another_model_is_refused_by_vllm(self, guarded: Served) -> None:
         answer = post(guarded, "chat", model="another:safe")
         assert answer.status_code == 404
         assert "another:safe" in answer.json()["error"]["message"]
@@ -420,7 +432,7 @@ class TestAnUnknownPreset:
 
 @pytest.mark.parametrize("policy", [None, {"method": "best_of_n", "n": 2}], ids=["plain", "policy"])
 @pytest.mark.parametrize("fields", [{"prompt_logprobs": 1}, {"echo": True, "logprobs": 1}])
-def test_log_probabilities_of_a_prompt_are_refused_beside_adapters_on_a_cpu(
+def test_prompt_logprobs_with_adapters_are_refused_on_a_cpu(
     guarded: Served, policy: Any, fields: dict[str, Any]
 ) -> None:
     """vLLM's engine would die of them where another request runs in the same step."""

@@ -137,7 +137,7 @@ def check(error: openai.APIStatusError, param: str, says: list[str]) -> None:
 @pytest.mark.parametrize(("policy", "param", "says"), POLICIES.values(), ids=POLICIES)
 @pytest.mark.parametrize("stream", [False, True])
 @ROUTES
-def test_a_policy_that_cannot_be(
+def test_invalid_policy_is_refused_by_its_field(
     client: OpenAI, ask: Ask, stream: bool, policy: Any, param: str, says: list[str]
 ) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
@@ -150,7 +150,7 @@ def test_a_policy_that_cannot_be(
 )
 @pytest.mark.parametrize("stream", [False, True])
 @ROUTES
-def test_fields_that_cannot_be_combined(
+def test_fields_in_conflict_with_a_policy_are_refused(
     client: OpenAI,
     ask: Ask,
     stream: bool,
@@ -170,7 +170,7 @@ def test_several_prompts_count_as_candidate_tokens(client: OpenAI) -> None:
     check(caught.value, "max_tokens", ["500", "10000", "8192"])
 
 
-def test_the_length_is_named_as_it_was_sent(client: OpenAI) -> None:
+def test_length_error_names_the_field_of_the_request(client: OpenAI) -> None:
     sent = {"max_tokens": None, "max_completion_tokens": 600}
     with pytest.raises(openai.BadRequestError) as caught:
         chat(client, {"method": "best_of_n", "n": 16}, **sent)
@@ -183,19 +183,19 @@ TOOL_CALL = {"tools": [{"type": "function", "function": AGREE}], "tool_choice": 
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_blocks_may_not_be_forced_tool_calls(client: OpenAI, stream: bool) -> None:
+def test_blockwise_refuses_forced_tool_calls(client: OpenAI, stream: bool) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         chat(client, BLOCKWISE, stream=stream, **TOOL_CALL)
     check(caught.value, "tools", ["grammar", "blockwise_cd", "best_of_n"])
 
 
-def test_a_policy_with_one_candidate_takes_temperature_0(client: OpenAI) -> None:
+def test_policy_with_one_candidate_accepts_temperature_zero(client: OpenAI) -> None:
     policy = {"method": "best_of_n", "n": 1}
     answer = complete(client, policy, temperature=0)
     assert answer.choices == complete(client, temperature=0).choices
 
 
-def test_vllms_own_errors_stay(client: OpenAI) -> None:
+def test_errors_of_vllm_are_unchanged(client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         complete(client, BLOCKWISE, max_tokens=5000)
     check(caught.value, "max_tokens", ["5000", "2048"])
@@ -211,7 +211,7 @@ def test_an_unknown_model_is_a_404(client: OpenAI, policy: dict[str, Any] | None
 
 @pytest.mark.parametrize("route", ["/v1/completions", "/v1/chat/completions"])
 @pytest.mark.parametrize("body", ["{", "[1]", '"text"', ""])
-def test_a_body_that_is_no_object(http: httpx2.Client, route: str, body: str) -> None:
+def test_body_that_is_not_an_object_is_refused(http: httpx2.Client, route: str, body: str) -> None:
     answer = http.post(route, content=body, headers={"content-type": "application/json"})
     assert answer.status_code == 400
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
@@ -252,23 +252,23 @@ class TestAFailingReward:
     POLICY = {"method": "best_of_n", "n": 4, "rewards": {"broken": 1.0}}  # noqa: RUF012
 
     @ROUTES
-    def test_is_a_500_that_names_it(self, client: OpenAI, ask: Ask) -> None:
+    def test_failed_reward_is_a_500_that_names_the_reward(self, client: OpenAI, ask: Ask) -> None:
         with pytest.raises(openai.InternalServerError) as caught:
             ask(client, self.POLICY)
         assert set(caught.value.body) == {"message", "type", "param", "code"}
         assert "broken" in caught.value.body["message"]
 
     @ROUTES
-    def test_ends_a_stream_with_an_error(self, client: OpenAI, ask: Ask) -> None:
+    def test_failed_reward_ends_a_stream_with_an_error(self, client: OpenAI, ask: Ask) -> None:
         with pytest.raises(openai.APIError, match="broken"):
             list(ask(client, self.POLICY, stream=True))
 
-    def test_leaves_the_connection_open(self, http: httpx2.Client) -> None:
+    def test_failed_reward_leaves_the_connection_open(self, http: httpx2.Client) -> None:
         body = {"model": "demo", "prompt": PROMPT, "max_tokens": 4, "alignment": self.POLICY}
         answers = [http.post("/v1/completions", json=body) for _ in range(3)]
         assert [answer.status_code for answer in answers] == [500] * 3
 
-    def test_leaves_nothing_behind(self, client: OpenAI, server: Served) -> None:
+    def test_failed_reward_leaves_no_engine_request(self, client: OpenAI, server: Served) -> None:
         with pytest.raises(openai.InternalServerError):
             complete(client, self.POLICY)
         server.wait_until_idle()

@@ -32,19 +32,21 @@ def message(client: Anthropic, policy: Any = None, **fields: Any) -> Any:
 
 
 @EVERY
-def test_it_has_a_text_and_its_report(claude: Anthropic, policy: dict[str, Any]) -> None:
+def test_message_has_a_text_and_its_report(claude: Anthropic, policy: dict[str, Any]) -> None:
     answer = message(claude, policy)
     (block,) = answer.content
     assert block.text
     check_report(answer.alignment, policy, answer.usage.output_tokens)
 
 
-def test_without_a_policy_it_is_vllms(claude: Anthropic) -> None:
+def test_message_without_a_policy_is_answered_by_vllm(claude: Anthropic) -> None:
     assert not hasattr(message(claude), "alignment")
 
 
 @EVERY
-def test_a_stream_has_the_text_and_its_report(claude: Anthropic, policy: dict[str, Any]) -> None:
+def test_messages_stream_has_the_text_and_its_report(
+    claude: Anthropic, policy: dict[str, Any]
+) -> None:
     made, text, told, taken = [], "", None, ""
     for event in message(claude, {**policy, "report": "trace"}, stream=True):
         made += getattr(event, "alignment_decisions", [])
@@ -60,14 +62,14 @@ def test_a_stream_has_the_text_and_its_report(claude: Anthropic, policy: dict[st
     check_report(told, policy, tokens)
 
 
-def test_a_preset_is_a_model(claude: Anthropic) -> None:
+def test_preset_of_a_message_is_a_model_id(claude: Anthropic) -> None:
     answer = message(claude, model="demo:safe")
     assert (answer.model, answer.alignment["method"]) == ("demo:safe", "blockwise_cd")
     start = next(iter(message(claude, model="demo:safe", stream=True)))
     assert start.message.model == "demo:safe"
 
 
-def test_tokens_are_counted_for_presets_too(claude: Anthropic) -> None:
+def test_count_tokens_accepts_presets(claude: Anthropic) -> None:
     counts = [
         claude.messages.count_tokens(model=model, messages=ASKED).input_tokens
         for model in ("demo", "demo:safe")
@@ -75,12 +77,12 @@ def test_tokens_are_counted_for_presets_too(claude: Anthropic) -> None:
     assert counts == [message(claude).usage.input_tokens] * 2
 
 
-def test_a_stop_sequence_ends_it(claude: Anthropic) -> None:
+def test_stop_sequence_ends_a_message(claude: Anthropic) -> None:
     answer = message(claude, {**BEST_OF_N, "n": 8}, stop_sequences=["."])
     assert (answer.stop_reason, answer.stop_sequence) == ("stop_sequence", ".")
 
 
-def test_a_deadline_that_passes_at_once(claude: Anthropic) -> None:
+def test_message_whose_deadline_passes_at_once_ends(claude: Anthropic) -> None:
     policy = {**BLOCKWISE, "deadline_ms": 1}
     answer = message(claude, policy)
     (end,) = (e for e in message(claude, policy, stream=True) if e.type == "message_delta")
@@ -88,7 +90,7 @@ def test_a_deadline_that_passes_at_once(claude: Anthropic) -> None:
     assert answer.alignment["deadline"] == end.alignment["deadline"] == {"ms": 1, "passed": True}
 
 
-def test_a_reward_that_fails_is_told_in_the_stream(claude: Anthropic) -> None:
+def test_failed_reward_of_a_message_is_an_error_in_the_stream(claude: Anthropic) -> None:
     policy = {**BEST_OF_N, "rewards": {"nan": 1}}
     with pytest.raises(anthropic.APIStatusError, match="reward 'nan' is nan"):
         list(message(claude, policy, stream=True))
@@ -111,7 +113,7 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("policy", "fields", "param"), REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_done_is_refused(
+def test_invalid_message_requests_are_refused_by_their_field(
     claude: Anthropic, policy: Any, fields: dict[str, Any], param: str
 ) -> None:
     limit = {"max_tokens": fields.pop("max_tokens", 48)}
@@ -121,7 +123,7 @@ def test_what_cannot_be_done_is_refused(
     assert refused.value.body["error"]["param"] == param
 
 
-def test_another_model_is_a_404(claude: Anthropic, http: httpx2.Client) -> None:
+def test_unknown_model_of_a_message_is_a_404(claude: Anthropic, http: httpx2.Client) -> None:
     for policy in (None, BLOCKWISE):
         with pytest.raises(anthropic.NotFoundError) as refused:
             message(claude, policy, model="demo:unknown")

@@ -32,7 +32,7 @@ def changes(http: httpx2.Client, before: dict[tuple[str, str], float]) -> dict[s
     return grown
 
 
-def test_they_add_up_to_the_reports(client: OpenAI, http: httpx2.Client) -> None:
+def test_metrics_add_up_to_the_reports(client: OpenAI, http: httpx2.Client) -> None:
     before = read(http)
     answers = [complete(client, {**BLOCKWISE, "kl_budget": 1.0}, seed=i) for i in range(3)]
     grown = changes(http, before)
@@ -86,7 +86,7 @@ async def _given_up(server: Served, body: dict[str, Any]) -> None:
             await asyncio.gather(request, return_exceptions=True)
 
 
-def test_what_is_served_is_named(http: httpx2.Client) -> None:
+def test_info_metrics_name_rewards_and_members(http: httpx2.Client) -> None:
     samples = read(http)
     assert samples["cdserve_reward_info", 'kind="value_head",reward="sentiment"'] == 1
     assert samples["cdserve_member_info", 'member="tuned"'] == 1

@@ -70,7 +70,7 @@ def check(document: schemathesis.BaseSchema, path: str, body: Any) -> int:
 
 
 @pytest.mark.parametrize("path", ["/v1/alignment", "/v1/models"])
-def test_what_is_read(document: schemathesis.BaseSchema, path: str) -> None:
+def test_get_routes_answer_as_documented(document: schemathesis.BaseSchema, path: str) -> None:
     answer = document[path]["GET"].Case().call_and_validate(checks=CHECKS, timeout=HANG_SECONDS)
     assert answer.status_code == 200
 
@@ -78,7 +78,9 @@ def test_what_is_read(document: schemathesis.BaseSchema, path: str) -> None:
 @pytest.mark.parametrize("path", USUAL)
 @at_random
 @given(data=st.data())
-def test_any_body(document: schemathesis.BaseSchema, path: str, data: st.DataObject) -> None:
+def test_random_bodies_are_answered_as_documented(
+    document: schemathesis.BaseSchema, path: str, data: st.DataObject
+) -> None:
     """Of the schema's, with few of its fields: of all at once, one is always wrong."""
     drawn = data.draw(document[path]["POST"].as_strategy()).body
     names = data.draw(st.lists(st.sampled_from(sorted(drawn)), max_size=3)) if drawn else []
@@ -99,7 +101,7 @@ def test_any_body(document: schemathesis.BaseSchema, path: str, data: st.DataObj
 )
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("n", [1, 2])
-def test_answers(
+def test_completions_and_chats_are_answered_as_documented(
     document: schemathesis.BaseSchema, path: str, policy: Any, stream: bool, n: int
 ) -> None:
     body = {
@@ -112,6 +114,6 @@ def test_answers(
     assert check(document, path, {**body, "alignment": policy} if policy else body) == 200
 
 
-def test_scores(document: schemathesis.BaseSchema) -> None:
+def test_scores_are_answered_as_documented(document: schemathesis.BaseSchema) -> None:
     body = {**USUAL[SCORE], "per_token": True, "rewards": {"sentiment": 1, "sentiment_gold": 0.5}}
     assert check(document, SCORE, body) == 200

@@ -31,7 +31,7 @@ def deltas(events: list[Any]) -> str:
 
 
 @EVERY
-def test_it_answers_as_completions_do(
+def test_response_matches_the_completion_of_its_prompt(
     client: OpenAI, http: httpx2.Client, policy: dict[str, Any]
 ) -> None:
     talk = {"model": "demo", "messages": [{"role": "user", "content": ASKED}]}
@@ -45,14 +45,14 @@ def test_it_answers_as_completions_do(
     assert ours.status == ("incomplete" if cut else "completed")
 
 
-def test_without_a_policy_it_is_vllms(client: OpenAI) -> None:
+def test_response_without_a_policy_is_answered_by_vllm(client: OpenAI) -> None:
     answer = respond(client)
     assert answer.output_text
     assert not hasattr(answer, "alignment")
 
 
 @EVERY
-def test_a_stream_says_what_the_whole_answer_says(client: OpenAI, policy: dict[str, Any]) -> None:
+def test_responses_stream_matches_the_whole_answer(client: OpenAI, policy: dict[str, Any]) -> None:
     whole, events = respond(client, policy), list(respond(client, policy, stream=True))
     assert deltas(events) == whole.output_text == events[-1].response.output_text
     assert events[-1].type == "response.completed"
@@ -60,7 +60,7 @@ def test_a_stream_says_what_the_whole_answer_says(client: OpenAI, policy: dict[s
     assert [event.sequence_number for event in events] == list(range(len(events)))
 
 
-def test_a_trace_has_each_decision_with_its_block(client: OpenAI) -> None:
+def test_responses_stream_has_each_decision_with_its_block(client: OpenAI) -> None:
     events = list(respond(client, {**BLOCKWISE, "report": "trace"}, stream=True))
     made, text = [], ""
     for event in events:
@@ -72,7 +72,7 @@ def test_a_trace_has_each_decision_with_its_block(client: OpenAI) -> None:
     assert made == [{"choice": 0, **decision} for decision in trace]
 
 
-def test_a_preset_is_a_model(client: OpenAI) -> None:
+def test_preset_of_a_response_is_a_model_id(client: OpenAI) -> None:
     answer = respond(client, model="demo:safe")
     assert answer.model == "demo:safe"
     assert_close(answer.alignment, respond(client, "safe").alignment)
@@ -81,13 +81,13 @@ def test_a_preset_is_a_model(client: OpenAI) -> None:
     assert told == {"demo:safe"}
 
 
-def test_what_is_kept_has_its_report(client: OpenAI) -> None:
+def test_stored_response_has_its_report(client: OpenAI) -> None:
     made = respond(client, BLOCKWISE)
     kept = client.responses.retrieve(made.id)
     assert (kept.output_text, kept.alignment) == (made.output_text, made.alignment)
 
 
-def test_a_deadline_that_passes_at_once(client: OpenAI) -> None:
+def test_response_whose_deadline_passes_at_once_is_incomplete(client: OpenAI) -> None:
     policy = {**BLOCKWISE, "deadline_ms": 1}
     for answer in (
         respond(client, policy),
@@ -97,7 +97,7 @@ def test_a_deadline_that_passes_at_once(client: OpenAI) -> None:
         assert answer.alignment["deadline"] == {"ms": 1, "passed": True}
 
 
-def test_a_reward_that_fails_is_told_in_the_stream(client: OpenAI) -> None:
+def test_failed_reward_of_a_response_is_an_error_in_the_stream(client: OpenAI) -> None:
     policy = {**BEST_OF_N, "rewards": {"nan": 1}}
     with pytest.raises(openai.APIError, match="reward 'nan' is nan"):
         list(respond(client, policy, stream=True))
@@ -120,7 +120,7 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("policy", "fields", "param"), REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_done_is_refused(
+def test_invalid_response_requests_are_refused_by_their_field(
     client: OpenAI, policy: Any, fields: dict[str, Any], param: str
 ) -> None:
     with pytest.raises(openai.BadRequestError) as refused:

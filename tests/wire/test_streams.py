@@ -30,9 +30,7 @@ BLOCK = 16 * 14
 
 @SEARCHES
 @ROUTES
-def test_it_says_what_the_whole_answer_says(
-    client: OpenAI, ask: Ask, policy: dict[str, Any]
-) -> None:
+def test_stream_matches_the_whole_answer(client: OpenAI, ask: Ask, policy: dict[str, Any]) -> None:
     whole = ask(client, policy)
     chunks = list(ask(client, policy, stream=True))
     assert joined(chunks) == text_of(whole.choices[0])
@@ -40,14 +38,14 @@ def test_it_says_what_the_whole_answer_says(
 
 
 @ROUTES
-def test_blockwise_sends_one_chunk_a_block(client: OpenAI, ask: Ask) -> None:
+def test_blockwise_sends_one_chunk_per_block(client: OpenAI, ask: Ask) -> None:
     chunks = list(ask(client, BLOCKWISE, stream=True, **FIVE_BLOCKS))
     texts = [text_of(choice) for chunk in chunks for choice in chunk.choices]
     assert sum(1 for text in texts if text) == 5
 
 
 @ROUTES
-def test_a_trace_has_each_decision_with_its_block(client: OpenAI, ask: Ask) -> None:
+def test_stream_has_each_decision_with_its_block(client: OpenAI, ask: Ask) -> None:
     policy = {**BLOCKWISE, "report": "trace"}
     chunks = list(ask(client, policy, stream=True, **FIVE_BLOCKS))
     report = chunks[-1].alignment
@@ -68,7 +66,7 @@ def test_a_trace_has_each_decision_with_its_block(client: OpenAI, ask: Ask) -> N
     [BLOCKWISE, BEST_OF_N, {"method": "tokenwise_cd", "beta": 0.5}],
     ids=lambda p: p["method"],
 )
-def test_a_trace_says_whose_decisions_they_are(client: OpenAI, policy: dict[str, Any]) -> None:
+def test_trace_names_the_choice_of_each_decision(client: OpenAI, policy: dict[str, Any]) -> None:
     asked = {**policy, "report": "trace"}
     prompts = [PROMPT, "Film review: The Velvet Promise."]
     chunks = list(complete(client, asked, prompt=prompts, n=2, stream=True))
@@ -93,7 +91,7 @@ def test_each_block_is_sent_as_it_is_accepted(server: Served, client: OpenAI, as
 
 
 @ROUTES
-def test_best_of_n_sends_its_text_at_once(client: OpenAI, ask: Ask) -> None:
+def test_best_of_n_sends_its_text_in_one_chunk(client: OpenAI, ask: Ask) -> None:
     chunks = list(ask(client, BEST_OF_N, stream=True))
     assert sum(1 for chunk in chunks if text_of(chunk.choices[0])) == 1
 
@@ -111,17 +109,17 @@ def test_the_report_is_on_the_last_chunk_with_choices(
     check_report(with_report[0].alignment, policy, chunks[-1].usage.completion_tokens)
 
 
-def test_report_none_leaves_it_out(client: OpenAI) -> None:
+def test_stream_with_report_none_has_no_report(client: OpenAI) -> None:
     chunks = complete(client, {**BLOCKWISE, "report": "none"}, stream=True)
     assert not any(hasattr(chunk, "alignment") for chunk in chunks)
 
 
-def test_the_trace_comes_with_it(client: OpenAI) -> None:
+def test_last_chunk_has_the_trace(client: OpenAI) -> None:
     *_, last = complete(client, {**BLOCKWISE, "report": "trace"}, stream=True)
     assert len(last.alignment["trace"]) == last.alignment["decisions"]
 
 
-def test_usage_grows_with_the_blocks(client: OpenAI) -> None:
+def test_continuous_usage_grows_with_the_blocks(client: OpenAI) -> None:
     options = {"include_usage": True, "continuous_usage_stats": True}
     chunks = complete(client, BLOCKWISE, stream=True, stream_options=options, **FIVE_BLOCKS)
     counts = [chunk.usage.completion_tokens for chunk in chunks]
@@ -149,7 +147,7 @@ def test_a_silent_stream_is_kept_alive(server: Served, http: httpx2.Client) -> N
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": PROMPT}]}),
     ],
 )
-def test_what_stands_on_the_wire(
+def test_stream_frames_are_server_sent_events_with_constant_fields(
     http: httpx2.Client, route: str, prompt: dict[str, Any], policy: dict[str, Any]
 ) -> None:
     body = {"model": "demo", **prompt, "max_tokens": 40, "stream": True, "alignment": policy}

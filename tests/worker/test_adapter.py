@@ -40,7 +40,7 @@ def references(lora: Path) -> dict[str, Reference]:
 
 @pytest.mark.parametrize("policy", [BEST_OF_N, {**BLOCKWISE, "m": 8}, TOKENWISE])
 @pytest.mark.parametrize("model", MODELS)
-def test_values(
+def test_values_under_an_adapter_are_those_of_the_adapted_model(
     adapted: Served, references: dict[str, Reference], model: str, policy: dict[str, Any]
 ) -> None:
     body = {
@@ -54,7 +54,7 @@ def test_values(
         references[model].check(prompt, written, report, policy.get("m", 24))
 
 
-def test_the_adapter_makes_a_difference(references: dict[str, Reference]) -> None:
+def test_adapter_changes_the_values(references: dict[str, Reference]) -> None:
     """Or the other test would show nothing."""
     base, other = (references[model].values(tokens(40, seed=13)) for model in MODELS)
     assert max(abs(a - b) for a, b in zip(base, other, strict=True)) > 0.05

@@ -85,7 +85,7 @@ def body(prompt: list[int], policy: dict[str, Any], **fields: Any) -> dict[str, 
 
 @pytest.mark.parametrize("length", [1, 32, 300])
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
-def test_what_is_drawn(
+def test_log_likelihoods_of_drawn_responses_match_transformers(
     http: httpx2.Client,
     reference: Reference,
     policy: dict[str, Any],
@@ -97,7 +97,9 @@ def test_what_is_drawn(
     check(reference, prompt, answer.json(), policy.get("m", 40))
 
 
-def test_responses_that_end_by_themselves(client: OpenAI, reference: Reference) -> None:
+def test_log_likelihoods_of_ended_responses_match_transformers(
+    client: OpenAI, reference: Reference
+) -> None:
     prompt = reference.tokenizer.encode("Review of the film:\n")
     answers = of_seeds(client, range(5), BEST_OF_N, prompt=prompt, max_tokens=200)
     for answer in answers:
@@ -105,7 +107,9 @@ def test_responses_that_end_by_themselves(client: OpenAI, reference: Reference) 
     assert "stop" in {answer.choices[0].finish_reason for answer in answers}
 
 
-def test_stop_strings(client: OpenAI, reference: Reference) -> None:
+def test_log_likelihoods_at_stop_strings_match_transformers(
+    client: OpenAI, reference: Reference
+) -> None:
     prompt = reference.tokenizer.encode("Review of the film:\n")
     fields = {"prompt": prompt, "max_tokens": 80, "stop": [" and", "."]}
     for answer in of_seeds(client, range(6), BLOCKWISE, **fields):
@@ -115,7 +119,9 @@ def test_stop_strings(client: OpenAI, reference: Reference) -> None:
         )
 
 
-async def test_many_at_once(server: Served, reference: Reference) -> None:
+async def test_log_likelihoods_in_a_mixed_batch_match_transformers(
+    server: Served, reference: Reference
+) -> None:
     """Beside plain requests, others that mix, and prompts that share blocks."""
     shared = tokens(64, seed=2)
     prompts = [[*shared, *tokens(i, seed=3)] for i in range(16)]
@@ -135,7 +141,9 @@ async def test_many_at_once(server: Served, reference: Reference) -> None:
         check(reference, prompt, answers[index], policies[index % len(policies)].get("m", 40))
 
 
-def test_mixing_reports_them(http: httpx2.Client, reference: Reference) -> None:
+def test_log_likelihoods_under_mixing_match_transformers(
+    http: httpx2.Client, reference: Reference
+) -> None:
     weights = {"base": 0.5, "tuned": 0.5}
     policy = {"method": "logit_mixing", "weights": weights, "rewards": TWO}
     prompt = tokens(40, seed=5)
@@ -146,7 +154,9 @@ def test_mixing_reports_them(http: httpx2.Client, reference: Reference) -> None:
 
 
 @pytest.mark.parametrize("length", [1, 32, 500])
-def test_given_texts(http: httpx2.Client, reference: Reference, length: int) -> None:
+def test_log_likelihoods_of_given_texts_match_transformers(
+    http: httpx2.Client, reference: Reference, length: int
+) -> None:
     prompt = tokens(length, seed=4)
     texts = ["I love it. The handle has a firm grip.", "It broke.", "", "word " * 300]
     sent = {"prompt": prompt, "responses": texts, "rewards": TWO, "per_token": True}

@@ -32,7 +32,7 @@ def nested() -> Any:
 
 
 @pytest.mark.parametrize("model", [untied, tied, nested])
-def test_it_is_found_in_each_kind_of_architecture(model: Any) -> None:
+def test_lm_head_is_found_in_each_kind_of_architecture(model: Any) -> None:
     assert lm_head(model()) is WEIGHT
 
 
@@ -46,7 +46,7 @@ def test_it_is_found_in_each_kind_of_architecture(model: Any) -> None:
     ],
     ids=["another stage", "packed", "fp8", "int8"],
 )
-def test_one_that_cannot_be_read_as_it_is_is_left_out(head: Any) -> None:
+def test_unreadable_lm_head_is_left_out(head: Any) -> None:
     embedding = layer(torch.zeros(5, 3))
     model = SimpleNamespace(lm_head=head, model=SimpleNamespace(embed_tokens=embedding))
     assert lm_head(model) is None

@@ -37,7 +37,7 @@ class _Members(Members):
             self.add_module(name, model)
 
 
-def test_outputs_that_share_memory_are_kept_apart() -> None:
+def test_member_outputs_in_shared_memory_are_kept_apart() -> None:
     pool, tokens = torch.zeros(64), torch.arange(3)
     made = _Members(
         {"wide": _Graph(pool, 4, 2.0), "small": _Graph(pool, 2, 3.0)}, {"wide": 4, "small": 2}
@@ -46,7 +46,7 @@ def test_outputs_that_share_memory_are_kept_apart() -> None:
     assert states.tolist() == [[1.0] * 5 + [2.0] * 4 + [3.0] * 2] * 3
 
 
-def test_only_the_members_asked_for_run() -> None:
+def test_only_requested_members_run() -> None:
     pool, tokens = torch.zeros(64), torch.arange(3)
     made = _Members(
         {"wide": _Graph(pool, 4, 2.0), "small": _Graph(pool, 2, 3.0)}, {"wide": 4, "small": 2}
@@ -65,7 +65,7 @@ class _Compiled(nn.Module):
         self.tag = backends.model_tag
 
 
-def test_what_is_compiled_for_one_model_is_not_taken_for_another(
+def test_code_compiled_for_one_member_is_not_reused_for_another(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Of two members with the base's own configuration; vLLM finds compiled code by these factors.

@@ -117,7 +117,7 @@ counted as one."""
 
 @pytest.mark.parametrize("kind", ASKED)
 @pytest.mark.parametrize(("rows", "vocabulary"), [(1024, 262_144), (1024, 32_000), (256, 128_256)])
-def test_steering_stays_within_its_bound(
+def test_steering_memory_stays_within_its_bound(
     kind: str, rows: int, vocabulary: int, tmp_path: Path
 ) -> None:
     asked, copies = ASKED[kind]
@@ -130,7 +130,7 @@ def test_steering_stays_within_its_bound(
 
 @pytest.mark.parametrize("models", [("base",), ("base", *MEMBERS)])
 @pytest.mark.parametrize(("rows", "vocabulary"), [(1024, 262_144), (256, 128_256)])
-def test_log_likelihoods_stay_within_their_bound(
+def test_log_likelihood_memory_stays_within_its_bound(
     models: tuple[str, ...], rows: int, vocabulary: int
 ) -> None:
     """The logits kept for the next step, and float32 copies of 256 rows."""

@@ -35,12 +35,12 @@ class Choosing(_Bare, _Aligned, _Own):
     """Of an architecture with a state of its own."""
 
 
-def test_the_state_is_the_one_that_vllm_resolves() -> None:
+def test_model_state_is_the_one_that_vllm_resolves() -> None:
     assert Plain().get_model_state_cls().__mro__[1:3] == (_Tracking, DefaultModelState)
     assert issubclass(Plain(hybrid=True).get_model_state_cls(), MambaHybridModelState)
 
 
-def test_a_model_s_own_state_stays() -> None:
+def test_model_state_of_the_architecture_is_kept() -> None:
     state = Choosing().get_model_state_cls()
     assert issubclass(state, MambaHybridModelState)
     assert issubclass(state, _Tracking)

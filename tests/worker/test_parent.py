@@ -58,7 +58,7 @@ def start(kind: str, folder: Path, told: bool, started: list[psutil.Process]) ->
 
 
 @pytest.mark.parametrize("kind", ["ends", "hangs"])
-def test_a_child_ends_after_its_parent_was_killed(
+def test_child_ends_after_its_parent_is_killed(
     kind: str, tmp_path: Path, started: list[psutil.Process]
 ) -> None:
     start(kind, tmp_path, True, started)
@@ -68,7 +68,9 @@ def test_a_child_ends_after_its_parent_was_killed(
     assert not left.is_running()
 
 
-def test_a_child_that_is_not_told_to_stays(tmp_path: Path, started: list[psutil.Process]) -> None:
+def test_child_without_the_setting_outlives_its_parent(
+    tmp_path: Path, started: list[psutil.Process]
+) -> None:
     start("ends", tmp_path, False, started)
     killed, left = started
     killed.kill()
@@ -76,7 +78,7 @@ def test_a_child_that_is_not_told_to_stays(tmp_path: Path, started: list[psutil.
         left.wait(3)
 
 
-def test_a_child_stays_while_its_parent_lives(
+def test_child_keeps_running_while_its_parent_lives(
     tmp_path: Path, started: list[psutil.Process]
 ) -> None:
     start("ends", tmp_path, True, started)

@@ -91,21 +91,23 @@ def score(
 
 class TestScore:
     @pytest.mark.parametrize("length", LENGTHS)
-    def test_every_token(self, http: httpx2.Client, reference: Reference, length: int) -> None:
+    def test_value_of_every_token_matches_transformers(
+        self, http: httpx2.Client, reference: Reference, length: int
+    ) -> None:
         prompt = tokens(length)
         expected = reference.values([*prompt, *reference.ended(RESPONSE)])[length:]
         values = score(http, prompt, per_token=True)["per_token"]["sentiment"]
         assert values == pytest.approx(expected, abs=TOLERANCE)
 
     @pytest.mark.parametrize("length", LENGTHS)
-    def test_the_end_of_a_sequence_of_any_length(
+    def test_final_value_at_any_length_matches_transformers(
         self, http: httpx2.Client, reference: Reference, length: int
     ) -> None:
         prompt = tokens(length, seed=1)
         expected = reference.values([*prompt, *reference.ended("")])[-1]
         assert score(http, prompt, "")["score"] == pytest.approx(expected, abs=TOLERANCE)
 
-    def test_a_prefix_cache_hit(
+    def test_values_after_a_prefix_cache_hit_match_transformers(
         self, server: Served, http: httpx2.Client, reference: Reference
     ) -> None:
         prompt = tokens(130, seed=2)
@@ -119,7 +121,7 @@ class TestScore:
         assert every == pytest.approx(expected[130:], abs=TOLERANCE)
 
     @pytest.mark.parametrize("length", [31, 32, 64, 65, 96, 128])
-    def test_a_prefix_of_an_earlier_prompt(
+    def test_values_of_a_prefix_of_a_cached_prompt_match_transformers(
         self, http: httpx2.Client, reference: Reference, length: int
     ) -> None:
         whole = tokens(128, seed=3)
@@ -127,7 +129,9 @@ class TestScore:
         expected = reference.values([*whole[:length], *reference.ended(RESPONSE)])[-1]
         assert score(http, whole[:length])["score"] == pytest.approx(expected, abs=TOLERANCE)
 
-    async def test_sixteen_at_once(self, server: Served, reference: Reference) -> None:
+    async def test_values_of_sixteen_concurrent_texts_match_transformers(
+        self, server: Served, reference: Reference
+    ) -> None:
         prompts = [tokens(length, seed=6) for length in range(3, 16 * 20, 20)]
         async with server.async_client() as client:
             answers = await asyncio.gather(
@@ -148,7 +152,7 @@ class TestScore:
 
 
 class TestGeneration:
-    async def test_prompts_of_whole_blocks_at_once(
+    async def test_concurrent_prompts_of_whole_blocks_match_transformers(
         self, server: Served, reference: Reference
     ) -> None:
         """Candidates that begin in one step do not copy what that step has yet to compute."""
@@ -168,7 +172,7 @@ class TestGeneration:
         ("policy", "m"), [(BEST_OF_N, 100), (BLOCKWISE, 32), ({**BLOCKWISE, "m": 7}, 7)]
     )
     @pytest.mark.parametrize("length", [1, 20, 31, 32, 300, 700])
-    def test_every_decision(
+    def test_scores_of_every_decision_match_transformers(
         self, client: OpenAI, reference: Reference, policy: dict[str, Any], m: int, length: int
     ) -> None:
         prompt = tokens(length, seed=7)
@@ -178,7 +182,7 @@ class TestGeneration:
         reference.check(prompt, answer.choices[0].token_ids, answer.alignment, m)
 
     @pytest.mark.parametrize("policy", [BEST_OF_N, BLOCKWISE], ids=lambda p: p["method"])
-    def test_a_response_that_ended(
+    def test_value_of_an_ended_response_includes_the_end_token(
         self, client: OpenAI, reference: Reference, policy: dict[str, Any]
     ) -> None:
         """The last value is that of the prefix with its end token."""
@@ -188,7 +192,7 @@ class TestGeneration:
         m = policy.get("m", 400)
         reference.check(choice.prompt_token_ids, choice.token_ids, answer.alignment, m)
 
-    def test_a_response_that_a_stop_string_ended(
+    def test_value_at_a_stop_string_is_that_of_the_kept_tokens(
         self, client: OpenAI, reference: Reference
     ) -> None:
         """The value is that of the tokens that were kept."""
@@ -196,7 +200,9 @@ class TestGeneration:
         choice = answer.choices[0]
         reference.check(choice.prompt_token_ids, choice.token_ids, answer.alignment, 32)
 
-    async def test_sixteen_at_once(self, server: Served, reference: Reference) -> None:
+    async def test_scores_of_sixteen_concurrent_requests_match_transformers(
+        self, server: Served, reference: Reference
+    ) -> None:
         """Rows move in the batch as others come and go; plain requests are among them."""
         bodies = [
             {
@@ -218,7 +224,9 @@ class TestGeneration:
                     choice["prompt_token_ids"], choice["token_ids"], made["alignment"], 32
                 )
 
-    def test_blocks_are_continued_by_token_ids(self, client: OpenAI, reference: Reference) -> None:
+    def test_blocks_continue_by_token_ids_instead_of_text(
+        self, client: OpenAI, reference: Reference
+    ) -> None:
         """A hot text is not encoded to the tokens that wrote it; logprobs tell them apart."""
         policy = {**BLOCKWISE, "m": 8, "report": "trace"}
         fields = {"temperature": 2.0, "logprobs": 0, "max_tokens": 64, "ignore_eos": True}
@@ -253,7 +261,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 class TestSmallServer:
     @pytest.mark.parametrize("length", [63, 64, 65, 650])
     @pytest.mark.parametrize("per_token", [False, True])
-    def test_a_prefill_in_chunks(
+    def test_values_of_a_chunked_prefill_match_transformers(
         self, small: Served, reference: Reference, length: int, per_token: bool
     ) -> None:
         prompt = tokens(length, seed=4 + per_token)
@@ -265,7 +273,9 @@ class TestSmallServer:
             values = scored["per_token"]["sentiment"]
             assert values == pytest.approx(expected[length:], abs=TOLERANCE)
 
-    def test_preemption(self, small: Served, reference: Reference) -> None:
+    def test_values_after_preemption_match_transformers(
+        self, small: Served, reference: Reference
+    ) -> None:
         body = {
             **{"model": "demo", "prompt": tokens(200, seed=9), "max_tokens": 160, "n": 2},
             **{"ignore_eos": True, "return_token_ids": True},
@@ -280,7 +290,9 @@ class TestSmallServer:
                 reference.check(prompt, choice["token_ids"], report, m)
         assert small.metric("num_preemptions_total") > 0
 
-    def test_log_likelihoods_of_preempted_rows(self, small: Served, reference: Reference) -> None:
+    def test_log_likelihoods_after_preemption_match_transformers(
+        self, small: Served, reference: Reference
+    ) -> None:
         """One that was preempted is read anew, in chunks, where the sum was lost."""
         before = small.metric("num_preemptions_total")
         policy = {"method": "best_of_n", "n": 6, "rewards": {"fluent": 1.0}, "report": "trace"}
@@ -297,7 +309,7 @@ class TestSmallServer:
             expected = sum(reference.logprobs(whole)[199:])
             assert report["rewards"]["fluent"] == pytest.approx(expected, abs=2e-3)
 
-    def test_steered_rows_that_are_preempted(self, small: Served) -> None:
+    def test_path_kl_continues_after_preemption(self, small: Served) -> None:
         """Each prompt is computed in four chunks; KL goes on from where it was."""
         before = small.metric("num_preemptions_total")
         url = f"{small.base_url}/v1"

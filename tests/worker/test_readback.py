@@ -55,7 +55,7 @@ def put(back: ReadBack, seen: list[Any], *numbers: float) -> None:
         back.submit(torch.tensor([number]), lambda made: seen.append(float(made[0])))
 
 
-def test_results_come_with_their_own_step_s_output(back: ReadBack) -> None:
+def test_results_arrive_with_the_output_of_their_step(back: ReadBack) -> None:
     """The next step has put its own by the time that the first output is read."""
     seen: list[Any] = []
     put(back, seen, 1, 2)
@@ -69,7 +69,7 @@ def test_results_come_with_their_own_step_s_output(back: ReadBack) -> None:
     assert seen == ["output", 1, 2, "output", 3]
 
 
-def test_an_output_that_is_there_comes_after_its_results(back: ReadBack) -> None:
+def test_finished_output_is_read_after_its_results(back: ReadBack) -> None:
     seen: list[Any] = []
     put(back, seen, 1)
     assert worker.with_results(None) is None  # the step goes on to its sampler
@@ -79,7 +79,7 @@ def test_an_output_that_is_there_comes_after_its_results(back: ReadBack) -> None
     assert seen == [1]
 
 
-async def test_threads_keep_the_order(back: ReadBack) -> None:
+async def test_results_of_several_threads_keep_their_order(back: ReadBack) -> None:
     """Outputs are read in one thread while a preempted request comes back in another."""
     seen: list[Any] = []
     for step in range(200):
@@ -91,7 +91,7 @@ async def test_threads_keep_the_order(back: ReadBack) -> None:
     assert seen == list(range(200))
 
 
-def test_the_platform_s_worker_is_extended() -> None:
+def test_worker_extends_the_worker_of_the_platform() -> None:
     from vllm.v1.worker.cpu_worker import CPUWorker
 
     assert issubclass(worker.Worker, CPUWorker)
@@ -100,7 +100,7 @@ def test_the_platform_s_worker_is_extended() -> None:
 
 
 @pytest.mark.parametrize("behind", [False, True])
-def test_paths_do_not_depend_on_when_they_are_read(
+def test_path_kl_does_not_depend_on_the_time_of_reading(
     tmp_path: Path, table: SharedTable, behind: bool
 ) -> None:
     """A row without a budget, in some steps beside one that has one."""

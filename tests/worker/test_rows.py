@@ -103,7 +103,7 @@ def batch() -> Batch:
 
 
 class TestV1:
-    def test_the_ticket_arrives(self, table: RowTable, batch: Batch) -> None:
+    def test_ticket_of_a_request_reaches_its_row(self, table: RowTable, batch: Batch) -> None:
         batch.step(added=[(3, asks(5, 2), [1, 2], [])])
         due = table.take_step().values
         assert due is not None
@@ -111,13 +111,13 @@ class TestV1:
         assert TABLE_IDS[int(due.destinations.table[0])] == "/table"
 
     @pytest.mark.parametrize("extra", [None, {}, {"other": 1}])
-    def test_requests_that_do_not_ask_have_no_row(
+    def test_plain_requests_have_no_row(
         self, table: RowTable, batch: Batch, extra: Asked | None
     ) -> None:
         batch.step(added=[(0, extra, [1, 2], [])])
         assert numbers(table) == {}
 
-    def test_a_row_is_scored_at_the_length_it_asks_for(self, table: RowTable, batch: Batch) -> None:
+    def test_v1_row_is_scored_at_the_requested_length(self, table: RowTable, batch: Batch) -> None:
         output = [7]
         batch.step(added=[(0, asks(1, 5), [1, 2, 3], output)])
         assert numbers(table) == {}
@@ -128,7 +128,7 @@ class TestV1:
         batch.step()
         assert numbers(table) == {}
 
-    def test_a_whole_prompt_is_scored_at_its_end_and_not_beyond(
+    def test_whole_prompt_is_scored_at_its_end_and_not_beyond(
         self, table: RowTable, batch: Batch
     ) -> None:
         output: list[int] = []
@@ -138,42 +138,40 @@ class TestV1:
         batch.step()
         assert numbers(table) == {}
 
-    def test_a_request_without_prompt_ids(self, table: RowTable, batch: Batch) -> None:
+    def test_request_without_prompt_ids_is_accepted(self, table: RowTable, batch: Batch) -> None:
         batch.step(added=[(0, asks(1, 1), None, [7])])
         assert numbers(table) == {0: 1}
 
-    def test_a_plain_request_takes_the_place_of_one_that_asked(
-        self, table: RowTable, batch: Batch
-    ) -> None:
+    def test_plain_request_clears_the_slot_it_takes(self, table: RowTable, batch: Batch) -> None:
         batch.step(added=[(0, asks(1), [1], [])])
         batch.step(added=[(0, None, [1], [])])
         assert numbers(table) == {}
 
-    def test_removing_what_is_not_there(self, table: RowTable, batch: Batch) -> None:
+    def test_removing_an_empty_slot_changes_nothing(self, table: RowTable, batch: Batch) -> None:
         batch.step(added=[(0, asks(1), [1], [])])
         batch.step(removed=[4, 5])
         assert numbers(table) == {0: 1}
 
-    def test_a_move_leaves_its_place_and_takes_the_other(
+    def test_moved_row_leaves_its_slot_and_takes_the_other(
         self, table: RowTable, batch: Batch
     ) -> None:
         batch.step(added=[(0, asks(1), [1], []), (1, asks(2), [1], [])])
         batch.step(moved=[(1, 0, ONE_WAY)])
         assert numbers(table) == {0: 2}
 
-    def test_a_plain_row_that_moves_clears_its_target(self, table: RowTable, batch: Batch) -> None:
+    def test_moved_plain_row_clears_its_target_slot(self, table: RowTable, batch: Batch) -> None:
         batch.step(added=[(0, asks(1), [1], [])])
         batch.step(moved=[(3, 0, ONE_WAY)])
         assert numbers(table) == {}
 
-    def test_a_swap_with_a_plain_row(self, table: RowTable, batch: Batch) -> None:
+    def test_swap_with_a_plain_row_moves_the_request(self, table: RowTable, batch: Batch) -> None:
         batch.step(added=[(0, asks(1), [1], [])])
         batch.step(moved=[(0, 2, SWAP)])
         assert numbers(table) == {2: 1}
         batch.step(moved=[(0, 2, SWAP)])
         assert numbers(table) == {0: 1}
 
-    def test_a_steered_row_is_steered_in_every_step(self, table: RowTable, batch: Batch) -> None:
+    def test_steered_row_is_steered_in_every_step(self, table: RowTable, batch: Batch) -> None:
         output: list[int] = []
         tilt = RowTilt({1: 2.0}, 3)
         added = [(0, steered(tilt=tilt), [1, 2], output), (1, asks(1, 2), [1, 2], output)]
@@ -189,7 +187,7 @@ class TestV1:
             output.append(9)
             batch.step()
 
-    def test_a_row_may_be_both(self, table: RowTable, batch: Batch) -> None:
+    def test_row_may_be_scored_and_steered(self, table: RowTable, batch: Batch) -> None:
         both = steered(values=ticket(1), value_length=1)
         batch.step(added=[(0, both, [1], [])])
         due, rows, _ = table.take_step()
@@ -197,7 +195,7 @@ class TestV1:
         assert rows is not None
         assert due.index.tolist() == rows.index.tolist() == [0]
 
-    def test_a_slot_is_used_again_without_what_its_last_request_asked(
+    def test_reused_slot_keeps_nothing_of_its_last_request(
         self, table: RowTable, batch: Batch
     ) -> None:
         asked = (
@@ -271,9 +269,7 @@ def slots() -> Slots:
 
 
 class TestV2:
-    def test_rows_are_found_wherever_the_batch_has_them(
-        self, table: RowTable, slots: Slots
-    ) -> None:
+    def test_rows_are_found_at_any_place_in_the_batch(self, table: RowTable, slots: Slots) -> None:
         slots.add(5, asks(1, 4), 3)
         slots.add(2, None, 3)
         slots.add(7, asks(3, 4), 3)
@@ -282,7 +278,7 @@ class TestV2:
         slots.step((7, 3, 1), (2, 4, 1))
         assert numbers(table) == {0: 3}
 
-    def test_a_row_is_scored_at_the_length_it_asks_for(self, table: RowTable, slots: Slots) -> None:
+    def test_v2_row_is_scored_at_the_requested_length(self, table: RowTable, slots: Slots) -> None:
         slots.add(0, asks(1, 5), 3)
         found = []
         for step in ((0, 0, 3), (0, 3, 1), (0, 4, 1), (0, 5, 1)):
@@ -290,7 +286,7 @@ class TestV2:
             found.append(numbers(table))
         assert found == [{}, {}, {0: 1}, {}]
 
-    def test_a_slot_forgets_who_had_it(self, table: RowTable, slots: Slots) -> None:
+    def test_v2_slot_keeps_nothing_of_its_last_request(self, table: RowTable, slots: Slots) -> None:
         slots.add(0, steered(), 3)
         slots.add(0, None, 3)
         slots.step((0, 0, 3))
@@ -306,9 +302,7 @@ class TestV2:
             found.append(rows and [rows.tokens.tolist(), rows.temperatures.tolist()])
         assert found == [None, [[6], [0.5]], [[7], [0.5]]]
 
-    def test_a_request_that_comes_back_draws_after_its_output(
-        self, table: RowTable, slots: Slots
-    ) -> None:
+    def test_resumed_request_draws_after_its_output(self, table: RowTable, slots: Slots) -> None:
         slots.add(0, steered(), 3, output=4)
         found = []
         for step in ((0, 0, 3), (0, 3, 3), (0, 6, 1)):
@@ -317,14 +311,16 @@ class TestV2:
             found.append(rows and (rows.tokens.tolist(), rows.begins.tolist()))
         assert found == [None, None, ([7], [True])]
 
-    def test_every_position_of_a_prompt_in_chunks(self, table: RowTable, slots: Slots) -> None:
+    def test_every_position_of_a_chunked_prompt_is_scored(
+        self, table: RowTable, slots: Slots
+    ) -> None:
         slots.add(0, asks(1, None), 5)
         slots.step((0, 0, 4))
         assert (indices(table.prompt_value_rows()), numbers(table)) == ([0], {0: 1})
         slots.step((0, 4, 1))
         assert (indices(table.prompt_value_rows()), numbers(table)) == ([0], {0: 1})
 
-    def test_the_step_says_where_each_row_s_tokens_begin(
+    def test_step_reports_where_the_tokens_of_each_row_begin(
         self, table: RowTable, slots: Slots
     ) -> None:
         slots.add(4, asks(1, None), 5)
@@ -333,14 +329,14 @@ class TestV2:
         assert table.starts is not None
         assert table.starts.tolist() == [0, 2, 5]
 
-    def test_the_state_stays_what_the_model_has(self) -> None:
+    def test_state_of_the_model_is_kept(self) -> None:
         state = runner_v2.tracked(_State)
         assert issubclass(state, _State)
         assert state.__name__ == "_State"
 
 
 class TestSize:
-    def test_as_many_members_run_as_a_row_has_flags_for(self) -> None:
+    def test_more_members_than_flags_of_a_row_are_refused(self) -> None:
         names = [f"m{i}" for i in range(48)]
         table = RowTable(1, 0, names[:47])
         table.assign(0, WorkerRequest(loglik_models=("base", "m0", "m46")), prompt_length=1)
@@ -351,23 +347,25 @@ class TestSize:
 
 
 class TestSteps:
-    def test_rows_are_taken_once_a_step(self, table: RowTable, batch: Batch) -> None:
+    def test_rows_are_taken_once_per_step(self, table: RowTable, batch: Batch) -> None:
         batch.step(added=[(0, asks(1), [1], [])])
         assert numbers(table) == {0: 1}
         assert numbers(table) == {}
         batch.step()
         assert numbers(table) == {0: 1}
 
-    def test_without_a_step_there_are_none(self, table: RowTable) -> None:
+    def test_no_rows_are_taken_without_a_step(self, table: RowTable) -> None:
         assert table.take_step() == NONE
 
-    def test_two_steps_without_logits_are_one(self, table: RowTable, batch: Batch) -> None:
+    def test_second_step_replaces_a_step_without_logits(
+        self, table: RowTable, batch: Batch
+    ) -> None:
         batch.step(added=[(0, asks(1), [1], [])])
         batch.step()
         assert numbers(table) == {0: 1}
         assert numbers(table) == {}
 
-    def test_in_a_pass_that_is_no_step_nobody_asks_and_all_members_run(
+    def test_pass_outside_a_step_has_no_rows_and_runs_all_members(
         self, table: RowTable, batch: Batch
     ) -> None:
         """Such as a capture, or a dummy batch after a step: its rows are nobody's."""
@@ -386,7 +384,7 @@ class TestSteps:
             None,
         )
 
-    def test_every_position_may_be_asked_for_at_any_time_in_a_step(
+    def test_prompt_rows_can_be_read_at_any_time_in_a_step(
         self, table: RowTable, batch: Batch
     ) -> None:
         batch.step(added=[(0, asks(1), [1], []), (1, asks(2, None), [1], []), (2, None, [1], [])])

@@ -45,7 +45,7 @@ def heads(tmp_path: Path) -> list[ValueHead]:
 
 @pytest.mark.parametrize("fused", [False, True] if RUN else [False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_values_reach_the_table(
+def test_scorer_writes_values_of_requesting_rows_into_the_table(
     tmp_path: Path, heads: list[ValueHead], dtype: torch.dtype, fused: bool
 ) -> None:
     """Of the rows that ask alone, in a step and over a whole prompt."""

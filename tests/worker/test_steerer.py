@@ -96,7 +96,7 @@ def law(logits: Tensor) -> dict[Tokens, float]:
         (soft_value, (0.35545217, 0.57973150, 0.06481633), 1.5639489, 0.43718906),
     ],
 )
-def test_the_law_of_a_tilt(
+def test_tilted_distribution_matches_the_enumerated_one(
     tmp_path: Path,
     architecture: str,
     of: Callable[[Tokens], float],
@@ -119,21 +119,21 @@ def test_the_law_of_a_tilt(
     assert of_paths == pytest.approx(nats, abs=2e-6)
 
 
-def test_the_soft_optimum_is_the_sequence_s(tmp_path: Path) -> None:
+def test_soft_q_gives_the_optimal_distribution_of_sequences(tmp_path: Path) -> None:
     """p(y) e^r / Z, METHODS 6.5."""
     z = math.exp(1.1267598402)
     for response, p in law(tilted(q_head(tmp_path, soft_value, "lowrank"), 1.0)).items():
         assert p == pytest.approx(probability(response) * math.exp(reward(response)) / z, abs=1e-6)
 
 
-def test_what_all_tokens_share_changes_nothing(tmp_path: Path) -> None:
+def test_constant_added_to_q_changes_nothing(tmp_path: Path) -> None:
     with_value = tilted(q_head(tmp_path / "v", value, "lowrank"), 1.0)
     shifted = q_head(tmp_path / "c", lambda s: value(s) + 7.0 * len(s), "lowrank")
     torch.testing.assert_close(tilted(shifted, 1.0).softmax(-1), with_value.softmax(-1))
 
 
 @fused_or_not
-def test_ratios_inside_the_top_k_are_the_tilt_s(tmp_path: Path, fused: bool) -> None:
+def test_ratios_inside_the_top_k_match_the_tilt(tmp_path: Path, fused: bool) -> None:
     """VAS, METHODS 6.7: and what is outside counts as average."""
     folder = q_head(tmp_path, value, "lowrank")
     whole, limited = tilted(folder, 1.0, fused=fused), tilted(folder, 1.0, top_k=2, fused=fused)
@@ -142,14 +142,16 @@ def test_ratios_inside_the_top_k_are_the_tilt_s(tmp_path: Path, fused: bool) -> 
     torch.testing.assert_close(limited[:, :2].sum(-1), base()[:, :2].sum(-1))
 
 
-def test_a_head_of_more_tokens_than_the_model_s_is_refused() -> None:
+def test_head_with_a_larger_vocabulary_than_the_model_is_refused() -> None:
     with pytest.raises(ValueError, match=r"sentiment-q has values of 1536 tokens; the model has 9"):
         Steerer([str(Q_HEAD_DIR)], DEVICE, 9, 1, reports=True)
 
 
 @fused_or_not
 @pytest.mark.parametrize("budget", [0.0, 0.02, 0.1, 0.25, 9.0, None])
-def test_a_budget_is_kept_on_every_path(tmp_path: Path, budget: float | None, fused: bool) -> None:
+def test_budget_bounds_the_kl_of_every_path(
+    tmp_path: Path, budget: float | None, fused: bool
+) -> None:
     """And what is reported is the KL of the distributions that were drawn from."""
     coefficient = 1.5
     folder, back = q_head(tmp_path, value, "lowrank"), ReadBack()
@@ -187,7 +189,7 @@ def test_a_budget_is_kept_on_every_path(tmp_path: Path, budget: float | None, fu
 
 
 @fused_or_not
-def test_a_mix_of_the_base_alone_beside_other_rows_scales_its_own(fused: bool) -> None:
+def test_mix_of_the_base_alone_scales_only_its_own_row(fused: bool) -> None:
     """No member runs for it; on a server with members, in a batch of several rows."""
     logits = torch.randn(5, 7).to(DEVICE)
     steerer = Steerer([], DEVICE, 7, 5, True, fused, ("tuned",), ReadBack())
@@ -256,7 +258,7 @@ def crowd(tickets: list[Ticket], budget: float | None) -> dict[int, WorkerReques
     [(torch.float32, None, 1.0), (torch.float32, 0.4, 1.0), (torch.bfloat16, 0.4, 0.7)],
 )
 @pytest.mark.parametrize("vocabulary", [53, 64])
-def test_a_crowd_is_steered_by_kernels_as_by_the_reference(
+def test_large_batch_kernels_match_the_reference(
     tmp_path: Path, dtype: torch.dtype, budget: float | None, temperature: float, vocabulary: int
 ) -> None:
     """All kinds of rows in one batch, rows without a policy between them."""
@@ -305,7 +307,7 @@ def test_a_crowd_is_steered_by_kernels_as_by_the_reference(
 
 @pytest.mark.skipif(not RUN, reason="kernels run on a GPU or in Triton's interpreter")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_warming_up_leaves_everything_as_it_is(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_warm_up_changes_neither_logits_nor_tables(tmp_path: Path, dtype: torch.dtype) -> None:
     """The logits bit for bit, NaN among them, and no table is opened."""
     vocabulary, width = 53, 7
     paths = random_heads(tmp_path, width, vocabulary)
@@ -330,6 +332,6 @@ def test_warming_up_leaves_everything_as_it_is(tmp_path: Path, dtype: torch.dtyp
     assert not unfused.warm_up(logits, hidden, members, lm_head)
 
 
-def test_kernels_are_for_gpus() -> None:
+def test_kernels_are_off_on_a_cpu() -> None:
     assert not runs_on(torch.device("cpu"))
     assert runs_on(torch.device("cuda")) == (find_spec("triton") is not None)

@@ -74,14 +74,14 @@ def sums(tokens: Sequence[int], since: int) -> list[float]:
 
 
 @pytest.mark.parametrize("chunks", [[9], [4, 5], [3, 6], [5, 4], [1] * 9])
-def test_a_text_in_chunks_has_its_own_sums_whatever_was_in_its_slot(chunks: list[int]) -> None:
+def test_sums_of_a_chunked_text_do_not_depend_on_its_slot(chunks: list[int]) -> None:
     """A chunk may end at the last token before those that are summed."""
     worker, tokens = Worker(), text(9, 2)
     worker.read(text(9, 1), 2, [9])
     assert worker.read(tokens, 4, chunks) == pytest.approx(sums(tokens, 4), abs=1e-5)
 
 
-def test_a_cached_text_does_not_go_on_from_another_one_of_its_length() -> None:
+def test_cached_text_does_not_continue_another_of_the_same_length() -> None:
     """Each text has a table of its own, so the tickets of all have the same number.
 
     Without the logits behind its first token nothing is known of a text: it is read again.

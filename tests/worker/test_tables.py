@@ -16,7 +16,7 @@ def destinations(*tickets: Ticket | None) -> Destinations:
     return of_slots.of(np.arange(len(tickets)))
 
 
-def test_values_for_a_table_that_was_removed_are_dropped() -> None:
+def test_values_for_a_removed_table_are_dropped() -> None:
     tables = Tables(columns=1)
     kept, removed = (SharedTable(slots=1, columns=1) for _ in range(2))
     tickets = [removed.acquire(), kept.acquire()]
@@ -31,7 +31,7 @@ def test_values_for_a_table_that_was_removed_are_dropped() -> None:
     kept.close()
 
 
-def test_a_table_that_is_removed_after_its_first_values_takes_more() -> None:
+def test_table_removed_after_its_first_values_accepts_more() -> None:
     tables, table = Tables(columns=1), SharedTable(slots=1, columns=1)
     ticket = table.acquire()
     place = destinations(ticket)
@@ -43,7 +43,7 @@ def test_a_table_that_is_removed_after_its_first_values_takes_more() -> None:
     assert found.tolist() == [2.0]
 
 
-def test_results_on_their_way_find_the_table_of_a_slot_that_others_took() -> None:
+def test_late_results_reach_their_table_after_the_slot_was_reused() -> None:
     """Every text has a table of its own; a step's results come after the next requests."""
     tables, table = Tables(columns=1), SharedTable(slots=1, columns=1)
     slots, ticket = Tickets(1), table.acquire()
@@ -56,7 +56,7 @@ def test_results_on_their_way_find_the_table_of_a_slot_that_others_took() -> Non
     table.close()
 
 
-def test_table_ids_without_holders_are_dropped_in_the_end() -> None:
+def test_table_ids_without_holders_are_dropped_eventually() -> None:
     ids = TableIds()
     kept = ids.hold("/kept")
     numbers = []

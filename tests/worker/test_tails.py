@@ -10,7 +10,7 @@ K, M = 4, 20
 
 
 @pytest.mark.parametrize("length", [3, 12, 25])
-def test_all_but_the_last_token_of_a_prefix_is_reused(
+def test_prefix_cache_covers_all_but_the_last_token(
     server: Served, client: OpenAI, length: int
 ) -> None:
     """vLLM's own cache holds whole blocks of 32 tokens, and these prompts fill none."""

@@ -88,7 +88,7 @@ def steered(
 @pytest.mark.parametrize("reports", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("vocabulary", [128, 48, 53])
-def test_every_kind_of_row_is_warm(
+def test_warm_up_compiles_all_kinds_of_rows(
     tmp_path: Path, vocabulary: int, dtype: torch.dtype, reports: bool
 ) -> None:
     """In batches of one row, of every kind at once, and of one kind in tiles of each size."""
@@ -135,7 +135,7 @@ def test_every_kind_of_row_is_warm(
         (MEMBERS, 1, 4),
     ],
 )
-def test_variants_of_steering(
+def test_warm_up_compiles_all_variants_of_steering(
     tmp_path: Path, members: tuple[str, ...], rows: int, variants: int
 ) -> None:
     """A tilt has one for each tile that a batch can fill, twice with members; a mixture has two."""
@@ -166,7 +166,7 @@ def head(tmp_path: Path) -> Path:
 
 @compiled
 @pytest.mark.parametrize("behind", [0, 16, 5])
-def test_scoring_is_warm(head: Path, behind: int) -> None:
+def test_warm_up_compiles_scoring(head: Path, behind: int) -> None:
     """Whether members ran or not, of single rows and whole prompts."""
     scorer = ValueScorer([str(head)], torch.device("cpu"), True)
     states = torch.zeros(40, WIDTH + behind, dtype=torch.bfloat16)
@@ -209,7 +209,7 @@ class _Model(model._Aligned, _Logits):
 
 @compiled
 @pytest.mark.parametrize("cold", [True, False])
-def test_the_run_that_measures_memory_warms_the_model(
+def test_memory_profile_run_warms_the_model_up(
     tmp_path: Path, head: Path, cold: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Once, before the table of rows is used, and the logits stay as they are."""
