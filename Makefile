@@ -1,10 +1,11 @@
-# make serve | test | test-v2 | lint | demo | bench; each sets up .venv first, once.
+# make serve | check | test | test-v2 | laws | lint | demo | bench; each sets up .venv first, once.
 PORT ?= 8000
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3,$(if $(shell $(p) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo ok),$(p))))
 BUILD ?= $(if $(shell nvidia-smi -L 2>/dev/null),gpu,cpu)
 
 BIN := .venv/bin
 STAMP := .venv/.installed-$(BUILD)
+CHECKED := not server and not v2 and not slow
 # uv does not read pip's find-links; without them, torch's own index has the CPU build.
 ifneq ($(PIP_FIND_LINKS),)
 export UV_FIND_LINKS := $(PIP_FIND_LINKS)
@@ -12,10 +13,16 @@ else
 TORCH := $(if $(filter cpu,$(BUILD)),--torch-backend cpu)
 endif
 
-.PHONY: serve test test-v2 lint format demo bench clean
+.PHONY: serve check test test-v2 laws lint format demo bench clean
 
 serve: $(STAMP)
 	$(BIN)/cdserve serve --port $(PORT) $(ARGS)
+
+check: $(STAMP)
+	@$(BIN)/python -m pytest -m "$(CHECKED)" --ignore=tests/wire $(ARGS) > .venv/check.log 2>&1 & others=$$!; \
+	$(BIN)/python -m pytest -m "$(CHECKED)" tests/wire $(ARGS); wire=$$?; \
+	wait $$others; rest=$$?; cat .venv/check.log; \
+	case "$$wire $$rest" in "0 0"|"0 5"|"5 0") ;; *) exit 1;; esac  # 5: none chosen
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest -m "not server and not v2" $(ARGS) > .venv/tests.log 2>&1 & others=$$!; \
@@ -25,6 +32,9 @@ test: $(STAMP)
 
 test-v2: $(STAMP)
 	$(BIN)/python -m tests.v2.suite $(ARGS)
+
+laws: $(STAMP)
+	LAW_DRAWS=100000 $(BIN)/python -m pytest tests/server/test_laws.py tests/decoders/test_law.py $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

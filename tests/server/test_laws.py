@@ -1,11 +1,12 @@
 """Served distributions against enumerated ones, by chi-square.
 
-Steered ones on 100 thousand sampled tokens each; searches on "ab3", whose model here has a token
-for every prefix, so that the last one tells it.
+Steered ones on 20 thousand sampled tokens each, or as many as ``LAW_DRAWS`` says (``make laws``);
+searches on "ab3", whose model here has a token for every prefix, so that the last token names it.
 """
 
 import asyncio
 import math
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import product
@@ -21,11 +22,12 @@ from tests.decoders.toy import LENGTH, A, B, E, P, Tokens, ended, law, probabili
 from .served import Served, demo_settings
 from .tabular import FIRST, NEVER, STATES, build_heads, build_model, counts
 
-DRAWS = 100_000
+DRAWS = int(os.environ.get("LAW_DRAWS", "20000"))
 TOKENS = 400
 SIZES = {"base": 32, "big": 64, "pi": 32, "ref": 96}
 BETA = 1.0
 TILT = {"method": "tokenwise_cd", "beta": BETA, "report": "none"}
+FREEDOM = STATES * (STATES - 1)
 ALPHA = 1e-6
 """Chance of a false alarm in one test."""
 
@@ -55,7 +57,7 @@ def top_k(z: Tensor, delta: Tensor, k: int) -> Tensor:
     return found
 
 
-LAWS: dict[str, tuple[dict[str, Any], dict[str, Any], Tensor]] = {
+DISTRIBUTIONS: dict[str, tuple[dict[str, Any], dict[str, Any], Tensor]] = {
     "tilt": (TILT, {}, TABLES["base"] + VALUES / BETA),
     "tilt, top-k, temperature": (
         {**TILT, "top_k": 3},
@@ -140,9 +142,9 @@ def tabular(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield served
 
 
-@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
 async def test_served_distribution_matches_the_enumerated_one(tabular: Served, name: str) -> None:
-    policy, fields, law = LAWS[name]
+    policy, fields, steered = DISTRIBUTIONS[name]
     policy = {**policy, "report": "none"}
     async with tabular.async_client() as http:
 
@@ -153,18 +155,41 @@ async def test_served_distribution_matches_the_enumerated_one(tabular: Served, n
                 **fields,
             }
             answer = await http.post("/v1/completions", json=body)
-            made: list[int] = answer.raise_for_status().json()["choices"][0]["token_ids"]
-            return made
+            token_ids: list[int] = answer.raise_for_status().json()["choices"][0]["token_ids"]
+            return token_ids
 
         responses = await asyncio.gather(*(response() for _ in range(DRAWS // TOKENS)))
-    found = counts(responses, FIRST)
-    expected = law.double().softmax(-1) * found.sum(1, keepdim=True)
-    statistic = ((found - expected) ** 2 / expected).sum()
+    observed = counts(responses, FIRST)
+    assert chance(observed, steered) > ALPHA
+    assert chi_square(observed, TABLES["base"]) > 20 * FREEDOM
+
+
+@pytest.mark.parametrize(("strength", "detected"), [(1.0, False), (1.1, True), (0.9, True)])
+def test_check_detects_a_tilt_of_another_strength(strength: float, detected: bool) -> None:
+    """The check of served distributions, on tokens drawn here."""
+    p = (TABLES["base"] + strength * VALUES / BETA).double().softmax(-1)
+    generator = torch.Generator().manual_seed(0)
+    states = [torch.zeros(20_000 // TOKENS, dtype=torch.long)]
+    for _ in range(TOKENS):
+        states.append(torch.multinomial(p[states[-1]], 1, generator=generator)[:, 0])
+    responses = FIRST + torch.stack(states[1:], 1)
+    steered = DISTRIBUTIONS["tilt"][2]
+    assert (chance(counts(responses.tolist(), FIRST), steered) < ALPHA) is detected
+
+
+def chi_square(observed: Tensor, logits: Tensor) -> float:
+    """Chi-square of token counts [S, S], next by last, against the softmax of logits [S, S]."""
+    expected = logits.double().softmax(-1) * observed.sum(1, keepdim=True)
+    return float(((observed - expected) ** 2 / expected).sum())
+
+
+def chance(observed: Tensor, logits: Tensor) -> float:
+    """Chance of counts that fit the softmax of logits no better than these."""
+    expected = logits.double().softmax(-1) * observed.sum(1, keepdim=True)
     assert float(expected.min()) > 1  # or chi-square does not hold
-    freedom = torch.tensor(STATES * (STATES - 1), dtype=torch.float64)
-    assert float(torch.special.gammaincc(freedom / 2, statistic / 2)) > ALPHA
-    plain = TABLES["base"].double().softmax(-1) * found.sum(1, keepdim=True)
-    assert float(((found - plain) ** 2 / plain).sum()) > 20 * float(freedom)
+    statistic = torch.tensor(chi_square(observed, logits), dtype=torch.float64)
+    half = torch.tensor(FREEDOM / 2, dtype=torch.float64)
+    return float(torch.special.gammaincc(half, statistic / 2))
 
 
 ANSWERS = 640
@@ -182,11 +207,11 @@ SEARCHES: dict[str, tuple[dict[str, Any], int, int | None]] = {
 async def test_served_distribution_of_a_search_matches_the_enumerated_one(
     tabular: Served, name: str
 ) -> None:
-    """METHODS 6.5: law, mean reward, win-rate and KL; the bound is no less than the KL."""
+    """Distribution, mean reward, win-rate and KL; the bound is no less than the KL."""
     policy, k, m = SEARCHES[name]
     found, reports = await ab3(tabular, policy)
     exact = law(k, m)
-    assert_law(found, exact.responses)
+    assert_follows(found, exact.responses)
     bounds = [made["kl"]["bound"] for made in reports]
     assert sum(bounds) / ANSWERS == pytest.approx(exact.kl_bound, abs=0.03)
     assert sum(bounds) / ANSWERS > exact.kl
@@ -196,7 +221,7 @@ async def test_served_distribution_of_a_search_matches_the_enumerated_one(
 async def test_served_distribution_of_an_exact_tilt_has_the_published_values(
     tabular: Served,
 ) -> None:
-    """METHODS 6.5: E r = 1.52554057 at KL = .40142906."""
+    """E r = 1.52554057 at KL = .40142906."""
     policy = {"method": "tokenwise_cd", "beta": 1.0}
     found, reports = await ab3(tabular, policy)
     expected = {}
@@ -206,7 +231,7 @@ async def test_served_distribution_of_an_exact_tilt_has_the_published_values(
             weights = [P[z] * math.exp(value((*y[:i], z))) for z in (A, B, E)]
             p *= weights[y[i]] / sum(weights)
         expected[y] = p
-    assert_law(found, expected)
+    assert_follows(found, expected)
     assert sum(p * reward(y) for y, p in expected.items()) == pytest.approx(1.52554057, abs=1e-8)
     spent = [made["kl"]["bound"] for made in reports]
     assert sum(spent) / ANSWERS == pytest.approx(0.40142906, abs=0.06)
@@ -233,7 +258,7 @@ async def ab3(server: Served, policy: dict[str, Any]) -> tuple[Counter[Tokens], 
     return found, [made for answer in answers for made in answer["alignment"]["choices"]]
 
 
-def assert_law(found: Counter[Tokens], expected: Mapping[Tokens, float]) -> None:
+def assert_follows(found: Counter[Tokens], expected: Mapping[Tokens, float]) -> None:
     """Chi-square, rare responses counted as one; and the mean reward, within five errors."""
     assert found.keys() <= expected.keys()
     cells = [(found[y], ANSWERS * p) for y, p in expected.items()]

@@ -36,7 +36,7 @@ FILES = [
 ]
 
 LEFT_OUT = ["tests/server/test_laws.py::test_served_distribution_matches_the_enumerated_one["]
-"""How ids of tests begin: chi-squares of 100 thousand tokens each, hours in the interpreter."""
+"""Prefixes of test ids: chi-squares of many thousand tokens each, hours in the interpreter."""
 
 
 def main() -> None:
