@@ -23,20 +23,20 @@ def numbers(folder: Path, *files: str) -> list[int]:
     return [json.loads(line)["number"] for line in lines]
 
 
-@pytest.mark.parametrize(("rows", "files"), [(0, 0), (1, 1), (3, 1), (4, 2), (7, 3)])
-def test_rows_are_split_into_files_of_bounded_size(tmp_path: Path, rows: int, files: int) -> None:
-    made = write(tmp_path, "sft", rows)
-    assert made == [f"sft-{i:05d}-of-{files:05d}.jsonl" for i in range(files)]
-    assert sorted(path.name for path in tmp_path.iterdir()) == made
-    assert numbers(tmp_path, *made) == list(range(rows))
-    assert all(len(numbers(tmp_path, file)) <= 3 for file in made)
+@pytest.mark.parametrize(("rows", "count"), [(0, 0), (1, 1), (3, 1), (4, 2), (7, 3)])
+def test_rows_are_split_into_files_of_bounded_size(tmp_path: Path, rows: int, count: int) -> None:
+    files = write(tmp_path, "sft", rows)
+    assert files == [f"sft-{i:05d}-of-{count:05d}.jsonl" for i in range(count)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == files
+    assert numbers(tmp_path, *files) == list(range(rows))
+    assert all(len(numbers(tmp_path, file)) <= 3 for file in files)
 
 
 def test_new_files_replace_previous_files_of_the_same_name(tmp_path: Path) -> None:
     write(tmp_path, "sft", 7)
     others = write(tmp_path, "sft-chat", 4)
-    made = write(tmp_path, "sft", 2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*made, *others])
+    files = write(tmp_path, "sft", 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*files, *others])
 
 
 def test_failure_keeps_previous_files(tmp_path: Path) -> None:
@@ -49,8 +49,8 @@ def test_failure_keeps_previous_files(tmp_path: Path) -> None:
 
 def test_partial_files_of_a_killed_run_are_removed(tmp_path: Path) -> None:
     (tmp_path / ".sft-00004.partial").write_text("{")
-    made = write(tmp_path, "sft", 1)
-    assert [path.name for path in tmp_path.iterdir()] == made
+    files = write(tmp_path, "sft", 1)
+    assert [path.name for path in tmp_path.iterdir()] == files
 
 
 def test_files_that_are_not_shards_are_kept(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Reads a folder of `cdserve collect` as TRL does; for an environment of TRL's own.
+"""Reads a folder of `cdserve collect` as TRL does; run it in an environment with TRL.
 
     python tests/collection/trl_check.py FOLDER [--model MODEL]
 
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def check(folder: Path, name: str, rows: Dataset, model: str | None) -> None:
-    """Says what a data set is; fails where TRL would."""
+    """Describes a data set; fails if TRL cannot read it."""
     written = [
         json.loads(line)
         for path in sorted(folder.glob(f"{name}-?????-of-?????.jsonl"))
@@ -61,20 +61,20 @@ def check(folder: Path, name: str, rows: Dataset, model: str | None) -> None:
     kind = re.sub("-(text|chat)$", "", name)
     first = rows[0]
     chat = is_conversational(first)
-    said = [f"{name}: {len(rows)} rows, {'conversational' if chat else 'standard'}"]
-    said.append(f"columns {', '.join(rows.column_names)}")
+    parts = [f"{name}: {len(rows)} rows, {'conversational' if chat else 'standard'}"]
+    parts.append(f"columns {', '.join(rows.column_names)}")
     if kind in COLUMNS:
         assert all(is_conversational(row) == chat for row in rows)
         used = rows.select_columns(COLUMNS[kind])
         if kind == "preference":
-            said.append(f"{len(unpair_preference_dataset(used))} unpaired")
+            parts.append(f"{len(unpair_preference_dataset(used))} unpaired")
         if model is not None:
-            said.append(one_step(kind, rows, used, model, chat))
-    print("; ".join(said))
+            parts.append(one_step(kind, rows, used, model, chat))
+    print("; ".join(parts))
 
 
 def one_step(kind: str, rows: Dataset, used: Dataset, model: str, chat: bool) -> str:
-    """The loss of one step of its trainer, on all columns as they are."""
+    """The loss of one step of the format's trainer, on all columns."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
@@ -83,7 +83,7 @@ def one_step(kind: str, rows: Dataset, used: Dataset, model: str, chat: bool) ->
     trainer, config = TRAINERS[kind]
     with tempfile.TemporaryDirectory() as out:
         options: dict[str, Any] = {"bf16": False, "use_cpu": True, "gradient_checkpointing": False}
-        made = trainer(
+        instance = trainer(
             model=model,
             args=config(
                 output_dir=out,
@@ -98,7 +98,7 @@ def one_step(kind: str, rows: Dataset, used: Dataset, model: str, chat: bool) ->
             train_dataset=rows,
             processing_class=tokenizer,
         )
-        loss = made.train().training_loss
+        loss = instance.train().training_loss
     return f"{trainer.__name__} made a step, loss {loss:.4f}"
 
 

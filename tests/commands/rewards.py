@@ -1,4 +1,4 @@
-"""A reward beside the demo's, for heads of two."""
+"""A second reward, for heads with two outputs."""
 
 
 def brevity(prompt: str, response: str) -> float:

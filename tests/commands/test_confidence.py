@@ -24,8 +24,8 @@ def fill(folder: Path, name: str, ended: list[bool]) -> None:
 
 
 def settings(folder: Path, **changes: object) -> None:
-    made = {"model": "tiny", "base_hash": HASH, "max_tokens": 2} | changes
-    text = json.dumps({key: value for key, value in made.items() if value is not None})
+    content = {"model": "tiny", "base_hash": HASH, "max_tokens": 2} | changes
+    text = json.dumps({key: value for key, value in content.items() if value is not None})
     (folder / "settings.json").write_text(text)
 
 
@@ -90,7 +90,7 @@ class TestOutcome:
 
 
 class TestRefusals:
-    """With the flag, its value, and what is accepted; nothing is written."""
+    """Errors name the flag, the value and the requirement; nothing is written."""
 
     @pytest.mark.parametrize(
         ("arguments", "refusal"),

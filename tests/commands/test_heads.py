@@ -16,17 +16,17 @@ from value_heads import ValueHead
 class TestInspect:
     def test_inspect_describes_a_value_head(self, capsys: pytest.CaptureFixture[str]) -> None:
         main(["heads", "inspect", str(HEAD_DIR), "--base", str(MODEL_DIR)])
-        said = capsys.readouterr().out
-        assert said.startswith("Value head, mlp, kind mean, ")
-        assert "reward sentiment: shift" in said
-        assert "input: hidden_states[-1] after the final norm, width 256" in said
-        assert f"matches {MODEL_DIR}" in said
+        output = capsys.readouterr().out
+        assert output.startswith("Value head, mlp, kind mean, ")
+        assert "reward sentiment: shift" in output
+        assert "input: hidden_states[-1] after the final norm, width 256" in output
+        assert f"matches {MODEL_DIR}" in output
 
     def test_inspect_describes_a_q_head(self, capsys: pytest.CaptureFixture[str]) -> None:
         main(["heads", "inspect", str(Q_HEAD_DIR)])
-        said = capsys.readouterr().out
-        assert said.startswith("Q-head, lowrank, kind mean, ")
-        assert "values of 1536 next tokens" in said
+        output = capsys.readouterr().out
+        assert output.startswith("Q-head, lowrank, kind mean, ")
+        assert "values of 1536 next tokens" in output
 
     def test_inspect_refuses_another_base(self) -> None:
         with pytest.raises(SystemExit, match=r"cdserve: --base: base_hash of the head"):
@@ -63,7 +63,7 @@ class TestImport:
 
 
 class TestPush:
-    """Against the Hub's client with its two calls replaced: there is no Hub here."""
+    """With two replaced calls of the Hub's client, since the tests have no network."""
 
     def test_push_uploads_the_folder_and_prints_the_commit(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -84,8 +84,8 @@ class TestPush:
         monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload)
         main(["heads", "push", str(HEAD_DIR), "me/head", "--private"])
         assert capsys.readouterr().out == "https://hub/commit/1\n"
-        made, uploaded = calls
-        assert made == ("me/head", {"private": True, "exist_ok": True})
+        created, uploaded = calls
+        assert created == ("me/head", {"private": True, "exist_ok": True})
         assert uploaded[1]["folder_path"] == HEAD_DIR
         assert "README.md" in uploaded[1]["allow_patterns"]
 

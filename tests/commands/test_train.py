@@ -63,9 +63,9 @@ def head(prompts: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 class TestOutcome:
     def test_training_writes_a_head_with_report_and_card(self, head: Path) -> None:
-        made = ValueHead.from_pretrained(head)
-        check_base(made.config, MODEL_DIR)
-        assert made.config.rewards == ("sentiment",)
+        trained = ValueHead.from_pretrained(head)
+        check_base(trained.config, MODEL_DIR)
+        assert trained.config.rewards == ("sentiment",)
         report = json.loads((head / "report.json").read_text())
         measured = report["held_out"]
         assert measured["pairs"] == "same prompt"
@@ -80,7 +80,7 @@ class TestOutcome:
     def test_cached_states_equal_a_forward_pass_over_the_response(
         self, head: Path, cache: Path
     ) -> None:
-        """Each response's last state, by a forward pass over it alone."""
+        """Compares with a forward pass over each response alone."""
         from safetensors.torch import load_file
         from transformers import AutoModel
 
@@ -115,7 +115,7 @@ class TestOutcome:
 
 @pytest.mark.usefixtures("head")
 class TestOnTheSameResponses:
-    """No engine starts: what is in the cache is used."""
+    """The cache is used; no engine starts."""
 
     @pytest.fixture(autouse=True)
     def no_engine(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,14 +148,14 @@ class TestOnTheSameResponses:
         kind: type[ValueHead | QHead],
     ) -> None:
         train(prompts, cache, tmp_path / "head", *arguments)
-        made = kind.from_pretrained(tmp_path / "head")
-        assert made.config.kind == ("soft" if "--beta" in arguments else "mean")
-        assert made.config.output == ("sigmoid" if "--bounds" in arguments else "identity")
+        trained = kind.from_pretrained(tmp_path / "head")
+        assert trained.config.kind == ("soft" if "--beta" in arguments else "mean")
+        assert trained.config.output == ("sigmoid" if "--bounds" in arguments else "identity")
         self.check_frontier(tmp_path / "head", TWO[-1] in arguments)
 
     @staticmethod
     def check_frontier(folder: Path, two: bool) -> None:
-        """A head of two rewards says what weights of them earn, one of one does not."""
+        """The report of a head with two rewards has a frontier; with one reward it has none."""
         held_out = json.loads((folder / "report.json").read_text())["held_out"]
         card = (folder / "README.md").read_text()
         assert ("| shares | weight of sentiment | weight of brevity |" in card) == two
@@ -164,10 +164,10 @@ class TestOnTheSameResponses:
             return
         points = held_out["frontier"]["points"]
         alone = [held_out["rewards"][name] for name in ("sentiment", "brevity")]
-        for point, made in zip((points[0], points[-1]), alone, strict=True):
+        for point, figures in zip((points[0], points[-1]), alone, strict=True):
             (name,) = (name for name, share in point["shares"].items() if share)
-            assert point["weights"][name] == pytest.approx(1 / made["reward_sd"])
-            assert point["earned"][name] == pytest.approx(made["selected"]["chosen"])
+            assert point["weights"][name] == pytest.approx(1 / figures["reward_sd"])
+            assert point["earned"][name] == pytest.approx(figures["selected"]["chosen"])
         assert len(points) == 5
 
     def test_cdq_value_head_learns_from_a_q_head_teacher(
@@ -188,17 +188,17 @@ class TestOnTheSameResponses:
     ) -> None:
         out = tmp_path / "confidence"
         main(["heads", "confidence", "--cache", str(cache), "--out", str(out)])
-        made = ValueHead.from_pretrained(out)
-        check_base(made.config, MODEL_DIR)
-        assert (made.config.base_model, made.config.hidden_size) == (str(MODEL_DIR), 256)
+        trained = ValueHead.from_pretrained(out)
+        check_base(trained.config, MODEL_DIR)
+        assert (trained.config.base_model, trained.config.hidden_size) == (str(MODEL_DIR), 256)
         train, validation = (CachedRollouts(cache, name) for name in ("train", "validation"))
         expected = confidence_head(train, base_model="").state_dict()
         assert all(
-            torch.equal(weight, expected[name]) for name, weight in made.state_dict().items()
+            torch.equal(weight, expected[name]) for name, weight in trained.state_dict().items()
         )
         assert capsys.readouterr().out == (
             f"{out}: confidence from {int(train.ended.sum())} finished responses; validation: mean "
-            f"{mean_confidence(made, validation):.4g} (n = {int(validation.ended.sum())})\n"
+            f"{mean_confidence(trained, validation):.4g} (n = {int(validation.ended.sum())})\n"
         )
 
     def test_interrupted_run_resumes_to_identical_weights(
@@ -208,18 +208,18 @@ class TestOnTheSameResponses:
         train(prompts, cache, tmp_path / "whole", *arguments)
         epochs = []
 
-        def dies_in_the_third(*given: object) -> float:
-            epochs.append(given)
+        def dies_in_the_third(*arguments: object) -> float:
+            epochs.append(arguments)
             if len(epochs) == 3:
                 raise KeyboardInterrupt
-            return one_epoch(*given)  # type: ignore[arg-type]
+            return one_epoch(*arguments)  # type: ignore[arg-type]
 
         one_epoch = fitting._epoch
         monkeypatch.setattr(fitting, "_epoch", dies_in_the_third)
         with pytest.raises(KeyboardInterrupt):
             train(prompts, cache, tmp_path / "parts", *arguments)
         train(prompts, cache, tmp_path / "parts", *arguments)
-        assert len(epochs) == 4, "the third epoch alone is made again"
+        assert len(epochs) == 4, "the third epoch alone is fitted again"
         whole, parts = (
             (tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "parts")
         )
@@ -265,7 +265,7 @@ class TestOnTheSameResponses:
 
 
 class TestRefusals:
-    """Before anything starts, with the flag, its value, and what is accepted."""
+    """Errors before anything starts, with the flag, the value and the requirement."""
 
     @pytest.mark.parametrize(
         ("arguments", "refusal"),
@@ -311,13 +311,13 @@ class TestRefusals:
     def test_reward_module_is_found_in_the_working_folder(
         self, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Found, so that the next thing wrong is named."""
+        """The module is found, so the error names the next problem."""
         (tmp_path / "my_own_rewards.py").write_text("def good(prompt, response): return 1.0\n")
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
-        given = ("--head", "mlp", "--method", "soft", "--rewards", "good=my_own_rewards:good")
+        arguments = ("--head", "mlp", "--method", "soft", "--rewards", "good=my_own_rewards:good")
         with pytest.raises(SystemExit, match="--method soft requires --beta"):
-            train(prompts, tmp_path / "cache", tmp_path / "x", *given)
+            train(prompts, tmp_path / "cache", tmp_path / "x", *arguments)
 
     def test_too_few_prompts_are_refused(self, tmp_path: Path) -> None:
         path = tmp_path / "prompts.jsonl"

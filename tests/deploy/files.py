@@ -1,4 +1,4 @@
-"""What ``deploy/`` holds, read."""
+"""Readers of the files in ``deploy/``."""
 
 import json
 import re
@@ -29,12 +29,12 @@ def document(path: Path) -> dict[str, Any]:
 
 def dashboard() -> dict[str, Any]:
     """Grafana's dashboard."""
-    found: dict[str, Any] = json.loads((MONITORING / "dashboards" / "cdserve.json").read_text())
-    return found
+    board: dict[str, Any] = json.loads((MONITORING / "dashboards" / "cdserve.json").read_text())
+    return board
 
 
 def panels() -> list[dict[str, Any]]:
-    """The dashboard's panels that show something."""
+    """The dashboard's panels without rows."""
     return [panel for panel in dashboard()["panels"] if panel["type"] != "row"]
 
 
@@ -55,12 +55,12 @@ def scalers() -> list[dict[str, Any]]:
 
 
 def expression(target: dict[str, Any]) -> str:
-    """A panel's query as PromQL: Grafana's interval has a value."""
+    """A panel's query as PromQL, with a value for Grafana's interval."""
     return str(target["expr"]).replace("$__rate_interval", "1m")
 
 
 def queries() -> Iterator[tuple[str, str]]:
-    """Every PromQL query, with where it stands; Helm's variables have a value."""
+    """Every PromQL query with its location; Helm variables are replaced by values."""
     for panel in panels():
         for target in panel["targets"]:
             yield panel["title"], expression(target)
@@ -77,15 +77,15 @@ def metrics(query: str) -> set[str]:
 
 
 def labels(query: str) -> dict[str, set[str]]:
-    """The labels that a query reads of each metric: filtered or grouped by."""
-    found = {name: set[str]() for name in metrics(query)}
+    """The labels by which a query filters or groups each metric."""
+    by_metric = {name: set[str]() for name in metrics(query)}
     for part in _parts(promql_parser.parse(query)):
         if isinstance(part, promql_parser.AggregateExpr) and part.modifier is not None:
             for one in _selectors(part):
-                found[one.name] |= set(part.modifier.labels)
+                by_metric[one.name] |= set(part.modifier.labels)
         elif isinstance(part, promql_parser.VectorSelector):
-            found[part.name] |= {matcher.name for matcher in part.matchers.matchers}
-    return found
+            by_metric[part.name] |= {matcher.name for matcher in part.matchers.matchers}
+    return by_metric
 
 
 def _parts(query: promql_parser.Expr) -> list[promql_parser.Expr]:

@@ -1,4 +1,4 @@
-"""The Compose files: valid, and what they refer to is there."""
+"""The Compose files: valid, with existing paths."""
 
 import re
 import subprocess
@@ -15,7 +15,7 @@ SERVICES: dict[str, dict[str, Any]] = BASE["services"]
 
 
 def mounts(service: str) -> dict[str, str]:
-    """A service's mounts, by where they are in the container."""
+    """A service's mounts, by path in the container."""
     parts = [volume.split(":") for volume in SERVICES[service]["volumes"]]
     return {part[1]: part[0] for part in parts}
 
@@ -34,8 +34,8 @@ def test_overrides_change_existing_services() -> None:
 def test_mounted_and_built_paths_exist() -> None:
     for service in SERVICES:
         for source in mounts(service).values():
-            known = (COMPOSE / source).exists() if source.startswith(".") else source in volumes()
-            assert known, f"{service}: {source}"
+            exists = (COMPOSE / source).exists() if source.startswith(".") else source in volumes()
+            assert exists, f"{service}: {source}"
     for path in FILES:
         for service in document(path)["services"].values():
             if "build" in service:

@@ -1,4 +1,4 @@
-"""The images: linted, and consistent with the project they hold."""
+"""The images: linted, and consistent with the project."""
 
 import json
 import os
@@ -30,8 +30,8 @@ def instructions(image: Path) -> list[tuple[str, str]]:
 
 
 def last(image: Path, name: str) -> str:
-    """The arguments of the last such instruction."""
-    return [arguments for found, arguments in instructions(image) if found == name][-1]
+    """The arguments of the last instruction of that name."""
+    return [arguments for instruction, arguments in instructions(image) if instruction == name][-1]
 
 
 @images
@@ -58,8 +58,10 @@ def test_image_health_check_waits_for_the_model(image: Path) -> None:
 
 
 def test_gpu_image_has_the_required_vllm_version() -> None:
-    (wanted,) = PROJECT["optional-dependencies"]["gpu"]
-    assert last(DOCKER / "Dockerfile.gpu", "FROM") == f"vllm/vllm-openai:v{wanted.split('==')[1]}"
+    (requirement,) = PROJECT["optional-dependencies"]["gpu"]
+    assert (
+        last(DOCKER / "Dockerfile.gpu", "FROM") == f"vllm/vllm-openai:v{requirement.split('==')[1]}"
+    )
 
 
 def test_cpu_image_has_a_supported_python_version() -> None:

@@ -1,4 +1,4 @@
-"""The operator's guide: its arithmetic, and what it refers to."""
+"""The operator's guide: its arithmetic and its references."""
 
 import contextlib
 import io

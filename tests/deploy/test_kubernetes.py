@@ -1,4 +1,4 @@
-"""The manifests: valid by Kubernetes' schemas, and in accord with each other."""
+"""The manifests: valid by Kubernetes' schemas, and consistent with each other."""
 
 import shutil
 import subprocess
@@ -14,9 +14,9 @@ from cdserve.config import load
 from .files import KUBERNETES, MONITORING, SETTINGS, document, scalers
 
 VERSIONS = ("1.30", kubernetes_validate.latest_version())
-"""The oldest that the base runs on, and the newest."""
+"""The oldest and the newest supported version of Kubernetes."""
 CUSTOM = {"ScaledObject", "ServiceMonitor", "PrometheusRule"}
-"""Not Kubernetes' own: its schemas know nothing of them."""
+"""Custom resources, which Kubernetes' schemas do not include."""
 FOLDERS = [*(path.parent for path in sorted(KUBERNETES.glob("*/kustomization.yaml"))), MONITORING]
 BASE = KUBERNETES / "base"
 NAME = {"app.kubernetes.io/name": "cdserve"}
@@ -32,20 +32,20 @@ def resource(name: str) -> dict[str, Any]:
 
 def pod() -> dict[str, Any]:
     """The pod's specification."""
-    found: dict[str, Any] = resource("deployment")["spec"]["template"]["spec"]
-    return found
+    spec: dict[str, Any] = resource("deployment")["spec"]["template"]["spec"]
+    return spec
 
 
 def container() -> dict[str, Any]:
     """The only container."""
-    (found,) = pod()["containers"]
-    return dict(found)
+    (only,) = pod()["containers"]
+    return dict(only)
 
 
 def argument(name: str) -> str:
-    """What an argument of the container is set to."""
-    (found,) = (one for one in container()["args"] if one.startswith(f"--{name}="))
-    return str(found.split("=", 1)[1])
+    """The value of an argument of the container."""
+    (argument,) = (arg for arg in container()["args"] if arg.startswith(f"--{name}="))
+    return str(argument.split("=", 1)[1])
 
 
 @pytest.mark.parametrize("version", VERSIONS)

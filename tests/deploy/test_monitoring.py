@@ -1,4 +1,4 @@
-"""The dashboard and the alert rules ask for what the server has."""
+"""The dashboard and the alert rules query existing metrics and labels."""
 
 import itertools
 import re
@@ -27,7 +27,7 @@ from .files import (
 
 QUERIES = list(queries())
 OF_PROMETHEUS = {"up"}
-"""What Prometheus itself knows of a target."""
+"""Labels that Prometheus adds to every target."""
 TARGET_LABELS = {"instance", "job", "namespace", "le"}
 SERIES = {
     "counter": ("",),
@@ -47,7 +47,7 @@ def test_every_query_is_valid_promql() -> None:
 
 @pytest.fixture(scope="module")
 def exposition(client: OpenAI, http: httpx2.Client) -> str:
-    """What /metrics says once there has been a search, a reward model and a reward that failed."""
+    """/metrics after a search, a use of a reward model and a failed reward."""
     complete(client, {**BLOCKWISE, "k": 2, "rewards": {"sentiment": 1, "early": 1}}, max_tokens=8)
     complete(client, {**BEST_OF_N, "n": 2, "rewards": {"optional": 1, "brevity": 1}}, max_tokens=8)
     return http.get("/metrics").text
@@ -68,12 +68,12 @@ def test_every_queried_metric_exists(exposition: str) -> None:
 
 def test_every_queried_label_exists_on_its_metric(exposition: str) -> None:
     samples = re.findall(r"^([\w:]+)\{(.*)\} \S+$", exposition, re.MULTILINE)
-    known = {name: set(re.findall(r'(\w+)="', found)) for name, found in samples}
+    served = {name: set(re.findall(r'(\w+)="', text)) for name, text in samples}
     read = [(name, of, where) for where, query in QUERIES for name, of in labels(query).items()]
     for name, of, where in read:
-        if name in known:
-            assert of <= known[name] | TARGET_LABELS, f"{where}: {name} has {known[name]}"
-    checked = {name for name, _, _ in read if name in known}
+        if name in served:
+            assert of <= served[name] | TARGET_LABELS, f"{where}: {name} has {served[name]}"
+    checked = {name for name, _, _ in read if name in served}
     assert checked >= {
         "cdserve_responses_total",
         "cdserve_reward_failures_total",

@@ -18,7 +18,7 @@ pools = st.lists(st.tuples(st.integers(0, 4), st.integers(-9, 9)), min_size=1, m
 
 
 def plain(scores: list[int], values: list[int], n: int) -> float:
-    """The mean over all subsets, a tie shared."""
+    """The mean over all subsets; tied draws share their mean."""
 
     def chosen(subset: tuple[int, ...]) -> float:
         top = max(scores[i] for i in subset)
@@ -55,7 +55,7 @@ def test_best_of_n_mean_of_normal_scores_equals_known_values(n: int, mean: float
 
 
 @pytest.mark.parametrize(
-    ("scores", "values", "n", "said"),
+    ("scores", "values", "n", "message"),
     [
         ([1.0], [1.0], 0, "from 1 to the pool's 1, got 0"),
         ([1.0], [1.0], 2, "from 1 to the pool's 1, got 2"),
@@ -64,7 +64,7 @@ def test_best_of_n_mean_of_normal_scores_equals_known_values(n: int, mean: float
     ],
 )
 def test_best_of_n_mean_refuses_invalid_arguments(
-    scores: list[float], values: list[float], n: int, said: str
+    scores: list[float], values: list[float], n: int, message: str
 ) -> None:
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         best_of_n_mean(scores, values, n)

@@ -1,4 +1,4 @@
-"""A journal across runs, however they ended."""
+"""A journal across complete and interrupted runs."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Policies as the user of a command writes them."""
+"""Policies from command-line arguments and files."""
 
 from pathlib import Path
 from typing import Any
@@ -26,50 +26,50 @@ class TestArguments:
         assert read_policies(None, ["none"]) == [NamedPolicy("none", {"method": "none"})]
 
     def test_argument_fields_make_a_policy(self) -> None:
-        (found,) = read_policies(None, ["blockwise_cd k=4 m=32"])
-        assert found == NamedPolicy(
+        (policy,) = read_policies(None, ["blockwise_cd k=4 m=32"])
+        assert policy == NamedPolicy(
             "blockwise_cd k=4 m=32", {"method": "blockwise_cd", "k": 4, "m": 32}
         )
 
     def test_several_values_of_a_field_are_a_sweep(self) -> None:
-        found = read_policies(None, ["best_of_n n=1,2,4"])
-        assert [(one.name, one.sweep, one.setting) for one in found] == [
+        policies = read_policies(None, ["best_of_n n=1,2,4"])
+        assert [(policy.name, policy.sweep, policy.setting) for policy in policies] == [
             ("best_of_n n=1", "best_of_n", "n=1"),
             ("best_of_n n=2", "best_of_n", "n=2"),
             ("best_of_n n=4", "best_of_n", "n=4"),
         ]
-        assert [one.alignment for one in found] == [
+        assert [policy.alignment for policy in policies] == [
             {"method": "best_of_n", "n": n} for n in (1, 2, 4)
         ]
 
     def test_sweep_of_two_fields_has_all_combinations(self) -> None:
-        found = read_policies(None, ["blockwise_cd k=2,4 m=16,32 beam_width=1"])
-        assert [one.setting for one in found] == [
+        policies = read_policies(None, ["blockwise_cd k=2,4 m=16,32 beam_width=1"])
+        assert [policy.setting for policy in policies] == [
             *("k=2, m=16", "k=2, m=32", "k=4, m=16", "k=4, m=32"),
         ]
-        assert {one.sweep for one in found} == {"blockwise_cd beam_width=1"}
+        assert {policy.sweep for policy in policies} == {"blockwise_cd beam_width=1"}
 
     def test_list_is_one_value(self) -> None:
-        (found,) = read_policies(None, ["blockwise_cd k=[8,4,2] m=32"])
-        assert found.alignment == {"method": "blockwise_cd", "k": [8, 4, 2], "m": 32}
-        assert found.sweep is None
+        (policy,) = read_policies(None, ["blockwise_cd k=[8,4,2] m=32"])
+        assert policy.alignment == {"method": "blockwise_cd", "k": [8, 4, 2], "m": 32}
+        assert policy.sweep is None
         lists = read_policies(None, ["blockwise_cd k=[8,4],[4,2] m=32"])
-        assert [one.setting for one in lists] == ["k=[8, 4]", "k=[4, 2]"]
+        assert [policy.setting for policy in lists] == ["k=[8, 4]", "k=[4, 2]"]
 
     def test_number_with_exponent_is_a_float(self) -> None:
-        found = read_policies(None, ["tokenwise_cd beta=1e-3,0.5,2"])
-        assert [one.alignment["beta"] for one in found] == [0.001, 0.5, 2]
-        assert [one.setting for one in found] == ["beta=0.001", "beta=0.5", "beta=2"]
+        policies = read_policies(None, ["tokenwise_cd beta=1e-3,0.5,2"])
+        assert [policy.alignment["beta"] for policy in policies] == [0.001, 0.5, 2]
+        assert [policy.setting for policy in policies] == ["beta=0.001", "beta=0.5", "beta=2"]
 
     def test_json_argument_is_a_policy_or_a_sweep(self) -> None:
-        (found,) = read_policies(None, ['{"method": "best_of_n", "n": 4, "rewards": {"a": 1.0}}'])
-        assert found.name == 'best_of_n n=4 rewards={"a": 1.0}'
-        assert found.alignment == {"method": "best_of_n", "n": 4, "rewards": {"a": 1.0}}
+        (policy,) = read_policies(None, ['{"method": "best_of_n", "n": 4, "rewards": {"a": 1.0}}'])
+        assert policy.name == 'best_of_n n=4 rewards={"a": 1.0}'
+        assert policy.alignment == {"method": "best_of_n", "n": 4, "rewards": {"a": 1.0}}
         swept = read_policies(None, ['{"method": "best_of_n", "sweep": {"n": [2, 4]}}'])
-        assert [one.name for one in swept] == ["best_of_n n=2", "best_of_n n=4"]
+        assert [policy.name for policy in swept] == ["best_of_n n=2", "best_of_n n=4"]
 
     @pytest.mark.parametrize(
-        ("given", "words"),
+        ("argument", "words"),
         [
             ("", "empty"),
             ("   ", "empty"),
@@ -86,9 +86,9 @@ class TestArguments:
             ('{"method": "best_of_n", "sweep": {"n": []}}', "must map fields to lists"),
         ],
     )
-    def test_invalid_argument_is_refused(self, given: str, words: str) -> None:
+    def test_invalid_argument_is_refused(self, argument: str, words: str) -> None:
         with pytest.raises(ConfigError, match=words):
-            read_policies(None, [given])
+            read_policies(None, [argument])
 
 
 class TestFile:
@@ -101,12 +101,12 @@ class TestFile:
                 "steered": {"method": "tokenwise_cd", "sweep": {"beta": [0.5, 1]}},
             },
         )
-        found = {one.name: one for one in read_policies(path, ["none"])}
-        assert list(found) == ["mine", "theirs", "steered beta=0.5", "steered beta=1", "none"]
-        assert found["mine"].alignment == {"method": "best_of_n", "n": 4}
-        assert found["theirs"].alignment == "best-of-8"
-        assert found["steered beta=1"].alignment == {"method": "tokenwise_cd", "beta": 1}
-        assert found["steered beta=1"].sweep == "steered"
+        policies = {policy.name: policy for policy in read_policies(path, ["none"])}
+        assert list(policies) == ["mine", "theirs", "steered beta=0.5", "steered beta=1", "none"]
+        assert policies["mine"].alignment == {"method": "best_of_n", "n": 4}
+        assert policies["theirs"].alignment == "best-of-8"
+        assert policies["steered beta=1"].alignment == {"method": "tokenwise_cd", "beta": 1}
+        assert policies["steered beta=1"].sweep == "steered"
 
     @pytest.mark.parametrize(
         ("content", "words"),

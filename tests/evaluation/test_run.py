@@ -1,4 +1,4 @@
-"""What is asked for, kept and asked for again, with a client that needs no server."""
+"""Requests, records and resumed runs of an evaluation, with a fake client."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ PROMPTS = 6
 
 
 class Fake:
-    """Answers with its seed; fails, or calls what stops the run, at the answer that it is told."""
+    """A client whose answers contain their seeds; request ``fails_at`` fails or calls ``stop``."""
 
     model = "fake"
 
@@ -94,10 +94,10 @@ async def evaluate(of: EvaluationJob, client: Any) -> Results:
 
 async def test_every_answer_is_requested_once(tmp_path: Path) -> None:
     client = Fake()
-    made = await evaluate(job(tmp_path, "best_of_n n=2", "house"), client)
-    assert list(made.policies) == ["base", "best_of_n n=2", "house"]
-    assert made.prompts == PROMPTS
-    assert made.draws == 2
+    results = await evaluate(job(tmp_path, "best_of_n n=2", "house"), client)
+    assert list(results.policies) == ["base", "best_of_n n=2", "house"]
+    assert results.prompts == PROMPTS
+    assert results.draws == 2
     assert len(client.asked) == 3 * (1 + 2 * PROMPTS)  # the first of each policy is a trial
     assert len({seed for _, _, seed in client.asked}) == 3 * 2 * PROMPTS
     sent = [alignment for _, alignment, _ in client.asked[:3]]
@@ -106,9 +106,13 @@ async def test_every_answer_is_requested_once(tmp_path: Path) -> None:
         {"method": "best_of_n", "n": 2, "report": "trace"},
         "house",
     ]
-    assert made.settings["policies"]["house"] == {"preset": "house", "method": "best_of_n", "n": 8}
+    assert results.settings["policies"]["house"] == {
+        "preset": "house",
+        "method": "best_of_n",
+        "n": 8,
+    }
     again = Fake()
-    assert await evaluate(job(tmp_path, "best_of_n n=2", "house"), again) == made
+    assert await evaluate(job(tmp_path, "best_of_n n=2", "house"), again) == results
     assert again.asked == []
 
 
@@ -127,15 +131,15 @@ async def test_interrupted_run_keeps_answers_and_resumes(
     # Two trials, and of those answered at most one a worker was not scored yet.
     assert at - 2 - 3 <= sum(map(len, before.values())) <= at - 2
     client = Fake()
-    made = await evaluate(job(tmp_path, *policies), client)
+    results = await evaluate(job(tmp_path, *policies), client)
     lacking = [name for name in names if len(before[name]) < 2 * PROMPTS]
     missing = sum(2 * PROMPTS - len(before[name]) for name in names)
     assert len(client.asked) == len(lacking) + missing
     for name in names:
         assert kept(tmp_path, name)[: len(before[name])] == before[name]
-        assert made.policies[name].answers == 2 * PROMPTS
+        assert results.policies[name].answers == 2 * PROMPTS
     whole = await evaluate(job(tmp_path, *policies, out=tmp_path / "whole"), Fake())
-    assert whole.policies["base"].reward == made.policies["base"].reward
+    assert whole.policies["base"].reward == results.policies["base"].reward
 
 
 async def test_refused_policy_writes_no_settings_or_records(tmp_path: Path) -> None:
@@ -148,8 +152,8 @@ async def test_refused_policy_writes_no_settings_or_records(tmp_path: Path) -> N
 async def test_resumed_run_may_add_answers_but_not_change_settings(tmp_path: Path) -> None:
     await evaluate(job(tmp_path, "best_of_n n=2", draws=1, limit=3), Fake())
     client = Fake()
-    made = await evaluate(job(tmp_path, "best_of_n n=2,4"), client)
-    assert made.policies["best_of_n n=4"].answers == 2 * PROMPTS
+    results = await evaluate(job(tmp_path, "best_of_n n=2,4"), client)
+    assert results.policies["best_of_n n=4"].answers == 2 * PROMPTS
     assert len(client.asked) == 3 + 3 * 2 * PROMPTS - 2 * 3
     less = await evaluate(job(tmp_path, "best_of_n n=4", limit=2), Fake(fails_at=0))
     assert less.policies["best_of_n n=4"].answers == 4

@@ -45,17 +45,17 @@ class TestStudent:
 
 class TestMean:
     def test_mean_interval_equals_hand_computed_bounds(self) -> None:
-        found = mean_interval([1.0, 2.0, 3.0])
+        interval = mean_interval([1.0, 2.0, 3.0])
         half = 4.302653 / math.sqrt(3)  # the standard deviation is 1
-        assert found.mean == 2.0
-        assert found.low == pytest.approx(2.0 - half, abs=1e-5)
-        assert found.high == pytest.approx(2.0 + half, abs=1e-5)
+        assert interval.mean == 2.0
+        assert interval.low == pytest.approx(2.0 - half, abs=1e-5)
+        assert interval.high == pytest.approx(2.0 + half, abs=1e-5)
 
     def test_mean_of_one_value_has_no_bounds(self) -> None:
-        found = mean_interval([3.0])
-        assert found == Interval(3.0, None, None)
-        assert not found.positive
-        assert not found.negative
+        interval = mean_interval([3.0])
+        assert interval == Interval(3.0, None, None)
+        assert not interval.positive
+        assert not interval.negative
 
     def test_mean_of_no_values_is_an_error(self) -> None:
         with pytest.raises(ValueError, match="needs at least one value"):
@@ -63,9 +63,9 @@ class TestMean:
 
     def test_difference_is_paired(self) -> None:
         base = [0.0, 10.0, -5.0, 3.0]
-        found = difference([x + 1.0 for x in base], base)
-        assert found == Interval(1.0, 1.0, 1.0)
-        assert found.positive
+        interval = difference([x + 1.0 for x in base], base)
+        assert interval == Interval(1.0, 1.0, 1.0)
+        assert interval.positive
 
     @reproducible
     @given(st.lists(numbers, min_size=2, max_size=20), numbers)
@@ -88,21 +88,21 @@ class TestWilson:
     def test_wilson_equals_published_values(
         self, successes: int, total: int, low: float, high: float
     ) -> None:
-        found = wilson(successes, total)
-        assert found.mean == successes / total
-        assert found.low == pytest.approx(low, abs=2e-5)
-        assert found.high == pytest.approx(high, abs=2e-5)
+        interval = wilson(successes, total)
+        assert interval.mean == successes / total
+        assert interval.low == pytest.approx(low, abs=2e-5)
+        assert interval.high == pytest.approx(high, abs=2e-5)
 
     @reproducible
     @given(st.integers(1, 1000), st.floats(0, 1))
     def test_wilson_bounds_solve_the_score_equation(self, total: int, share: float) -> None:
-        found = wilson(share * total, total)
-        assert 0 <= found.low <= found.mean + 1e-9
-        assert found.mean - 1e-9 <= found.high <= 1
+        interval = wilson(share * total, total)
+        assert 0 <= interval.low <= interval.mean + 1e-9
+        assert interval.mean - 1e-9 <= interval.high <= 1
         z = statistics.NormalDist().inv_cdf(0.975)
-        for end in (found.low, found.high):
+        for end in (interval.low, interval.high):
             if 0 < end < 1:
-                score = (found.mean - end) ** 2
+                score = (interval.mean - end) ** 2
                 assert score == pytest.approx(z * z * end * (1 - end) / total, abs=1e-9)
 
     @reproducible
@@ -162,8 +162,8 @@ class TestCorrelation:
         self, pairs: list[tuple[float, float]]
     ) -> None:
         x, y = ([pair[i] for pair in pairs] for i in (0, 1))
-        found = correlation(x, y)
-        if found is not None:
-            assert -1 <= found <= 1
-        if found is not None and min(statistics.stdev(x), statistics.stdev(y)) > 1e-3:
-            assert found == pytest.approx(statistics.correlation(x, y), abs=1e-6)
+        value = correlation(x, y)
+        if value is not None:
+            assert -1 <= value <= 1
+        if value is not None and min(statistics.stdev(x), statistics.stdev(y)) > 1e-3:
+            assert value == pytest.approx(statistics.correlation(x, y), abs=1e-6)

@@ -1,4 +1,4 @@
-"""A policy's figures and the alarm, from records made by hand."""
+"""Figures, alarms, fits and results from hand-written records."""
 
 import math
 from collections.abc import Sequence
@@ -25,8 +25,8 @@ BASE = [0.1, 0.4, -0.3, 0.0, 0.2, 0.5, -0.1, 0.3]
 
 
 def of(prompt: int, reward: float, gold: float | None = None, **fields: Any) -> Record:
-    """A record that says no more than it has to."""
-    made = {
+    """A record with default fields."""
+    defaults = {
         "prompt": prompt,
         "draw": 0,
         "seed": 0,
@@ -42,17 +42,17 @@ def of(prompt: int, reward: float, gold: float | None = None, **fields: Any) -> 
         "steps": None,
         "pool": None,
     }
-    return Record(**(made | fields))
+    return Record(**(defaults | fields))
 
 
 def all_of(rewards: Sequence[float], golds: Sequence[float | None] | None = None) -> list[Record]:
-    """A record a prompt."""
-    found = golds or [None] * len(rewards)
-    return [of(i, r, g) for i, (r, g) in enumerate(zip(rewards, found, strict=True))]
+    """One record per prompt."""
+    all_golds = golds or [None] * len(rewards)
+    return [of(i, r, g) for i, (r, g) in enumerate(zip(rewards, all_golds, strict=True))]
 
 
 def report(bound: float, estimate: float, **fields: Any) -> dict[str, Any]:
-    """As the server makes one, of three candidates a decision."""
+    """A server report with three candidates per decision."""
     return {
         "method": "blockwise_cd",
         "decisions": 2,
@@ -65,34 +65,34 @@ def report(bound: float, estimate: float, **fields: Any) -> dict[str, Any]:
 
 
 def shifted(values: Sequence[float], by: float) -> list[float]:
-    """Moved, by not quite the same each."""
+    """The values plus ``by``, with small differences between them."""
     return [value + by + 0.01 * (i % 3) for i, value in enumerate(values)]
 
 
 class TestWinRate:
     def test_tie_counts_as_half_a_win(self) -> None:
-        found = summarise(all_of([1, 2, 3, 4]), all_of([0, 2, 3, 5]), plain=False).reward
-        assert found.win_rate.mean == 0.5
-        assert found.ties == 0.5
-        assert found.mean.mean == 2.5
-        assert found.gain.mean == 0.0
+        figures = summarise(all_of([1, 2, 3, 4]), all_of([0, 2, 3, 5]), plain=False).reward
+        assert figures.win_rate.mean == 0.5
+        assert figures.ties == 0.5
+        assert figures.mean.mean == 2.5
+        assert figures.gain.mean == 0.0
 
     def test_prompt_with_several_answers_counts_once(self) -> None:
-        mine = [of(0, 3.0), of(0, 1.0, draw=1), of(1, 5.0), of(1, 5.0, draw=1)]
+        answers = [of(0, 3.0), of(0, 1.0, draw=1), of(1, 5.0), of(1, 5.0, draw=1)]
         base = [of(0, 2.0), of(0, 0.0, draw=1), of(1, 5.0), of(1, 5.0, draw=1)]
-        found = summarise(mine, base, plain=False)
-        assert found.answers == 4
-        assert found.prompts == 2
-        assert found.reward.win_rate.mean == (0.75 + 0.5) / 2
-        assert found.reward.ties == 0.5
-        assert found.reward.win_rate == wilson(1.25, 2)  # two prompts, not four answers
+        figures = summarise(answers, base, plain=False)
+        assert figures.answers == 4
+        assert figures.prompts == 2
+        assert figures.reward.win_rate.mean == (0.75 + 0.5) / 2
+        assert figures.reward.ties == 0.5
+        assert figures.reward.win_rate == wilson(1.25, 2)  # two prompts, not four answers
 
     @reproducible
     @given(st.lists(st.tuples(st.integers(-2, 2), st.integers(-2, 2)), min_size=2, max_size=12))
     def test_win_rates_of_both_sides_sum_to_one(self, pairs: list[tuple[int, int]]) -> None:
-        mine, base = (all_of([pair[i] for pair in pairs]) for i in (0, 1))
-        one = summarise(mine, base, plain=False).reward
-        other = summarise(base, mine, plain=False).reward
+        answers, base = (all_of([pair[i] for pair in pairs]) for i in (0, 1))
+        one = summarise(answers, base, plain=False).reward
+        other = summarise(base, answers, plain=False).reward
         assert one.win_rate.mean + other.win_rate.mean == pytest.approx(1.0)
         assert one.gain.mean == pytest.approx(-other.gain.mean)
         assert one.ties == other.ties
@@ -101,52 +101,52 @@ class TestWinRate:
 class TestCost:
     def test_candidate_tokens_and_tie_rate_come_from_reports(self) -> None:
         records = [of(i, 0.0, report=report(1.0, 0.5)) for i in range(3)]
-        found = summarise(records, all_of([0, 0, 0]), plain=False)
-        assert found.candidate_tokens == 3.0
-        assert found.tie_rate == 0.5
+        figures = summarise(records, all_of([0, 0, 0]), plain=False)
+        assert figures.candidate_tokens == 3.0
+        assert figures.tie_rate == 0.5
 
     def test_base_draws_one_token_per_token_and_has_zero_kl(self) -> None:
         base = all_of([0, 1, 2])
-        found = summarise(base, base, plain=True)
-        assert found.candidate_tokens == 1.0
-        assert found.tie_rate is None
-        assert found.kl is not None
-        assert found.kl.estimate.mean == 0.0
+        figures = summarise(base, base, plain=True)
+        assert figures.candidate_tokens == 1.0
+        assert figures.tie_rate is None
+        assert figures.kl is not None
+        assert figures.kl.estimate.mean == 0.0
 
     def test_figures_without_reports_have_no_kl_or_candidate_tokens(self) -> None:
-        found = summarise(all_of([0, 1]), all_of([0, 1]), plain=False)
-        assert found.candidate_tokens is None
-        assert found.kl is None
+        figures = summarise(all_of([0, 1]), all_of([0, 1]), plain=False)
+        assert figures.candidate_tokens is None
+        assert figures.kl is None
 
     def test_tie_rate_is_none_with_one_candidate_per_decision(self) -> None:
-        made = report(0.0, 0.0, candidates=2, ties=0)
-        assert summarise([of(0, 0.0, report=made)], all_of([0]), plain=False).tie_rate is None
+        single = report(0.0, 0.0, candidates=2, ties=0)
+        assert summarise([of(0, 0.0, report=single)], all_of([0]), plain=False).tie_rate is None
 
     def test_latency_figures_equal_hand_computed_values(self) -> None:
         records = [of(0, 0.0), of(1, 0.0), of(9, 0.0)]
-        found = summarise(records, records, plain=False)
-        assert found.latency.first_p50 == 0.5
-        assert found.latency.inter_p50 == 0.75
-        assert found.latency.inter_p99 == pytest.approx(1.0)
-        assert found.latency.tokens_per_second == 12 / 6
-        assert found.latency.throughput == 12 / 5  # the first two are one second apart
+        figures = summarise(records, records, plain=False)
+        assert figures.latency.first_p50 == 0.5
+        assert figures.latency.inter_p50 == 0.75
+        assert figures.latency.inter_p99 == pytest.approx(1.0)
+        assert figures.latency.tokens_per_second == 12 / 6
+        assert figures.latency.throughput == 12 / 5  # the first two are one second apart
 
     def test_single_block_answer_has_no_inter_block_time(self) -> None:
-        found = summarise([of(0, 0.0, blocks=[1.5])], all_of([0]), plain=False).latency
-        assert found.first_p99 == 1.5
-        assert found.inter_p99 is None
+        figures = summarise([of(0, 0.0, blocks=[1.5])], all_of([0]), plain=False).latency
+        assert figures.first_p99 == 1.5
+        assert figures.inter_p99 is None
 
     def test_answer_without_text_has_no_first_block_time(self) -> None:
-        found = summarise([of(0, 0.0, blocks=[], text="", tokens=1)], all_of([0]), plain=False)
-        assert found.latency.first_p50 is None
-        assert list(found.distinct) == [None, None, None]
+        figures = summarise([of(0, 0.0, blocks=[], text="", tokens=1)], all_of([0]), plain=False)
+        assert figures.latency.first_p50 is None
+        assert list(figures.distinct) == [None, None, None]
 
     def test_cut_share_and_reward_length_correlation_are_computed(self) -> None:
         records = [of(0, 1.0, tokens=10, finish_reason="length"), of(1, 2.0, tokens=30)]
-        found = summarise(records, all_of([0, 0]), plain=False)
-        assert found.cut == 0.5
-        assert found.tokens.mean == 20
-        assert found.reward_length == pytest.approx(1.0)
+        figures = summarise(records, all_of([0, 0]), plain=False)
+        assert figures.cut == 0.5
+        assert figures.tokens.mean == 20
+        assert figures.reward_length == pytest.approx(1.0)
 
 
 class TestPositions:
@@ -162,11 +162,11 @@ class TestPositions:
 
     def test_kl_of_steering_is_spread_over_all_tokens(self) -> None:
         record = of(0, 0.0, report=report(3.0, 3.0), steps=[[20, 0.0, 0.0]])
-        found = kl_by_position([record])
-        assert [bucket.estimate for bucket in found] == pytest.approx([0.15, 0.15])
-        made = summarise([record], all_of([0]), plain=False).kl
-        assert made is not None
-        assert made.even
+        buckets = kl_by_position([record])
+        assert [bucket.estimate for bucket in buckets] == pytest.approx([0.15, 0.15])
+        divergence = summarise([record], all_of([0]), plain=False).kl
+        assert divergence is not None
+        assert divergence.even
 
     def test_bucket_means_are_over_answers_that_reach_the_bucket(self) -> None:
         short = of(0, 0.0, report=report(1.6, 1.6), steps=[[16, 1.6, 1.6]])
@@ -174,9 +174,9 @@ class TestPositions:
         first, second = kl_by_position([short, long])
         assert (first.tokens, first.bound) == (32, pytest.approx(0.05))
         assert (second.tokens, second.bound) == (16, pytest.approx(0.4))
-        made = summarise([short, long], all_of([0, 0]), plain=False).kl
-        assert made is not None
-        assert not made.even
+        divergence = summarise([short, long], all_of([0, 0]), plain=False).kl
+        assert divergence is not None
+        assert not divergence.even
 
     @reproducible
     @given(
@@ -189,16 +189,16 @@ class TestPositions:
         self, steps: list[tuple[int, float, float]], steering: float
     ) -> None:
         bound, estimate = (math.fsum(step[i] for step in steps) + steering for i in (1, 2))
-        found = kl_by_position([of(0, 0.0, report=report(bound, estimate), steps=steps)])
-        assert sum(bucket.tokens for bucket in found) == sum(step[0] for step in steps)
-        total = sum(bucket.tokens * bucket.bound for bucket in found)
+        buckets = kl_by_position([of(0, 0.0, report=report(bound, estimate), steps=steps)])
+        assert sum(bucket.tokens for bucket in buckets) == sum(step[0] for step in steps)
+        total = sum(bucket.tokens * bucket.bound for bucket in buckets)
         assert total == pytest.approx(bound, abs=1e-6)
-        assert sum(b.tokens * b.estimate for b in found) == pytest.approx(estimate, abs=1e-6)
+        assert sum(b.tokens * b.estimate for b in buckets) == pytest.approx(estimate, abs=1e-6)
 
     def test_kl_by_position_is_none_without_a_trace(self) -> None:
-        made = summarise([of(0, 0.0, report=report(1.0, 1.0))], all_of([0]), plain=False).kl
-        assert made is not None
-        assert made.by_position is None
+        divergence = summarise([of(0, 0.0, report=report(1.0, 1.0))], all_of([0]), plain=False).kl
+        assert divergence is not None
+        assert divergence.by_position is None
 
 
 class TestAlarm:
@@ -243,27 +243,27 @@ class TestFit:
     def test_fit_recovers_coefficients_and_peak(self) -> None:
         bounds = [kl.best_of_n_bound(n) for n in (2, 4, 8, 16, 32)]
         gains = [math.sqrt(nats) * (1.0 - 0.5 * math.sqrt(nats)) for nats in bounds]
-        found = fit(list(zip(bounds, gains, strict=True)))
-        assert found is not None
-        assert (found.a, found.b) == (pytest.approx(1.0), pytest.approx(0.5))
-        assert found.peak == pytest.approx(1.0)
-        assert found.recommended_n == pytest.approx(kl.effective_n(1.0))
-        assert found.measured == bounds[-1]
+        fitted = fit(list(zip(bounds, gains, strict=True)))
+        assert fitted is not None
+        assert (fitted.a, fitted.b) == (pytest.approx(1.0), pytest.approx(0.5))
+        assert fitted.peak == pytest.approx(1.0)
+        assert fitted.recommended_n == pytest.approx(kl.effective_n(1.0))
+        assert fitted.measured == bounds[-1]
 
     def test_fit_of_rising_gain_recommends_no_n(self) -> None:
-        found = fit([(nats, math.sqrt(nats)) for nats in (0.2, 0.6, 1.2)])
-        assert found is not None
-        assert found.b == pytest.approx(0.0)
-        assert found.recommended_n is None or found.recommended_n > 1e6
+        fitted = fit([(nats, math.sqrt(nats)) for nats in (0.2, 0.6, 1.2)])
+        assert fitted is not None
+        assert fitted.b == pytest.approx(0.0)
+        assert fitted.recommended_n is None or fitted.recommended_n > 1e6
 
     @pytest.mark.parametrize(("slope", "peak", "n"), [(1.0, None, None), (-1.0, 0.0, 1.0)])
     def test_monotonic_gains_peak_nowhere_or_at_the_base(
         self, slope: float, peak: float | None, n: float | None
     ) -> None:
-        found = fit([(nats, slope * nats) for nats in (1.0, 4.0, 9.0)])
-        assert found is not None
-        assert found.b == pytest.approx(-slope)
-        assert (found.peak, found.recommended_n) == (peak, n)
+        fitted = fit([(nats, slope * nats) for nats in (1.0, 4.0, 9.0)])
+        assert fitted is not None
+        assert fitted.b == pytest.approx(-slope)
+        assert (fitted.peak, fitted.recommended_n) == (peak, n)
 
     def test_fit_of_two_points_is_none(self) -> None:
         assert fit([(0.0, 0.0), (0.2, 0.1), (0.6, 0.2)]) is None
@@ -284,10 +284,10 @@ class TestCurve:
 
 
 def test_request_seeds_are_distinct_and_reproducible() -> None:
-    made = {seed_of(s, p, i, d) for s in (0, 1) for p in "ab" for i in (0, 1) for d in (0, 1)}
-    assert len(made) == 16
+    seeds = {seed_of(s, p, i, d) for s in (0, 1) for p in "ab" for i in (0, 1) for d in (0, 1)}
+    assert len(seeds) == 16
     assert seed_of(0, "base", 3, 1) == seed_of(0, "base", 3, 1)
-    assert all(0 <= seed < 2**63 for seed in made)
+    assert all(0 <= seed < 2**63 for seed in seeds)
 
 
 def test_record_round_trips_through_the_journal() -> None:
@@ -298,7 +298,7 @@ def test_record_round_trips_through_the_journal() -> None:
 
 
 class TestResults:
-    def made(self, gold: bool = True) -> Results:
+    def build(self, gold: bool = True) -> Results:
         sweep = [
             NamedPolicy(f"best_of_n n={n}", {"method": "best_of_n", "n": n}, "best_of_n", f"n={n}")
             for n in (2, 4, 8)
@@ -310,15 +310,15 @@ class TestResults:
             bound = kl.best_of_n_bound(2 << i)
             records[policy.name] = [
                 of(
-                    made.prompt,
-                    made.reward,
-                    made.gold,
+                    record.prompt,
+                    record.reward,
+                    record.gold,
                     report=report(bound, 0.9 * bound, decisions=1),
                     steps=[[4, bound, 0.9 * bound]],
                     pool=[0.1 * j for j in range(2 << i)],
                     blocks=[1.0 + i],
                 )
-                for made in all_of(
+                for record in all_of(
                     shifted(BASE, 0.5 * (i + 1)), shifted(BASE, golds[i]) if gold else None
                 )
             ]
@@ -339,34 +339,34 @@ class TestResults:
         )
 
     def test_results_have_sweeps_alarms_fits_and_curve(self) -> None:
-        made = self.made()
-        assert dict(made.sweeps) == {"best_of_n": [f"best_of_n n={n}" for n in (2, 4, 8)]}
-        assert made.alarms is not None
-        assert {(alarm.policy, alarm.against) for alarm in made.alarms} == {
+        evaluated = self.build()
+        assert dict(evaluated.sweeps) == {"best_of_n": [f"best_of_n n={n}" for n in (2, 4, 8)]}
+        assert evaluated.alarms is not None
+        assert {(alarm.policy, alarm.against) for alarm in evaluated.alarms} == {
             ("best_of_n n=8", "base"),
             ("best_of_n n=4", "best_of_n n=2"),
             ("best_of_n n=8", "best_of_n n=2"),
         }
-        assert made.fits["best_of_n"].peak is not None
+        assert evaluated.fits["best_of_n"].peak is not None
         # 1 of the base's and 2 + 4 + 8 candidates of each prompt
-        assert max(point.n for point in made.best_of_n if point.reward is not None) == 15
-        text = markdown(made)
+        assert max(point.n for point in evaluated.best_of_n if point.reward is not None) == 15
+        text = markdown(evaluated)
         assert "**Alarm:** `best_of_n n=8` against `base`" in text
         assert "pre\\|set" in text
         assert all(f"]({plot.file})" in text for plot in PLOTS)
 
     def test_results_without_held_out_reward_have_no_alarms(self, tmp_path: Path) -> None:
-        made = self.made(gold=False)
-        assert made.alarms is None
-        assert "requires a held-out reward" in markdown(made)
-        draw(made, tmp_path)
+        evaluated = self.build(gold=False)
+        assert evaluated.alarms is None
+        assert "requires a held-out reward" in markdown(evaluated)
+        draw(evaluated, tmp_path)
 
     def test_equal_results_give_identical_files(self, tmp_path: Path) -> None:
         written = []
         for name in ("one", "two"):
             (folder := tmp_path / name).mkdir()
-            draw(self.made(), folder)
-            self.made().write(folder / "results.json")
+            draw(self.build(), folder)
+            self.build().write(folder / "results.json")
             written.append({path.name: path.read_bytes() for path in folder.iterdir()})
         assert written[0] == written[1]
         assert set(written[0]) == {plot.file for plot in PLOTS} | {"results.json"}

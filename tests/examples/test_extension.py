@@ -18,11 +18,11 @@ def variety(text: str) -> float:
 
 
 def test_discovery_lists_extension_method_and_reward(http: httpx2.Client) -> None:
-    told = http.get("/v1/alignment").json()
-    schema = told["methods"]["good_enough"]
+    described = http.get("/v1/alignment").json()
+    schema = described["methods"]["good_enough"]
     assert {"threshold", "max_draws"} <= set(schema["required"])
     assert schema["properties"]["batch"]["default"] == 4
-    assert told["rewards"]["variety"]["prefixes"] is True
+    assert described["rewards"]["variety"]["prefixes"] is True
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What Open WebUI asks of a server, by a preset's model id; its Compose file is valid."""
+"""Open WebUI's requests with a preset's model id, and the Compose file."""
 
 import json
 import subprocess
@@ -14,8 +14,8 @@ HEADERS = {"authorization": "Bearer none"}
 
 
 def test_model_list_includes_presets(http: httpx2.Client) -> None:
-    found = http.get("/v1/models", headers=HEADERS).json()["data"]
-    assert {"demo", "demo:blockwise", "demo:best-of-8"} <= {model["id"] for model in found}
+    models = http.get("/v1/models", headers=HEADERS).json()["data"]
+    assert {"demo", "demo:blockwise", "demo:best-of-8"} <= {model["id"] for model in models}
 
 
 def test_preset_answers_a_streamed_chat(http: httpx2.Client) -> None:

@@ -1,4 +1,4 @@
-"""The examples that ask a server run, as they stand."""
+"""The example scripts run unchanged against a server."""
 
 import importlib.util
 import os
@@ -17,7 +17,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def run(server: Served, *command: str | Path) -> str:
-    """What a command prints that finds the server in its environment."""
+    """The output of a command with the server's URL in its environment."""
     environment = os.environ | {"OPENAI_BASE_URL": f"{server.base_url}/v1"}
     return subprocess.run(
         command, env=environment, capture_output=True, text=True, check=True, timeout=HANG_SECONDS

@@ -1,4 +1,4 @@
-"""Two replicas behind Ray Serve: what one server does, and what happens where one dies."""
+"""Two replicas behind Ray Serve: normal requests, disconnects and deaths of replicas."""
 
 import asyncio
 import os
@@ -36,15 +36,15 @@ ROOT = Path(__file__).parents[2]
 RUNNING = "vllm:num_requests_running"
 GATE = {"kind": "python", "callable": "tests.server.gate:gated", "timeout": HANG_SECONDS}
 HELD: dict[str, Any] = {"method": "best_of_n", "n": 2, "rewards": {"gate": 1.0}}
-"""Is not answered while the gate is closed."""
+"""Policy whose requests are not answered while the gate is closed."""
 BLOCKS: dict[str, Any] = {"method": "blockwise_cd", "k": 2, "m": 16, "rewards": {"gate": 1.0}}
 BLOCK = 16 * 14
-"""Characters of a block at most: a token of the demo has up to 14."""
+"""Maximum characters of a block; a token of the demo has up to 14."""
 SEARCH = {"max_tokens": 160, "ignore_eos": True}
 
 
 class Replicas:
-    """The cluster's replicas, as its clients and its machine see them."""
+    """The cluster's replicas, seen through HTTP and as processes."""
 
     def __init__(self, base_url: str, gate: Gate) -> None:
         self.base_url = base_url
@@ -60,44 +60,44 @@ class Replicas:
         return OpenAI(base_url=url, api_key="-", max_retries=0, timeout=HANG_SECONDS)
 
     def metric(self, name: str, **labels: str) -> dict[str, float]:
-        """A metric's sum over its other labels, by replica."""
+        """A metric by replica, summed over all other labels."""
         url = f"{self.base_url}/metrics"
         # A scrape fails where a replica has not answered within 8 s.
         text = until(lambda: _found(httpx2.get(url, timeout=HANG_SECONDS)), "the metrics")
-        found = Counter[str]()
+        totals = Counter[str]()
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
                 if sample.name == name and labels.items() <= sample.labels.items():
-                    found[sample.labels["replica"]] += sample.value
-        return dict(found)
+                    totals[sample.labels["replica"]] += sample.value
+        return dict(totals)
 
     def wait_until(self, there: Callable[[float], bool]) -> None:
-        """Waits until as many requests run in the engines as should."""
+        """Waits for a condition on the number of running engine requests."""
         until(lambda: there(sum(self.metric(RUNNING).values())), "as many running requests")
 
     def wait_for_another(self, before: set[str]) -> set[str]:
-        """Waits until there are two replicas and one of them is new; both."""
+        """Waits until there are two replicas, at least one of them new; returns both."""
 
         def there() -> set[str]:
-            found = set(self.metric(RUNNING))
-            return found if len(found) == 2 and found != before else set()
+            ids = set(self.metric(RUNNING))
+            return ids if len(ids) == 2 and ids != before else set()
 
         return until(there, "a new replica")
 
     def kill_engine(self, pid: int) -> None:
-        """Kills the engine of the replica whose process that is."""
+        """Kills the engine of a replica's process."""
         (engine,) = spawned(psutil.Process(pid))
         engine.kill()
 
     def actors(self) -> list[psutil.Process]:
-        """The replicas' processes that run; Ray lets those that have ended wait for a while."""
-        found = []
+        """The running processes of the replicas; Ray keeps ended ones as zombies for a while."""
+        alive = []
         for one in psutil.Process().children(recursive=True):
             with suppress(psutil.NoSuchProcess):
                 ended = one.status() == psutil.STATUS_ZOMBIE
                 if one.name().startswith("ray::ServeRepl") and not ended:
-                    found.append(one)
-        return found
+                    alive.append(one)
+        return alive
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +166,7 @@ def test_concurrent_requests_reach_both_replicas(replicas: Replicas) -> None:
 
 
 def test_stream_sends_blocks_as_they_are_accepted(replicas: Replicas) -> None:
-    """Later blocks wait at the gate until the client has received those before them."""
+    """Later blocks wait at the gate until the client has received the earlier ones."""
     text, chunks = "", 0
     with replicas.openai() as client, replicas.gate.closed(above=BLOCK):
         for chunk in complete(client, BLOCKS, stream=True, **SEARCH):
@@ -196,7 +196,7 @@ async def test_disconnect_aborts_the_engine_requests(
 
 
 def test_other_replica_answers_requests_of_a_killed_engine(replicas: Replicas) -> None:
-    """Whole answers, and streams that have not begun; a new replica comes meanwhile."""
+    """Whole answers, and streams that have not started; meanwhile a new replica starts."""
     before, stop, killed = set(replicas.metric(RUNNING)), threading.Event(), threading.Event()
     with replicas.http() as http, ThreadPoolExecutor(64) as pool, _setting(stop):
         asking = [pool.submit(_ask_until, http, stop, killed) for _ in range(2)]
@@ -268,7 +268,7 @@ async def _leave_during_a_retry(replicas: Replicas) -> None:
 
 
 def test_killed_replica_breaks_only_its_own_started_streams(replicas: Replicas) -> None:
-    """Each has sent a block and waits within its search when the engine is killed."""
+    """Each stream has sent a block and waits within its search when the engine is killed."""
     before = set(replicas.metric(RUNNING))
     begun = threading.Semaphore(0)
     with replicas.http() as http, ThreadPoolExecutor(8) as pool:
@@ -287,7 +287,7 @@ def test_killed_replica_breaks_only_its_own_started_streams(replicas: Replicas) 
 
 
 def test_killed_replica_leaves_no_engine_process(replicas: Replicas) -> None:
-    """Killed, it has no time to end its engine."""
+    """A killed replica has no time to stop its engine."""
     actor, *_ = replicas.actors()
     (engine,) = spawned(actor)
     actor.kill()
@@ -297,7 +297,7 @@ def test_killed_replica_leaves_no_engine_process(replicas: Replicas) -> None:
 
 
 def test_running_requests_finish_before_a_replica_stops(replicas: Replicas) -> None:
-    """The last test of these replicas: searches go on drawing candidates until they end."""
+    """Runs last, since it stops the replicas; running searches draw candidates until they end."""
     with replicas.http() as http, ThreadPoolExecutor(5) as pool:
         with replicas.gate.closed(above=BLOCK):
             running = [pool.submit(_ask, http, BLOCKS, **SEARCH) for _ in range(4)]
@@ -329,7 +329,7 @@ def test_http_server_flags_are_refused_under_ray_serve() -> None:
 
 
 def _ask(http: httpx2.Client, policy: dict[str, Any] | None, **fields: Any) -> int:
-    """The status of a request for 16 tokens, or of its own fields; a stream must be complete."""
+    """The status of a request for 16 tokens, or with other fields; a stream must be complete."""
     body = {"model": "demo", "prompt": "Film review: Heat.", "max_tokens": 16, **fields}
     answer = http.post("/v1/completions", json=body | {"alignment": policy})
     assert not fields.get("stream") or _complete(answer.text), answer.text
@@ -337,7 +337,7 @@ def _ask(http: httpx2.Client, policy: dict[str, Any] | None, **fields: Any) -> i
 
 
 def _ask_until(http: httpx2.Client, stop: threading.Event, killed: threading.Event) -> list[int]:
-    """The statuses of requests one after another, ten at least of them begun after the kill."""
+    """The statuses of sequential requests, at least ten of which start after the kill."""
     asked, after = [], 0
     while after < 10 or not stop.is_set():
         after += killed.is_set() or stop.is_set()
@@ -346,7 +346,7 @@ def _ask_until(http: httpx2.Client, stop: threading.Event, killed: threading.Eve
 
 
 def _read(http: httpx2.Client, begun: threading.Semaphore) -> bool:
-    """Whether a stream was complete; else it has ended in an error."""
+    """Whether a stream was complete; otherwise it must have ended in an error."""
     body = {"model": "demo", "prompt": "Film review: Heat.", "stream": True, **SEARCH}
     lines = []
     try:
@@ -364,7 +364,7 @@ def _read(http: httpx2.Client, begun: threading.Semaphore) -> bool:
 
 
 def _found(answer: httpx2.Response) -> str:
-    """Its text, empty if it failed."""
+    """The text of a stream, empty if it failed."""
     return answer.text if answer.is_success else ""
 
 
@@ -373,13 +373,13 @@ def _complete(text: str) -> bool:
 
 
 def _cancelled(replicas: Replicas) -> float:
-    """Responses whose clients have left, of all replicas."""
+    """Number of responses of all replicas whose clients disconnected."""
     return sum(replicas.metric("cdserve_responses_total", outcome="cancelled").values())
 
 
 @contextmanager
 def _setting(event: threading.Event) -> Iterator[None]:
-    """Sets it at the end, however that comes."""
+    """Sets the event at the end, also after an exception."""
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Calls that the server cancels, as Ray Serve does once a client has left."""
+"""Calls that the server cancels when the client disconnects, as Ray Serve does."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -15,31 +15,31 @@ from tests.waiting import HANG_SECONDS
 
 
 class Call:
-    """A POST to an app, whose client has sent its request and then says nothing."""
+    """A POST request to an app, from a client that sends nothing after the request."""
 
     def __init__(self) -> None:
-        self.begun, self.go, self.ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self.started, self.go, self.ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self.sent: list[Message] = []
         self.app = FastAPI()
         self.app.post("/whole")(with_cancellation(self.whole))
         self.app.post("/stream")(self.stream)
 
     async def whole(self, body: dict[str, Any], raw_request: Request) -> dict[str, Any]:
-        """Answers with the body, once it may go on."""
+        """Answers with the body after ``go`` is set."""
         try:
-            self.begun.set()
+            self.started.set()
             await self.go.wait()
         finally:
             self.ended.set()
         return body
 
     async def stream(self, body: dict[str, Any]) -> StreamingResponse:
-        """The same with a line before."""
+        """Streams a line, and another one after ``go`` is set."""
 
         async def lines() -> AsyncIterator[str]:
             try:
                 yield "first\n"
-                self.begun.set()
+                self.started.set()
                 await self.go.wait()
                 yield "last\n"
             finally:
@@ -70,7 +70,7 @@ class Call:
 
     @property
     def body(self) -> bytes:
-        """What has been answered."""
+        """The response body so far."""
         return b"".join(message.get("body", b"") for message in self.sent)
 
 
@@ -78,7 +78,7 @@ class Call:
 async def test_cancelled_call_ends_the_handler(path: str) -> None:
     call = Call()
     task = call.start(CancelledAsDisconnect(call.app), path)
-    await call.begun.wait()
+    await call.started.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(task, HANG_SECONDS)
@@ -89,7 +89,7 @@ async def test_cancelled_call_ends_the_handler(path: str) -> None:
 async def test_handler_keeps_running_without_the_middleware() -> None:
     call = Call()
     task = call.start(call.app, "/whole")
-    await call.begun.wait()
+    await call.started.wait()
     task.cancel()
     await asyncio.wait([task])
     assert not call.ended.is_set()
@@ -97,10 +97,10 @@ async def test_handler_keeps_running_without_the_middleware() -> None:
     await asyncio.wait_for(call.ended.wait(), HANG_SECONDS)
 
 
-@pytest.mark.parametrize(("path", "said"), [("/whole", b'{"a":1}'), ("/stream", b"first\nlast\n")])
-async def test_call_without_cancellation_is_answered(path: str, said: bytes) -> None:
+@pytest.mark.parametrize(("path", "body"), [("/whole", b'{"a":1}'), ("/stream", b"first\nlast\n")])
+async def test_call_without_cancellation_is_answered(path: str, body: bytes) -> None:
     call = Call()
     call.go.set()
     await asyncio.wait_for(call.start(CancelledAsDisconnect(call.app), path), HANG_SECONDS)
     assert call.sent[0]["status"] == 200
-    assert call.body == said
+    assert call.body == body

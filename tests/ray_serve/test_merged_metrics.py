@@ -1,4 +1,4 @@
-"""Expositions of replicas, merged."""
+"""Merged metrics of several replicas."""
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -8,7 +8,7 @@ from cdserve.ray_serve.merged_metrics import merged
 
 
 def exposition(count: int) -> str:
-    """What a replica says of a counter, a histogram and a gauge of its own."""
+    """A replica's exposition with a counter, a histogram and a gauge that no other replica has."""
     registry = CollectorRegistry()
     Counter("answers", "Answers.", ["method"], registry=registry).labels('a"\n b').inc(count)
     Histogram("seconds", "Time.", registry=registry, buckets=(1, 2)).observe(count)
@@ -18,18 +18,18 @@ def exposition(count: int) -> str:
 
 def test_merged_exposition_labels_every_sample_with_its_replica() -> None:
     text = merged({"one": exposition(1), "two": exposition(2)}).decode()
-    found = {
+    samples = {
         (sample.name, sample.labels.pop("replica"), *sample.labels.values()): sample.value
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
-    assert found["answers_total", "one", 'a"\n b'] == 1
-    assert found["answers_total", "two", 'a"\n b'] == 2
-    assert found["seconds_bucket", "one", "1.0"] == 1
-    assert found["seconds_bucket", "two", "1.0"] == 0
-    assert found["seconds_sum", "two"] == 2
-    assert ("own_1", "one") in found
-    assert ("own_1", "two") not in found
+    assert samples["answers_total", "one", 'a"\n b'] == 1
+    assert samples["answers_total", "two", 'a"\n b'] == 2
+    assert samples["seconds_bucket", "one", "1.0"] == 1
+    assert samples["seconds_bucket", "two", "1.0"] == 0
+    assert samples["seconds_sum", "two"] == 2
+    assert ("own_1", "one") in samples
+    assert ("own_1", "two") not in samples
 
 
 @pytest.mark.parametrize("line", ["# TYPE answers_total counter", "# HELP seconds Time."])

@@ -25,12 +25,12 @@ def chunk(text: str, more: bool = True) -> Message:
 
 
 class Proxy:
-    """Stands for Ray's proxy: sends what each of its replicas does, and returns where one dies."""
+    """A fake of Ray's proxy: forwards the messages of each replica, and returns when one dies."""
 
     def __init__(self, *replicas: list[Message]) -> None:
         self.replicas = list(replicas)
         self.read: list[bytes] = []
-        """The body, as each replica has received it."""
+        """The request body as received by each replica."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["path"] == "/v1/completions"
@@ -45,7 +45,7 @@ class Proxy:
 
 
 async def answered(proxy: ASGIApp, path: str = "/v1/completions") -> list[Message]:
-    """What the client receives."""
+    """The messages that the client receives."""
     sent: list[Message] = []
     coming = iter(BODY)
 
@@ -101,11 +101,11 @@ async def test_last_failed_attempt_gives_503(path: str, shape: str | None, kind:
     assert attempts == ATTEMPTS
     assert start["status"] == 503
     assert (b"retry-after", b"1") in start["headers"]
-    said = json.loads(body["body"])
-    assert said["error"]["type"] == kind
-    assert said["error"]["code"] == 503
-    assert "3 replicas died" in said["error"]["message"]
-    assert said.get("type") == shape
+    error_body = json.loads(body["body"])
+    assert error_body["error"]["type"] == kind
+    assert error_body["error"]["code"] == 503
+    assert "3 replicas died" in error_body["error"]["message"]
+    assert error_body.get("type") == shape
 
 
 async def test_disconnect_during_a_retry_ends_the_retry() -> None:
@@ -113,13 +113,13 @@ async def test_disconnect_during_a_retry_ends_the_retry() -> None:
     attempts: list[list[str]] = []
 
     async def proxy(scope: Scope, receive: Receive, send: Send) -> None:
-        """Its first replica dies; the second reads until the client leaves."""
-        attempts.append(found := [])
+        """The first replica dies; the second reads until the client disconnects."""
+        attempts.append(received := [])
         for _ in BODY:
-            found.append((await receive())["type"])
+            received.append((await receive())["type"])
         if len(attempts) == 2:
             left.set()
-            found.append((await receive())["type"])
+            received.append((await receive())["type"])
 
     sent = await _leave_at(left, proxy)
     assert sent == []
@@ -175,7 +175,7 @@ async def test_other_protocols_pass_through_unchanged() -> None:
 
 @pytest.mark.parametrize("begun", [False, True])
 async def test_replica_starts_no_response_after_engine_death(begun: bool) -> None:
-    """It waits for the end of its process; a stream that has begun tells the error."""
+    """The response waits until the process exits; a started stream ends with the error."""
     engine: Any = SimpleNamespace(errored=False)
     messages = [START, chunk("block"), chunk("error", more=False)]
     sent: list[Message] = []
@@ -201,12 +201,12 @@ async def test_replica_starts_no_response_after_engine_death(begun: bool) -> Non
 def test_ray_accepts_the_middleware_callback() -> None:
     from ray.serve._private.http_util import validate_http_proxy_callback_return
 
-    made = validate_http_proxy_callback_return(middlewares())
-    assert [type(one) for one in made] == [Middleware]
+    accepted = validate_http_proxy_callback_return(middlewares())
+    assert [type(middleware) for middleware in accepted] == [Middleware]
 
 
 async def _leave_at(left: asyncio.Event, proxy: ASGIApp) -> list[Message]:
-    """What a client receives that leaves at an event."""
+    """A receive function of a client that disconnects at an event."""
     sent: list[Message] = []
     coming = iter(BODY)
 

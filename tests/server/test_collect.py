@@ -1,4 +1,4 @@
-"""`cdserve collect` from the command line, asking the real server."""
+"""`cdserve collect` from the command line, with the real server."""
 
 import asyncio
 import json
@@ -29,7 +29,7 @@ def lines_of(path: Path) -> list[Any]:
 
 
 def rows_of(folder: Path, name: str) -> list[Any]:
-    """The rows of a data set, all of whose files must be there."""
+    """The rows of a data set; checks that all of its files exist."""
     files = sorted(folder.glob(f"{name}-?????-of-?????.jsonl"))
     assert [path.name[-20:-15] for path in files] == [f"{i:05d}" for i in range(len(files))]
     assert all(path.name.endswith(f"-of-{len(files):05d}.jsonl") for path in files)
@@ -61,63 +61,65 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """Ctrl-C interrupts, which it does not in what a shell has started in the background."""
+    """Makes SIGINT interrupt, which shells disable in background processes."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="module")
-def made(server: Served, prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with all formats, which no test changes."""
+def collected(server: Served, prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with all formats; read-only."""
     out = tmp_path_factory.mktemp("collected") / "data"
     collect(server.base_url, prompts, out, *TOKENS, "--format", *FORMATS, "--shard-size", "3")
     return out
 
 
 @pytest.fixture(scope="module")
-def traces(made: Path) -> dict[int, list[dict[str, Any]]]:
-    """The candidates of each prompt, as the server's report has them."""
-    kept = lines_of(made / "answers.jsonl")
+def traces(collected: Path) -> dict[int, list[dict[str, Any]]]:
+    """The candidates of each prompt in the server's report."""
+    kept = lines_of(collected / "answers.jsonl")
     return {record["index"]: record["report"]["trace"][0]["candidates"] for record in kept}
 
 
 @pytest.fixture
-def copied(made: Path, tmp_path: Path) -> Path:
-    """A copy of it to work on."""
-    return Path(shutil.copytree(made, tmp_path / "data"))
+def copied(collected: Path, tmp_path: Path) -> Path:
+    """A copy of ``collected`` to modify."""
+    return Path(shutil.copytree(collected, tmp_path / "data"))
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The prompts that servers are asked from now on."""
+def requested(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The prompts of all requests from now on."""
     prompts: list[Any] = []
     answer = Client.answer
 
-    async def noting(self: Client, prompt: Any, *given: Any) -> Answer:
+    async def noting(self: Client, prompt: Any, *arguments: Any) -> Answer:
         prompts.append(prompt)
-        return await answer(self, prompt, *given)
+        return await answer(self, prompt, *arguments)
 
     monkeypatch.setattr(Client, "answer", noting)
     return prompts
 
 
 class TestAnswers:
-    def test_each_prompt_has_one_answer_with_its_own_seed(self, made: Path, prompts: Path) -> None:
-        kept = lines_of(made / "answers.jsonl")
+    def test_each_prompt_has_one_answer_with_its_own_seed(
+        self, collected: Path, prompts: Path
+    ) -> None:
+        kept = lines_of(collected / "answers.jsonl")
         assert sorted(record["index"] for record in kept) == list(range(7))
         sent = [line.get("prompt") or line["messages"] for line in lines_of(prompts)]
         assert all(record["prompt"] == sent[record["index"]] for record in kept)
         assert len({record["seed"] for record in kept}) == 7
 
-    def test_settings_file_has_policy_model_and_rewards(self, made: Path) -> None:
-        settings = json.loads((made / "settings.json").read_text())
+    def test_settings_file_has_policy_model_and_rewards(self, collected: Path) -> None:
+        settings = json.loads((collected / "settings.json").read_text())
         assert settings["alignment"] == {"method": "best_of_n", "n": 4}
         assert (settings["model"], settings["max_tokens"], settings["seed"]) == ("demo", 96, 0)
         assert settings["rewards"]["sentiment"]["kind"] == "value_head"
 
-    def test_answer_text_is_the_chosen_candidate(self, made: Path) -> None:
-        for record in lines_of(made / "answers.jsonl"):
+    def test_answer_text_is_the_chosen_candidate(self, collected: Path) -> None:
+        for record in lines_of(collected / "answers.jsonl"):
             ((chosen,),) = (
                 [one for one in step["candidates"] if one["chosen"]]
                 for step in record["report"]["trace"]
@@ -129,17 +131,17 @@ class TestAnswers:
 class TestFormats:
     @pytest.mark.parametrize(("form", "indices"), [("text", [0, 2, 3, 6]), ("chat", [1, 4, 5])])
     def test_rows_are_ordered_by_prompt(
-        self, made: Path, form: str, indices: Sequence[int]
+        self, collected: Path, form: str, indices: Sequence[int]
     ) -> None:
         for kind in ("sft", "candidates"):
-            assert [row["index"] for row in rows_of(made, f"{kind}-{form}")] == indices
-        assert not list(made.glob("sft-?????-of-*"))  # one name a form, as there are both
+            assert [row["index"] for row in rows_of(collected, f"{kind}-{form}")] == indices
+        assert not list(collected.glob("sft-?????-of-*"))  # every name has a suffix
 
     @pytest.mark.parametrize("form", ["text", "chat"])
     def test_preference_pairs_best_with_worst(
-        self, made: Path, form: str, traces: dict[int, list[dict[str, Any]]]
+        self, collected: Path, form: str, traces: dict[int, list[dict[str, Any]]]
     ) -> None:
-        rows = rows_of(made, f"preference-{form}")
+        rows = rows_of(collected, f"preference-{form}")
         assert rows
         for row in rows:
             texts = {one["text"]: one["score"] for one in traces[row["index"]]}
@@ -152,32 +154,32 @@ class TestFormats:
             assert row["score_rejected"] == texts[rejected] == min(texts.values())
 
     def test_unpaired_labels_every_response(
-        self, made: Path, traces: dict[int, list[dict[str, Any]]]
+        self, collected: Path, traces: dict[int, list[dict[str, Any]]]
     ) -> None:
-        rows = rows_of(made, "unpaired-text") + rows_of(made, "unpaired-chat")
+        rows = rows_of(collected, "unpaired-text") + rows_of(collected, "unpaired-chat")
         assert len(rows) == 7 * 4
         for row in rows:
             scores = [one["score"] for one in traces[row["index"]]]
             assert row["label"] == (row["score"] > sum(scores) / 4)
 
     def test_candidates_equal_those_of_the_trace(
-        self, made: Path, traces: dict[int, list[dict[str, Any]]]
+        self, collected: Path, traces: dict[int, list[dict[str, Any]]]
     ) -> None:
-        for row in rows_of(made, "candidates-text"):
+        for row in rows_of(collected, "candidates-text"):
             assert row["candidates"] == [dict(one) for one in traces[row["index"]]]
             assert all(one["logprob"] < 0 for one in row["candidates"])
             assert row["policy"] == {"method": "best_of_n", "n": 4}
             assert row["kl"]["estimator"] == "epsilon_n"
             assert (row["model"], row["temperature"], row["max_tokens"]) == ("demo", 1.0, 96)
 
-    def test_readme_metadata_names_every_file(self, made: Path) -> None:
-        head = (made / "README.md").read_text().split("---\n")[1]
+    def test_readme_metadata_names_every_file(self, collected: Path) -> None:
+        head = (collected / "README.md").read_text().split("---\n")[1]
         listed = [
             file
             for config in yaml.safe_load(head)["configs"]
             for file in config["data_files"][0]["path"]
         ]
-        assert sorted(listed) == sorted(path.name for path in made.glob("*-of-*.jsonl"))
+        assert sorted(listed) == sorted(path.name for path in collected.glob("*-of-*.jsonl"))
 
 
 class TestResuming:
@@ -186,7 +188,7 @@ class TestResuming:
         server: Served,
         prompts: Path,
         copied: Path,
-        asked: list[Any],
+        requested: list[Any],
         capsys: pytest.CaptureFixture[str],
     ) -> None:
         answers = copied / "answers.jsonl"
@@ -194,12 +196,12 @@ class TestResuming:
         kept = b"".join(content.splitlines(keepends=True)[:4])
         answers.write_bytes(content[: len(kept) + 50])  # in the middle of the fifth
         collect(server.base_url, prompts, copied, *TOKENS, "--format", "sft")
-        assert len(asked) == 3
+        assert len(requested) == 3
         assert answers.read_bytes().startswith(kept)
         assert sorted(record["index"] for record in lines_of(answers)) == list(range(7))
-        said = capsys.readouterr().out
-        assert "answered 7 of 7 prompts with 28 responses" in said
-        assert "sft-text: 4 rows in 1 file; left out: none" in said
+        output = capsys.readouterr().out
+        assert "answered 7 of 7 prompts with 28 responses" in output
+        assert "sft-text: 4 rows in 1 file; left out: none" in output
 
     @pytest.mark.usefixtures("interruptible")
     def test_interrupt_keeps_received_answers(
@@ -208,16 +210,16 @@ class TestResuming:
         prompts: Path,
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
-        asked: list[Any],
+        requested: list[Any],
         capsys: pytest.CaptureFixture[str],
     ) -> None:
         answer = Client.answer
 
-        async def interrupted(self: Client, *given: Any) -> Answer:
-            if len(asked) == 2:
+        async def interrupted(self: Client, *arguments: Any) -> Answer:
+            if len(requested) == 2:
                 signal.raise_signal(signal.SIGINT)
                 await asyncio.sleep(3600)
-            return await answer(self, *given)
+            return await answer(self, *arguments)
 
         monkeypatch.setattr(Client, "answer", interrupted)
         out, few = tmp_path / "data", (*TOKENS, "--format", "sft", "--concurrency", "1")
@@ -227,10 +229,10 @@ class TestResuming:
         assert "run the same command again to resume" in capsys.readouterr().err
         assert [record["index"] for record in lines_of(out / "answers.jsonl")] == [0, 1]
         assert not list(out.glob("sft-*"))
-        asked.clear()
+        requested.clear()
         monkeypatch.setattr(Client, "answer", answer)
         collect(server.base_url, prompts, out, *few, "--limit", "4")
-        assert len(asked) == 2
+        assert len(requested) == 2
         assert len(rows_of(out, "sft-text")) == 3
 
     def test_concurrent_run_in_the_same_folder_is_refused(
@@ -243,23 +245,23 @@ class TestResuming:
             collect(NOBODY, prompts, copied, *TOKENS, "--format", "sft")
 
     def test_larger_limit_adds_prompts(
-        self, server: Served, prompts: Path, tmp_path: Path, asked: list[Any]
+        self, server: Served, prompts: Path, tmp_path: Path, requested: list[Any]
     ) -> None:
         out = tmp_path / "data"
         for limit, now in ((1, 1), (2, 2)):
             few = (*TOKENS, "--format", "candidates", "--limit", str(limit))
             collect(server.base_url, prompts, out, *few)
-            assert len(asked) == now
+            assert len(requested) == now
         assert [row["index"] for row in rows_of(out, "candidates-text")] == [0]
 
     def test_other_formats_reuse_answers_without_a_server(
-        self, prompts: Path, copied: Path, made: Path, capsys: pytest.CaptureFixture[str]
+        self, prompts: Path, copied: Path, collected: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        """Without a server: nothing answers there."""
+        """No server runs at the URL."""
         collect(NOBODY, prompts, copied, *TOKENS, "--format", *FORMATS, "--shard-size", "3")
-        for path in made.iterdir():
+        for path in collected.iterdir():
             assert (copied / path.name).read_bytes() == path.read_bytes()
-        pairs = rows_of(made, "preference-text")
+        pairs = rows_of(collected, "preference-text")
         apart = sorted(row["score_chosen"] - row["score_rejected"] for row in pairs)
         margin = ("--format", "preference", "--margin", str(apart[0]))
         collect(NOBODY, prompts, copied, *TOKENS, *margin)
@@ -277,28 +279,28 @@ class TestResuming:
         ],
     )
     def test_changed_settings_are_refused(
-        self, prompts: Path, made: Path, arguments: tuple[str, ...], refusal: str
+        self, prompts: Path, collected: Path, arguments: tuple[str, ...], refusal: str
     ) -> None:
         with pytest.raises(SystemExit, match=refusal):
-            collect(NOBODY, prompts, made, *arguments, "--format", "sft")
+            collect(NOBODY, prompts, collected, *arguments, "--format", "sft")
 
     def test_changed_policy_or_prompts_are_refused(
-        self, prompts: Path, made: Path, tmp_path: Path
+        self, prompts: Path, collected: Path, tmp_path: Path
     ) -> None:
         arguments = (*TOKENS, "--format", "sft")
         with pytest.raises(SystemExit, match=r"policy \{.*'n': 4\}, not \{.*'n': 8\}"):
-            collect(NOBODY, prompts, made, *arguments, policy="best_of_n n=8")
+            collect(NOBODY, prompts, collected, *arguments, policy="best_of_n n=8")
         other = tmp_path / "other.jsonl"
         other.write_text("\n".join(prompts.read_text().splitlines()[1:]))
         with pytest.raises(SystemExit, match=r"has an answer to .* as prompt 1, but --prompts has"):
-            collect(NOBODY, other, made, *arguments)
+            collect(NOBODY, other, collected, *arguments)
 
 
 class TestPolicies:
     def test_blockwise_preset_gives_one_whole_response(
-        self, server: Served, prompts: Path, tmp_path: Path, asked: list[Any]
+        self, server: Served, prompts: Path, tmp_path: Path, requested: list[Any]
     ) -> None:
-        """Of a preset, which the folder knows as an object from then on."""
+        """The policy is a preset; the folder's settings have it as an object."""
         out, few = tmp_path / "data", (*TOKENS, "--format", "sft", "candidates", "--limit", "2")
         collect(server.base_url, prompts, out, *few, policy="safe")
         for form, place in (("text", 0), ("chat", 1)):
@@ -310,8 +312,8 @@ class TestPolicies:
             assert one["finish_reason"] == record["finish_reason"]
             assert one["score"] == record["report"]["score"]
             (row,) = rows_of(out, f"sft-{form}")
-            said = row["completion"] if form == "text" else row["completion"][0]["content"]
-            assert said == record["text"]
+            completion = row["completion"] if form == "text" else row["completion"][0]["content"]
+            assert completion == record["text"]
         with pytest.raises(SystemExit, match="blockwise_cd gives only one; use best_of_n"):
             collect(NOBODY, prompts, out, *TOKENS, "--format", "preference", policy="safe")
 
@@ -350,9 +352,9 @@ class TestPolicies:
         path.write_text("".join(json.dumps(line) + "\n" for line in sent))
         collect(server.base_url, path, out, *TOKENS, "--format", "sft")
         assert [record["index"] for record in lines_of(out / "answers.jsonl")] == [1]
-        said = capsys.readouterr().out
-        assert "answered 1 of 3 prompts with 4 responses" in said
-        assert "refused by the server: 2 prompts, first prompt 1: the server answers: " in said
+        output = capsys.readouterr().out
+        assert "answered 1 of 3 prompts with 4 responses" in output
+        assert "refused by the server: 2 prompts, first prompt 1: the server answers: " in output
         path.write_text(json.dumps({"prompt": long}))
         with pytest.raises(
             SystemExit, match="the server refused every prompt; the first: the server"

@@ -43,9 +43,9 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(server: Served, prompts: Path) -> Run:
-    """Runs the command with what all runs here have."""
+    """Runs the command with the flags common to all tests."""
 
-    def made(out: Path, *arguments: str) -> None:
+    def evaluate(out: Path, *arguments: str) -> None:
         main(
             [
                 *("eval", "--url", server.base_url, "--prompts", str(prompts)),
@@ -53,20 +53,20 @@ def run(server: Served, prompts: Path) -> Run:
             ]
         )
 
-    return made
+    return evaluate
 
 
 @pytest.fixture(scope="module")
 def out(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the one whole run of these tests leaves."""
+    """The output folder of the only complete run of these tests."""
     folder = tmp_path_factory.mktemp("evaluation")
     run(folder, *POLICIES, "--gold", GOLD)
     return folder
 
 
 def results_of(out: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((out / "results.json").read_text(encoding="utf-8"))
-    return found
+    results: dict[str, Any] = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    return results
 
 
 def records_of(out: Path, policy: str) -> list[dict[str, Any]]:
@@ -87,21 +87,21 @@ def test_run_writes_results_report_plots_and_records(out: Path) -> None:
 
 
 def test_reward_figures_equal_those_computed_from_records(out: Path) -> None:
-    found = results_of(out)["policies"]
-    assert set(found) == NAMES
+    results = results_of(out)["policies"]
+    assert set(results) == NAMES
     base = records_of(out, "base")
-    for name, figures in found.items():
+    for name, figures in results.items():
         records = records_of(out, name)
         assert [record["prompt"] for record in records] == list(range(6))
         assert [record["gold"] for record in records] == [sentiment(r["text"]) for r in records]
         for reward in ("reward", "gold"):
             pairs = [(a[reward], b[reward]) for a, b in zip(records, base, strict=True)]
-            made = figures[reward]
-            assert made["mean"]["mean"] == pytest.approx(statistics.fmean(a for a, _ in pairs))
-            assert made["mean"]["low"] < made["mean"]["mean"] < made["mean"]["high"]
-            assert made["gain"]["mean"] == pytest.approx(statistics.fmean(a - b for a, b in pairs))
+            stats = figures[reward]
+            assert stats["mean"]["mean"] == pytest.approx(statistics.fmean(a for a, _ in pairs))
+            assert stats["mean"]["low"] < stats["mean"]["mean"] < stats["mean"]["high"]
+            assert stats["gain"]["mean"] == pytest.approx(statistics.fmean(a - b for a, b in pairs))
             wins = sum((a > b) + (a == b) / 2 for a, b in pairs)
-            assert made["win_rate"]["mean"] == pytest.approx(wins / 6)
+            assert stats["win_rate"]["mean"] == pytest.approx(wins / 6)
     # All are scored alike: what the server says of a finished answer is what it selected by.
     for record in records_of(out, "best_of_n n=4"):
         if record["finish_reason"] == "stop":
@@ -109,15 +109,15 @@ def test_reward_figures_equal_those_computed_from_records(out: Path) -> None:
 
 
 def test_kl_and_cost_figures_equal_those_computed_from_reports(out: Path) -> None:
-    found = results_of(out)["policies"]
-    assert found["base"]["kl"]["estimate"]["mean"] == 0
-    assert found["base"]["candidate_tokens"] == 1
+    results = results_of(out)["policies"]
+    assert results["base"]["kl"]["estimate"]["mean"] == 0
+    assert results["base"]["candidate_tokens"] == 1
     for n in (2, 4):
-        divergence = found[f"best_of_n n={n}"]["kl"]
+        divergence = results[f"best_of_n n={n}"]["kl"]
         assert divergence["bound"]["mean"] == pytest.approx(kl.best_of_n_bound(n))
         assert divergence["estimators"] == {"epsilon_n": 6}
     for name in NAMES - {"base"}:
-        figures, records = found[name], records_of(out, name)
+        figures, records = results[name], records_of(out, name)
         tokens = sum(record["tokens"] for record in records)
         drawn = sum(record["report"]["candidate_tokens"] for record in records)
         assert figures["candidate_tokens"] == pytest.approx(drawn / tokens)
@@ -127,16 +127,16 @@ def test_kl_and_cost_figures_equal_those_computed_from_reports(out: Path) -> Non
             reported = sum(record["report"]["kl"]["estimate"] for record in records)
             assert total == pytest.approx(reported, abs=1e-6)
             assert sum(bucket["tokens"] for bucket in spread) == tokens
-    assert found["tokenwise_cd beta=0.5"]["kl"]["even"]
-    assert not found["blockwise_cd k=2 m=32"]["kl"]["even"]
+    assert results["tokenwise_cd beta=0.5"]["kl"]["even"]
+    assert not results["blockwise_cd k=2 m=32"]["kl"]["even"]
     # A preset's report is the operator's, a summary here.
-    assert found["best-of-4"]["kl"]["by_position"] is None
+    assert results["best-of-4"]["kl"]["by_position"] is None
 
 
 def test_latency_figures_are_per_block(out: Path) -> None:
-    found = results_of(out)["policies"]
+    results = results_of(out)["policies"]
     for name in NAMES:
-        latency = found[name]["latency"]
+        latency = results[name]["latency"]
         assert 0 < latency["first_p50"] <= latency["first_p99"]
         assert latency["throughput"] >= latency["tokens_per_second"] * 0.99
         assert (latency["inter_p50"] is None) == (
@@ -147,9 +147,9 @@ def test_latency_figures_are_per_block(out: Path) -> None:
 
 
 def test_best_of_n_curve_uses_all_draws_of_the_base(out: Path) -> None:
-    found = results_of(out)
-    assert found["sweeps"] == {"best_of_n": ["best_of_n n=2", "best_of_n n=4"]}
-    curve = {point["n"]: point for point in found["best_of_n"]}
+    results = results_of(out)
+    assert results["sweeps"] == {"best_of_n": ["best_of_n n=2", "best_of_n n=4"]}
+    curve = {point["n"]: point for point in results["best_of_n"]}
     # One draw of the base, and the candidates of best-of-2 and best-of-4.
     assert max(n for n, point in curve.items() if point["reward"] is not None) == 7
     pools = zip(
@@ -182,9 +182,9 @@ def test_interrupted_run_resumes_and_refuses_changed_settings(
         for one, other in zip(before[name], records_of(tmp_path, name), strict=True):
             assert (one["began"] == other["began"]) == (one["id"] in kept[name])
             assert (one["seed"], one["text"]) == (other["seed"], other["text"])
-    found = results_of(tmp_path)["policies"]
-    assert found["none"]["candidate_tokens"] == 1
-    assert found["base"]["gold"]["mean"] == results_of(out)["policies"]["base"]["gold"]["mean"]
+    results = results_of(tmp_path)["policies"]
+    assert results["none"]["candidate_tokens"] == 1
+    assert results["base"]["gold"]["mean"] == results_of(out)["policies"]["base"]["gold"]["mean"]
 
     with pytest.raises(SystemExit, match="was made with max_tokens 64, not 32; choose another"):
         run(tmp_path, "--gold", GOLD, *POLICIES, "--max-tokens", "32")

@@ -1,4 +1,4 @@
-"""The picture of a head's report."""
+"""The plot of a head's report."""
 
 from pathlib import Path
 

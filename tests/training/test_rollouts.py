@@ -1,4 +1,4 @@
-"""Responses from the real engine: what is in them, on disk, and drawn again."""
+"""Responses from the real engine: content, files and resumed sampling."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +30,7 @@ def sampler() -> Iterator[Sampler]:
 
 @pytest.fixture(scope="module")
 def folder(sampler: Sampler, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a set that was drawn once."""
+    """A folder with a complete set of responses."""
     drawn = tmp_path_factory.mktemp("drawn")
     sampler.draw(PROMPTS, drawn, "train", WAVE)
     return drawn
