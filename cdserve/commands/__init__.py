@@ -1,1 +1,1 @@
-"""The commands beside ``cdserve serve``."""
+"""The commands other than ``cdserve serve``."""

@@ -1,1 +1,1 @@
-"""What happens per request: AlignedEngine, its candidates, and what the worker computes."""
+"""The life of a request: AlignedEngine, candidates, and results read from the worker."""

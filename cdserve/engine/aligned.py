@@ -246,7 +246,7 @@ class AlignedEngine(EngineProxy):
         """The prompt's log-probabilities, if the client asks for them.
 
         One engine request computes them for all responses, before these begin. No deadline ends it:
-        the client gets them even if no time is left to draw a token.
+        the client gets them even if no time is left for a first token.
 
         Raises:
             CdserveError: the engine stopped the request.
@@ -314,7 +314,7 @@ async def _with_prompt_logprobs(
 def salted(cache_salt: str | None, base: WorkerRequest) -> str | None:
     """The cache salt of requests with these members.
 
-    Members write KV beside the base's, so their requests do not share the prefix cache of requests
+    Members write KV of their own, so their requests do not share the prefix cache of requests
     without them.
     """
     members = " ".join(sorted(base.members))

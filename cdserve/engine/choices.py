@@ -150,7 +150,7 @@ class SteeredChoice:
                     yield output
 
     async def _drawn(self, params: SamplingParams) -> AsyncGenerator[CompletionOutput, None]:
-        """What the engine draws once there is a slot; the deadline aborts it."""
+        """Outputs of the engine request, once there is a slot; the deadline aborts it."""
         context, engine = self._context, self._resources.engine
         async with self._resources.slots.slot(context, context.seconds_left) as granted:
             if not granted or context.deadline_passed:

@@ -191,7 +191,7 @@ class EngineProposal:
             return await self._with_results(candidate, start, asked, request_id)
 
     def _asked(self, start: _Start, tickets: ExitStack) -> WorkerRequest:
-        """What a candidate asks of the worker, with tickets that live as long as the stack."""
+        """Worker request of a candidate, with tickets that live as long as the stack."""
         resources, asked = self._resources, self._context.base
         if asked.steered:
             ticket = tickets.enter_context(resources.path_kl.ticket())

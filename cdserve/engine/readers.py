@@ -1,4 +1,4 @@
-"""What the worker computes for engine requests, read out of tables in shared memory."""
+"""Readers of the worker's results: values, log-likelihoods and path KL, in shared tables."""
 
 import math
 from collections.abc import Mapping, Sequence

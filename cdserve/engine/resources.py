@@ -1,4 +1,4 @@
-"""What all requests of one engine share."""
+"""The engine with everything that its requests share."""
 
 from dataclasses import dataclass
 

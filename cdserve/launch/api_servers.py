@@ -36,7 +36,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiServer:
-    """What one of several API server processes shares with the others.
+    """One of several API server processes, by what it shares with the others.
 
     Attributes:
         address, sock: where all of them listen.

@@ -39,7 +39,7 @@ class Application:
         args: vLLM's arguments, with the API's keys.
         settings: the operator's settings.
         heads: value heads and Q-heads to attach to the engine.
-        models: reward models to run beside the engine.
+        models: reward models to run next to the engine.
     """
 
     source: Source

@@ -44,7 +44,7 @@ _PLUGIN_GROUPS = ("vllm.general_plugins", "vllm.platform_plugins", "vllm.io_proc
 
 
 def serve(application: Application, build_engine: BuildEngine = build_async_engine_client) -> None:
-    """Runs the server until it is told to stop.
+    """Runs the server until a signal stops it.
 
     Args:
         build_engine: starts the engine of a single API server.

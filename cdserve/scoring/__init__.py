@@ -1,4 +1,4 @@
-"""Rewards, and the weighted sums of them that requests ask for."""
+"""Rewards, and the objectives of requests: weighted sums of rewards."""
 
 from cdserve.scoring.build import HeadOutput, build
 from cdserve.scoring.objective import Objective, objective

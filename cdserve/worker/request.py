@@ -25,7 +25,7 @@ class RowTilt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerRequest:
-    """What the server asks of the worker for one engine request.
+    """The worker's part of one engine request: values, steering and sums to compute.
 
     Attributes:
         values: where V of prefixes is written; None to compute no values.

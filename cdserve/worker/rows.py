@@ -250,7 +250,7 @@ class RowTable:
         """Begins a step: the next forward pass and its logits belong to a batch with these rows.
 
         ``take_step`` ends the step. vLLM also runs passes that are not steps: to capture a graph,
-        to measure memory, or as a dummy batch beside other ranks.
+        to measure memory, or as a dummy batch while other ranks work.
 
         Args:
             index: rows of the batch, ``[n]``; rows without a ``WorkerRequest`` may be among them.
