@@ -213,7 +213,7 @@ class TestErrors:
             (
                 {**TOKENWISE, "rewards": {"brevity": 1.0}},
                 "alignment.rewards",
-                ["'brevity'", "next tokens", "sentiment"],
+                ["'brevity'", "next-token", "sentiment"],
             ),
             (
                 {**BEST_OF_N, "proposal": {"method": "best_of_n", "n": 2}},

@@ -401,7 +401,7 @@ class TestAnUnknownPreset:
         for name in ("unknown", "safe"):
             answer = post(guarded, "chat", key=NARROW, model=f"demo:{name}")
             assert answer.status_code == 404
-            assert answer.json()["error"]["message"].endswith("which has demo:wide")
+            assert answer.json()["error"]["message"].endswith("has the presets demo:wide")
 
     def test_unknown_preset_of_count_tokens_is_a_404(self, claude: Anthropic) -> None:
         with pytest.raises(anthropic.NotFoundError, match="demo:safe, demo:wide") as refused:
