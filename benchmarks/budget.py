@@ -1,4 +1,4 @@
-"""Long answers under a KL budget: what is reached of the reward, and that the bound is kept.
+"""Long answers under a KL budget: the reward reached, and whether the bound holds.
 
 Blockwise CD (K = 4, M = 8) on the demo, answers of exactly 192 tokens, which would cost 15 nats.
 Ground-truth reward of held-out prompts by budget, alone and over a tilted proposal; with each the

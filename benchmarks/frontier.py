@@ -155,7 +155,7 @@ def arguments(doc: str | None, plots: bool = True) -> argparse.Namespace:
 
 
 def write(args: argparse.Namespace, prompts: Sequence[str], **found: Any) -> None:
-    """What was found, with the setting it was found in, if a file is asked for."""
+    """Writes the results and their setting to ``--output``, if given."""
     if args.output:
         made = {"prompts": len(prompts), "max_tokens": MAX_TOKENS, "machine": machine()}
         args.output.write_text(json.dumps({**made, **found}, indent=2) + "\n")

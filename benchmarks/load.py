@@ -1,9 +1,8 @@
 """A server under load: rates, latencies and CPU time of each method.
 
-Tables: `closed`, requests that follow each other, at several numbers of them at once; `poisson`,
-arrivals at shares of the most that `closed` reached; `lengths`, prompts and answers of several
-lengths; `tools`, the same load by vLLM's load generator and by guidellm. The last three are of the
-first model only. All:
+Tables: `closed`, closed loops at several concurrencies; `poisson`, arrival rates at shares of the
+highest closed-loop rate; `lengths`, several prompt and answer lengths; `tools`, the same load from
+vLLM's load generator and from guidellm. The last three use the first model only. All tables:
 
     python benchmarks/load.py --output benchmarks/results/load.json --page docs/load.md
 

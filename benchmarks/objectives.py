@@ -1,4 +1,4 @@
-"""Two objectives at once on the demo: sentiment against brevity, by weights, by the worst, by min.
+"""Two objectives on the demo, sentiment and brevity: weighted sums, worst case, minimum.
 
 Both rewards enter standardised, sentiment by its head's statistics and brevity by those of the
 base's own answers, measured first. Best-of-8 and blockwise CD (K = 4, M = 32) by weighted sums over

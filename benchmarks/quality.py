@@ -1,4 +1,4 @@
-"""Does it work: ground-truth reward of plain, blockwise and best-of-n decoding on the demo.
+"""Ground-truth reward of plain, blockwise and best-of-n decoding on the demo.
 
 Held-out prompts through an unmodified OpenAI client. Prints means with 95 % confidence intervals,
 over prompts, and the win-rate against the base under the policy's own reward; best-of-n's is

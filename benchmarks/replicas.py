@@ -2,9 +2,10 @@
 
     python benchmarks/replicas.py
 
-A plain `cdserve serve`, an application of one replica and one of two serve the demo at once; rounds
-go over them by turns, and only one of them has requests at a time. Engines compute with one thread
-each. Then replicas of the two are killed under load, one a round, and all requests are counted.
+A plain `cdserve serve`, an application with one replica and one with two serve the demo. Rounds
+alternate between them, and only one of them has requests at a time. Each engine uses one thread.
+Then replicas of the two-replica application are killed under load, one per round, and all requests
+are counted by outcome.
 """
 
 import os

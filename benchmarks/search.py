@@ -1,4 +1,4 @@
-"""What a token drawn buys: best-of-n, speculative rejection, blockwise CD, beams, schedules.
+"""Reward per token drawn: best-of-n, speculative rejection, blockwise CD, beams, schedules.
 
 Ground-truth reward of held-out prompts on the demo, and the tokens drawn for it. Every policy is
 compared with best-of-16, prompt by prompt: the mean difference of the reward with its 95 %

@@ -1,14 +1,14 @@
-"""Thousands of requests of all routes and methods, whose clients leave, share ids or retry.
+"""Soak test: random requests of all routes and methods, with disconnects, shared ids and retries.
 
     python benchmarks/soak.py --requests 5000
     python benchmarks/soak.py --requests 5000 --lora
     python benchmarks/soak.py --requests 5000 -- --api-server-count 2
 
-Beside them are rewards that raise, hang or are NaN, deadlines, and requests that are wrong. At the
-end every request is answered as it asked, failed as the operator declared, was refused, or was left
-by its client; the server has counted as many; nothing is alive in the engine, waits or holds room;
-and memory has not grown in the second half. The process exits with 1 where one of these does not
-hold; ``unexplained`` lists what was sent and what came back.
+Rewards raise, hang or are NaN; some requests have deadlines or are invalid. In the end, every
+request must be answered correctly, fail as declared by the operator, be refused, or lose its
+client; the server's counts must match; no request may run, wait or hold candidates; and memory must
+not have grown in the second half. Otherwise the process exits with 1, and ``unexplained`` lists the
+requests and their answers.
 """
 
 import argparse

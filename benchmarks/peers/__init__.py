@@ -1,1 +1,1 @@
-"""cdserve beside other ways to the same decoding: ``python -m benchmarks.peers``."""
+"""Comparison with other implementations of the same decoding: ``python -m benchmarks.peers``."""

@@ -79,7 +79,7 @@ ROWS = (
         shown="Transformers loop, β = {beta}, by V of the top {top_k}",
         driver="with_transformers",
         against=TOKENWISE,
-        scorer="value head, {top_k} tokens tried a step",
+        scorer="value head, {top_k} tokens evaluated per step",
         one_at_a_time=True,
     ),
 )
