@@ -351,9 +351,9 @@ class Settings(_Section):
         default_factory=dict,
         description="Policies by name, usable in `alignment` and as model ids MODEL:NAME.",
     )
-    limits: Limits = Field(default=Limits(), description="Limits on a single request.")
+    limits: Limits = Field(default=Limits(), description="Limits on each request; API keys may differ.")
     admission: Admission = Field(
-        default=Admission(), description="Limits on all requests together."
+        default=Admission(), description="Limits on the candidates of all requests."
     )
     keys: dict[str, Key] = Field(
         default_factory=dict,

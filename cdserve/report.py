@@ -120,7 +120,7 @@ class Report(TypedDict):
     rewards: dict[str, float]
     """Each reward of the returned text, in units of the reward."""
     scores: Spread
-    """Statistics of the scores of all candidates in all decisions."""
+    """Mean, spread and extremes of the scores of all candidates."""
     decisions: int
     """Number of blocks in the response; 1 for methods that draw whole responses."""
     candidates: int
