@@ -27,8 +27,27 @@ from .server.served import Served, demo_settings
 from .v2 import mode
 from .waiting import HANG_SECONDS
 
-WIRE = Path(__file__).parent / "wire"
+TESTS = Path(__file__).parent
+WIRE = TESTS / "wire"
 """Tests of the wire, whose server has no model."""
+SLOW = [
+    TESTS / path
+    for path in (
+        "benchmarks/test_gpu_check.py",
+        "commands/test_train.py",
+        "demo/test_build.py",
+        "docs/test_heads.py",
+        "launch/test_process_reward_model.py",
+        "ray_serve/test_deployment.py",
+        "server/test_killed_server.py",
+        "server/test_tensor_parallel.py",
+        "training/test_rollouts.py",
+        "v2",
+        "value_heads/kernels/test_interpreter.py",
+        "worker/test_adapter.py",
+    )
+]
+"""Tests that start engines or servers of their own, build the demo or interpret kernels."""
 TOOLS = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
 EXTENSION = Path(__file__).parents[1] / "examples" / "extension"
 LIMITS = {"max_n": 16, "max_k": 8, "max_candidate_tokens": 8192}
@@ -46,8 +65,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks every test that needs the server; skips what cannot run on model runner V2 there."""
+    """Marks tests that need the server or are slow; skips what model runner V2 cannot run."""
     for item in items:
+        if any(path == item.path or path in item.path.parents for path in SLOW):
+            item.add_marker("slow")
         if "server" in getattr(item, "fixturenames", ()) and WIRE not in item.path.parents:
             item.add_marker("server")
         if mode.is_on() and (found := item.get_closest_marker("not_on_v2")):

@@ -142,6 +142,7 @@ def tabular(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield served
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
 async def test_served_distribution_matches_the_enumerated_one(tabular: Served, name: str) -> None:
     policy, fields, steered = DISTRIBUTIONS[name]
@@ -203,6 +204,7 @@ SEARCHES: dict[str, tuple[dict[str, Any], int, int | None]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SEARCHES)
 async def test_served_distribution_of_a_search_matches_the_enumerated_one(
     tabular: Served, name: str
@@ -218,6 +220,7 @@ async def test_served_distribution_of_a_search_matches_the_enumerated_one(
     assert mean_win_rate(found) == pytest.approx(exact.win_rate, abs=0.06)
 
 
+@pytest.mark.slow
 async def test_served_distribution_of_an_exact_tilt_has_the_published_values(
     tabular: Served,
 ) -> None:

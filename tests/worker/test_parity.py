@@ -258,6 +258,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield served
 
 
+@pytest.mark.slow
 class TestSmallServer:
     @pytest.mark.parametrize("length", [63, 64, 65, 650])
     @pytest.mark.parametrize("per_token", [False, True])
