@@ -351,7 +351,9 @@ class Settings(_Section):
         default_factory=dict,
         description="Policies by name, usable in `alignment` and as model ids MODEL:NAME.",
     )
-    limits: Limits = Field(default=Limits(), description="Limits on each request; API keys may differ.")
+    limits: Limits = Field(
+        default=Limits(), description="Limits on each request; API keys may differ."
+    )
     admission: Admission = Field(
         default=Admission(), description="Limits on the candidates of all requests."
     )

@@ -90,7 +90,13 @@ def test_scripts_modules_and_tests_of_commands_in_code_spans_exist(page: Path) -
 
 @pytest.mark.parametrize(
     "dotted",
-    ["cdserve", "cdserve.kl", "cdserve.errors.PolicyError", "cdserve.decoders.SelectionRule", "tests.v2"],
+    [
+        "cdserve",
+        "cdserve.kl",
+        "cdserve.errors.PolicyError",
+        "cdserve.decoders.SelectionRule",
+        "tests.v2",
+    ],
 )
 def test_packages_modules_and_defined_names_exist(dotted: str) -> None:
     assert exists(dotted)
