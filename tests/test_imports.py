@@ -119,6 +119,11 @@ def test_engine_does_not_import_the_api() -> None:
     assert imported("cdserve.engine", "cdserve.api", "fastapi") == []
 
 
+@pytest.mark.parametrize("package", ["api", "engine", "worker"])
+def test_packages_of_requests_do_not_import_the_start(package: str) -> None:
+    assert imported(f"cdserve.{package}", "cdserve.launch") == []
+
+
 def test_worker_imports_only_the_shared_table_and_heads() -> None:
     allowed = ("cdserve.worker", "cdserve.shared_table")
     others = [
