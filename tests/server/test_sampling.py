@@ -1,6 +1,7 @@
 """Sampling fields keep their meaning under every method: seeds, stops, lengths, logprobs."""
 
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -142,14 +143,10 @@ class TestStop:
         assert joined(complete(client, policy, stop=[stop], stream=True, **LONG)) == text
 
     def test_every_candidate_stops_at_a_stop_string(self, client: OpenAI) -> None:
-        """The stop begins in the accepted block and ends in what all candidates go on with."""
-        for seed in range(20):
-            first, seconds = _first_block_and_candidates(client, seed)
-            stop = first[-3:] + _common_start(seconds)
-            if len(stop) > 3 and stop not in first:
-                break
+        """The stop begins in the accepted block and ends in the common start of all candidates."""
+        seed, accepted, stop = next(_stops_across_the_first_block(client))
         answer = complete(client, BLOCKWISE, seed=seed, stop=stop, **LONG)
-        assert answer.choices[0].text == first[:-3]
+        assert answer.choices[0].text == accepted[:-3]
         assert answer.choices[0].finish_reason == "stop"
         assert answer.alignment["decisions"] == 2
 
@@ -294,16 +291,22 @@ def _across_the_first_block(client: OpenAI, policy: dict[str, Any]) -> tuple[str
     raise AssertionError(f"no stop string of its own around {boundary} in {answer.text!r}")
 
 
-def _first_block_and_candidates(client: OpenAI, seed: int) -> tuple[str, list[str]]:
-    """The accepted first block's text, and that of each candidate for the second."""
+def _stops_across_the_first_block(client: OpenAI) -> Iterator[tuple[int, str, str]]:
+    """Seed, accepted first block, and a stop string that all second blocks complete.
+
+    No candidate for the first block contains the string: it would end there, with another score.
+    """
     policy = {**BLOCKWISE, "report": "trace"}
-    first, second, *_ = complete(client, policy, seed=seed, **LONG).alignment["trace"]
-    (accepted,) = (c["text"] for c in first["candidates"] if c["chosen"])
-    return accepted, [c["text"] for c in second["candidates"]]
+    for seed in range(20):
+        first, second, *_ = complete(client, policy, seed=seed, **LONG).alignment["trace"]
+        (accepted,) = (c["text"] for c in first["candidates"] if c["chosen"])
+        stop = accepted[-3:] + _common_start([c["text"] for c in second["candidates"]])
+        if len(stop) > 3 and not any(stop in c["text"] for c in first["candidates"]):
+            yield seed, accepted, stop
 
 
 def _common_start(texts: list[str]) -> str:
-    """What all the texts begin with."""
+    """The longest common prefix of the texts."""
     equal = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*texts, strict=False))
     return "".join(letters[0] for letters in equal)
 
