@@ -119,7 +119,7 @@ class TrainingJob:
         _only("--mlp-width", head.mlp_width, "--head mlp", head.architecture == "mlp")
         mean_value = not q_head and self.method in ("fudge", "td")
         _only("--bounds", head.bounds, "--head linear or mlp and --method fudge or td", mean_value)
-        _only("--clip", self.options.clip, "neither --beta nor --bounds", self._squared)
+        _only("--clip", self.options.clip, "a head without --beta and --bounds", self._squared)
         if self.method == "soft" and self.beta is None:
             raise ConfigError("--method soft requires --beta, in reward units per nat")
         _check("--lam", self.lam, "from 0 to 1", self.lam is None or 0 <= self.lam <= 1)
