@@ -1,4 +1,4 @@
-"""Beam search in blocks: its law on ab3 against a plain reference, its KL, its policy."""
+"""Beam search in blocks: its distribution on ab3 against a plain reference, its KL, its policy."""
 
 import math
 from collections import Counter
@@ -16,16 +16,16 @@ from cdserve.report import report
 from .toy import (
     A,
     B,
+    Distribution,
     E,
-    Law,
     Limits,
     Tokens,
     Toy,
     assert_follows,
     blocks,
+    blockwise,
     collect,
     ended,
-    law,
     probability,
     replay,
     sampler,
@@ -40,8 +40,8 @@ def policy(**fields: Any) -> BlockwiseCDPolicy:
 
 
 @cache
-def beam_search(kept: tuple[Tokens, ...], width: int, k: tuple[int, ...], m: int) -> Law:
-    """The law of what is returned from these prefixes, by plain recursion.
+def beam_search(kept: tuple[Tokens, ...], width: int, k: tuple[int, ...], m: int) -> Distribution:
+    """The distribution of what is returned from these prefixes, by plain recursion.
 
     Args:
         k: blocks of each prefix, one number a round, the last repeated.
@@ -49,7 +49,7 @@ def beam_search(kept: tuple[Tokens, ...], width: int, k: tuple[int, ...], m: int
     before = [prefix for prefix in kept if ended(prefix)]
     going = [prefix for prefix in kept if not ended(prefix)]
     if not going:
-        return Law({kept[0]: 1.0})
+        return Distribution({kept[0]: 1.0})
     found: Counter[Tokens] = Counter()
     choices = [blocks(prefix, m) for prefix in going for _ in range(k[0])]
     for draws in product(*choices):
@@ -58,11 +58,13 @@ def beam_search(kept: tuple[Tokens, ...], width: int, k: tuple[int, ...], m: int
         p = math.prod(map(probability, draws))
         for response, share in beam_search(tuple(best), width, k[1:] or k, m).responses.items():
             found[response] += p * share
-    return Law(dict(found))
+    return Distribution(dict(found))
 
 
 @pytest.mark.parametrize(("width", "m", "k"), [(2, 2, (1, 2)), (3, 2, (1,)), (2, 3, (1,))])
-def test_the_loop_has_the_law_of_the_reference(width: int, m: int, k: tuple[int, ...]) -> None:
+def test_beam_search_has_the_enumerated_distribution(
+    width: int, m: int, k: tuple[int, ...]
+) -> None:
     served = replay(
         lambda toy: BlockwiseCD.run(policy(beam_width=width, k=list(k), m=m), toy, None)
     )
@@ -75,31 +77,33 @@ def test_the_loop_has_the_law_of_the_reference(width: int, m: int, k: tuple[int,
 
 
 @pytest.mark.parametrize(("width", "k", "m"), [(2, 2, 1), (2, 2, 2), (3, 1, 1)])
-def test_sampled_it_follows_the_reference(width: int, k: int, m: int) -> None:
+def test_sampled_beam_search_follows_the_enumerated_distribution(
+    width: int, k: int, m: int
+) -> None:
     draw = sampler(seed=width)
     asked = policy(beam_width=width, k=k, m=m)
     served = (BlockwiseCD.run(asked, Toy(draw), None) for _ in range(3000))
     assert_follows(served, beam_search(((),), width, (width * k, k), m).responses)
 
 
-def test_one_beam_is_blockwise() -> None:
+def test_beam_width_one_equals_blockwise() -> None:
     served = replay(lambda toy: BlockwiseCD.run(policy(beam_width=1), toy, None))
-    assert served.responses == pytest.approx(law(2, 1).responses, abs=1e-12)
+    assert served.responses == pytest.approx(blockwise(2, 1).responses, abs=1e-12)
 
 
-def test_one_block_a_beam_is_best_of_n() -> None:
+def test_one_block_per_beam_equals_best_of_n() -> None:
     """Nothing is ever given up; only ties may go to another."""
     served = replay(lambda toy: BlockwiseCD.run(policy(beam_width=3, k=1, m=2), toy, None))
-    assert served.reward == pytest.approx(law(3, None).reward, abs=1e-12)
+    assert served.reward == pytest.approx(blockwise(3, None).reward, abs=1e-12)
 
 
-def test_more_beams_find_more() -> None:
+def test_expected_reward_grows_with_beams() -> None:
     rewards = [beam_search(((),), width, (2 * width, 2), 1).reward for width in (1, 2)]
     assert rewards[0] == pytest.approx(1.469616, abs=5e-7)
     assert rewards[1] > rewards[0] + 0.3
 
 
-async def test_decisions_are_those_of_the_response() -> None:
+async def test_decisions_follow_the_returned_response() -> None:
     draw = sampler(seed=5)
     for _ in range(60):
         decisions = await collect(BlockwiseCD.run(policy(k=3), Toy(draw), None))
@@ -110,7 +114,7 @@ async def test_decisions_are_those_of_the_response() -> None:
         assert bounds == [math.log(6)] + [math.log(3)] * (len(decisions) - 1)
 
 
-async def test_what_was_drawn_after_the_response_had_ended_is_counted_too() -> None:
+async def test_last_decision_lists_candidates_drawn_after_the_response_ended() -> None:
     drawn: list[Tokens] = []
     tape = sampler(seed=11)
 
@@ -129,7 +133,7 @@ async def test_what_was_drawn_after_the_response_had_ended_is_counted_too() -> N
         assert all(sum(one) == 1 for one in chosen)
 
 
-async def test_a_decision_is_made_known_once_all_beams_go_on_from_it() -> None:
+async def test_decision_is_yielded_once_all_beams_share_its_block() -> None:
     """Of two equal first blocks one has two blocks after it that are the best."""
     tape = iter([[(B,), (B,)], [(B,), (B,)], [(A,), (A,)], [(E,), (E,)], [(E,), (E,)]])
     asked: list[Tokens] = []
@@ -144,7 +148,7 @@ async def test_a_decision_is_made_known_once_all_beams_go_on_from_it() -> None:
 
 
 class TestPolicy:
-    def test_width(self) -> None:
+    def test_width_is_beams_times_largest_k(self) -> None:
         assert policy(k=[4, 2], beam_width=2).width == 8
 
     @pytest.mark.parametrize(
@@ -157,14 +161,16 @@ class TestPolicy:
             ),
         ],
     )
-    def test_errors(self, fields: dict[str, Any], words: list[str]) -> None:
+    def test_invalid_beam_widths_are_rejected_with_their_field(
+        self, fields: dict[str, Any], words: list[str]
+    ) -> None:
         sent = {"method": "blockwise_cd", "k": 2, "m": 1, **fields}
         with pytest.raises(PolicyError) as error:
             parse(sent, {"blockwise_cd": BlockwiseCDPolicy}, {})
         assert error.value.param == "alignment.beam_width"
         assert all(word in str(error.value) for word in words)
 
-    def test_limits(self) -> None:
+    def test_beam_width_above_max_k_is_rejected(self) -> None:
         policy(k=4, beam_width=2).check_limits(Limits())
         with pytest.raises(PolicyError, match="draws 12 blocks at once; this server accepts") as e:
             policy(k=4, beam_width=3).check_limits(Limits())

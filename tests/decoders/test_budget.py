@@ -45,7 +45,7 @@ def bound(decisions: Sequence[Decision]) -> float:
 
 
 @pytest.mark.parametrize("budget", [0.0, 0.2, 0.4, 0.7])
-def test_law(budget: float) -> None:
+def test_budgeted_blockwise_has_the_enumerated_distribution(budget: float) -> None:
     """That of the schedule which the budget leaves, whose KL is within it."""
     k = 3
     served = replay(lambda toy: BlockwiseCD.run(policy(k=k, kl_budget=budget), toy, None))
@@ -56,7 +56,9 @@ def test_law(budget: float) -> None:
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
-async def test_no_response_passes_it_and_the_report_says_what_was_done(budget: float) -> None:
+async def test_no_response_exceeds_its_kl_budget_and_limited_decisions_are_marked(
+    budget: float,
+) -> None:
     for seed in range(40):
         made = await collect(BlockwiseCD.run(policy(kl_budget=budget), Toy(sampler(seed)), None))
         assert bound(made) <= budget + 1e-12
@@ -68,7 +70,7 @@ async def test_no_response_passes_it_and_the_report_says_what_was_done(budget: f
 
 
 @pytest.mark.parametrize(("budget", "n"), [(0.0, 1), (0.19, 1), (0.194, 2), (1.0, 6), (9.0, 16)])
-async def test_best_of_n_draws_the_most_inside(budget: float, n: int) -> None:
+async def test_best_of_n_draws_the_most_candidates_within_the_budget(budget: float, n: int) -> None:
     asked = BestOfNPolicy(method="best_of_n", n=16, kl_budget=budget)
     (decision,) = await collect(BestOfN.run(asked, Toy(sampler(1)), None))
     assert (len(decision.candidates), decision.limited) == (n, n < 16)
@@ -95,7 +97,7 @@ class Steered(Toy):
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
-async def test_steering_has_what_the_selection_leaves(budget: float) -> None:
+async def test_steering_gets_the_budget_that_selection_leaves(budget: float) -> None:
     for seed in range(40):
         asked = policy(m=2, kl_budget=budget)
         made = await collect(BlockwiseCD.run(asked, Steered(sampler(seed)), None))
@@ -107,12 +109,12 @@ async def test_steering_has_what_the_selection_leaves(budget: float) -> None:
         assert report("m", made, trace=False, budget=budget)["kl"]["limited"]["tokens"] == left
 
 
-def test_beams_have_no_budget() -> None:
+def test_beam_width_rejects_a_kl_budget() -> None:
     with pytest.raises(ValidationError, match="must be 1 with a kl_budget"):
         policy(beam_width=2, kl_budget=1.0)
 
 
 @pytest.mark.parametrize("sent", [-0.1, float("nan"), float("inf"), "2"])
-def test_refused(sent: object) -> None:
+def test_invalid_kl_budgets_are_rejected(sent: object) -> None:
     with pytest.raises(ValidationError, match="kl_budget"):
         policy(kl_budget=sent)

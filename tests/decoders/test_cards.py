@@ -1,4 +1,4 @@
-"""Cascade reward sampling: the published threshold, the law on ab3, what happens if none passes."""
+"""Cascade reward sampling: the published threshold, the distribution on ab3, rejected blocks."""
 
 import math
 from collections import defaultdict
@@ -33,14 +33,14 @@ def policy(**fields: Any) -> CardsPolicy:
     return CardsPolicy.model_validate(sent)
 
 
-def test_published_threshold() -> None:
-    """r* 8.5, alpha 0.5 (METHODS: CARDS); r(x) = 1 begins at 4.75."""
+def test_thresholds_match_published_values() -> None:
+    """r* 8.5, alpha 0.5; with r(x) = 1 the first threshold is 4.75."""
     levels = thresholds(policy(r_star=8.5, rise=4), 1.0)
     assert list(islice(levels, 6)) == [4.75, 5.6875, 6.625, 7.5625, 8.5, 8.5]
 
 
 def exact(asked: CardsPolicy) -> dict[Tokens, float]:
-    """The law where there is no end to the draws."""
+    """The distribution where there is no end to the draws."""
     responses: defaultdict[Tokens, float] = defaultdict(float)
     levels = list(islice(thresholds(asked, value(())), LENGTH))
 
@@ -63,14 +63,14 @@ def exact(asked: CardsPolicy) -> dict[Tokens, float]:
 
 @pytest.mark.parametrize("k", [1, 4])
 @pytest.mark.parametrize("m", [1, 2])
-def test_law(k: int, m: int) -> None:
+def test_cards_has_the_enumerated_distribution(k: int, m: int) -> None:
     draw = sampler(seed=k)
     asked = policy(k=k, m=m, max_draws=400, rise=2)
     served = (Cards.run(asked, Toy(draw), i) for i in range(3000))
     assert_follows(served, exact(asked))
 
 
-async def test_without_one_accepted_the_best_is_taken() -> None:
+async def test_best_block_is_chosen_if_none_is_accepted() -> None:
     asked = policy(r_star=1e6, max_draws=6, k=2)
     for seed in range(20):
         for decision in await collect(Cards.run(asked, Toy(sampler(seed)), seed)):
@@ -80,21 +80,21 @@ async def test_without_one_accepted_the_best_is_taken() -> None:
             assert decision.kl_bound == kl.best_of_n_bound(6)
 
 
-async def test_a_threshold_below_all_is_the_proposal() -> None:
+async def test_threshold_below_all_values_gives_the_proposal() -> None:
     for seed in range(20):
         for decision in await collect(Cards.run(policy(r_star=-1e6), Toy(sampler(seed)), seed)):
             assert (len(decision.candidates), decision.accepted) == (1, True)
             assert decision.kl_estimate == 0.0
 
 
-def test_limits() -> None:
+def test_max_draws_above_max_k_is_rejected() -> None:
     with pytest.raises(PolicyError, match=r"max_draws is 9; this server accepts 1 to 8"):
         policy(max_draws=9).check_limits(Limits())
     policy(max_draws=8).check_limits(Limits())
 
 
 @pytest.mark.parametrize("sent", [{"max_draws": 6, "k": 4}, {"max_draws": 2, "k": 4}])
-def test_draws_are_made_k_at_once(sent: dict[str, int]) -> None:
+def test_max_draws_must_be_a_multiple_of_k(sent: dict[str, int]) -> None:
     message = f"it must divide max_draws, which is {sent['max_draws']}"
     with pytest.raises(ValidationError, match=message):
         policy(**sent)

@@ -25,7 +25,9 @@ def kept(select: SelectionRule, scores: list[float]) -> list[float]:
 
 @reproducible
 @given(RULES, SCORES, st.randoms(use_true_random=False))
-def test_permutation(select: SelectionRule, scores: list[float], rng: random.Random) -> None:
+def test_permuting_candidates_keeps_the_same_scores(
+    select: SelectionRule, scores: list[float], rng: random.Random
+) -> None:
     permuted = list(scores)
     rng.shuffle(permuted)
     assert kept(select, permuted) == kept(select, scores)
@@ -33,13 +35,17 @@ def test_permutation(select: SelectionRule, scores: list[float], rng: random.Ran
 
 @reproducible
 @given(RULES.filter(lambda rule: type(rule) is not WorstCase), SCORES, st.integers(-1000, 1000))
-def test_constant(select: SelectionRule, scores: list[float], constant: int) -> None:
+def test_adding_a_constant_to_scores_keeps_the_same_candidates(
+    select: SelectionRule, scores: list[float], constant: int
+) -> None:
     shifted = kept(select, [score + constant for score in scores])
     assert shifted == [score + constant for score in kept(select, scores)]
 
 
 @reproducible
 @given(RULES.filter(lambda rule: type(rule) is not WorstCase), SCORES, st.sampled_from([0.25, 8]))
-def test_scale(select: SelectionRule, scores: list[float], scale: float) -> None:
+def test_scaling_scores_keeps_the_same_candidates(
+    select: SelectionRule, scores: list[float], scale: float
+) -> None:
     scaled = kept(select, [score * scale for score in scores])
     assert scaled == [score * scale for score in kept(select, scores)]

@@ -86,42 +86,42 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
     sys.modules.pop(MODULE, None)
 
 
-def test_built_in() -> None:
+def test_built_in_decoders_are_loaded_by_default() -> None:
     assert load([]) == BUILT_IN
 
 
-def test_an_installed_decoder_is_loaded_where_listed(install: Install) -> None:
+def test_installed_decoder_is_loaded_if_listed(install: Install) -> None:
     install("greedy")
     found = load(["greedy"])
     assert list(found) == [*load([]), "greedy"]
     assert found["greedy"].policy.model_validate({"method": "greedy"}).method == "greedy"
 
 
-def test_an_installed_decoder_is_not_even_imported_where_not_listed(install: Install) -> None:
+def test_installed_decoder_is_not_imported_unless_listed(install: Install) -> None:
     install("greedy")
     assert "greedy" not in load([])
     assert MODULE not in sys.modules
 
 
-def test_listing_one_leaves_the_built_in_ones_as_they_are(install: Install) -> None:
+def test_listing_a_decoder_leaves_built_in_decoders_unchanged(install: Install) -> None:
     install("greedy")
     load(["greedy"])
     assert load([]) == BUILT_IN
 
 
-def test_a_name_that_is_not_installed_is_refused(install: Install) -> None:
+def test_load_rejects_a_name_that_is_not_installed(install: Install) -> None:
     install("greedy")
     with pytest.raises(ConfigError, match=r"'gredy' is not installed.*cdserve\.decoders.*greedy"):
         load(["gredy"])
 
 
-def test_a_built_in_name_is_refused(install: Install) -> None:
+def test_load_rejects_a_built_in_name(install: Install) -> None:
     install("best_of_n")
     with pytest.raises(ConfigError, match="'best_of_n' is taken"):
         load(["best_of_n"])
 
 
-def test_two_packages_with_the_same_name_are_refused(install: Install) -> None:
+def test_load_rejects_a_name_installed_by_two_packages(install: Install) -> None:
     install("greedy", package="others")
     install("greedy", package="elsewhere")
     with pytest.raises(ConfigError, match=r"'greedy' is installed more than once.*of elsewhere"):
@@ -138,13 +138,15 @@ def test_two_packages_with_the_same_name_are_refused(install: Install) -> None:
         (f"{MODULE}:WithoutRun", "has no `run`"),
     ],
 )
-def test_what_is_no_decoder_is_refused(install: Install, target: str, reason: str) -> None:
+def test_load_rejects_an_entry_point_that_is_not_a_decoder(
+    install: Install, target: str, reason: str
+) -> None:
     install("greedy", target=target)
     with pytest.raises(ConfigError, match=f"decoders: 'greedy', {target} of others, .*{reason}"):
         load(["greedy"])
 
 
-def test_a_policy_of_another_name_is_refused(install: Install) -> None:
+def test_load_rejects_a_policy_with_another_method_name(install: Install) -> None:
     install("keen")
     with pytest.raises(ConfigError, match=r"of others, has a policy whose `method` is not .*keen"):
         load(["keen"])

@@ -1,4 +1,4 @@
-"""Rejection sampling: the exact law on ab3, what happens without one accepted, and the KL."""
+"""Rejection sampling: the exact distribution on ab3, the case of no acceptance, and the KL."""
 
 import math
 import statistics
@@ -18,9 +18,9 @@ from .toy import (
     A,
     At,
     B,
+    Distribution,
     Draws,
     E,
-    Law,
     Limits,
     Tokens,
     Toy,
@@ -40,11 +40,11 @@ def policy(**fields: Any) -> RejectionPolicy:
     return RejectionPolicy.model_validate(sent)
 
 
-def tilted(eta: float = 1.0) -> Law:
+def tilted(eta: float = 1.0) -> Distribution:
     """p exp(r / eta) / Z."""
     weights = {y: probability(y) * math.exp(reward(y) / eta) for y in RESPONSES}
     total = sum(weights.values())
-    return Law({y: weight / total for y, weight in weights.items()})
+    return Distribution({y: weight / total for y, weight in weights.items()})
 
 
 def run(count: int, **fields: Any) -> list[Decision]:
@@ -61,36 +61,36 @@ def acceptance(score: float, eta: float = 1.0) -> float:
     return 1 - low
 
 
-class TestLaw:
-    def test_published_values(self) -> None:
+class TestDistribution:
+    def test_exact_distribution_matches_published_values(self) -> None:
         rates = {y: probability(y) * acceptance(reward(y)) for y in RESPONSES}
         rate = sum(rates.values())
         assert rate == pytest.approx(0.153625, abs=5e-7)
         assert 1 / rate == pytest.approx(6.5094, abs=5e-5)
-        law = {y: one / rate for y, one in rates.items()}
-        assert law == pytest.approx(tilted().responses, abs=1e-14)
+        accepted = {y: one / rate for y, one in rates.items()}
+        assert accepted == pytest.approx(tilted().responses, abs=1e-14)
 
     @pytest.mark.parametrize("eta", [0.5, 1.0, 3.0])
-    def test_served(self, eta: float) -> None:
+    def test_sampled_responses_follow_the_exact_distribution(self, eta: float) -> None:
         draw = sampler(seed=1)
         served = (Rejection.run(policy(eta=eta), Toy(draw), i) for i in range(3000))
         assert_follows(served, tilted(eta).responses)
 
-    def test_a_higher_bound_on_the_reward_changes_nothing_but_the_cost(self) -> None:
+    def test_higher_r_max_changes_only_the_number_of_draws(self) -> None:
         draw = sampler(seed=1)
         served = (Rejection.run(policy(r_max=4.0), Toy(draw), i) for i in range(2000))
         assert_follows(served, tilted().responses)
 
-    def test_mean_draws(self) -> None:
+    def test_mean_number_of_draws_is_the_inverse_acceptance_rate(self) -> None:
         draws = [decision.chosen + 1 for decision in run(4000)]
         assert statistics.mean(draws) == pytest.approx(6.5094, abs=0.35)
 
-    def test_the_highest_reward_is_always_accepted(self) -> None:
+    def test_reward_of_r_max_is_always_accepted(self) -> None:
         assert acceptance(R_MAX) == 1
 
 
 class TestDraws:
-    async def test_batches_until_one_is_accepted(self) -> None:
+    async def test_batches_are_drawn_until_a_response_is_accepted(self) -> None:
         seen: list[int] = []
         rest = [(E,)] * BATCH + [(A, E)] * BATCH + [(B, B, B)] * BATCH
 
@@ -107,7 +107,7 @@ class TestDraws:
         assert len(made.candidates) == len(made.scores) == 3 * BATCH
         assert made.accepted is True
 
-    async def test_without_one_accepted_it_is_the_best_seen_and_says_so(self) -> None:
+    async def test_best_response_is_returned_and_reported_if_none_is_accepted(self) -> None:
         draws = [*[(E,)] * BATCH, (B, E), (A, E), (B, A, E)]
         rest = iter(draws)
         proposal = Toy(lambda prefix, count, m: [next(rest) for _ in range(count)])
@@ -117,30 +117,30 @@ class TestDraws:
         assert made.kl_estimate == made.kl_bound == kl.best_of_n_bound(11)
         assert made.kl_estimator == "bound"
 
-    async def test_it_is_reproduced_by_its_seed(self) -> None:
+    async def test_seed_reproduces_the_chosen_response(self) -> None:
         async def chosen(seed: int) -> list[int]:
             runs = [Rejection.run(policy(), Toy(sampler(i)), seed) for i in range(30)]
             return [(await collect(run))[0].chosen for run in runs]
 
         assert await chosen(1) == await chosen(1) != await chosen(2)
 
-    async def test_a_reward_above_the_highest_is_an_error(self) -> None:
+    async def test_reward_above_r_max_is_an_error(self) -> None:
         proposal = Toy(lambda prefix, count, m: [(B, B, B)] * count)
         message = r"score is 3, and alignment\.r_max is 2\.5"
         with pytest.raises(ScoringError, match=message):
             await collect(Rejection.run(policy(r_max=2.5), proposal, 0))
 
-    def test_rounding_is_not_an_error(self) -> None:
+    def test_reward_above_r_max_by_rounding_is_accepted(self) -> None:
         rule = ExactRejection(1.0, 0.3, 2, At(0.0))
         assert rule.choose([0.1 + 0.2]) == 0
 
 
 class TestKL:
-    def test_bound_is_that_of_all_there_could_have_been(self) -> None:
+    def test_kl_bound_counts_max_draws(self) -> None:
         assert {made.kl_bound for made in run(20, max_draws=64)} == {kl.best_of_n_bound(64)}
 
     @pytest.mark.parametrize(("eta", "margin"), [(0.5, 0.1), (1.0, 0.06), (3.0, 0.02)])
-    def test_the_mean_estimate_is_the_kl(self, eta: float, margin: float) -> None:
+    def test_mean_kl_estimate_is_the_exact_kl(self, eta: float, margin: float) -> None:
         made = run(4000, eta=eta)
         assert {decision.kl_estimator for decision in made} == {"k1"}
         mean = statistics.mean(decision.kl_estimate for decision in made)
@@ -148,7 +148,7 @@ class TestKL:
 
 
 class TestReport:
-    async def test_it_says_whether_one_was_accepted(self) -> None:
+    async def test_report_states_whether_a_response_was_accepted(self) -> None:
         (accepted, *_) = run(1)
         proposal = Toy(lambda prefix, count, m: [(E,)] * count)
         (best,) = await collect(Rejection.run(policy(eta=1e-3, max_draws=2), proposal, 0))
@@ -159,11 +159,11 @@ class TestReport:
 
 
 class TestPolicy:
-    def test_limits(self) -> None:
+    def test_max_draws_above_max_n_is_rejected(self) -> None:
         policy(max_draws=16).check_limits(Limits())
         with pytest.raises(PolicyError, match=r"alignment\.max_draws is 17; .*1 to 16") as caught:
             policy(max_draws=17).check_limits(Limits())
         assert caught.value.param == "alignment.max_draws"
 
-    def test_it_costs_at_most_all_its_draws(self) -> None:
+    def test_width_is_max_draws(self) -> None:
         assert policy(max_draws=20).width == 20

@@ -35,7 +35,7 @@ class Drawn(Argmax):
 
 
 class TestDecisions:
-    async def test_the_first_of_equal_candidates_is_taken(self) -> None:
+    async def test_first_of_equal_candidates_is_chosen(self) -> None:
         decision = await first((), [(A, E), (B, A), (A, B), (B, A)], 2)
         assert value((B, A)) == value((A, B))
         assert decision.chosen == 1
@@ -49,11 +49,11 @@ class TestDecisions:
             ([(B,)], False),
         ],
     )
-    async def test_tie_is_of_the_two_best(self, draws: Draws, tie: bool) -> None:
+    async def test_tie_means_the_two_best_scores_are_equal(self, draws: Draws, tie: bool) -> None:
         assert (await first((), draws, 1)).tie is tie
 
     @pytest.mark.parametrize("k", [4, [2, 2]])
-    async def test_equal_candidates_are_equal_to_the_last_digit(self, k: int | list[int]) -> None:
+    async def test_candidates_of_equal_tokens_share_one_score(self, k: int | list[int]) -> None:
         class Wavering(Toy):
             """Gives a prefix another last digit each time."""
 
@@ -72,7 +72,7 @@ class TestDecisions:
         assert (decision.chosen, decision.tie, proposal.asked) == (1, True, 2)
         assert decision.scores[:2] == decision.scores[2:]
 
-    async def test_it_goes_on_until_an_accepted_candidate_has_ended(self) -> None:
+    async def test_search_continues_until_the_chosen_candidate_has_ended(self) -> None:
         tape = iter([[(E,), (A,)], [(E,), (B,)], [(A,), (B,)]])
         proposal = Toy(lambda *_: next(tape))
         decisions = await collect(search(proposal, k=2, m=1, select=Argmax()))
@@ -80,14 +80,14 @@ class TestDecisions:
         assert [decision.chosen for decision in decisions] == [1, 1, 1]
 
     @pytest.mark.parametrize("m", [1, 2, 3])
-    async def test_there_are_as_many_as_blocks(self, m: int) -> None:
+    async def test_decisions_are_as_many_as_blocks(self, m: int) -> None:
         draw = sampler(seed=3)
         for _ in range(50):
             decisions = await collect(search(Toy(draw), k=3, m=m, select=Argmax()))
             assert len(decisions) == math.ceil(len(text(decisions)) / m)
             assert all(len(d.candidates) == len(d.scores) == 3 for d in decisions)
 
-    async def test_each_is_made_before_the_next_block_is_drawn(self) -> None:
+    async def test_decision_is_yielded_before_the_next_block_is_drawn(self) -> None:
         drawn: list[Tokens] = []
 
         def draw(prefix: Tokens, count: int, m: int | None) -> Draws:
@@ -101,15 +101,15 @@ class TestDecisions:
             assert drawn == [(), (A,)]
         assert drawn == [(), (A,)]
 
-    async def test_the_bound_is_that_of_the_candidates_drawn(self) -> None:
+    async def test_kl_bound_counts_the_drawn_candidates(self) -> None:
         decisions = await collect(search(Toy(sampler(seed=4)), k=4, m=1, select=Argmax()))
         assert [d.kl_bound for d in decisions] == [kl.best_of_n_bound(4)] * len(decisions)
 
-    async def test_the_estimate_is_that_of_the_candidate_taken(self) -> None:
+    async def test_kl_estimate_uses_the_chosen_candidate(self) -> None:
         decision = await first((), [(A,), (B,), (E,)], 1)
         assert decision.kl_estimate == kl.best_of_n_estimate(math.log(0.3), 3)
 
-    async def test_failures_of_the_proposal_come_through(self) -> None:
+    async def test_exceptions_of_the_proposal_propagate(self) -> None:
         def draw(prefix: Tokens, count: int, m: int | None) -> Draws:
             raise ConnectionError("gone")
 
@@ -120,26 +120,26 @@ class TestDecisions:
 class TestMethods:
     """The policies are settings of the one loop."""
 
-    async def test_best_of_n(self) -> None:
+    async def test_best_of_n_is_the_search_without_a_block_length(self) -> None:
         policy = BestOfNPolicy(method="best_of_n", n=3)
         decisions = await collect(BestOfN.run(policy, Toy(sampler(seed=5)), None))
         assert decisions == await collect(search(Toy(sampler(5)), k=3, m=None, select=Argmax()))
         assert len(decisions) == 1
 
-    async def test_blockwise_cd(self) -> None:
+    async def test_blockwise_cd_is_the_search_with_k_and_m(self) -> None:
         policy = BlockwiseCDPolicy(method="blockwise_cd", k=3, m=1)
         decisions = await collect(BlockwiseCD.run(policy, Toy(sampler(seed=6)), None))
         assert decisions == await collect(search(Toy(sampler(6)), k=3, m=1, select=Argmax()))
         assert len(decisions) == 3
 
-    async def test_blocks_beyond_the_end_are_best_of_n_bit_for_bit(self) -> None:
+    async def test_blocks_beyond_the_end_equal_best_of_n_bit_for_bit(self) -> None:
         blockwise = BlockwiseCDPolicy(method="blockwise_cd", k=4, m=64)
         whole = BestOfNPolicy(method="best_of_n", n=4)
         for seed in range(50):
             made = await collect(BlockwiseCD.run(blockwise, Toy(sampler(seed)), None))
             assert made == await collect(BestOfN.run(whole, Toy(sampler(seed)), None))
 
-    async def test_soft_selection_is_reproduced_by_its_seed(self) -> None:
+    async def test_seed_reproduces_soft_selection(self) -> None:
         softmax = SoftmaxSelection(softmax=0.5)
         policy = BlockwiseCDPolicy(method="blockwise_cd", k=4, m=1, selection=softmax)
         runs = [
@@ -170,7 +170,7 @@ class NoLogprobs(Toy):
         return [Score(-length, {"brevity": -length}) for length in lengths]
 
 
-async def test_without_logprobs_the_estimate_is_the_bound() -> None:
+async def test_kl_estimate_without_logprobs_is_the_bound() -> None:
     draw = sampler(seed=9)
     (decision,) = await collect(search(NoLogprobs(draw), k=5, m=None, select=Argmax()))
     assert decision.kl_estimate == decision.kl_bound == kl.best_of_n_bound(5)

@@ -1,4 +1,4 @@
-"""Speculative rejection: its law on ab3 against a plain reference, its KL, what it saves."""
+"""Speculative rejection: distribution on ab3 against a plain reference, KL, and savings."""
 
 import math
 from collections import Counter
@@ -14,13 +14,13 @@ from cdserve.errors import PolicyError
 from .toy import (
     LENGTH,
     RESPONSES,
-    Law,
+    Distribution,
     Limits,
     Tokens,
     Toy,
     assert_follows,
+    blockwise,
     collect,
-    law,
     probability,
     replay,
     sampler,
@@ -33,12 +33,12 @@ def policy(**fields: Any) -> SpeculativeRejectionPolicy:
     return SpeculativeRejectionPolicy.model_validate(sent)
 
 
-def reference(n: int, m: int, alpha: float) -> Law:
-    """The law, from every way in which n whole responses can fall."""
+def reference(n: int, m: int, alpha: float) -> Distribution:
+    """The distribution, from every way in which n whole responses can fall."""
     found: Counter[Tokens] = Counter()
     for drawn in product(RESPONSES, repeat=n):
         found[returned(drawn, m, alpha)] += math.prod(map(probability, drawn))
-    return Law(dict(found))
+    return Distribution(dict(found))
 
 
 def returned(drawn: tuple[Tokens, ...], m: int, alpha: float) -> Tokens:
@@ -56,7 +56,9 @@ def returned(drawn: tuple[Tokens, ...], m: int, alpha: float) -> Tokens:
 @pytest.mark.parametrize(
     ("n", "m", "alpha"), [(1, 1, 0.5), (2, 1, 0.5), (3, 1, 0.4), (3, 2, 0.34), (2, 1, 0.0)]
 )
-def test_the_loop_has_the_law_of_the_reference(n: int, m: int, alpha: float) -> None:
+def test_speculative_rejection_has_the_enumerated_distribution(
+    n: int, m: int, alpha: float
+) -> None:
     served = replay(lambda toy: SpeculativeRejection.run(policy(n=n, m=m, alpha=alpha), toy, None))
     assert served.responses == pytest.approx(reference(n, m, alpha).responses, abs=1e-12)
     assert served.kl_bound == pytest.approx(kl.best_of_n_bound(n), abs=1e-12)
@@ -64,20 +66,20 @@ def test_the_loop_has_the_law_of_the_reference(n: int, m: int, alpha: float) -> 
 
 
 @pytest.mark.parametrize("alpha", [0.25, 0.5, 0.75])
-def test_sampled_it_follows_the_reference(alpha: float) -> None:
+def test_sampled_speculative_rejection_follows_the_enumerated_distribution(alpha: float) -> None:
     draw = sampler(seed=8)
     asked = policy(n=4, m=1, alpha=alpha)
     served = (SpeculativeRejection.run(asked, Toy(draw), None) for _ in range(3000))
     assert_follows(served, reference(4, 1, alpha).responses)
 
 
-def test_its_reward_is_below_best_of_n_and_above_that_of_fewer() -> None:
+def test_expected_reward_is_between_best_of_n_and_fewer_responses() -> None:
     rewards = [reference(3, 1, alpha).reward for alpha in (0.0, 0.34)]
-    assert rewards[0] == pytest.approx(law(3, None).reward, abs=1e-12)
-    assert law(2, None).reward < rewards[1] < rewards[0]
+    assert rewards[0] == pytest.approx(blockwise(3, None).reward, abs=1e-12)
+    assert blockwise(2, None).reward < rewards[1] < rewards[0]
 
 
-async def test_each_round_continues_what_is_left() -> None:
+async def test_each_round_continues_the_remaining_prefixes() -> None:
     counts: list[int] = []
     tape = sampler(seed=1)
 
@@ -89,7 +91,7 @@ async def test_each_round_continues_what_is_left() -> None:
     assert Counter(counts) == {0: 1, 1: 4, 2: 2}
 
 
-def test_limits() -> None:
+def test_n_above_max_n_is_rejected() -> None:
     policy(n=16).check_limits(Limits())
     with pytest.raises(PolicyError, match="this server accepts 1 to 16") as error:
         policy(n=17).check_limits(Limits())

@@ -1,4 +1,4 @@
-"""Worst-case selection: the weights, the law on ab3 with two objectives, and its identities."""
+"""Worst-case selection: weights, distribution on ab3 with two objectives, identities."""
 
 from collections.abc import Sequence
 
@@ -84,7 +84,9 @@ def lowest(values: np.ndarray, strength: float) -> float:
 class TestWeights:
     @reproducible
     @given(TABLES, st.sampled_from([0.1, 1.0, 5.0]))
-    def test_two_objectives(self, values: np.ndarray, strength: float) -> None:
+    def test_worst_weights_of_two_objectives_are_minimal(
+        self, values: np.ndarray, strength: float
+    ) -> None:
         w = worst_weights(values, strength)
         assert w.sum() == pytest.approx(1)
         assert (w >= 0).all()
@@ -94,7 +96,9 @@ class TestWeights:
 
     @pytest.mark.parametrize("strength", [0.5, 5.0])
     @pytest.mark.parametrize("objectives", [3, 10])
-    def test_no_other_weights_are_worse(self, objectives: int, strength: float) -> None:
+    def test_no_weights_are_worse_than_worst_weights(
+        self, objectives: int, strength: float
+    ) -> None:
         rng = np.random.default_rng(objectives)
         values = rng.normal(size=(8, objectives))
 
@@ -105,16 +109,16 @@ class TestWeights:
         for w in rng.dirichlet(np.full(objectives, 0.5), size=2000):
             assert height(w) > least - 1e-4
 
-    def test_the_objective_that_does_worst_throughout_has_all_the_weight(self) -> None:
+    def test_objective_that_is_always_worst_has_all_the_weight(self) -> None:
         values = np.array([[1.0, 5.0], [2.0, 7.0], [0.5, 6.0]])
         assert worst_weights(values, 1.0) == pytest.approx([1.0, 0.0], abs=1e-5)
 
-    def test_identical_objectives(self) -> None:
+    def test_worst_weights_of_identical_objectives_sum_to_one(self) -> None:
         values = np.repeat(np.array([[0.3], [1.2], [-1.0]]), 3, axis=1)
         assert worst_weights(values, 2.0).sum() == pytest.approx(1)
 
     @pytest.mark.parametrize("scale", [0.0, 1e-300, 1e6, 1e12])
-    def test_extremes(self, scale: float) -> None:
+    def test_worst_weights_are_finite_at_extreme_strengths(self, scale: float) -> None:
         values = scale * np.array([[1.0, -2.0], [0.5, 3.0], [-1.0, 0.0]])
         for strength in (1e-300, 1.0, 1e6):
             w = worst_weights(values, strength)
@@ -122,9 +126,9 @@ class TestWeights:
             assert w.sum() == pytest.approx(1)
 
 
-class TestLaw:
+class TestDistribution:
     @pytest.mark.parametrize("m", [1, 2, None])
-    def test_it_is_the_enumerated_one(self, m: int | None) -> None:
+    def test_worst_case_search_has_the_enumerated_distribution(self, m: int | None) -> None:
         sent = {"rewards": {"b": 2.0, "other": 1.0}, "selection": worst()}
         if m is None:
             one = BestOfNPolicy.model_validate({"method": "best_of_n", "n": 2, **sent})
@@ -136,7 +140,7 @@ class TestLaw:
         assert served.responses == pytest.approx(_enumerated(m), abs=1e-12)
         assert served.kl < served.kl_estimate == served.kl_bound
 
-    async def test_the_estimate_is_the_bound(self) -> None:
+    async def test_worst_case_kl_estimate_is_the_bound(self) -> None:
         (made,) = await collect(
             BestOfN.run(_best_of(rewards={"b": 1.0, "other": 1.0}), Two(sampler(1)), None)
         )
@@ -146,19 +150,19 @@ class TestLaw:
 
 class TestIdentities:
     @pytest.mark.parametrize("rewards", [None, {"b": 2.0}, {"b": -1.0, "other": 0.0}])
-    async def test_one_objective_is_the_weighted_sum(self, rewards: object) -> None:
+    async def test_worst_case_of_one_objective_is_argmax(self, rewards: object) -> None:
         selection = rule(_best_of(rewards=rewards), None)
         assert type(selection) is Argmax
 
     @reproducible
     @given(st.lists(st.integers(-9, 9), min_size=1, max_size=8))
-    def test_identical_objectives_choose_as_one(self, values: list[int]) -> None:
+    def test_worst_case_of_identical_objectives_chooses_as_argmax(self, values: list[int]) -> None:
         selection = WorstCase(1.0)
         scores = [scored(dict.fromkeys("abc", float(v))) for v in values]
         chosen = selection.choose(selection.rank(scores))
         assert values[chosen] == max(values)
 
-    def test_the_objective_that_does_worst_decides(self) -> None:
+    def test_worst_case_chooses_by_the_worst_objective(self) -> None:
         selection = WorstCase(5.0)
         even = [scored({"a": 1.0, "b": 0.0}), scored({"a": 0.0, "b": 1.0})]
         assert selection.rank(even) == pytest.approx([0.5, 0.5])
@@ -166,7 +170,7 @@ class TestIdentities:
             scores = [scored({"a": 1.0, "b": 0.0}), scored({"a": 0.0, "b": weight})]
             assert selection.choose(selection.rank(scores)) == chosen
 
-    def test_where_a_reward_failed_the_sums_decide(self) -> None:
+    def test_worst_case_uses_weighted_sums_after_a_reward_failed(self) -> None:
         scores = [scored({"a": total}, ("b",)) for total in (1.0, 2.0)]
         assert WorstCase(1.0).rank(scores) == [1.0, 2.0]
 

@@ -1,4 +1,4 @@
-"""The tabular language model "ab3": every law of a search over it can be enumerated.
+"""The tabular language model "ab3": the distribution of any search over it can be enumerated.
 
 Tokens a, b and E (end) with p = (.5, .3, .2) at every step. After three tokens without E the end is
 forced: it is no choice, so it adds no token to the block that reaches length three. r = #b.
@@ -187,8 +187,8 @@ async def first(prefix: Tokens, draws: Draws, m: int | None) -> Decision:
 
 
 @dataclass(frozen=True)
-class Law:
-    """The law of a search's response, and means over it."""
+class Distribution:
+    """Distribution of a search's response, and means over it."""
 
     responses: dict[Tokens, float]
     decisions: float = 1.0
@@ -216,8 +216,8 @@ def _win(ours: float, theirs: float) -> float:
 
 
 @cache
-def law(k: int, m: int | None) -> Law:
-    """The law of blockwise search by V*: every decision between every k blocks at every prefix."""
+def blockwise(k: int, m: int | None) -> Distribution:
+    """Distribution of blockwise search by V*, from all draws of k blocks at every prefix."""
     responses: defaultdict[Tokens, float] = defaultdict(float)
     going: defaultdict[Tokens, float] = defaultdict(float, {(): 1.0})
     decisions = bound = estimate = 0.0
@@ -230,7 +230,7 @@ def law(k: int, m: int | None) -> Law:
             estimate += mass * decision.kl_estimate
             whole = prefix + decision.candidate.token_ids
             (responses if ended(whole) else going)[whole] += mass
-    return Law(dict(responses), decisions, bound, estimate)
+    return Distribution(dict(responses), decisions, bound, estimate)
 
 
 def _outcomes(prefix: Tokens, k: int, m: int | None) -> Iterator[tuple[float, Decision]]:
@@ -238,8 +238,8 @@ def _outcomes(prefix: Tokens, k: int, m: int | None) -> Iterator[tuple[float, De
         yield math.prod(map(probability, draws)), finish(first(prefix, draws, m))
 
 
-def replay(run: Callable[[Toy], AsyncIterator[Decision]], toy: type[Toy] = Toy) -> Law:
-    """The law of a whole search, run once for every way its draws can fall."""
+def replay(run: Callable[[Toy], AsyncIterator[Decision]], toy: type[Toy] = Toy) -> Distribution:
+    """Distribution of a whole search, run once for every outcome of its draws."""
     responses: defaultdict[Tokens, float] = defaultdict(float)
     decisions = bound = estimate = 0.0
     tapes: list[list[Draws]] = [[]]
@@ -255,7 +255,7 @@ def replay(run: Callable[[Toy], AsyncIterator[Decision]], toy: type[Toy] = Toy) 
         decisions += p * len(made)
         bound += p * sum(decision.kl_bound for decision in made)
         estimate += p * sum(decision.kl_estimate for decision in made)
-    return Law(dict(responses), decisions, bound, estimate)
+    return Distribution(dict(responses), decisions, bound, estimate)
 
 
 class EndOfTape(Exception):

@@ -25,7 +25,7 @@ class Scorer:
         return [float(len(text)) for text in texts]
 
 
-async def test_what_waits_is_scored_together() -> None:
+async def test_waiting_items_are_scored_in_one_batch() -> None:
     scorer = Scorer()
     queue = Batcher(scorer, max_batch=8, max_wait=0)
     first = asyncio.create_task(queue.score(["a"]))
@@ -39,7 +39,7 @@ async def test_what_waits_is_scored_together() -> None:
     assert scorer.batches == [["a"], ["bb", "ccc", "dddd"]]
 
 
-async def test_equal_items_are_scored_once_while_they_wait_or_run() -> None:
+async def test_equal_items_are_scored_once_while_waiting_or_running() -> None:
     scorer = Scorer()
     queue = Batcher(scorer, max_batch=8, max_wait=0)
     one = asyncio.create_task(queue.score(["a", "bb", "a"]))
@@ -52,7 +52,7 @@ async def test_equal_items_are_scored_once_while_they_wait_or_run() -> None:
     assert scorer.batches == [["a", "bb"], ["c"]]
 
 
-async def test_a_full_batch_does_not_wait() -> None:
+async def test_full_batch_starts_at_once() -> None:
     scorer = Scorer()
     scorer.go.set()
     queue = Batcher(scorer, max_batch=2, max_wait=10 * HANG_SECONDS)
@@ -61,7 +61,7 @@ async def test_a_full_batch_does_not_wait() -> None:
     assert scorer.batches == [["a", "b"], ["c", "d"]]
 
 
-async def test_a_batch_waits_for_others_no_longer_than_it_may() -> None:
+async def test_batch_waits_at_most_max_wait_for_more_items() -> None:
     scorer = Scorer()
     scorer.go.set()
     queue = Batcher(scorer, max_batch=8, max_wait=0.05)
@@ -70,7 +70,7 @@ async def test_a_batch_waits_for_others_no_longer_than_it_may() -> None:
     assert scorer.batches == [["a", "bb"]]
 
 
-async def test_several_batches_at_once() -> None:
+async def test_concurrency_runs_several_batches_at_once() -> None:
     scorer = Scorer()
     queue = Batcher(scorer, max_batch=1, max_wait=0, concurrency=2)
     task = asyncio.create_task(queue.score(["a", "b", "c"]))
@@ -80,7 +80,7 @@ async def test_several_batches_at_once() -> None:
     assert await task == [1.0] * 3
 
 
-async def test_a_failure_reaches_those_who_wait_for_that_batch_alone() -> None:
+async def test_failure_of_a_batch_reaches_only_its_callers() -> None:
     scorer = Scorer()
     scorer.go.set()
     queue = Batcher(scorer, max_batch=1, max_wait=0)
@@ -92,7 +92,7 @@ async def test_a_failure_reaches_those_who_wait_for_that_batch_alone() -> None:
     assert await queue.score(["bb"]) == [2.0]
 
 
-async def test_a_scorer_that_returns_too_few_is_an_error() -> None:
+async def test_scorer_that_returns_too_few_scores_is_an_error() -> None:
     async def short(texts: Sequence[str]) -> list[float]:
         return [1.0]
 
@@ -100,7 +100,7 @@ async def test_a_scorer_that_returns_too_few_is_an_error() -> None:
         await Batcher(short, max_batch=8, max_wait=0).score(["a", "b"])
 
 
-async def test_too_many_are_refused_and_the_rest_goes_on() -> None:
+async def test_items_beyond_max_waiting_are_rejected_and_earlier_ones_scored() -> None:
     scorer = Scorer()
     queue = Batcher(scorer, max_batch=1, max_wait=0, max_waiting=2)
     task = asyncio.create_task(queue.score(["a", "b"]))
@@ -111,7 +111,7 @@ async def test_too_many_are_refused_and_the_rest_goes_on() -> None:
     assert await task == [1.0, 1.0]
 
 
-async def test_who_is_cancelled_leaves_what_others_wait_for() -> None:
+async def test_cancelled_caller_leaves_shared_items_to_others() -> None:
     scorer = Scorer()
     queue = Batcher(scorer, max_batch=8, max_wait=0)
     one = asyncio.create_task(queue.score(["a"]))
@@ -124,5 +124,5 @@ async def test_who_is_cancelled_leaves_what_others_wait_for() -> None:
     assert scorer.batches == [["a"]]
 
 
-async def test_nothing_to_score() -> None:
+async def test_empty_list_of_items_has_no_scores() -> None:
     assert await Batcher(Scorer(), max_batch=8, max_wait=0).score([]) == []

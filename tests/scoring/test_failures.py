@@ -59,7 +59,7 @@ def error_id(text: str) -> str:
     return found[1]
 
 
-async def test_an_exception_of_a_reward_is_told_by_its_class_and_an_id() -> None:
+async def test_client_gets_class_and_id_of_a_rewards_exception() -> None:
     said = await message(failing(KeyError(SECRET)))
     assert said == (
         f"reward 'own' failed with KeyError (error id {error_id(said)}; "
@@ -67,7 +67,7 @@ async def test_an_exception_of_a_reward_is_told_by_its_class_and_an_id() -> None
     )
 
 
-async def test_the_log_has_the_text_and_the_traceback_under_the_same_id(
+async def test_log_has_text_and_traceback_under_the_clients_id(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     said = await message(failing(KeyError(SECRET)), "cmpl-mine-0")
@@ -79,18 +79,18 @@ async def test_the_log_has_the_text_and_the_traceback_under_the_same_id(
     assert "in function" in traceback
 
 
-async def test_each_failure_has_an_id_of_its_own() -> None:
+async def test_each_failure_has_its_own_id() -> None:
     objective = failing(KeyError(SECRET))
     assert len({error_id(await message(objective)) for _ in range(20)}) == 20
 
 
-async def test_the_client_is_told_the_text_where_the_operator_says_so() -> None:
+async def test_client_gets_the_text_with_error_details_client() -> None:
     said = await message(failing(KeyError(SECRET), "client"))
     assert said.startswith(f"reward 'own' failed with KeyError: '{SECRET}' (error id ")
 
 
 @pytest.mark.parametrize("on_failure", ["skip", "base"])
-async def test_a_failure_that_a_decision_does_without_is_a_warning_with_an_id(
+async def test_skipped_failure_is_logged_as_a_warning_with_an_id(
     caplog: pytest.LogCaptureFixture, on_failure: Any
 ) -> None:
     objective = failing(KeyError(SECRET), on_failure=on_failure)
@@ -101,27 +101,27 @@ async def test_a_failure_that_a_decision_does_without_is_a_warning_with_an_id(
     assert re.match(r"error id [0-9a-f]{16}, request cmpl-mine-0: .*hunter2", record.message)
 
 
-async def test_an_exception_without_a_text_that_can_be_had_is_told_too() -> None:
+async def test_exception_whose_text_cannot_be_read_is_reported() -> None:
     assert "reward 'own' failed with Unprintable (error id" in await message(failing(Unprintable()))
 
 
-async def test_lines_of_an_exception_forge_no_lines_of_the_log(
+async def test_lines_of_an_exception_cannot_forge_log_lines(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     await message(failing(KeyError("one\ntwo")))
     assert "\n" not in caplog.records[0].message
 
 
-async def test_an_exception_that_would_end_the_server_is_hidden_too() -> None:
+async def test_system_exit_of_a_reward_is_reported_as_a_failure() -> None:
     assert "failed with SystemExit (error id" in await message(failing(SystemExit(SECRET)))
 
 
-async def test_a_reward_s_own_timeout_is_not_taken_for_the_operators() -> None:
+async def test_rewards_own_timeout_error_is_not_reported_as_the_operators_timeout() -> None:
     said = await message(Objective({"own": 1.0}, {"own": Late()}))
     assert "reward 'own' failed with TimeoutError" in said
 
 
-def test_what_a_reward_knows_of_its_failure_is_told_and_its_details_are_not() -> None:
+def test_reward_failure_sends_its_reason_but_not_its_details() -> None:
     failure = RewardFailure("failed: the judge cannot be reached", SECRET)
     said = log_failure("reward 'graded'", failure, "log")
     assert said.startswith("reward 'graded' failed: the judge cannot be reached (error id ")
@@ -129,17 +129,17 @@ def test_what_a_reward_knows_of_its_failure_is_told_and_its_details_are_not() ->
     assert "hunter2" in log_failure("reward 'graded'", failure, "client")
 
 
-def test_a_failure_without_details_does_not_send_anyone_to_the_log() -> None:
+def test_reward_failure_without_details_does_not_refer_to_the_log() -> None:
     said = log_failure("reward 'own'", RewardFailure("is nan, not a finite number"), "log")
     assert said == f"reward 'own' is nan, not a finite number (error id {error_id(said)})"
 
 
-def test_errors_meant_for_clients_pass_as_they_are() -> None:
+def test_errors_meant_for_clients_pass_unchanged() -> None:
     with pytest.raises(PolicyError, match="k is 9"), hide_unexpected("method 'own'", "log"):
         raise PolicyError("alignment.k", "is 9")
 
 
-async def test_a_per_token_value_that_is_not_finite_is_a_failure() -> None:
+async def test_per_token_value_that_is_not_finite_is_a_failure() -> None:
     made = Objective({"own": 1.0}, {"own": ValueHead("own")})
     prefixes = [response(math.nan), response(1.0)]
     with pytest.raises(ScoringError, match="reward 'own' is nan, not a finite number"):

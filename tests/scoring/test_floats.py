@@ -30,25 +30,25 @@ def response() -> Response:
 
 
 @pytest.mark.parametrize("value", [1, True, np.float32(0.5), np.int64(3), Decimal("0.5")])
-async def test_a_reward_is_a_float_whatever_it_was_computed_in(value: Any) -> None:
+async def test_reward_of_any_numeric_type_becomes_a_float(value: Any) -> None:
     (score,) = await Objective({"own": 1}, {"own": Fixed(value)}).score([response()])
     assert (type(score.total), type(score.rewards["own"])) == (float, float)
     assert score.rewards == {"own": float(value)}
 
 
 @pytest.mark.parametrize("on_failure", ["skip", "base"])
-async def test_a_score_without_any_reward_is_a_float(on_failure: Any) -> None:
+async def test_score_without_a_successful_reward_is_a_float(on_failure: Any) -> None:
     failing = Fixed(KeyError("x"))
     failing.options = RewardOptions(on_failure=on_failure)
     (score,) = await Objective({"own": 1.0}, {"own": failing}).score([response()])
     assert (type(score.total), score.total) == (float, 0.0)
 
 
-async def test_a_score_of_weights_of_zero_is_a_float() -> None:
+async def test_score_of_zero_weights_is_a_float() -> None:
     (score,) = await Objective({"own": 0.0}, {"own": Fixed(2)}).score([response()])
     assert (type(score.total), score.total) == (float, 0.0)
 
 
-async def test_a_score_without_rewards_asked_for_is_a_float() -> None:
+async def test_score_of_an_empty_objective_is_a_float() -> None:
     (score,) = await Objective({}, {}).score([response()])
     assert (type(score.total), score.total) == (float, 0.0)

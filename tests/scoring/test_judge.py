@@ -85,7 +85,7 @@ def response(text: str) -> Response:
     return Response(prompt="Why {response}?", text=text, tokens=3, finished=True, values={})
 
 
-async def test_the_last_number_is_the_grade(endpoint: Endpoint) -> None:
+async def test_last_number_of_the_answer_is_the_grade(endpoint: Endpoint) -> None:
     endpoint.answers = ["It is 2 of 3 right. Grade: 7.5"]
     (score,) = await objective(endpoint).score([response("Because.")])
     assert score.rewards == {"helpful": 7.5}
@@ -102,7 +102,7 @@ async def test_equal_responses_are_judged_once(endpoint: Endpoint) -> None:
     assert len(endpoint.asked) == 2
 
 
-async def test_no_more_questions_at_once_than_it_may(endpoint: Endpoint) -> None:
+async def test_questions_at_once_stay_within_concurrency(endpoint: Endpoint) -> None:
     endpoint.meeting = threading.Barrier(2)
     made = objective(endpoint, concurrency=2)
     await asyncio.gather(*(made.score([response(f"{i}a"), response(f"{i}b")]) for i in range(4)))
@@ -110,7 +110,7 @@ async def test_no_more_questions_at_once_than_it_may(endpoint: Endpoint) -> None
     assert endpoint.most_at_once == 2
 
 
-async def test_an_attempt_that_fails_is_made_again(endpoint: Endpoint) -> None:
+async def test_failed_attempt_is_retried(endpoint: Endpoint) -> None:
     endpoint.answers = [503, "Grade: 4"]
     (score,) = await objective(endpoint, retries=1).score([response("a")])
     assert score.total == 4.0
@@ -124,7 +124,7 @@ async def test_an_attempt_that_fails_is_made_again(endpoint: Endpoint) -> None:
         (500, "the judge answered with status 500"),
     ],
 )
-async def test_an_answer_that_is_no_grade_is_a_failure(
+async def test_answer_without_an_accepted_grade_is_a_failure(
     endpoint: Endpoint, answer: str | int, said: str
 ) -> None:
     from cdserve.errors import ScoringError
@@ -138,7 +138,7 @@ async def test_an_answer_that_is_no_grade_is_a_failure(
     assert score.failed == ("helpful",)
 
 
-async def test_a_judge_that_nothing_serves_is_told_without_its_address(
+async def test_unreachable_judge_is_reported_without_its_address(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     from cdserve.errors import ScoringError
@@ -151,14 +151,14 @@ async def test_a_judge_that_nothing_serves_is_told_without_its_address(
     assert url in caplog.text
 
 
-async def test_a_judge_that_hangs_is_given_up_on(endpoint: Endpoint) -> None:
+async def test_hanging_judge_fails_after_its_timeout(endpoint: Endpoint) -> None:
     endpoint.meeting = threading.Barrier(2)  # there is no second question
     (score,) = await objective(endpoint, on_failure="base", timeout=0.1).score([response("a")])
     assert (score.total, score.failed) == (0.0, ("helpful",))
     endpoint.meeting.abort()
 
 
-async def test_the_key_is_in_the_environment(
+async def test_api_key_is_read_from_the_environment(
     endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ConfigError, match=r"rewards\.helpful\.api_key_env names JUDGE_KEY"):
@@ -176,13 +176,13 @@ async def test_the_key_is_in_the_environment(
         ({"url": "judge:8000"}, "url"),
     ],
 )
-def test_settings_that_make_no_sense(
+def test_invalid_judge_settings_are_rejected(
     endpoint: Endpoint, settings: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(ValidationError, match=said):
         objective(endpoint, **settings)
 
 
-def test_it_ranks_finished_responses_only(endpoint: Endpoint) -> None:
+def test_judge_scores_only_finished_responses(endpoint: Endpoint) -> None:
     made = objective(endpoint).rewards["helpful"]
     assert (made.prefixes, made.reads_text, made.reads_values) == (False, True, False)

@@ -1,4 +1,4 @@
-"""The log-ratio of a tuned model and its reference is a soft value (METHODS: DPO's identity)."""
+"""The log-ratio of a tuned model and its reference is a soft value (arXiv 2404.12358)."""
 
 import math
 from collections.abc import Callable
@@ -31,23 +31,23 @@ def response(tokens: Tokens) -> Response:
 
 
 @pytest.mark.parametrize("beta", [1.0, 0.25])
-async def test_of_a_response_it_is_the_reward_up_to_a_constant(beta: float) -> None:
+async def test_log_ratio_of_a_response_is_the_reward_up_to_a_constant(beta: float) -> None:
     ratio = LogRatio("tuned", "base", beta)
     found = await ratio.score([response(y) for y in RESPONSES])
     assert found == pytest.approx([beta * (reward(y) - LOG_Z) for y in RESPONSES], abs=1e-9)
 
 
-async def test_of_a_prefix_it_is_the_soft_value_up_to_the_same() -> None:
+async def test_log_ratio_of_a_prefix_is_the_soft_value_up_to_the_same_constant() -> None:
     prefixes = sorted({y[:i] for y in RESPONSES for i in range(1, len(y) + 1)})
     found = await LogRatio("tuned", "base", 1.0).score([response(s) for s in prefixes])
     assert found == pytest.approx([soft_value(s) - LOG_Z for s in prefixes], abs=1e-9)
 
 
-async def test_log_likelihood() -> None:
+async def test_loglik_is_the_models_log_likelihood() -> None:
     (found,) = await LogLik("base").score([response((0, 1, 2))])
     assert found == pytest.approx(math.log(0.5 * 0.3 * 0.2))
 
 
-def test_what_they_read() -> None:
+def test_log_ratio_and_loglik_read_their_models() -> None:
     assert LogRatio("tuned", "base", 1.0).models == {"tuned", "base"}
     assert LogLik("ref").models == {"ref"}

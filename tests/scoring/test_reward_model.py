@@ -73,13 +73,13 @@ async def test_rewards_of_one_model_share_its_outputs(model: Model) -> None:
     assert [len(batch) for batch in model.batches] == [2]  # both rewards, equal responses: once
 
 
-async def test_requests_are_scored_together(model: Model) -> None:
+async def test_concurrent_requests_are_scored_in_one_batch(model: Model) -> None:
     made = rewards(model)
     await asyncio.gather(*(made.score([response(f"{i}"), response(f"{i}b")]) for i in range(8)))
     assert [len(batch) for batch in model.batches] == [16]
 
 
-async def test_a_prompt_is_a_users_turn(model: Model) -> None:
+async def test_prompt_becomes_a_users_turn(model: Model) -> None:
     await rewards(model).score([response("yes")])
     assert model.batches[0][0].text == "Q: yes"
     assert model.messages == [
@@ -88,7 +88,7 @@ async def test_a_prompt_is_a_users_turn(model: Model) -> None:
     ]
 
 
-async def test_a_chat_is_itself(model: Model) -> None:
+async def test_chat_keeps_its_turns_with_content_as_one_text(model: Model) -> None:
     call = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
     parts = [{"type": "text", "text": "What"}, {"type": "text", "text": "is it?"}]
     asked = [{"role": "user", "content": parts}, call, {"role": "tool", "content": "a cat"}]
@@ -101,19 +101,19 @@ async def test_a_chat_is_itself(model: Model) -> None:
     ]
 
 
-async def test_a_response_goes_on_with_an_assistants_turn(model: Model) -> None:
+async def test_response_continues_a_prefilled_assistants_turn(model: Model) -> None:
     asked = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "A"}]
     await rewards(model).score([response(" cat", asked)])
     assert model.messages == [asked[0], {"role": "assistant", "content": "A cat"}]
 
 
-async def test_a_picture_is_a_failure(model: Model) -> None:
+async def test_picture_in_a_message_is_a_failure(model: Model) -> None:
     asked = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]
     with pytest.raises(ScoringError, match="reads text; a message has a part 'image_url'"):
         await rewards(model).score([response("A cat.", asked)])
 
 
-async def test_one_requests_failure_is_not_anothers(model: Model) -> None:
+async def test_failure_of_one_request_leaves_others_scored(model: Model) -> None:
     made = rewards(model)
     bad, good = await asyncio.gather(
         made.score([response("abc"), response("much too long")]),
@@ -127,12 +127,12 @@ async def test_one_requests_failure_is_not_anothers(model: Model) -> None:
     assert len(model.batches) == 1
 
 
-async def test_the_others_decide_where_it_is_to_be_skipped(model: Model) -> None:
+async def test_other_rewards_decide_if_a_failed_model_is_skipped(model: Model) -> None:
     (score,) = await rewards(model, on_failure="skip").score([response("much too long")])
     assert score.failed == ("long", "short")
 
 
-async def test_it_is_weighed_standardised(model: Model) -> None:
+async def test_reward_model_is_weighed_standardised(model: Model) -> None:
     made = rewards(model, standardise={"mean": 1.0, "std": 2.0})
     (score,) = await made.score([response("abc")])
     assert score.rewards == {"long": 3.0, "short": -3.0}
@@ -146,7 +146,7 @@ class Prefixes(Policy):
     scores_prefixes = True
 
 
-def test_prefixes_are_for_the_operator_to_declare(model: Model) -> None:
+def test_reward_model_scores_prefixes_only_if_declared(model: Model) -> None:
     policy = Prefixes(method="blockwise", rewards={"long": 1.0})
     with pytest.raises(PolicyError, match=r"rewards\.long scores finished responses only"):
         objective(policy, rewards(model).rewards, None)
@@ -154,6 +154,6 @@ def test_prefixes_are_for_the_operator_to_declare(model: Model) -> None:
 
 
 @pytest.mark.parametrize("field", [{"max_batch": 0}, {"max_wait": -1}, {"flags": {}}])
-def test_settings_that_make_no_sense(model: Model, field: dict[str, Any]) -> None:
+def test_invalid_reward_model_settings_are_rejected(model: Model, field: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=next(iter(field))):
         rewards(model, **field)

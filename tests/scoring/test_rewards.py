@@ -43,32 +43,36 @@ class TestLength:
     @pytest.mark.parametrize(
         ("tokens", "value"), [(8, 0), (10, -0.25), (16, -1), (24, -2), (6, -0.25), (0, -1)]
     )
-    def test_finished(self, tokens: int, value: float) -> None:
+    def test_length_of_a_finished_response_counts_both_ways(
+        self, tokens: int, value: float
+    ) -> None:
         assert length(8)(response(tokens)) == value
 
     @pytest.mark.parametrize(("tokens", "value"), [(0, 0), (6, 0), (8, 0), (10, -0.25), (16, -1)])
-    def test_an_unfinished_one_can_still_grow(self, tokens: int, value: float) -> None:
+    def test_length_of_an_unfinished_response_counts_only_overshoot(
+        self, tokens: int, value: float
+    ) -> None:
         assert length(8)(response(tokens, finished=False)) == value
 
     @pytest.mark.parametrize(
         ("tokens", "value"), [(4, -0.25), (6, 0), (8, 0), (10, 0), (11, -0.125), (12, -0.25)]
     )
-    def test_tolerance(self, tokens: int, value: float) -> None:
+    def test_length_within_tolerance_is_zero(self, tokens: int, value: float) -> None:
         assert length(8, 2)(response(tokens)) == value
 
-    def test_an_unfinished_one_never_scores_below_what_it_can_become(self) -> None:
+    def test_length_of_a_prefix_is_at_least_that_of_any_continuation(self) -> None:
         reward = length(8, 1)
         for tokens in range(30):
             best = max(reward(response(end)) for end in range(tokens, 40))
             assert reward(response(tokens, finished=False)) == best
 
-    def test_it_scores_prefixes_without_text(self) -> None:
+    def test_length_scores_prefixes_without_text(self) -> None:
         assert length(8).prefixes
         assert not length(8).reads_text
 
 
 class TestValueHead:
-    def test_it_is_the_engines_value_under_its_name(self) -> None:
+    def test_value_head_is_the_engines_value_under_its_name(self) -> None:
         head = HeadOutput(kind="soft", shift=0.5, scale=2.0)
         reward = one(config.ValueHeadReward(kind="value_head", path="head"), head)
         assert reward.scores == "soft"
@@ -76,19 +80,19 @@ class TestValueHead:
         assert reward.prefixes
         assert not reward.reads_text
 
-    def test_a_head_may_know_ends_alone(self) -> None:
+    def test_value_head_may_score_finished_responses_only(self) -> None:
         head = HeadOutput(kind="mean", shift=0.0, scale=1.0, prefixes=False)
         assert not one(config.ValueHeadReward(kind="value_head", path="head"), head).prefixes
 
 
 class TestPython:
-    def test_it_sees_prompt_and_response(self) -> None:
+    def test_python_reward_gets_prompt_and_response(self) -> None:
         reward = python("cdserve.demo.reward:sentiment_gold")
         assert reward(response(text="")) == 0
         assert not reward.prefixes
         assert reward.reads_text
 
-    def test_it_scores_prefixes_where_the_operator_says_so(
+    def test_python_reward_scores_prefixes_only_if_declared(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("cdserve.demo.reward.sentiment_gold", grumpy)
@@ -96,7 +100,7 @@ class TestPython:
         assert reward.prefixes
         assert reward(response(finished=False, text="yo")) == -4
 
-    def test_its_value_becomes_a_float(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_python_reward_becomes_a_float(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("cdserve.demo.reward.sentiment_gold", grumpy)
         value = python("cdserve.demo.reward:sentiment_gold")(response(text="you"))
         assert (value, type(value)) == (-5, float)
@@ -105,24 +109,24 @@ class TestPython:
         "callable",
         ["no_such_module:f", "math:no_such_function", "math.no:f", "cdserve.demo.reward:_"],
     )
-    def test_what_cannot_be_imported(self, callable: str) -> None:
+    def test_python_reward_rejects_a_callable_that_cannot_be_imported(self, callable: str) -> None:
         with pytest.raises(ConfigError, match=r"rewards\.r\.callable.*cannot be imported"):
             python(callable)
 
-    def test_what_cannot_be_called(self) -> None:
+    def test_python_reward_rejects_a_name_that_is_not_callable(self) -> None:
         with pytest.raises(ConfigError, match=r"rewards\.r\.callable.*not callable"):
             python("math:pi")
 
 
 class TestText:
     @pytest.mark.parametrize(("text", "value"), [("a 42", 1), ("42", 1), ("forty-two", 0), ("", 0)])
-    def test_a_pattern_that_is_found(self, text: str, value: float) -> None:
+    def test_regex_is_one_if_the_pattern_matches(self, text: str, value: float) -> None:
         reward = one(config.RegexReward(kind="regex", pattern=r"\d+$"))
         assert reward(response(text=text)) == value
         assert reward.reads_text
         assert not reward.prefixes
 
-    def test_a_pattern_that_is_none(self) -> None:
+    def test_regex_rejects_an_invalid_pattern(self) -> None:
         with pytest.raises(ValidationError, match="not a regular expression: unterminated"):
             config.RegexReward(kind="regex", pattern="[")
 
@@ -137,7 +141,7 @@ class TestText:
             ("", 0),
         ],
     )
-    def test_valid_json(self, text: str, value: float) -> None:
+    def test_json_valid_is_one_only_for_one_json_value(self, text: str, value: float) -> None:
         assert one(config.JsonValidReward(kind="json_valid"))(response(text=text)) == value
 
 
@@ -163,19 +167,21 @@ class TestEnsemble:
             ({"lcb": 3.0}, 2 / 3 - 3 * (14 / 9) ** 0.5),
         ],
     )
-    async def test_aggregates_of_standardised_rewards(self, aggregate: Any, value: float) -> None:
+    async def test_ensemble_aggregates_standardised_rewards(
+        self, aggregate: Any, value: float
+    ) -> None:
         reward = self.ensemble(["short", "polite", "json"], aggregate=aggregate)
         (found,) = await reward.score([response(16, text="1", values={"polite": 5.0})])
         assert found == pytest.approx(value)
 
-    def test_it_can_what_all_can_and_reads_what_any_reads(self) -> None:
+    def test_ensemble_supports_prefixes_iff_all_members_do_and_unions_inputs(self) -> None:
         heads = self.ensemble(["short", "polite"])
         assert (heads.prefixes, heads.reads_text, heads.reads_values) == (True, False, True)
         mixed = self.ensemble(["polite", "json"])
         assert (mixed.prefixes, mixed.reads_text, mixed.reads_values) == (False, True, True)
 
     @pytest.mark.parametrize("of", [["short", "nobody"], ["short", "all"]])
-    def test_it_is_of_others_that_are_there(self, of: list[str]) -> None:
+    def test_ensemble_rejects_unknown_members(self, of: list[str]) -> None:
         known = "json, polite, short"
         with pytest.raises(ConfigError, match=rf"rewards\.all\.of names '{of[1]}'; .*{known}"):
             self.ensemble(of)

@@ -17,7 +17,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.decoders.toy import LENGTH, A, B, E, P, Tokens, ended, law, probability, reward, value
+from tests.decoders.toy import (
+    LENGTH,
+    A,
+    B,
+    E,
+    P,
+    Tokens,
+    ended,
+    probability,
+    reward,
+    value,
+)
 
 from .served import Served, demo_settings
 from .tabular import FIRST, NEVER, STATES, build_heads, build_model, counts

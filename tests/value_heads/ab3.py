@@ -1,4 +1,4 @@
-"""Rollouts of the tabular model "ab3" in exact proportion to its law, with one-hot states."""
+"""Rollouts of the tabular model "ab3", in exact proportion to p, with one-hot states."""
 
 from functools import cache
 

@@ -85,29 +85,29 @@ CASES = {
 class TestTheValue:
     @pytest.mark.parametrize("ends", CASES.values(), ids=CASES)
     @pytest.mark.parametrize("ridge", [1e-3, 1.0, 1e3])
-    def test_is_the_formula_s(self, ends: Tensor, ridge: float) -> None:
+    def test_confidence_matches_the_formula(self, ends: Tensor, ridge: float) -> None:
         head = made(rollouts(ends), ridge=ridge)
         for hidden in (ends, 3 * ends + 1, seeded(50, ends.shape[1], seed=2)):
             expected = reference(ends, ridge, hidden)
             np.testing.assert_allclose(values(head, hidden), expected, rtol=1e-3, atol=1e-5)
 
-    def test_is_0_at_the_centre_and_nowhere_above(self) -> None:
+    def test_confidence_is_zero_at_the_centre_and_negative_elsewhere(self) -> None:
         head = made(rollouts(PLAIN))
         assert values(head, PLAIN.mean(0, keepdim=True))[0] == pytest.approx(0, abs=1e-6)
         assert (values(head, 100 * seeded(1000, 8, seed=3)) < 0).all()
 
-    def test_is_the_euclidean_distance_over_a_great_ridge(self) -> None:
+    def test_confidence_with_a_large_ridge_is_a_scaled_euclidean_distance(self) -> None:
         head = made(rollouts(PLAIN), ridge=1e8)
         hidden = seeded(10, 8, seed=2)
         distance = (hidden - PLAIN.mean(0)).norm(dim=1) / 1e4
         np.testing.assert_allclose(values(head, hidden), -distance.numpy(), rtol=1e-4)
 
-    def test_any_leading_shape_is_accepted(self) -> None:
+    def test_confidence_accepts_any_leading_shape(self) -> None:
         head = made(rollouts(PLAIN))
         assert head(torch.zeros(2, 3, 8)).shape == (2, 3, 1)
         assert head(torch.zeros(2, 8, dtype=torch.bfloat16)).dtype == torch.float32
 
-    def test_the_weights_are_the_inverse_s_root(self) -> None:
+    def test_factor_is_a_root_of_the_inverse_scatter(self) -> None:
         weights = made(rollouts(PLAIN), ridge=2.0).state_dict()
         assert {name: weight.dtype for name, weight in weights.items()} == {
             "net.centre": torch.float32,
@@ -138,18 +138,18 @@ class Watched(Sequence[Rollouts]):
 
 class TestShards:
     @pytest.mark.parametrize("case", ["plain", "one far outlier", "far from 0"])
-    def test_several_are_one(self, case: str) -> None:
+    def test_several_shards_give_the_same_head_as_one(self, case: str) -> None:
         ends = CASES[case]
         parts = [rollouts(part) for part in torch.split(ends, [1, 2, 100, len(ends) - 103])]
         whole, streamed = made(rollouts(ends)).state_dict(), made(*parts).state_dict()
         for name, weight in whole.items():
             torch.testing.assert_close(streamed[name], weight, rtol=1e-6, atol=1e-9)
 
-    def test_one_is_in_memory(self) -> None:
+    def test_only_one_shard_is_in_memory(self) -> None:
         parts = Watched(PLAIN.split(50))
         mean_confidence(confidence_head(parts, base_model="tiny"), Watched(PLAIN.split(60)))
 
-    def test_of_a_cache_without_rewards(self, tmp_path: Path) -> None:
+    def test_cache_without_rewards_is_enough(self, tmp_path: Path) -> None:
         writer = ShardWriter(tmp_path, "train", shard_tokens=50)
         data = rollouts(PLAIN, [i % 2 == 0 for i in range(200)])
         states = data.states.split((data.lengths + 1).tolist())
@@ -163,7 +163,7 @@ class TestShards:
         expected = reference(PLAIN[::2], 1.0, PLAIN)
         np.testing.assert_allclose(values(found, PLAIN), expected, rtol=1e-4)
 
-    def test_cut_responses_are_left_out(self) -> None:
+    def test_cut_responses_do_not_change_the_head(self) -> None:
         ends = torch.cat([PLAIN, 1e6 * seeded(3, 8)])
         cut = rollouts(ends, [True] * 200 + [False] * 3)
         all_cut = rollouts(PLAIN, [False] * 200)
@@ -175,30 +175,30 @@ class TestShards:
 
 class TestRefusals:
     @pytest.mark.parametrize("ridge", [0.0, -1.0, math.nan, math.inf])
-    def test_a_ridge_that_is_not_positive(self, ridge: float) -> None:
+    def test_ridge_must_be_positive(self, ridge: float) -> None:
         with pytest.raises(ValueError, match=f"ridge must be a positive number, got {ridge}"):
             made(rollouts(PLAIN), ridge=ridge)
 
-    def test_a_ridge_that_vanishes(self) -> None:
+    def test_ridge_too_small_to_invert_is_rejected(self) -> None:
         for ends, ridge in ((1e6 * seeded(2, 8), 1e-9), (PLAIN[:1].expand(3, 8), 1e-90)):
             with pytest.raises(ValueError, match=f"ridge must be larger.* got ridge {ridge:g}"):
                 made(rollouts(ends), ridge=ridge)
 
     @pytest.mark.parametrize("bad", [math.nan, math.inf])
-    def test_states_that_are_not_finite(self, bad: float) -> None:
+    def test_states_that_are_not_finite_are_rejected(self, bad: float) -> None:
         ends = PLAIN.clone()
         ends[3, 2] = bad
         with pytest.raises(ValueError, match="the states are not finite"):
             made(rollouts(ends))
 
-    def test_too_few_responses(self) -> None:
+    def test_fewer_than_two_ended_responses_are_rejected(self) -> None:
         one = rollouts(PLAIN[:3], [False, True, False])
         with pytest.raises(ValueError, match="responses that ended must be at least 2, got 1"):
             made(one)
         with pytest.raises(ValueError, match="responses that ended must be at least 2, got 0"):
             made()
 
-    def test_a_fit(self) -> None:
+    def test_fit_rejects_a_mahalanobis_head(self) -> None:
         data = replace(rollouts(PLAIN), rewards=torch.zeros(200, 1))
         with pytest.raises(ValueError, match="lowrank, tied, got 'mahalanobis': confidence_head"):
             fit(made(data), [data], [data])
@@ -215,7 +215,7 @@ CONFIG = HeadConfig(
 
 
 class TestConfig:
-    def test_json_keeps_it(self) -> None:
+    def test_mahalanobis_config_survives_json(self) -> None:
         assert HeadConfig.from_json(CONFIG.to_json()) == CONFIG
 
     @pytest.mark.parametrize(
@@ -235,14 +235,14 @@ class TestConfig:
             ({"vocab_size": 4}, "vocab_size must be null, as the head is mahalanobis, got 4"),
         ],
     )
-    def test_what_does_not_belong_to_it_is_named(
+    def test_mahalanobis_config_names_an_invalid_field(
         self, changes: dict[str, object], message: str
     ) -> None:
         with pytest.raises(ValueError, match=f"^{message}$"):
             replace(CONFIG, **changes)  # type: ignore[arg-type]
 
 
-def test_a_reloaded_head_gives_the_same_values(tmp_path: Path) -> None:
+def test_reloaded_confidence_head_gives_the_same_values(tmp_path: Path) -> None:
     head = confidence_head(
         [rollouts(PLAIN)], base_model="tiny", base_hash="0" * 64, ridge=0.5, name="sure"
     )
@@ -264,7 +264,7 @@ def test_a_reloaded_head_gives_the_same_values(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("c", [0.0, 0.5, 4.0])
-async def test_weighed_beside_a_reward_it_is_the_lower_confidence_bound(c: float) -> None:
+async def test_reward_plus_weighted_confidence_is_the_lower_confidence_bound(c: float) -> None:
     """r - c sqrt((phi - centre)^T Sigma^-1 (phi - centre)), as a request's objective scores it."""
     hidden, helpful = 3 * seeded(6, 8, seed=4), seeded(6, seed=5).tolist()
     confidence = values(made(rollouts(PLAIN)), hidden).tolist()
@@ -283,7 +283,7 @@ async def test_weighed_beside_a_reward_it_is_the_lower_confidence_bound(c: float
     assert order.tolist() == np.argsort(expected).tolist()
 
 
-def test_served_it_scores_whole_responses_alone(tmp_path: Path) -> None:
+def test_served_confidence_scores_only_whole_responses(tmp_path: Path) -> None:
     made(rollouts(PLAIN)).save_pretrained(tmp_path)
     sent = {"model": "m", "rewards": {"sure": {"kind": "value_head", "path": str(tmp_path)}}}
     heads = attach(Settings.model_validate(sent))

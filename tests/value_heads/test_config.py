@@ -21,7 +21,7 @@ def test_json_keeps_every_field() -> None:
     assert HeadConfig.from_json(MLP.to_json()) == MLP
 
 
-def test_a_linear_head_has_no_width() -> None:
+def test_linear_config_without_width_survives_json() -> None:
     linear = replace(MLP, architecture="linear", mlp_width=None)
     assert HeadConfig.from_json(linear.to_json()) == linear
 
@@ -50,19 +50,19 @@ def test_a_linear_head_has_no_width() -> None:
         ("version", 2, "1"),
     ],
 )
-def test_a_bad_value_is_named(field: str, value: object, accepted: str) -> None:
+def test_invalid_value_is_named_with_its_field(field: str, value: object, accepted: str) -> None:
     text = json.dumps(json.loads(MLP.to_json()) | {field: value})
     with pytest.raises(ValueError, match=f"^{field} must be .*{accepted}.*, got "):
         HeadConfig.from_json(text)
 
 
-def test_an_unknown_key_is_named() -> None:
+def test_unknown_key_is_named() -> None:
     text = json.dumps(json.loads(MLP.to_json()) | {"activation": "gelu"})
     with pytest.raises(ValueError, match=r"unknown key 'activation'; accepted: .*architecture"):
         HeadConfig.from_json(text)
 
 
-def test_a_missing_key_is_named() -> None:
+def test_missing_key_is_named() -> None:
     data = json.loads(MLP.to_json())
     del data["post_norm"]
     with pytest.raises(ValueError, match="missing key 'post_norm'"):
@@ -70,35 +70,35 @@ def test_a_missing_key_is_named() -> None:
 
 
 @pytest.mark.parametrize("beta", [None, 0.0, -1.0, float("inf"), True])
-def test_a_soft_head_has_a_beta(beta: object) -> None:
+def test_soft_head_requires_beta(beta: object) -> None:
     with pytest.raises(ValueError, match=r"beta must be a positive number, as the head is soft"):
         replace(MLP, kind="soft", beta=beta)
     soft = replace(MLP, kind="soft", beta=0.5)
     assert HeadConfig.from_json(soft.to_json()) == soft
 
 
-def test_a_q_head_is_not_bounded() -> None:
+def test_q_head_rejects_a_sigmoid() -> None:
     with pytest.raises(ValueError, match='output must be "identity", as it is a Q-head'):
         replace(MLP, architecture="tied", mlp_width=None, vocab_size=4, output="sigmoid")
 
 
-def test_a_file_from_before_has_the_mean_and_no_bounds() -> None:
+def test_older_file_defaults_to_mean_and_identity() -> None:
     data = json.loads(MLP.to_json())
     del data["beta"], data["output"]
     assert HeadConfig.from_json(json.dumps(data)) == MLP
 
 
-def test_a_linear_head_refuses_a_width() -> None:
+def test_linear_head_rejects_a_width() -> None:
     with pytest.raises(ValueError, match="mlp_width must be null"):
         replace(MLP, architecture="linear")
 
 
-def test_only_an_object_is_a_config() -> None:
+def test_config_must_be_a_json_object() -> None:
     with pytest.raises(ValueError, match="must be an object"):
         HeadConfig.from_json("[]")
 
 
-def test_an_echoed_value_is_capped() -> None:
+def test_long_value_is_shortened_in_the_message() -> None:
     with pytest.raises(ValueError, match="architecture") as caught:
         replace(MLP, architecture="x" * 10_000)  # type: ignore[arg-type]
     assert len(str(caught.value)) < 200

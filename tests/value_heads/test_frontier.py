@@ -97,12 +97,14 @@ def check(report: HeadReport) -> None:
 
 @pytest.mark.usefixtures("fused")
 @pytest.mark.parametrize("architecture", ["linear", "lowrank"])
-def test_by_hand(architecture: str) -> None:
+def test_frontier_matches_values_worked_out_by_hand(architecture: str) -> None:
     check(measured(reader(architecture), [rollouts(REWARDS, PROMPTS)]))
 
 
 @pytest.mark.usefixtures("fused")
-def test_shards_and_cut_responses_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frontier_is_independent_of_shards_and_cut_responses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(frontier, "_ROWS", 2)
     cut = rollouts([[99.0, 99.0]], [7], [False])
     shards = [rollouts(REWARDS[:1], PROMPTS[:1]), cut, rollouts(REWARDS[1:], PROMPTS[1:])]
@@ -110,7 +112,7 @@ def test_shards_and_cut_responses_change_nothing(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.usefixtures("fused")
-def test_the_sums_are_by_the_operation_that_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frontier_sums_come_from_the_serving_operation(monkeypatch: pytest.MonkeyPatch) -> None:
     """With each response's weights, which no value of the report's stands in for."""
     given = []
     found = frontier.operations
@@ -132,7 +134,7 @@ def test_the_sums_are_by_the_operation_that_scores(monkeypatch: pytest.MonkeyPat
     torch.testing.assert_close(torch.stack(given).cpu(), torch.tensor(expected))
 
 
-def test_a_head_that_knows_one_reward_alone_is_followed() -> None:
+def test_frontier_selects_by_values_and_reports_rewards() -> None:
     """What is chosen is by values, what is earned is of rewards."""
     head = reader()
     with torch.no_grad():
@@ -143,7 +145,7 @@ def test_a_head_that_knows_one_reward_alone_is_followed() -> None:
         assert list(point.earned.values()) == pytest.approx(weighed(1.0))
 
 
-def test_every_pair_of_three() -> None:
+def test_frontier_covers_every_pair_of_three_rewards() -> None:
     rewards = [[*row, row[0] * row[1]] for row in REWARDS]
     report = measured(reader(outputs=3), [rollouts(rewards, PROMPTS)])
     assert report.frontier is not None
@@ -160,21 +162,23 @@ def test_every_pair_of_three() -> None:
         ([[4.0, 1.0], [2.0, 3.0]], [0, 1]),
     ],
 )
-def test_none_without_a_choice(rewards: list[list[float]], prompts: list[int]) -> None:
+def test_frontier_is_none_without_two_responses_to_a_prompt(
+    rewards: list[list[float]], prompts: list[int]
+) -> None:
     """Of one constant reward, and of prompts with one response each."""
     report = measured(reader(), [rollouts(rewards, prompts)])
     assert report.frontier is None
     assert "weight of" not in markdown(report)
 
 
-def test_none_of_one_reward() -> None:
+def test_frontier_is_none_for_one_reward() -> None:
     one = measured(reader(outputs=1), [rollouts([row[:1] for row in REWARDS], PROMPTS)])
     assert one.frontier is None
     assert json.loads(one.to_json())["frontier"] is None
     assert "weight of" not in markdown(one)
 
 
-def test_card() -> None:
+def test_frontier_appears_in_the_model_card() -> None:
     report = measured(reader(), [rollouts(REWARDS, PROMPTS)])
     card = markdown(report)
     assert "of 2.5 responses to each of 2 prompts" in card

@@ -27,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("mlp_width", [None, 16])
-def test_a_reloaded_head_gives_the_same_values(tmp_path: Path, mlp_width: int | None) -> None:
+def test_reloaded_head_gives_the_same_values(tmp_path: Path, mlp_width: int | None) -> None:
     head = ValueHead(config(mlp_width), report="It was measured.")
     head.save_pretrained(tmp_path)
     hidden = torch.randn(5, 8)
@@ -56,7 +56,7 @@ def test_values_are_float32_in_reward_units() -> None:
     torch.testing.assert_close(values, expected)
 
 
-def test_any_leading_shape_is_accepted() -> None:
+def test_head_accepts_any_leading_shape() -> None:
     head = ValueHead(config())
     assert head(torch.zeros(2, 3, 8)).shape == (2, 3, 2)
 
@@ -68,26 +68,26 @@ def change_weights(folder: Path, remove: str | None = None, **add: torch.Tensor)
     save_file(weights, folder / "model.safetensors")
 
 
-def test_a_missing_weight_is_refused(folder: Path) -> None:
+def test_loading_rejects_a_missing_weight(folder: Path) -> None:
     change_weights(folder, remove="net.0.bias")
     with pytest.raises(ValueError, match=r"must hold .*net\.0\.bias"):
         ValueHead.from_pretrained(folder)
 
 
-def test_an_unexpected_weight_is_refused(folder: Path) -> None:
+def test_loading_rejects_an_unexpected_weight(folder: Path) -> None:
     change_weights(folder, extra=torch.zeros(1))
     with pytest.raises(ValueError, match=r"got .*extra"):
         ValueHead.from_pretrained(folder)
 
 
-def test_a_weight_of_another_shape_is_refused(folder: Path) -> None:
+def test_loading_rejects_a_weight_of_another_shape(folder: Path) -> None:
     (folder / "config.json").write_text(config(32).to_json())
     with pytest.raises(ValueError, match=r"must hold .*\(32, 8\)"):
         ValueHead.from_pretrained(folder)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_load_refuses_a_weight_that_is_not_finite(folder: Path, value: float) -> None:
+def test_loading_refuses_a_weight_that_is_not_finite(folder: Path, value: float) -> None:
     bias = load_file(folder / "model.safetensors")["net.0.bias"]
     bias[3] = value
     change_weights(folder, **{"net.0.bias": bias})
@@ -95,7 +95,7 @@ def test_load_refuses_a_weight_that_is_not_finite(folder: Path, value: float) ->
         ValueHead.from_pretrained(folder)
 
 
-def test_pickled_weights_are_never_read(folder: Path) -> None:
+def test_loading_never_reads_pickled_weights(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     torch.save(weights, folder / "pytorch_model.bin")
@@ -106,13 +106,13 @@ def test_pickled_weights_are_never_read(folder: Path) -> None:
         ValueHead.from_pretrained(folder)
 
 
-def test_a_folder_without_config_is_refused(folder: Path) -> None:
+def test_loading_rejects_a_folder_without_config(folder: Path) -> None:
     (folder / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
         ValueHead.from_pretrained(folder)
 
 
-def test_another_base_is_refused_unless_forced(tmp_path: Path) -> None:
+def test_check_base_rejects_another_base_unless_forced(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     own = config(base_hash=hash_base(tmp_path))

@@ -56,7 +56,7 @@ class TestTRL:
         save_file({**own, **head}, tmp_path / "model.safetensors", metadata={"format": "pt"})
         return tmp_path
 
-    def test_values_are_those_of_its_own_head(
+    def test_imported_trl_head_gives_trls_values(
         self, folder: Path, backbone: LlamaForCausalLM, summary: nn.Linear
     ) -> None:
         hidden = states(backbone, IDS)
@@ -64,7 +64,9 @@ class TestTRL:
         torch.testing.assert_close(head(hidden), summary(hidden))
         assert (head.config.rewards, head.config.base_model) == (("helpful",), "tiny")
 
-    def test_it_is_a_head_like_any(self, folder: Path, tmp_path: Path) -> None:
+    def test_imported_trl_head_saves_and_loads_as_any_head(
+        self, folder: Path, tmp_path: Path
+    ) -> None:
         head = import_head(folder, base_model="tiny", base_dir=folder)
         head.save_pretrained(tmp_path / "head")
         again = ValueHead.from_pretrained(tmp_path / "head")
@@ -76,14 +78,18 @@ class TestTRL:
 class TestOpenRLHF:
     """Critics with `value_head.weight`, and rewards normalised by `mean` and `std`."""
 
-    def test_a_critic(self, tmp_path: Path, backbone: LlamaForCausalLM) -> None:
+    def test_imported_openrlhf_critic_gives_the_critics_values(
+        self, tmp_path: Path, backbone: LlamaForCausalLM
+    ) -> None:
         weight = torch.randn(1, SIZE)
         save_file({"value_head.weight": weight}, tmp_path / "model.safetensors")
         hidden = states(backbone, IDS)
         found = import_head(tmp_path, base_model="tiny")(hidden)
         torch.testing.assert_close(found, hidden @ weight.T)
 
-    def test_normalised_rewards(self, tmp_path: Path, backbone: LlamaForCausalLM) -> None:
+    def test_imported_openrlhf_critic_keeps_normalised_rewards(
+        self, tmp_path: Path, backbone: LlamaForCausalLM
+    ) -> None:
         weight = torch.randn(1, SIZE)
         buffers = {"mean": torch.tensor([0.5]), "std": torch.tensor([2.0])}
         save_file({"value_head.weight": weight, **buffers}, tmp_path / "model.safetensors")
@@ -100,7 +106,7 @@ class TestClassification:
     @pytest.mark.parametrize(
         "kind", [AutoModelForSequenceClassification, AutoModelForTokenClassification]
     )
-    def test_values_are_its_logits(
+    def test_imported_classifier_gives_its_logits(
         self, tmp_path: Path, kind: type, labels: int, shard: str
     ) -> None:
         torch.manual_seed(1)
@@ -117,7 +123,7 @@ class TestClassification:
         names = ("reward",) if labels == 1 else ("LABEL_0", "LABEL_1", "LABEL_2")
         assert head.config.rewards == names
 
-    def test_bfloat16_is_read_as_float32(self, tmp_path: Path) -> None:
+    def test_bfloat16_classifier_is_imported_as_float32(self, tmp_path: Path) -> None:
         weight = torch.randn(1, SIZE).bfloat16()
         save_file({"score.weight": weight}, tmp_path / "model.safetensors")
         assert torch.equal(
@@ -127,7 +133,7 @@ class TestClassification:
 
 
 class TestRefusals:
-    def test_pickled_weights(self, tmp_path: Path) -> None:
+    def test_import_rejects_pickled_weights(self, tmp_path: Path) -> None:
         torch.save({"v_head.summary.weight": torch.zeros(1, SIZE)}, tmp_path / "pytorch_model.bin")
         with pytest.raises(FileNotFoundError, match=r"no \.safetensors file; convert"):
             import_head(tmp_path, base_model="tiny")
@@ -147,14 +153,14 @@ class TestRefusals:
             ),
         ],
     )
-    def test_what_holds_no_one_head(
+    def test_import_rejects_folders_without_exactly_one_valid_head(
         self, tmp_path: Path, tensors: dict[str, Tensor], refusal: str
     ) -> None:
         save_file(tensors, tmp_path / "model.safetensors")
         with pytest.raises(ValueError, match=refusal):
             import_head(tmp_path, base_model="tiny")
 
-    def test_names_that_do_not_fit(self, tmp_path: Path) -> None:
+    def test_import_rejects_names_that_do_not_match_the_outputs(self, tmp_path: Path) -> None:
         save_file({"score.weight": torch.zeros(2, 4)}, tmp_path / "model.safetensors")
         (tmp_path / "config.json").write_text(json.dumps({"id2label": {"0": "a"}}))
         with pytest.raises(ValueError, match="rewards must be 2 names, got 1"):

@@ -31,43 +31,43 @@ def brute_force(rows: list[Row]) -> float | None:
 
 
 class TestPairAccuracy:
-    def test_exact(self) -> None:
+    def test_pair_accuracy_matches_values_worked_out_by_hand(self) -> None:
         """Of (0,1) (0,2) (1,2) in group 0: right, tied, and wrong; the rewards of group 1 agree."""
         values = torch.tensor([1.0, 2.0, 1.0, 5.0, 6.0])
         rewards = torch.tensor([0.0, 1.0, 2.0, 3.0, 3.0])
         groups = torch.tensor([0, 0, 0, 1, 1])
         assert pair_accuracy(values, rewards, groups) == (1 + 0.5 + 0) / 3
 
-    def test_no_pair(self) -> None:
+    def test_pair_accuracy_is_none_without_a_pair(self) -> None:
         ramp = torch.arange(3.0)
         assert pair_accuracy(ramp, torch.ones(3), torch.zeros(3).long()) is None
         assert pair_accuracy(ramp, ramp, torch.arange(3)) is None
         assert pair_accuracy(ramp[:0], ramp[:0], torch.zeros(0).long()) is None
 
     @given(ROWS)
-    def test_it_is_the_loop_s(self, rows: list[Row]) -> None:
+    def test_pair_accuracy_equals_a_plain_loop(self, rows: list[Row]) -> None:
         assert pair_accuracy(*columns(rows)) == brute_force(rows)
 
     @given(ROWS)
-    def test_in_chunks(self, rows: list[Row]) -> None:
+    def test_pair_accuracy_in_chunks_is_the_same(self, rows: list[Row]) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(metrics, "_PAIRS", 3 * max(1, len(rows)))
             assert pair_accuracy(*columns(rows)) == brute_force(rows)
 
     @given(ROWS)
-    def test_only_order_counts(self, rows: list[Row]) -> None:
+    def test_pair_accuracy_depends_only_on_order(self, rows: list[Row]) -> None:
         values, rewards, groups = columns(rows)
         found = pair_accuracy(values, rewards, groups)
         assert pair_accuracy(values.exp() - 7, 2 * rewards + 1, groups) == found
 
     @given(ROWS)
-    def test_negation(self, rows: list[Row]) -> None:
+    def test_pair_accuracy_of_negated_values_is_the_complement(self, rows: list[Row]) -> None:
         values, rewards, groups = columns(rows)
         found = pair_accuracy(values, rewards, groups)
         if found is not None:
             assert pair_accuracy(-values, rewards, groups) == pytest.approx(1 - found)
 
-    def test_refusals(self) -> None:
+    def test_pair_accuracy_rejects_mismatched_shapes(self) -> None:
         with pytest.raises(ValueError, match=r"\[3\], \[2\] and \[3\]"):
             pair_accuracy(torch.zeros(3), torch.zeros(2), torch.zeros(3).long())
         with pytest.raises(ValueError, match=r"\[3, 1\]"):
@@ -75,21 +75,21 @@ class TestPairAccuracy:
 
 
 class TestCalibration:
-    def test_exact(self) -> None:
+    def test_calibration_matches_values_worked_out_by_hand(self) -> None:
         values = torch.tensor([3.0, 1.0, 2.0, 0.0])
         rewards = torch.tensor([1.0, 5.0, 2.0, 4.0])
         assert calibration(values, rewards, 2) == [Bin(0.5, 4.5, 2), Bin(2.5, 1.5, 2)]
 
-    def test_equal_values_share_a_bin(self) -> None:
+    def test_calibration_puts_equal_values_in_one_bin(self) -> None:
         values, rewards = torch.tensor([0.0, 1.0, 1.0, 1.0]), torch.tensor([0.0, 0.0, 1.0, 2.0])
         assert calibration(values, rewards, 2) == [Bin(0.0, 0.0, 1), Bin(1.0, 1.0, 3)]
         assert calibration(torch.ones(4), rewards) == [Bin(1.0, 0.75, 4)]
 
-    def test_nothing(self) -> None:
+    def test_calibration_of_nothing_has_no_bins(self) -> None:
         assert calibration(torch.zeros(0), torch.zeros(0)) == []
 
     @given(st.integers(1, 60), st.integers(1, 12))
-    def test_counts_are_equal_without_ties(self, count: int, bins: int) -> None:
+    def test_calibration_bins_have_equal_counts_without_ties(self, count: int, bins: int) -> None:
         ramp = torch.arange(float(count))
         counts = [found.count for found in calibration(ramp, ramp, bins)]
         assert len(counts) == min(count, bins)
@@ -97,7 +97,7 @@ class TestCalibration:
         assert max(counts) - min(counts) <= 1
 
     @given(ROWS, st.integers(1, 12))
-    def test_bins_hold_everything_in_order(self, rows: list[Row], bins: int) -> None:
+    def test_calibration_bins_hold_all_values_in_order(self, rows: list[Row], bins: int) -> None:
         values, rewards, _ = columns(rows)
         found = calibration(values, rewards, bins)
         means = [one.value for one in found]
@@ -110,14 +110,14 @@ class TestCalibration:
             float(rewards.sum())
         )
 
-    def test_refusals(self) -> None:
+    def test_calibration_rejects_mismatched_shapes_and_zero_bins(self) -> None:
         with pytest.raises(ValueError, match=r"\[3\] and \[2\]"):
             calibration(torch.zeros(3), torch.zeros(2))
         with pytest.raises(ValueError, match="at least 1, got 0"):
             calibration(torch.zeros(3), torch.zeros(3), 0)
 
 
-def test_correlation() -> None:
+def test_correlation_matches_values_worked_out_by_hand() -> None:
     ramp = torch.arange(10.0)
     assert correlation(ramp, 3 * ramp - 1) == pytest.approx(1)
     assert correlation(ramp, -ramp) == pytest.approx(-1)

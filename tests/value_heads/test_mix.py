@@ -38,12 +38,12 @@ MODELS = {name: tilted(reward) for name, reward in REWARDS.items()}
 
 
 class TestOneStep:
-    def test_halves_are_the_tilt_by_the_mean_reward(self) -> None:
+    def test_equal_weights_give_the_tilt_by_the_mean_reward(self) -> None:
         mean = tuple(sum(rewards) / 2 for rewards in zip(*REWARDS.values(), strict=True))
         found = mixture({"first": 0.5, "second": 0.5}, base=P, **MODELS)
         assert found == pytest.approx(tilted(mean), abs=1e-12)
 
-    def test_weights_beyond_one_need_the_reference(self) -> None:
+    def test_weights_that_sum_above_one_need_the_reference(self) -> None:
         both = tuple(sum(rewards) for rewards in zip(*REWARDS.values(), strict=True))
         without = mixture({"first": 1.0, "second": 1.0}, base=P, **MODELS)
         off = max(abs(a - b) for a, b in zip(without, tilted(both), strict=True))
@@ -53,20 +53,20 @@ class TestOneStep:
         assert weights == {"first": 1.0, "second": 1.0, "base": -1.0}
         assert mixture(weights, base=P, **MODELS) == pytest.approx(tilted(both), abs=1e-12)
 
-    def test_rescaling_the_kl_penalty(self) -> None:
+    def test_rescale_recipe_rescales_the_kl_penalty(self) -> None:
         weights = resolved(recipe={"kind": "rescale", "tuned": "pi", "ratio": 2.0})
         found = mixture(weights, base=P, pi=tilted(REWARDS["first"]))
         assert found == pytest.approx([0.171426, 0.760004, 0.068570], abs=1e-6)
         assert found == pytest.approx(tilted(REWARDS["first"], 2.0), abs=1e-12)
 
-    def test_a_ratio_of_one_is_the_tuned_model_and_a_small_one_the_reference(self) -> None:
+    def test_rescale_ratio_one_gives_the_tuned_model_and_near_zero_the_reference(self) -> None:
         pi = tilted(REWARDS["first"])
         one = resolved(recipe={"kind": "rescale", "tuned": "pi", "ratio": 1.0})
         assert mixture(one, base=P, pi=pi) == pytest.approx(pi, abs=1e-12)
         small = resolved(recipe={"kind": "rescale", "tuned": "pi", "ratio": 1e-9})
         assert mixture(small, base=P, pi=pi) == pytest.approx(P, abs=1e-8)
 
-    def test_proxy_tuning_shifts_the_base(self) -> None:
+    def test_proxy_recipe_shifts_the_base(self) -> None:
         big = (0.2, 0.5, 0.3)
         weights = resolved(recipe={"kind": "proxy", "tuned": "pi", "reference": "ref"})
         shifted = [b * math.exp(r) for b, r in zip(big, REWARDS["first"], strict=True)]
@@ -77,7 +77,7 @@ class TestOneStep:
 
 
 class TestRows:
-    def test_rows_have_weights_of_their_own(self) -> None:
+    def test_each_row_uses_its_own_weights(self) -> None:
         base, tuned = torch.randn(3, 7), torch.randn(3, 7)
         weights = [{"base": 1.0}, {"tuned": 1.0}, {"base": 0.25, "tuned": -0.5}]
         found = mixed(base, {"tuned": tuned}, weights)
@@ -85,23 +85,23 @@ class TestRows:
         assert torch.equal(found[1], tuned[1])
         torch.testing.assert_close(found[2], 0.25 * base[2] - 0.5 * tuned[2])
 
-    def test_equal_members_are_one_bit_for_bit(self) -> None:
+    def test_mixture_of_equal_members_equals_the_member_bit_for_bit(self) -> None:
         base, tuned = torch.randn(1, 7), torch.randn(1, 7)
         found = mixed(base, {"a": tuned, "b": tuned}, [{"a": 0.5, "b": 0.5}])
         assert torch.equal(found, tuned)
 
-    def test_padding_of_a_vocabulary_gets_no_probability(self) -> None:
+    def test_vocabulary_padding_gets_no_probability(self) -> None:
         found = mixed(torch.zeros(1, 5), {"tuned": torch.zeros(1, 4)}, [{"tuned": 1.0}])
         assert found.softmax(-1).tolist() == [[0.25, 0.25, 0.25, 0.25, 0.0]]
 
-    def test_an_infinite_logit_of_who_has_no_weight_does_not_matter(self) -> None:
+    def test_infinite_logit_of_a_model_with_weight_zero_is_ignored(self) -> None:
         base = torch.tensor([[0.0, -torch.inf]])
         found = mixed(base, {"tuned": torch.zeros(1, 2)}, [{"tuned": 1.0}])
         assert found.tolist() == [[0.0, 0.0]]
 
 
-def test_several_steps_are_only_approximate() -> None:
-    """The product of next-token laws is not the law of the product: a documented limitation."""
+def test_mixing_several_steps_only_approximates_the_sequence_mixture() -> None:
+    """Products of next-token distributions differ from the product over sequences."""
     first = {"A": (0.9, 0.1), "B": (0.5, 0.5)}
     then = {"A": ((0.5, 0.5), (0.01, 0.99)), "B": ((0.9, 0.1), (0.99, 0.01))}
     halves = {"base": 0.5, "B": 0.5}

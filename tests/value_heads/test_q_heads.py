@@ -33,7 +33,7 @@ def random_head(architecture: str) -> QHead:
 
 @pytest.mark.parametrize("architecture", ["lowrank", "tied"])
 class TestBoth:
-    def test_values_of_all_tokens(self, architecture: str) -> None:
+    def test_q_head_gives_values_of_all_tokens(self, architecture: str) -> None:
         head, hidden = random_head(architecture), torch.randn(5, WIDTH)
         values = head(hidden, LM_HEAD)
         assert (values.shape, values.dtype) == ((5, 2, VOCABULARY), torch.float32)
@@ -42,23 +42,23 @@ class TestBoth:
         state = (hidden @ head.state.weight.T + head.state.bias)[:, 1, None]
         torch.testing.assert_close(values[:, 1], 0.5 + 2.0 * (state + u[:, 1] @ tokens.T))
 
-    def test_one_token_s_value_is_the_same(self, architecture: str) -> None:
+    def test_q_of_token_equals_the_value_among_all_tokens(self, architecture: str) -> None:
         head, hidden = random_head(architecture), torch.randn(5, WIDTH)
         tokens = torch.tensor([0, 3, 10, 3, 7])
         expected = head(hidden, LM_HEAD)[torch.arange(5), :, tokens]
         torch.testing.assert_close(head.q_of_token(hidden, tokens, LM_HEAD), expected)
 
-    def test_the_expectation_is_over_the_vocabulary(self, architecture: str) -> None:
+    def test_expected_value_sums_over_the_vocabulary(self, architecture: str) -> None:
         head, hidden = random_head(architecture), torch.randn(5, WIDTH)
         p = torch.randn(5, VOCABULARY).softmax(-1)
         expected = (head(hidden, LM_HEAD) * p[:, None]).sum(-1)
         torch.testing.assert_close(head.expected(hidden, p, LM_HEAD), expected)
 
-    def test_a_fresh_head_prefers_no_token(self, architecture: str) -> None:
+    def test_fresh_q_head_gives_every_token_the_same_value(self, architecture: str) -> None:
         values = QHead(config(architecture))(torch.randn(3, WIDTH), LM_HEAD)
         torch.testing.assert_close(values, values[..., :1].expand_as(values))
 
-    def test_it_is_saved_and_read(self, architecture: str, tmp_path: Path) -> None:
+    def test_reloaded_q_head_gives_the_same_values(self, architecture: str, tmp_path: Path) -> None:
         head, hidden = random_head(architecture), torch.randn(5, WIDTH)
         head.save_pretrained(tmp_path)
         assert torch.equal(QHead.from_pretrained(tmp_path)(hidden, LM_HEAD), head(hidden, LM_HEAD))
@@ -68,7 +68,7 @@ class TestBoth:
 
 
 @pytest.mark.parametrize("lm_head", [None, LM_HEAD[: VOCABULARY - 1], LM_HEAD[:, :4]])
-def test_a_tied_head_needs_the_lm_head(lm_head: torch.Tensor | None) -> None:
+def test_tied_head_requires_the_lm_head(lm_head: torch.Tensor | None) -> None:
     with pytest.raises(ValueError, match=r"a tied head needs an LM head of \[11, 8\]"):
         QHead(config("tied")).matrix(lm_head)
 
@@ -83,7 +83,7 @@ def test_a_tied_head_needs_the_lm_head(lm_head: torch.Tensor | None) -> None:
         ("linear", "vocab_size", VOCABULARY),
     ],
 )
-def test_sizes_are_those_of_the_architecture(
+def test_sizes_must_match_the_architecture(
     architecture: str, field: str, value: int | None
 ) -> None:
     sizes = {"rank": 4 if architecture == "lowrank" else None, "vocab_size": VOCABULARY}
@@ -102,14 +102,14 @@ def test_sizes_are_those_of_the_architecture(
 
 
 class TestTargets:
-    def test_an_end_takes_the_reward_and_the_rest_the_expectation(self) -> None:
+    def test_cd_q_targets_are_rewards_at_ends_and_expectations_elsewhere(self) -> None:
         expected = torch.tensor([[0.1, 0.2], [0.3, 0.4]], requires_grad=True)
         rewards = torch.tensor([[5.0, 6.0], [7.0, 8.0]])
         targets = cd_q(expected, rewards, torch.tensor([False, True]))
         torch.testing.assert_close(targets, torch.tensor([[0.1, 0.2], [7.0, 8.0]]))
         assert not targets.requires_grad
 
-    def test_shapes_are_checked(self) -> None:
+    def test_cd_q_rejects_mismatched_shapes(self) -> None:
         with pytest.raises(ValueError, match="must be"):
             cd_q(torch.zeros(2, 1), torch.zeros(3, 1), torch.zeros(3, dtype=torch.bool))
         with pytest.raises(ValueError, match="bool"):

@@ -1,6 +1,6 @@
 """The report of heads that hold the exact values of the tabular model "ab3".
 
-1000 responses in exact proportion stand for its law, so every figure is that of the law.
+1000 responses in exact proportion to p stand for the distribution, so every figure is exact.
 """
 
 import json
@@ -91,12 +91,12 @@ def exact() -> HeadReport:
 
 
 class TestExactValues:
-    def test_what_was_measured(self, exact: HeadReport) -> None:
+    def test_report_counts_responses_and_tokens(self, exact: HeadReport) -> None:
         assert (exact.responses, exact.cut, exact.tokens) == (1000, 0, 2440)
         assert (exact.pairs, exact.residual, exact.beta) == ("any two", "sampled", None)
         assert list(exact.rewards) == ["r"]
 
-    def test_errors(self, exact: HeadReport) -> None:
+    def test_report_errors_of_exact_values_match_enumeration(self, exact: HeadReport) -> None:
         """Var(r|s) is .4284 two tokens before the end and .21 one before; .8 and .64 get there."""
         made = exact.rewards["r"]
         assert made.reward_mean == pytest.approx(0.732)
@@ -106,11 +106,11 @@ class TestExactValues:
         assert made.baseline == pytest.approx(0.5 * statistics.pvariance(EACH))
         assert (made.loss, made.baseline_loss) == (made.half_squared_error, made.baseline)
 
-    def test_at_the_end_nothing_is_left_to_guess(self, exact: HeadReport) -> None:
+    def test_exact_values_correlate_perfectly_at_the_end(self, exact: HeadReport) -> None:
         assert exact.rewards["r"].at_end == pytest.approx(1)
         assert exact.rewards["r"].pairs_at_end == 1
 
-    def test_correlations(self, exact: HeadReport) -> None:
+    def test_report_correlations_of_exact_values_match_enumeration(self, exact: HeadReport) -> None:
         made, values = exact.rewards["r"], [value(s) for s in PREFIXES]
         (only,) = made.by_number
         assert (only.low, only.high, only.tokens) == (1, 8, 2440)
@@ -124,36 +124,36 @@ class TestExactValues:
             assert bucket.correlation == pytest.approx(expected, abs=1e-6)
         assert made.pairs_by_number == ()
 
-    def test_calibration(self, exact: HeadReport) -> None:
+    def test_exact_values_are_calibrated(self, exact: HeadReport) -> None:
         made = exact.rewards["r"]
         assert made.calibration_gap == pytest.approx(0, abs=1e-6)
         assert sum(found.count for found in made.calibration) == 2440
 
-    def test_residual(self, exact: HeadReport) -> None:
+    def test_bellman_bias_of_exact_values_is_zero(self, exact: HeadReport) -> None:
         """The variance that one token takes away, over the .8 + .64 steps between tokens."""
         made = exact.rewards["r"]
         assert made.bellman_bias == pytest.approx(0, abs=1e-6)
         expected = math.sqrt(0.8 * 0.4284 / (0.8 + 0.64))
         assert made.bellman_rms == pytest.approx(expected, abs=1e-6)
 
-    def test_shards_change_nothing(self, exact: HeadReport) -> None:
+    def test_report_is_independent_of_shards(self, exact: HeadReport) -> None:
         parts = [rollouts(ROWS[:1]), rollouts(ROWS[1:400]), rollouts(ROWS[400:])]
         parts = [replace(part, prompts=part.prompts + 1000 * i) for i, part in enumerate(parts)]
         assert measure(value_head(value), parts) == exact
 
-    def test_a_value_that_is_too_low(self) -> None:
+    def test_constant_offset_shows_in_the_calibration_gap_only(self) -> None:
         made = measure(value_head(lambda s: value(s) - 0.5), [rollouts()]).rewards["r"]
         assert made.calibration_gap == pytest.approx(0.5, abs=1e-6)
         assert made.bellman_bias == pytest.approx(0, abs=1e-6)
         assert made.at_end == pytest.approx(1)
 
-    def test_a_value_that_falls_as_it_reads(self) -> None:
+    def test_falling_values_have_a_bellman_bias(self) -> None:
         made = measure(value_head(lambda s: value(s) - 0.1 * len(s)), [rollouts()]).rewards["r"]
         assert made.bellman_bias == pytest.approx(-0.1, abs=1e-6)
 
 
 class TestSoftValues:
-    def test_loss(self) -> None:
+    def test_soft_value_report_has_the_linex_loss(self) -> None:
         """E e^u = 1 at the exact value, so LINEX is the mean of V_soft - V*."""
         made = measure(value_head(soft_value, 1.0), [rollouts()]).rewards["r"]
         expected = statistics.fmean(soft_value(s) - value(s) for s in PREFIXES)
@@ -161,7 +161,7 @@ class TestSoftValues:
         constant = math.log(statistics.fmean(map(math.exp, EACH)))
         assert made.baseline_loss == pytest.approx(constant - statistics.fmean(EACH), abs=1e-6)
 
-    def test_residual(self) -> None:
+    def test_soft_bellman_bias_of_exact_values_is_zero(self) -> None:
         made = measure(value_head(soft_value, 1.0), [rollouts()]).rewards["r"]
         assert made.bellman_bias == pytest.approx(0, abs=1e-6)
         steps = [soft_value(y[: i + 1]) - soft_value(y[:i]) for y in ROWS for i in range(1, len(y))]
@@ -169,7 +169,7 @@ class TestSoftValues:
         rms = math.sqrt(statistics.fmean(step**2 for step in steps))
         assert made.bellman_rms == pytest.approx(rms, abs=1e-6)
 
-    def test_a_loss_that_overflows(self) -> None:
+    def test_overflowing_linex_loss_is_none(self) -> None:
         report = measure(value_head(lambda s: -2000.0, 1.0), [rollouts()])
         assert report.rewards["r"].loss is None
         assert json.loads(report.to_json())["rewards"]["r"]["loss"] is None
@@ -178,7 +178,7 @@ class TestSoftValues:
 class TestQHeads:
     @pytest.mark.parametrize(("of", "beta"), [(value, None), (soft_value, 1.0)])
     @pytest.mark.parametrize("cut", [None, 2])
-    def test_residual_is_zero(
+    def test_exact_bellman_residual_of_exact_q_is_zero(
         self, of: Callable[[Tokens], float], beta: float | None, cut: int | None
     ) -> None:
         report = measure(q_head(of, beta), [rollouts(cut=cut)], base())
@@ -186,13 +186,13 @@ class TestQHeads:
         assert report.rewards["r"].bellman_bias == pytest.approx(0, abs=1e-6)
         assert report.rewards["r"].bellman_rms == pytest.approx(0, abs=1e-6)
 
-    def test_residual_of_values_that_are_too_low(self) -> None:
+    def test_constant_offset_of_q_shows_in_the_residual_at_ends(self) -> None:
         """Off everywhere by the same, they show it where the response ends: 1000 of 2440 tokens."""
         made = measure(q_head(lambda s: value(s) - 0.5), [rollouts()], base()).rewards["r"]
         assert made.bellman_bias == pytest.approx(0.5 / 2.44, abs=1e-6)
         assert made.bellman_rms == pytest.approx(0.5 / math.sqrt(2.44), abs=1e-6)
 
-    def test_all_else_is_the_value_head_s(self, exact: HeadReport) -> None:
+    def test_q_head_report_equals_the_value_heads_except_residuals(self, exact: HeadReport) -> None:
         made = measure(q_head(value), [rollouts()])
         assert made.residual is None
         found = made.rewards["r"]
@@ -202,7 +202,7 @@ class TestQHeads:
 
 
 class TestCutResponses:
-    def test_they_count_in_the_residual_alone(self) -> None:
+    def test_cut_responses_count_only_in_the_residual(self) -> None:
         """The step to an end alone loses what was still to come: its mean would be negative."""
         report = measure(value_head(value), [rollouts(cut=2)])
         whole = [y for y in ROWS if len(y) < 3 and ended(y)]
@@ -212,7 +212,7 @@ class TestCutResponses:
         assert made.reward_mean == pytest.approx(statistics.fmean(map(reward_of, whole)))
         assert made.bellman_bias == pytest.approx(0, abs=1e-6)
 
-    def test_none_ended(self) -> None:
+    def test_measure_rejects_rollouts_without_an_end(self) -> None:
         with pytest.raises(ValueError, match="no held-out response ended"):
             measure(value_head(value), [rollouts([(0, 0, 0)], cut=2)])
         with pytest.raises(ValueError, match="no held-out response ended"):
@@ -246,7 +246,7 @@ GOLD = [[4.0], [3.0], [2.0], [1.0]]
 
 
 class TestPairs:
-    def test_of_any_two(self) -> None:
+    def test_pairs_of_any_two_responses_without_shared_prompts(self) -> None:
         """At token 8 the first has ended; of 2, 1, 3 to 3, 2, 1 one pair of three is right."""
         report = measure(reader(), [numbered(LONG, GOLD, [0, 1, 2, 3])])
         made = report.rewards["r"]
@@ -255,7 +255,7 @@ class TestPairs:
         assert [at.accuracy for at in made.pairs_by_number] == [pytest.approx(1 / 3), 0]
         assert made.pairs_at_end == pytest.approx(3 / 6)  # 9, 0, 1, 4 to 4, 3, 2, 1
 
-    def test_of_the_same_prompt(self) -> None:
+    def test_pairs_of_the_same_prompt_if_prompts_are_shared(self) -> None:
         """At the end 9 > 0 is right and 1 < 4 is wrong."""
         report = measure(reader(), [numbered(LONG, GOLD, [5, 5, 8, 8])])
         made = report.rewards["r"]
@@ -263,7 +263,7 @@ class TestPairs:
         assert made.pairs_at_end == 0.5
         assert [at.accuracy for at in made.pairs_by_number] == [0, 0]
 
-    def test_buckets_double_until_the_longest(self) -> None:
+    def test_token_buckets_double_up_to_the_longest_response(self) -> None:
         made = measure(reader(), [numbered(LONG, GOLD, [0, 1, 2, 3])]).rewards["r"]
         edges = [(1, 8), (8, 16), (16, 32)]
         assert [(bucket.low, bucket.high) for bucket in made.by_number] == edges
@@ -271,7 +271,7 @@ class TestPairs:
 
 
 class TestSelected:
-    def test_one_of_each_prompt(self) -> None:
+    def test_selected_reward_is_a_mean_over_prompts(self) -> None:
         """The values at the end are 9, 0, 1, 4: the first of prompt 5, the last of prompt 8."""
         mixed = [LONG[2], LONG[0], LONG[3], LONG[1], [7.0]]
         gold = [GOLD[2], GOLD[0], GOLD[3], GOLD[1], [50.0]]
@@ -280,24 +280,24 @@ class TestSelected:
         assert (made.prompts, made.responses) == (2, 2)
         assert (made.chance, made.chosen, made.best) == (2.5, (4 + 1) / 2, (4 + 2) / 2)
 
-    def test_groups_of_several_sizes_and_ties(self) -> None:
+    def test_selected_reward_with_uneven_groups_and_ties(self) -> None:
         made = measure(
             reader(), [numbered([[1.0]] * 5, [[3.0], [1.0], [2.0], [5.0], [7.0]], [4, 4, 4, 2, 2])]
         )
         found = made.rewards["r"].selected
         assert found == Selected(prompts=2, responses=2.5, chance=4, chosen=4, best=5)
 
-    def test_none_without_a_choice(self, exact: HeadReport) -> None:
+    def test_selected_is_none_without_two_responses_to_a_prompt(self, exact: HeadReport) -> None:
         assert exact.rewards["r"].selected is None
         assert "selects" not in markdown(exact)
 
-    def test_card(self) -> None:
+    def test_selected_reward_appears_in_the_model_card(self) -> None:
         card = markdown(measure(reader(), [numbered(LONG, GOLD, [5, 5, 8, 8])]))
         assert card.endswith("| r | 2 | 2 | 2.5 | 2.5 | 3 |\n")
 
 
 class TestSeveralRewards:
-    def test_a_constant_output_knows_nothing(self) -> None:
+    def test_constant_output_has_no_correlation_and_leaves_others_unchanged(self) -> None:
         gold = [[r, r - 2] for (r,) in GOLD]
         made = measure(reader(2), [numbered(LONG, gold, [0, 1, 2, 3])]).rewards
         alone = measure(reader(), [numbered(LONG, GOLD, [0, 1, 2, 3])]).rewards
@@ -309,7 +309,7 @@ class TestSeveralRewards:
         assert made["s"].pairs_at_end == 0.5
         assert len(made["s"].calibration) == 1
 
-    def test_as_many_as_outputs(self) -> None:
+    def test_measure_rejects_another_number_of_rewards(self) -> None:
         with pytest.raises(ValueError, match=r"\[4, 2\] for this head, got \[4, 1\]"):
             measure(reader(2), [numbered(LONG, GOLD, [0, 1, 2, 3])])
 
@@ -319,17 +319,17 @@ def one_token() -> HeadReport:
 
 
 class TestText:
-    def test_json(self, exact: HeadReport) -> None:
+    def test_report_survives_json(self, exact: HeadReport) -> None:
         assert json.loads(exact.to_json()) == json.loads(json.dumps(asdict(exact)))
         assert json.loads(exact.to_json())["tokens"] == 2440
 
-    def test_what_is_undefined_is_null(self) -> None:
+    def test_undefined_numbers_are_null_in_json(self) -> None:
         made = json.loads(one_token().to_json())["rewards"]["r"]
         for name in ("at_end", "pairs_at_end", "bellman_bias", "bellman_rms"):
             assert made[name] is None
         assert made["half_squared_error"] == 0.5
 
-    def test_card(self, exact: HeadReport) -> None:
+    def test_model_card_has_the_reports_figures(self, exact: HeadReport) -> None:
         card = markdown(exact)
         assert card.startswith("## ")
         assert card.endswith("|\n")
@@ -343,10 +343,10 @@ class TestText:
             elif line.startswith("|"):
                 assert above == ""
 
-    def test_card_of_a_soft_head(self) -> None:
+    def test_model_card_of_a_soft_head_has_the_linex_loss(self) -> None:
         card = markdown(measure(value_head(soft_value, 1.0), [rollouts(cut=2)]))
         assert "LINEX loss, β = 1" in card
         assert "640 more were cut" in card
 
-    def test_card_without_figures(self) -> None:
+    def test_model_card_shows_dashes_for_undefined_figures(self) -> None:
         assert "| r | – | – |" in markdown(one_token())

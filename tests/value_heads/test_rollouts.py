@@ -34,7 +34,7 @@ def padded() -> Rollouts:
 
 
 class TestPlaces:
-    def test_states_stand_before_and_after_their_tokens(self) -> None:
+    def test_before_and_after_index_the_states_around_each_token(self) -> None:
         data = padded()
         assert data.tokens.tolist() == [1, 2, 3, 101, 201, 202]
         assert data.states[data.after, 0].tolist() == data.tokens.tolist()
@@ -43,16 +43,16 @@ class TestPlaces:
         assert data.number.tolist() == [1, 2, 3, 1, 1, 2]
         assert data.tokens[data.last].tolist() == [3, 101, 202]
 
-    def test_rows_of_cut_responses_are_left_out_if_asked(self) -> None:
+    def test_rows_exclude_cut_responses_if_asked(self) -> None:
         assert padded().rows(cut=True).tolist() == [0, 1, 2, 3, 4, 5]
         assert padded().rows(cut=False).tolist() == [0, 1, 2, 4, 5]
 
-    def test_padding_there_and_back(self) -> None:
+    def test_padding_and_unpadding_preserve_rollouts(self) -> None:
         data = padded()
         assert data.pad(data.tokens).tolist() == [[1, 2, 3], [101, 0, 0], [201, 202, 0]]
         assert torch.equal(data.pad(data.tokens)[data.mask], data.tokens)
 
-    def test_a_split_keeps_responses_whole(self) -> None:
+    def test_split_keeps_responses_whole(self) -> None:
         first, rest = padded().split(0.67)
         assert first.tokens.tolist() == [1, 2, 3, 101]
         assert rest.states[:, 0].tolist() == [200, 201, 202]
@@ -71,7 +71,7 @@ class TestPlaces:
             ({"lengths": torch.tensor([4, 0, 2])}, "at least 1, got 0"),
         ],
     )
-    def test_what_does_not_fit_is_refused(
+    def test_rollouts_reject_mismatched_tensors(
         self, change: dict[str, torch.Tensor], refusal: str
     ) -> None:
         data = padded()
@@ -90,7 +90,7 @@ class TestOnDisk:
             writer.add(states, tokens, ended=prompt != 3, prompt=prompt)
         return writer
 
-    def test_what_is_read_is_what_was_written(self, tmp_path: Path) -> None:
+    def test_cached_rollouts_equal_the_written_ones(self, tmp_path: Path) -> None:
         self.write(tmp_path).flush()
         shards = CachedRollouts(tmp_path, "train", self.REWARDS)
         assert [len(shard.lengths) for shard in shards] == [3, 3, 1]
@@ -100,7 +100,7 @@ class TestOnDisk:
             assert shard.rewards[:, 0].tolist() == shard.prompts.tolist()
             assert shard.ended.tolist() == [prompt != 3 for prompt in shard.prompts.tolist()]
 
-    def test_a_writer_goes_on_behind_the_last_full_shard(self, tmp_path: Path) -> None:
+    def test_writer_continues_after_the_last_complete_shard(self, tmp_path: Path) -> None:
         for name in ("once", "twice"):
             (tmp_path / name).mkdir()
         self.write(tmp_path / "once").flush()
@@ -119,7 +119,7 @@ class TestOnDisk:
         with pytest.raises(FileNotFoundError, match="has no shard of test"):
             CachedRollouts(tmp_path, "test", self.REWARDS)
 
-    def test_rewards_must_be_those_of_the_responses(self, tmp_path: Path) -> None:
+    def test_cached_rollouts_reject_another_number_of_rewards(self, tmp_path: Path) -> None:
         self.write(tmp_path).flush()
         with pytest.raises(ValueError, match=r"must be \[7, G\], got \[6, 1\]"):
             CachedRollouts(tmp_path, "train", self.REWARDS[:6])

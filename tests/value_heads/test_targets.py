@@ -1,7 +1,7 @@
 """Every way to learn a value has the value as its fixed point, on the enumerable model "ab3".
 
-1000 responses in exact proportion to their probabilities stand for the model's law, so that a
-gradient over all of them is that of the population.
+1000 responses in exact proportion to their probabilities stand for the model's distribution, so
+that a gradient over all of them is that of the population.
 """
 
 import math
@@ -60,25 +60,25 @@ def close(table: Tensor, of: Callable[[Tokens], float]) -> bool:
     return table[:, 0].tolist() == pytest.approx(expected, abs=1e-6)
 
 
-def test_the_rows_are_the_law() -> None:
+def test_rollout_table_has_the_expected_mean_reward() -> None:
     assert len(ROWS) == 1000
     assert float(REWARDS.mean()) == pytest.approx(0.732)
 
 
 class TestFixedPoints:
-    def test_monte_carlo(self) -> None:
+    def test_monte_carlo_fixed_point_is_the_value(self) -> None:
         targets = monte_carlo(REWARDS, MASK)
         assert close(descend(lambda v: masked_squared_error(v, targets, MASK)), value)
 
     @pytest.mark.parametrize("lam", [0.0, 0.5, 0.95, 1.0])
-    def test_td_lambda(self, lam: float) -> None:
+    def test_td_lambda_fixed_point_is_the_value(self, lam: float) -> None:
         def loss(values: Tensor) -> Tensor:
             targets = lambda_returns(values, REWARDS, MASK, ENDED, lam)
             return masked_squared_error(values, targets, MASK)
 
         assert close(descend(loss), value)
 
-    def test_clipped(self) -> None:
+    def test_clipped_loss_fixed_point_is_the_value(self) -> None:
         """The clip holds a step back, not the place where it ends."""
         targets = monte_carlo(REWARDS, MASK)
         table = torch.zeros(len(STATES), 1, dtype=torch.float64)
@@ -91,17 +91,17 @@ class TestFixedPoints:
             table = descend(loss, rate=0.3, steps=20, start=table)
         assert close(table, value)
 
-    def test_soft_values_by_linex(self) -> None:
+    def test_linex_fixed_point_is_the_soft_value(self) -> None:
         targets = monte_carlo(REWARDS, MASK)
         assert close(descend(lambda v: linex(v, targets, MASK, beta=1.0)), soft_value)
 
-    def test_cross_entropy(self) -> None:
+    def test_cross_entropy_fixed_point_is_the_mean_reward(self) -> None:
         targets = monte_carlo(0.1 + 0.8 * REWARDS / LENGTH, MASK)
         table = descend(lambda v: binary_cross_entropy(v, targets, MASK), rate=4.0)
         assert close((table.sigmoid() - 0.1) / 0.8 * LENGTH, value)
 
     @pytest.mark.parametrize("soft", [False, True])
-    def test_cd_q(self, soft: bool) -> None:
+    def test_cd_q_fixed_point_is_the_value(self, soft: bool) -> None:
         """Q(s, z) of every prefix and token, by expected updates; five sweeps are enough."""
         prefixes = [s for s in STATES if not ended(s)]
         pairs = [(s, z) for s in prefixes for z in range(len(P))]
@@ -134,13 +134,13 @@ class TestTargets:
             (1.0, [1.0, 1.0, 1.0, 1.0]),
         ],
     )
-    def test_worked_lambda_returns(self, lam: float, expected: list[float]) -> None:
+    def test_lambda_returns_match_worked_values(self, lam: float, expected: list[float]) -> None:
         values = torch.tensor([0.0, 0.5, 0.6, 0.4, 0.7, 0.0])[None, :, None]
         mask = torch.tensor([[False, True, True, True, True, False]])
         found = lambda_returns(values, torch.ones(1, 1), mask, torch.tensor([True]), lam)
         assert found[0, :, 0].tolist() == pytest.approx([0.0, *expected, 0.0], abs=1e-6)
 
-    def test_they_are_gae_s(self) -> None:
+    def test_lambda_returns_equal_gae_returns(self) -> None:
         torch.manual_seed(0)
         values, lam, r = torch.randn(6), 0.9, 1.3
         following = torch.cat([values[1:], torch.tensor([0.0])])
@@ -157,7 +157,7 @@ class TestTargets:
         )
         assert found[0, :, 0].tolist() == pytest.approx(expected[::-1], abs=1e-5)
 
-    def test_a_cut_is_no_end(self) -> None:
+    def test_lambda_returns_bootstrap_at_a_cut(self) -> None:
         """What comes after it is what V expects there; its reward is not read."""
         values = torch.tensor([[[0.5], [0.6]]])
         mask = torch.ones(1, 2, dtype=torch.bool)
@@ -167,8 +167,8 @@ class TestTargets:
             )
             assert found[0, :, 0].tolist() == pytest.approx(expected)
 
-    def test_variances_at_the_root(self) -> None:
-        """Monte Carlo .664176, TD(0) with the true V .321456, CD-Q none: METHODS 6.6."""
+    def test_target_variances_at_the_root_match_worked_values(self) -> None:
+        """Monte Carlo .664176, TD(0) with the true V .321456, CD-Q none."""
         oracle = torch.tensor([[value(s)] for s in STATES])[INDEX]
         carlo = monte_carlo(REWARDS, MASK)[:, 0]
         one_step = lambda_returns(oracle, REWARDS, MASK, ENDED, 0.0)[:, 0]
@@ -179,7 +179,7 @@ class TestTargets:
         by_expectation = cd_q(expected, REWARDS, ~ENDED)
         assert float(by_expectation.var(unbiased=False)) == pytest.approx(0.0, abs=1e-12)
 
-    def test_no_gradient_flows_through_what_bootstraps(self) -> None:
+    def test_no_gradient_flows_through_bootstrapped_values(self) -> None:
         values = torch.rand(2, 3, 1, requires_grad=True)
         mask = torch.ones(2, 3, dtype=torch.bool)
         assert not lambda_returns(
@@ -187,7 +187,7 @@ class TestTargets:
         ).requires_grad
         assert not cd_q(values[:, 0], torch.ones(2, 1), torch.tensor([True, False])).requires_grad
 
-    def test_several_rollouts_of_a_prefix(self) -> None:
+    def test_mean_over_rollouts_matches_worked_values(self) -> None:
         assert mean_over_rollouts(REWARDS).item() == pytest.approx(0.732)
         assert mean_over_rollouts(REWARDS, beta=1.0).item() == pytest.approx(1.1267598402)
         one = torch.tensor([[[2.0, 5.0]], [[3.0, 1.0]]])
@@ -203,7 +203,7 @@ class TestTargets:
             ((2, 3, 1), torch.ones(2, dtype=torch.bool), 1.5, "lam must be from 0 to 1, got 1.5"),
         ],
     )
-    def test_what_does_not_fit_is_refused(
+    def test_lambda_returns_reject_invalid_arguments(
         self, values: tuple[int, ...], ends: Tensor, lam: float, refusal: str
     ) -> None:
         mask = torch.ones(2, 3, dtype=torch.bool)
@@ -215,22 +215,22 @@ class TestLosses:
     ONE = torch.ones(1, dtype=torch.bool)
 
     @pytest.mark.parametrize("beta", [0.0, -1.0])
-    def test_beta_is_positive(self, beta: float) -> None:
+    def test_beta_must_be_positive(self, beta: float) -> None:
         with pytest.raises(ValueError, match="beta must be positive, got"):
             linex(torch.zeros(1, 1), torch.zeros(1, 1), self.ONE, beta)
         with pytest.raises(ValueError, match="beta must be positive, got"):
             mean_over_rollouts(torch.zeros(2, 1), beta)
 
-    def test_linex_is_the_squared_error_near_the_target(self) -> None:
+    def test_linex_is_half_the_squared_error_near_the_target(self) -> None:
         values, targets = torch.tensor([[1.0]]), torch.tensor([[1.01]])
         found = linex(values, targets, self.ONE, beta=2.0)
         assert found.item() == pytest.approx(0.5 * 0.01**2, rel=1e-2)
 
-    def test_rewards_of_cross_entropy_are_shares(self) -> None:
+    def test_cross_entropy_rejects_targets_outside_0_to_1(self) -> None:
         with pytest.raises(ValueError, match=r"from 0 to 1, got 1\.5 to 1\.5"):
             binary_cross_entropy(torch.zeros(1, 1), torch.tensor([[1.5]]), self.ONE)
 
-    def test_what_the_mask_leaves_out_does_not_count(self) -> None:
+    def test_masked_out_positions_do_not_change_losses(self) -> None:
         torch.manual_seed(0)
         values, targets = torch.rand(3, 1), torch.rand(3, 1)
         mask = torch.tensor([True, False, True])
@@ -244,7 +244,7 @@ class TestLosses:
             torch.testing.assert_close(loss(values, targets, mask), whole)
 
 
-def test_every_response_token_gets_the_final_reward_and_nothing_else_does() -> None:
+def test_monte_carlo_targets_are_the_final_reward_at_response_tokens_only() -> None:
     mask = torch.tensor([[False, True, True, True, False], [False, False, True, False, False]])
     targets = monte_carlo(torch.tensor([[0.5, 2.0], [-1.0, 3.0]]), mask)
     assert targets.shape == (2, 5, 2)
@@ -253,14 +253,14 @@ def test_every_response_token_gets_the_final_reward_and_nothing_else_does() -> N
     assert targets[1, :, 1].tolist() == [0, 0, 3.0, 0, 0]
 
 
-def test_monte_carlo_refuses_what_does_not_fit() -> None:
+def test_monte_carlo_rejects_invalid_arguments() -> None:
     with pytest.raises(ValueError, match=r"\[B, G\] and \[B, T\]"):
         monte_carlo(torch.zeros(2), torch.ones(2, 3, dtype=torch.bool))
     with pytest.raises(ValueError, match="must be bool"):
         monte_carlo(torch.zeros(2, 1), torch.ones(2, 3))
 
 
-def test_the_loss_is_half_the_mean_squared_error_where_the_mask_is_true() -> None:
+def test_masked_squared_error_is_half_the_mean_over_masked_positions() -> None:
     values = torch.tensor([[[1.0, 0.0], [5.0, 5.0]], [[2.0, 1.0], [7.0, 7.0]]], requires_grad=True)
     targets = torch.zeros(2, 2, 2, requires_grad=True)
     mask = torch.tensor([[True, False], [True, False]])
@@ -271,7 +271,7 @@ def test_the_loss_is_half_the_mean_squared_error_where_the_mask_is_true() -> Non
     assert torch.equal(values.grad, values.detach() * mask[..., None] / 2)
 
 
-def test_padding_cannot_spoil_the_loss() -> None:
+def test_nan_in_padding_does_not_reach_the_squared_error() -> None:
     values = torch.tensor([[1.0], [float("nan")]], requires_grad=True)
     mask = torch.tensor([True, False])
     loss = masked_squared_error(values, torch.zeros(2, 1), mask)
@@ -280,7 +280,7 @@ def test_padding_cannot_spoil_the_loss() -> None:
     assert values.grad.tolist() == [[1.0], [0.0]]
 
 
-def test_the_loss_refuses_what_does_not_fit() -> None:
+def test_masked_squared_error_rejects_invalid_arguments() -> None:
     with pytest.raises(ValueError, match="values, targets and mask"):
         masked_squared_error(torch.zeros(2, 1), torch.zeros(2, 1), torch.ones(3, dtype=torch.bool))
     with pytest.raises(ValueError, match="somewhere"):

@@ -49,19 +49,19 @@ class TestMethods:
 
     @pytest.mark.parametrize("method", [MonteCarlo(), *map(TemporalDifference, (0.0, 0.95))])
     @pytest.mark.parametrize("kind", [value_head, q_head])
-    def test_mean_values(self, method: Method, kind: type[Head]) -> None:
+    def test_fit_learns_mean_values(self, method: Method, kind: type[Head]) -> None:
         torch.manual_seed(0)
         head = kind()
         fit(head, [rollouts()], [rollouts()], method, LONG)
         assert furthest(head, self.VALUES) < 5e-3
 
-    def test_cd_q(self) -> None:
+    def test_fit_by_cd_q_learns_q_values(self) -> None:
         torch.manual_seed(0)
         head = q_head()
         fit(head, [rollouts()], [rollouts()], ControlledQ(), LONG, base=BASE)
         assert furthest(head, self.VALUES) < 5e-3
 
-    def test_cd_q_of_a_value_head_by_its_teacher(self) -> None:
+    def test_fit_by_cd_q_of_a_value_head_uses_its_teacher(self) -> None:
         torch.manual_seed(0)
         teacher, head = q_head(), value_head()
         fit(teacher, [rollouts()], [rollouts()], MonteCarlo(), LONG)
@@ -72,19 +72,19 @@ class TestMethods:
         ("kind", "method"),
         [(value_head, MonteCarlo()), (q_head, MonteCarlo()), (q_head, ControlledQ())],
     )
-    def test_soft_values(self, kind: type[Head], method: Method) -> None:
+    def test_fit_learns_soft_values(self, kind: type[Head], method: Method) -> None:
         torch.manual_seed(0)
         head = kind(**SOFT)  # type: ignore[arg-type]
         fit(head, [rollouts()], [rollouts()], method, LONG, base=BASE)
         assert furthest(head, self.SOFT_VALUES) < 5e-3
 
-    def test_a_sigmoid_head(self) -> None:
+    def test_fit_of_a_sigmoid_head_learns_mean_values(self) -> None:
         torch.manual_seed(0)
         head = value_head(output="sigmoid", scale=(4.0,), shift=(-0.5,))
         fit(head, [rollouts()], [rollouts()], options=LONG)
         assert furthest(head, self.VALUES) < 5e-3
 
-    def test_a_clip_leads_to_the_same_end(self) -> None:
+    def test_fit_with_a_clip_learns_the_same_values(self) -> None:
         torch.manual_seed(0)
         head = value_head()
         options = FitOptions(lr=0.1, batch=512, max_epochs=150, patience=150, clip=0.1)
@@ -92,7 +92,7 @@ class TestMethods:
         assert furthest(head, self.VALUES) < 5e-3
 
     @pytest.mark.parametrize("lam", [0.0, 0.5, 1.0])
-    def test_the_value_is_the_fixed_point_of_td(self, lam: float) -> None:
+    def test_fit_by_td_keeps_exact_values(self, lam: float) -> None:
         """At V* the targets of each state average to V*: to 1e-6, no fit between."""
         head = exact(value_head(), self.VALUES)
         data = rollouts()
@@ -102,7 +102,7 @@ class TestMethods:
         seen = one_hot.any(0)
         torch.testing.assert_close(means[seen], head.net.bias + head.net.weight[0, seen])
 
-    def test_responses_that_were_cut_teach_td_and_cd_q_alone(self) -> None:
+    def test_only_td_and_cd_q_learn_from_cut_responses(self) -> None:
         for method, learns in ((MonteCarlo(), False), (TemporalDifference(), True)):
             cut = rollouts(cut=True)
             none_ended = Rollouts(**{**vars_of(cut), "ended": torch.zeros_like(cut.ended)})
@@ -113,7 +113,7 @@ class TestMethods:
                 with pytest.raises(ValueError, match="no response to train on ended by itself"):
                     fit(head, [none_ended], [rollouts()], method)
 
-    def test_held_out_responses_need_ends(self) -> None:
+    def test_fit_rejects_held_out_responses_without_an_end(self) -> None:
         cut = rollouts(cut=True)
         none_ended = Rollouts(**{**vars_of(cut), "ended": torch.zeros_like(cut.ended)})
         with pytest.raises(ValueError, match="no held-out response ended"):
@@ -133,13 +133,13 @@ class TestMethods:
             (value_head(**SOFT), TemporalDifference(), None, "kind mean, got a head of kind soft"),
         ],
     )
-    def test_what_does_not_suit_is_refused(
+    def test_fit_rejects_heads_that_do_not_suit_the_method(
         self, head: Head, method: Method, base: Base | None, refusal: str
     ) -> None:
         with pytest.raises(ValueError, match=refusal):
             fit(head, [rollouts()], [rollouts()], method, base=base)
 
-    def test_a_tied_head_learns_from_the_output_layer(self) -> None:
+    def test_fit_of_a_tied_head_uses_the_output_layer(self) -> None:
         torch.manual_seed(0)
         data = rollouts()
         base = Base(lm_head=torch.randn(3, data.states.shape[1]))
@@ -203,7 +203,7 @@ def linear_head(mlp_width: int | None = None) -> ValueHead:
 
 
 @pytest.mark.parametrize("mlp_width", [None, 32])
-def test_a_linear_value_function_is_recovered(mlp_width: int | None) -> None:
+def test_fit_recovers_a_linear_value_function(mlp_width: int | None) -> None:
     head = linear_head(mlp_width)
     options = FitOptions(lr=0.02, batch=64, max_epochs=60, patience=10)
     report = fit(head, [linear_data(0)], [linear_data(1)], options=options)
@@ -215,7 +215,7 @@ def test_a_linear_value_function_is_recovered(mlp_width: int | None) -> None:
         )
 
 
-def test_shards_are_one_training_set() -> None:
+def test_fit_treats_shards_as_one_training_set() -> None:
     """Two halves, of which each alone misses a part of the state space, make the whole."""
     parts = linear_data(0).split(0.5)
     head = linear_head()
@@ -224,7 +224,7 @@ def test_shards_are_one_training_set() -> None:
     assert min(report.held_out_loss) < 0.01
 
 
-def test_the_best_held_out_epoch_is_kept_and_training_stops_early() -> None:
+def test_fit_keeps_the_best_held_out_epoch_and_stops_early() -> None:
     held_out = linear_data(1)
     opposite = Rollouts(**{**vars_of(held_out), "states": -held_out.states})
     head = linear_head()
@@ -236,7 +236,7 @@ def test_the_best_held_out_epoch_is_kept_and_training_stops_early() -> None:
     assert kept == pytest.approx(report.held_out_loss[report.best_epoch], rel=1e-5)
 
 
-def test_the_same_seed_gives_the_same_head() -> None:
+def test_same_seed_gives_the_same_head() -> None:
     heads = [linear_head(), linear_head()]
     for head in heads:
         fit(head, [linear_data(0)], [linear_data(1)], options=FitOptions(max_epochs=3, seed=7))
@@ -268,7 +268,7 @@ class Failing:
         return MonteCarlo().targets(head, data, base)
 
 
-def test_a_fit_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+def test_resumed_fit_equals_an_uninterrupted_fit(tmp_path: Path) -> None:
     train, held_out = linear_data(0).split(0.5), [linear_data(1)]
     options = FitOptions(batch=64, max_epochs=6)
     whole, parts = linear_head(), linear_head()
@@ -282,14 +282,14 @@ def test_a_fit_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path) ->
     assert torch.equal(again.net.weight, whole.net.weight)
 
 
-def test_a_checkpoint_of_another_fit_is_refused(tmp_path: Path) -> None:
+def test_fit_rejects_a_checkpoint_of_another_fit(tmp_path: Path) -> None:
     data, checkpoint = [linear_data(0)], tmp_path / "checkpoint.pt"
     fit(linear_head(), data, data, options=FitOptions(max_epochs=1), checkpoint=checkpoint)
     with pytest.raises(ValueError, match=r"max_epochs=1.*; this fit is .*max_epochs=2"):
         fit(linear_head(), data, data, options=FitOptions(max_epochs=2), checkpoint=checkpoint)
 
 
-def test_a_clip_is_of_the_squared_error() -> None:
+def test_fit_rejects_a_clip_for_a_soft_head() -> None:
     head = value_head(**SOFT)
     with pytest.raises(ValueError, match="clip is of the squared error"):
         fit(head, [rollouts()], [rollouts()], options=FitOptions(clip=0.1))

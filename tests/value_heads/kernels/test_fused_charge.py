@@ -11,18 +11,18 @@ from .charging import BUDGETS, LAUNCHES, SLOTS, Launch, check, rounded_up_to_the
 
 @settings(deadline=None, max_examples=60)
 @given(BUDGETS, LAUNCHES)
-def test_charging_matches_a_walk_along_each_path(
+def test_charge_kernel_matches_a_walk_along_each_path(
     budgets: list[float], launches: list[Launch]
 ) -> None:
     check(operations(True), budgets, launches)
 
 
-def test_the_limit_is_compared_in_float64() -> None:
+def test_charge_kernel_compares_the_limit_in_float64() -> None:
     budget, nats = rounded_up_to_the_limit()
     check(operations(True), [budget] * SLOTS, [{0: (1, nats)}, {0: (2, nats)}])
 
 
-def test_more_rows_than_a_block_each_charge_their_own_slot() -> None:
+def test_charge_kernel_of_several_blocks_matches_the_reference() -> None:
     count = 300
     slots, tokens = torch.randperm(400)[:count].to(DEVICE), torch.arange(count, device=DEVICE)
     nats, budgets = torch.rand(count, device=DEVICE), torch.rand(count, device=DEVICE)

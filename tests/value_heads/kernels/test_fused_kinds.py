@@ -137,7 +137,7 @@ def test_each_row_of_random_kinds_is_steered_as_if_alone(top_k: int) -> None:
 
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("top_k", [0, 20])
-def test_a_row_keeps_bit_for_bit_what_its_kind_leaves_alone(fused: bool, top_k: int) -> None:
+def test_row_keeps_logits_bit_for_bit_outside_its_kind(fused: bool, top_k: int) -> None:
     """Over the whole vocabulary, signs of zeros among it, though its factors are NaN."""
     batch = Batch([1, 1, 0, 2], top_k)
     logits, found = batch.steered(fused)
@@ -152,7 +152,7 @@ def test_a_row_keeps_bit_for_bit_what_its_kind_leaves_alone(fused: bool, top_k: 
     assert not only_mixed.isnan().any()
 
 
-def test_no_member_of_any_row_is_given_where_none_is_mixed() -> None:
+def test_launch_without_mixed_rows_accepts_members_of_no_rows() -> None:
     batch = Batch([2, 0, 2])
     assert of_first(batch.mixture, 0).members[0].shape[0] == 0
     logits, _ = batch.steered(fused=True)

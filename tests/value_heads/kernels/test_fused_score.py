@@ -67,7 +67,9 @@ HEADS: dict[str, Callable[[int], list[ValueHead]]] = {
         (5, [4, 1], 256, torch.float16),
     ],
 )
-def test_values(name: str, batch: int, rows: list[int], width: int, dtype: torch.dtype) -> None:
+def test_score_kernel_matches_the_heads_in_float64(
+    name: str, batch: int, rows: list[int], width: int, dtype: torch.dtype
+) -> None:
     heads = HEADS[name](width)
     hidden = poisoned(batch, width, dtype)
     hidden[[i for i in range(batch) if i not in rows]] = torch.nan
@@ -85,7 +87,7 @@ def test_values(name: str, batch: int, rows: list[int], width: int, dtype: torch
             torch.testing.assert_close(total.double(), summed, rtol=1e-5, atol=1e-4)
 
 
-def test_the_widest_states() -> None:
+def test_score_kernel_matches_the_heads_at_the_widest_states() -> None:
     heads, hidden = [head(8192, 2)], poisoned(2, 8192, torch.bfloat16)
     index = torch.tensor([1, 0], device=DEVICE)
     values, _ = operations(True).score(hidden, index, PackedHeads.from_heads(heads))
@@ -93,7 +95,7 @@ def test_the_widest_states() -> None:
 
 
 @pytest.mark.parametrize("mlp_width", [None, 20])
-def test_a_broken_head_breaks_no_other(mlp_width: int | None) -> None:
+def test_nan_of_one_head_does_not_reach_others(mlp_width: int | None) -> None:
     """And where its weight is 0 it takes no part in the sum."""
     heads, hidden = [head(16, 1, mlp_width), head(16, 1)], poisoned(1, 16)
     with torch.no_grad():

@@ -93,18 +93,24 @@ def temperatures(count: int) -> Tensor:
 
 @pytest.mark.parametrize(("batch", "vocabulary", "rows"), SIZES)
 class TestSizes:
-    def test_tilt(self, batch: int, vocabulary: int, rows: list[int]) -> None:
+    def test_tilt_kernel_matches_the_reference(
+        self, batch: int, vocabulary: int, rows: list[int]
+    ) -> None:
         for _ in range(2):  # what is left of the first must not show in the second
             tilt = tilt_of(len(rows), vocabulary)
             compare(logits_of(batch, vocabulary, rows), rows, tilt=tilt)
 
-    def test_mix(self, batch: int, vocabulary: int, rows: list[int]) -> None:
+    def test_mix_kernel_matches_the_reference(
+        self, batch: int, vocabulary: int, rows: list[int]
+    ) -> None:
         rows = rows[:5]
         mixture = mixture_of(len(rows), vocabulary)
         found = compare(logits_of(batch, vocabulary, rows), rows, mixture)
         assert found.entropy.isfinite().all()
 
-    def test_both_at_a_temperature(self, batch: int, vocabulary: int, rows: list[int]) -> None:
+    def test_mix_and_tilt_kernel_at_a_temperature_matches_the_reference(
+        self, batch: int, vocabulary: int, rows: list[int]
+    ) -> None:
         compare(
             logits_of(batch, vocabulary, rows),
             rows,
@@ -113,7 +119,9 @@ class TestSizes:
             temperatures(len(rows)),
         )
 
-    def test_top_k(self, batch: int, vocabulary: int, rows: list[int]) -> None:
+    def test_top_k_tilt_kernel_matches_the_reference(
+        self, batch: int, vocabulary: int, rows: list[int]
+    ) -> None:
         rows = rows[:3]
         tilt = tilt_of(len(rows), vocabulary, top_k=20)
         logits = logits_of(batch, vocabulary, rows)
@@ -122,7 +130,7 @@ class TestSizes:
         compare(logits, rows, tilt=tilt, temperature=temperatures(len(rows)))
 
 
-def test_top_k_of_a_mixture() -> None:
+def test_top_k_tilt_of_a_mixture_matches_the_reference() -> None:
     rows, logits = [2, 0], poisoned(3, 200)
     mixture = BatchMixture(
         members=(poisoned(2, 200),),
@@ -132,7 +140,7 @@ def test_top_k_of_a_mixture() -> None:
     compare(logits, rows, mixture, tilt_of(2, 200, top_k=7))
 
 
-def test_a_masked_token_of_a_negative_weight_is_infinite() -> None:
+def test_masked_token_of_a_negative_weight_makes_the_kl_nan() -> None:
     logits, member = poisoned(1, 300), poisoned(1, 300)
     member[0, 7] = -torch.inf
     weights = torch.tensor([[2.0, -1.0]], device=DEVICE)
@@ -140,7 +148,7 @@ def test_a_masked_token_of_a_negative_weight_is_infinite() -> None:
     assert found.kl.isnan()
 
 
-def test_a_member_of_weight_one_is_itself_bit_for_bit() -> None:
+def test_member_of_weight_one_is_copied_bit_for_bit() -> None:
     logits, member = poisoned(2, 300), poisoned(2, 300)
     weights = torch.tensor([[0.0, 1.0], [1.0, 0.0]], device=DEVICE)
     mixture = BatchMixture(members=(member,), weights=weights, vocabulary=300)
@@ -152,8 +160,8 @@ def test_a_member_of_weight_one_is_itself_bit_for_bit() -> None:
     assert found.kl[1] == 0
 
 
-def test_no_number_is_told() -> None:
-    """Of +inf, of NaN and of a row without any token there is no law; other rows have theirs."""
+def test_kl_is_nan_without_a_distribution() -> None:
+    """Rows with +inf, with NaN or without any token have no distribution; other rows have one."""
     logits = poisoned(4, 300)
     logits[0, 17] = torch.inf
     logits[1, 250] = torch.nan
@@ -162,14 +170,14 @@ def test_no_number_is_told() -> None:
     assert found.kl.isnan().tolist() == [True, True, True, False]
 
 
-def test_blocks_of_masked_tokens_before_the_first_that_is_not() -> None:
+def test_leading_blocks_of_masked_tokens_match_the_reference() -> None:
     logits = poisoned(1, 2500)
     logits[:, :2300] = -torch.inf
     compare(logits, [0], mixture_of(1, 2500))
     compare(logits, [0], tilt=tilt_of(1, 2500))
 
 
-def test_chunks_of_several_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_of_several_tiles_match_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     """As there are where rows are many."""
     monkeypatch.setattr("value_heads.kernels.steer._PROGRAMS", 3)
     compare(logits_of(2, 1500, [1, 0]), [1, 0], tilt=tilt_of(2, 1500))
@@ -189,8 +197,8 @@ def test_large_logits_do_not_overflow() -> None:
     assert found.log_sum_exp_after.isfinite().all()
 
 
-def test_worked_values() -> None:
-    """METHODS' one step: p = (.5, .3, .2) tilted by V = (0, 1, .5), at T = 1."""
+def test_tilt_kernel_matches_worked_values() -> None:
+    """One step: p = (.5, .3, .2) tilted by V = (0, 1, .5), at T = 1."""
     p, v = (0.5, 0.3, 0.2), (0.0, 1.0, 0.5)
     weights = [a * math.exp(b) for a, b in zip(p, v, strict=True)]
     pi = [w / sum(weights) for w in weights]

@@ -22,7 +22,7 @@ TESTS = [
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 @pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="this is the interpreter")
-def test_they_pass_in_the_interpreter() -> None:
+def test_kernel_and_worker_tests_pass_in_the_triton_interpreter() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, TESTS)]
     run = subprocess.run(
         command,
@@ -36,7 +36,7 @@ def test_they_pass_in_the_interpreter() -> None:
     assert run.returncode == 0, run.stdout
 
 
-def test_importing_value_heads_leaves_triton_alone() -> None:
+def test_importing_value_heads_does_not_import_triton() -> None:
     code = (
         "import sys, value_heads, value_heads.kernels; sys.exit('triton.language' in sys.modules)"
     )

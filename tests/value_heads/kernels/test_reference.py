@@ -26,7 +26,7 @@ def value_head(mlp_width: int | None = None) -> ValueHead:
     return ValueHead(config)
 
 
-def test_packed_heads_are_the_heads() -> None:
+def test_packed_heads_give_the_heads_values() -> None:
     heads, hidden = [value_head(), value_head(5), value_head()], torch.randn(6, 8)
     weights = torch.randn(2, 6)
     values, total = REFERENCE.score(
@@ -38,7 +38,7 @@ def test_packed_heads_are_the_heads() -> None:
     assert REFERENCE.score(hidden, torch.tensor([0]), PackedHeads.from_heads(heads))[1] is None
 
 
-def test_heads_that_are_no_network_of_two_layers_are_refused() -> None:
+def test_packing_rejects_a_mahalanobis_head_and_an_empty_list() -> None:
     config = HeadConfig(
         architecture="mahalanobis",
         rewards=("a",),
@@ -53,7 +53,7 @@ def test_heads_that_are_no_network_of_two_layers_are_refused() -> None:
         PackedHeads.from_heads([])
 
 
-def test_steering_is_the_mixture_and_then_the_head_s_values() -> None:
+def test_steering_mixes_and_then_tilts_by_the_heads_values() -> None:
     config = HeadConfig(
         architecture="lowrank",
         rewards=("a", "b"),
@@ -95,12 +95,12 @@ def test_steering_is_the_mixture_and_then_the_head_s_values() -> None:
 
 @settings(deadline=None, max_examples=100)
 @given(BUDGETS, LAUNCHES)
-def test_charging_matches_a_walk_along_each_path(
+def test_reference_charge_matches_a_walk_along_each_path(
     budgets: list[float], launches: list[Launch]
 ) -> None:
     check(REFERENCE, budgets, launches)
 
 
-def test_the_limit_is_compared_in_float64() -> None:
+def test_reference_charge_compares_the_limit_in_float64() -> None:
     budget, nats = rounded_up_to_the_limit()
     check(REFERENCE, [budget] * SLOTS, [{0: (1, nats)}, {0: (2, nats)}])
