@@ -125,7 +125,7 @@ def _pairs(reward: RewardReport) -> list[str]:
 
 
 def _shares(buckets: Sequence[Bucket], *more: float | None) -> list[str]:
-    return [_share(bucket.correlation) for bucket in buckets] + [_share(one) for one in more]
+    return [_share(bucket.correlation) for bucket in buckets] + [_share(number) for number in more]
 
 
 def _table(corner: str, columns: Sequence[str], rows: dict[str, list[str]]) -> str:

@@ -65,8 +65,9 @@ class HeadConfig:
     def __post_init__(self) -> None:
         """Refuse values outside the accepted sets."""
         count = len(self.rewards) if _is_names(self.rewards) else 0
-        known = get_args(Architecture)
-        _check("architecture", self.architecture, f"one of {', '.join(known)}", _one_of(*known))
+        architectures = get_args(Architecture)
+        accepted = f"one of {', '.join(architectures)}"
+        _check("architecture", self.architecture, accepted, _one_of(*architectures))
         _check("kind", self.kind, '"mean" or "soft"', _one_of("mean", "soft"))
         if self.kind == "soft":
             _check("beta", self.beta, "a positive number, as the head is soft", _is_positive)

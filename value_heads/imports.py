@@ -59,12 +59,12 @@ def import_head(
             number of names is not that of the outputs.
     """
     names = dict(_names(folder))
-    found = [layout for layout in LAYOUTS if layout.weight in names]
-    if len(found) != 1:
-        have = ", ".join(layout.weight for layout in found) or "none"
-        known = ", ".join(f"{layout.weight} ({layout.library})" for layout in LAYOUTS)
-        raise ValueError(f"{folder} must hold one of {known}; it holds {have}")
-    (layout,) = found
+    layouts = [layout for layout in LAYOUTS if layout.weight in names]
+    if len(layouts) != 1:
+        present = ", ".join(layout.weight for layout in layouts) or "none"
+        accepted = ", ".join(f"{layout.weight} ({layout.library})" for layout in LAYOUTS)
+        raise ValueError(f"{folder} must hold one of {accepted}; it holds {present}")
+    (layout,) = layouts
     weight = _read(names, layout.weight).float()
     if weight.ndim != 2:
         raise ValueError(f"{layout.weight} must be [outputs, hidden size], got {[*weight.shape]}")
