@@ -31,7 +31,7 @@ class BestOfPoissonPolicy(SearchPolicy):
     mu: float = Field(
         ge=0,
         le=MAX_MU,
-        description="Mean of the responses drawn per response returned, minus one.",
+        description="Mean number of responses drawn per response returned, less one.",
     )
 
     @property

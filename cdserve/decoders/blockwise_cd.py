@@ -14,7 +14,7 @@ from cdserve.policy import FIELD, Limits, Schedule, SelectingPolicy, at_most
 
 
 class BlockwiseCDPolicy(SelectingPolicy):
-    """Samples ``k`` blocks of ``m`` tokens, keeps one by its prefix value, and continues there."""
+    """Samples ``k`` blocks of ``m`` tokens, keeps one by prefix value, and continues from it."""
 
     method: Literal["blockwise_cd"]
     k: Schedule = Field(
@@ -25,7 +25,7 @@ class BlockwiseCDPolicy(SelectingPolicy):
     beam_width: int = Field(
         default=1,
         ge=1,
-        description="Prefixes kept, each continued by k blocks; the best that ends is returned.",
+        description="Prefixes kept, each continued by k blocks; the best finished one is returned.",
     )
 
     scores_prefixes: ClassVar[bool] = True

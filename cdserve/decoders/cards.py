@@ -32,7 +32,7 @@ class CardsPolicy(WidthField, SearchPolicy):
         default=0.5,
         ge=0,
         le=1,
-        description="First threshold: 0 is the prompt's value, 1 r_star.",
+        description="First threshold: 0 is the prompt's value, 1 is r_star.",
     )
     rise: int = Field(default=8, ge=1, description="Blocks until the threshold reaches r_star.")
     max_draws: int = Field(default=20, ge=1, description="Most blocks drawn per block kept.")

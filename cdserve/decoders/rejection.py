@@ -81,7 +81,7 @@ class Threshold(SelectionRule):
         return self._accepted_index is not None
 
     def kl_bound(self, count: int) -> float:
-        return kl.best_of_n_bound(self._max_draws)  # undrawn candidates are rejected ones
+        return kl.best_of_n_bound(self._max_draws)  # counts candidates not drawn as rejected
 
     def kl_estimate(self, scores: Sequence[float], logprob: float | None) -> float:
         if self._accepted_index is None:
