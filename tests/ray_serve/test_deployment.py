@@ -25,12 +25,11 @@ from ray.serve.schema import ServeDeploySchema
 from cdserve.errors import ConfigError
 from cdserve.ray_serve import NAME, app, proxy
 from cdserve.ray_serve.deployment import Arguments, replica
+from tests.deploy.files import DEPLOY, document
 from tests.server.gate import FOLDER, Gate
 from tests.server.served import demo_settings, free_port, spawned
 from tests.server.wire import BEST_OF_N, BLOCKWISE, check_report, complete, text_of
 from tests.waiting import HANG_SECONDS, until
-
-from .files import DEPLOY, document
 
 ROOT = Path(__file__).parents[2]
 RUNNING = "vllm:num_requests_running"
