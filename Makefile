@@ -34,7 +34,7 @@ test-v2: $(STAMP)
 	$(BIN)/python -m tests.v2.suite $(ARGS)
 
 laws: $(STAMP)
-	LAW_DRAWS=100000 $(BIN)/python -m pytest tests/server/test_laws.py tests/decoders/test_law.py $(ARGS)
+	LAW_DRAWS=100000 $(BIN)/python -m pytest tests/server/test_laws.py tests/decoders/test_distribution.py $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

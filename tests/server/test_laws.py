@@ -24,6 +24,7 @@ from tests.decoders.toy import (
     E,
     P,
     Tokens,
+    blockwise,
     ended,
     probability,
     reward,
@@ -223,7 +224,7 @@ async def test_served_distribution_of_a_search_matches_the_enumerated_one(
     """Distribution, mean reward, win-rate and KL; the bound is no less than the KL."""
     policy, k, m = SEARCHES[name]
     found, reports = await ab3(tabular, policy)
-    exact = law(k, m)
+    exact = blockwise(k, m)
     assert_follows(found, exact.responses)
     bounds = [made["kl"]["bound"] for made in reports]
     assert sum(bounds) / ANSWERS == pytest.approx(exact.kl_bound, abs=0.03)
