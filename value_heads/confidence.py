@@ -74,7 +74,7 @@ def mean_confidence(head: ValueHead, held_out: Shards) -> float | None:
 
     Args:
         head: a head from `confidence_head`.
-        held_out: responses that the head was not made from; unended ones are left out.
+        held_out: responses that the head was not made from; cut ones are left out.
     """
     total, count = 0.0, 0
     for states in _final_states(held_out):

@@ -149,7 +149,7 @@ class ValueHead(Head):
     name = "Value head"
 
     def __init__(self, config: HeadConfig, report: str = "") -> None:
-        """Build the head, as every head."""
+        """Build a head with fresh weights; `report` goes into its model card."""
         super().__init__(config, report)
         outputs = len(config.rewards)
         if config.architecture == "mahalanobis":
@@ -173,7 +173,7 @@ class ValueHead(Head):
     def rollout_values(
         self, data: Rollouts, rows: Tensor | None = None, lm_head: Tensor | None = None
     ) -> Tensor:
-        """Return values of prefixes, as every head does."""
+        """Return the value of every prefix, read from the state after its last token."""
         values: Tensor = self(data.states[data.after if rows is None else data.after[rows]])
         return values
 
@@ -270,7 +270,7 @@ class QHead(Head):
     def rollout_values(
         self, data: Rollouts, rows: Tensor | None = None, lm_head: Tensor | None = None
     ) -> Tensor:
-        """Return values of prefixes, as every head does."""
+        """Return the value of every prefix, read from the state before its last token."""
         before, tokens = data.before, data.tokens
         if rows is not None:
             before, tokens = before[rows], tokens[rows]

@@ -1,4 +1,4 @@
-"""Losses of value learning. All sum over rewards and average over the masked positions."""
+"""Losses of value learning. All sum over rewards and average over the positions of a mask."""
 
 import torch
 from torch import Tensor
@@ -96,7 +96,7 @@ def binary_cross_entropy(logits: Tensor, targets: Tensor, mask: Tensor) -> Tenso
 
 
 def _counted(values: Tensor, targets: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Return both at the N masked positions, [N, G], so that even NaN elsewhere has no effect."""
+    """Return both where the mask is True, [N, G], so that even NaN elsewhere has no effect."""
     if values.shape != targets.shape or values.shape[:-1] != mask.shape:
         raise ValueError(
             "values, targets and mask must be [..., G], [..., G] and [...], got "

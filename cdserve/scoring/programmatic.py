@@ -17,7 +17,7 @@ _THREADS = 16
 
 
 class SyncReward(Reward):
-    """A reward computed inline, one response at a time, without I/O or threads."""
+    """A reward that is a synchronous function of one response, called inline by default."""
 
     @abstractmethod
     def __call__(self, response: Response) -> float:
