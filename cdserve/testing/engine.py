@@ -1,9 +1,9 @@
 """A ``TinyModel`` behind vLLM's ``EngineClient``: no weights, no worker, no other process.
 
-Everything on vLLM's side of the API is vLLM's own: rendering, detokenization, stop strings,
-log-probabilities, aborts, metrics. The core that draws tokens is replaced, and does in one place
-what ``cdserve.worker`` does for a ``WorkerRequest``: it tilts, mixes, and writes V, path KL and
-log-likelihoods into shared tables.
+Rendering, detokenization, stop strings, log-probabilities, aborts and metrics are vLLM's own. Only
+the engine core is replaced. It draws tokens from the model and does what ``cdserve.worker`` does
+for a ``WorkerRequest``: it tilts, mixes, and writes V, path KL and log-likelihoods into shared
+tables.
 """
 
 import asyncio
@@ -81,9 +81,9 @@ class FakeEngine(AsyncLLM):  # type: ignore[misc]
     """vLLM's engine client on a ``TinyModel``.
 
     It honours ``max_tokens``, ``min_tokens``, ``ignore_eos``, ``temperature``, ``seed``, ``stop``,
-    ``stop_token_ids``, ``logprobs``, ``prompt_logprobs``, ``n`` and ``output_kind``; it draws
-    without regard to other sampling parameters, and adapters. Unseeded requests are seeded by the
-    order of their arrival. It has no prefix cache.
+    ``stop_token_ids``, ``logprobs``, ``prompt_logprobs``, ``n`` and ``output_kind``. It ignores all
+    other sampling parameters, grammars and LoRA adapters, and has no prefix cache. A request
+    without a seed is seeded by its place in the order of arrival.
 
     Args:
         vllm_config: model folder (for its configuration and tokenizer), limits, and heads and
@@ -117,7 +117,7 @@ class FakeEngine(AsyncLLM):  # type: ignore[misc]
 
 
 def default_model(tokenizer: Any) -> TinyModel:
-    """A model of the tokenizer's first words of four letters or more, and of the full stop."""
+    """A model of the first words of at least four letters in the tokenizer, and the full stop."""
     texts = {token: tokenizer.decode([token]) for token in range(len(tokenizer))}
     words = [
         t for t, word in texts.items() if len(word) > 4 and word[0] == " " and word[1:].isalpha()
@@ -213,7 +213,7 @@ class _Core(EngineCoreClient):  # type: ignore[misc]
         return EngineCoreOutputs(outputs=outputs, scheduler_stats=stats)
 
     def _step(self, running: _Running) -> EngineCoreOutput:
-        """Draws the next token of a request and writes what it asks for."""
+        """Draws the next token of a request, and writes the results that its request asks for."""
         request, params = running.request, running.request.sampling_params
         first = not request.num_output_tokens
         self._write(running, list(request.all_token_ids), first)
