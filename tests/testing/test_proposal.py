@@ -17,7 +17,7 @@ def test_enumerated_distribution_is_that_of_the_toy_model(k: int, m: int | None)
         return search(proposal, k=k, m=m, select=Argmax())
 
     responses = distribution(decode, AB3, max_tokens=toy.LENGTH)
-    assert responses == pytest.approx(toy.law(k, m).responses)
+    assert responses == pytest.approx(toy.blockwise(k, m).responses)
 
 
 async def test_sampled_responses_follow_the_model() -> None:
