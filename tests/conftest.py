@@ -34,6 +34,7 @@ SLOW = [
     TESTS / path
     for path in (
         "benchmarks/test_gpu_check.py",
+        "benchmarks/test_kernel_resources.py",
         "commands/test_train.py",
         "demo/test_build.py",
         "docs/test_heads.py",

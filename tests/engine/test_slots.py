@@ -26,7 +26,7 @@ class Holder:
             await self.done.wait()
 
 
-async def test_a_free_slot_goes_to_the_owner_that_holds_the_fewest() -> None:
+async def test_free_slot_goes_to_the_owner_that_holds_the_fewest() -> None:
     slots = Slots(4)
     large = [Holder(slots, "large") for _ in range(8)]
     await turns()

@@ -85,7 +85,7 @@ def test_rewards_with_the_same_model_and_flags_share_an_engine(folder: Path) -> 
     assert len(models.engines) == 2
 
 
-def test_an_engine_is_required_where_a_request_fails_without_it(folder: Path) -> None:
+def test_engine_is_required_if_requests_fail_without_the_reward(folder: Path) -> None:
     policies = [("skip", 32), ("error", 32), ("base", 64)]
     rewards = [
         {"output": 0, "on_failure": policy, "engine": {"max_model_len": length}}

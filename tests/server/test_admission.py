@@ -90,7 +90,7 @@ async def until(served: Served, name: str, value: float) -> None:
     await asyncio.to_thread(served.wait_for_sample, name, value)
 
 
-async def test_a_request_without_room_is_refused_before_any_work(bounded: Served) -> None:
+async def test_request_without_room_is_refused_before_any_work(bounded: Served) -> None:
     async with bounded.async_client() as http:
         with bounded.paused():
             full = [asyncio.create_task(ask(http, BEST_OF_16, **LONG)) for _ in range(2)]
@@ -132,7 +132,7 @@ async def test_leaving_clients_free_their_capacity(bounded: Served) -> None:
         assert [answer.status_code for answer in every] == [200, 200]
 
 
-async def test_a_small_request_does_not_wait_for_a_large_one(bounded: Served) -> None:
+async def test_small_request_does_not_wait_for_a_large_one(bounded: Served) -> None:
     async with bounded.async_client() as http:
         with bounded.paused():
             large = asyncio.create_task(ask(http, BEST_OF_16, **LONG))
@@ -168,7 +168,7 @@ async def test_request_above_the_capacity_is_refused_by_its_field(bounded: Serve
             assert "up to 32" in error(refused)["message"]
 
 
-async def test_a_key_has_its_own_limits(bounded: Served) -> None:
+async def test_key_has_its_own_limits(bounded: Served) -> None:
     async with bounded.async_client() as http:
         four = {"method": "best_of_n", "n": 4}
         assert (await ask(http, four, key="sk-small")).status_code == 200
@@ -237,7 +237,7 @@ async def test_other_keys_are_refused(bounded: Served) -> None:
         assert (await http.get("/health")).status_code == 200
 
 
-async def test_a_huge_body_is_refused(bounded: Served) -> None:
+async def test_huge_body_is_refused(bounded: Served) -> None:
     async def pieces() -> AsyncIterator[bytes]:
         for _ in range(200):
             yield b" " * 1000

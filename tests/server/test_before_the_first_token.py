@@ -61,7 +61,7 @@ def test_log_probabilities_of_no_token_are_empty(
 
 @policies
 @streams
-def test_an_echoed_prompt_has_its_log_probabilities(
+def test_echoed_prompt_has_its_log_probabilities(
     http: httpx2.Client, policy: dict[str, Any], stream: bool
 ) -> None:
     expected = echoed(http)
@@ -103,7 +103,7 @@ def test_prompt_logprobs_are_those_of_a_plain_request(
 
 @policies
 @pytest.mark.parametrize("top", [0, 2])
-def test_a_chat_turn_without_a_token_has_empty_log_probabilities(
+def test_chat_turn_without_a_token_has_empty_log_probabilities(
     http: httpx2.Client, policy: dict[str, Any], top: int
 ) -> None:
     body = {"model": "demo", "messages": TALK, "max_tokens": 500, "alignment": hurried(policy)}

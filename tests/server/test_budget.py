@@ -53,7 +53,7 @@ def test_long_answer_stays_within_the_kl_budget(
     assert (limited["tokens"] > 0) == (name in ("tokenwise", "mixing", "both"))
 
 
-def test_an_ample_budget_changes_nothing(client: OpenAI) -> None:
+def test_ample_budget_changes_nothing(client: OpenAI) -> None:
     for policy in POLICIES.values():
         free, held = (complete(client, one) for one in (policy, {**policy, "kl_budget": 1e3}))
         assert held.choices[0].text == free.choices[0].text

@@ -42,7 +42,7 @@ def test_preset_of_a_chat_is_a_model_id(
 
 
 @SEARCHES
-def test_the_role_comes_first_in_a_stream(client: OpenAI, policy: dict[str, Any]) -> None:
+def test_role_comes_first_in_a_stream(client: OpenAI, policy: dict[str, Any]) -> None:
     first, *_ = chat(client, policy, stream=True)
     assert first.choices[0].delta.role == "assistant"
     assert not first.choices[0].delta.content

@@ -65,7 +65,7 @@ def test_deadline_returns_the_best_answer_so_far(client: OpenAI, name: str) -> N
 
 
 @names
-def test_a_deadline_that_is_met_changes_nothing(client: OpenAI, name: str) -> None:
+def test_deadline_that_is_met_changes_nothing(client: OpenAI, name: str) -> None:
     if name == "rejection":
         pytest.skip("what it draws never ends")
     policy, short = POLICIES[name], {"max_tokens": 40}

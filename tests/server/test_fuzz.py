@@ -25,7 +25,7 @@ JSON = {"content-type": "application/json"}
     suppress_health_check=list(HealthCheck),
 )
 @given(body=bodies)
-def test_a_policy_is_followed_or_refused(http: httpx2.Client, body: dict[str, Any]) -> None:
+def test_policy_is_followed_or_refused(http: httpx2.Client, body: dict[str, Any]) -> None:
     answer = http.post("/v1/completions", content=encoded(body), headers=JSON)
     check(answer, body)
 

@@ -25,7 +25,7 @@ def test_busy_engine_and_api_servers_end_with_a_killed_server(tmp_path: Path) ->
         assert gone(processes) == []
 
 
-def test_a_worker_that_hangs_in_a_collective_ends_with_a_killed_server(tmp_path: Path) -> None:
+def test_worker_that_hangs_in_a_collective_ends_with_a_killed_server(tmp_path: Path) -> None:
     """Its partner is stopped, and it waits for that one without a look at anything else."""
     with Served(demo_settings(**ENGINE), tmp_path, ["--tensor-parallel-size", "2"]) as served:
         processes = started(served)

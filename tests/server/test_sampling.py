@@ -22,7 +22,7 @@ class TestSeed:
     @SEARCHES
     @pytest.mark.parametrize("n", [1, 2])
     @ROUTES
-    def test_the_same_request_has_the_same_answer(
+    def test_same_request_has_the_same_answer(
         self, client: OpenAI, ask: Ask, n: int, policy: dict[str, Any]
     ) -> None:
         first, second = (ask(client, policy, n=n) for _ in range(2))
@@ -77,11 +77,11 @@ class TestIdentities:
 
 class TestSelection:
     @pytest.mark.parametrize("policy", [BEST_OF_N, {**BLOCKWISE, "m": 8}])
-    def test_a_cold_softmax_is_argmax(self, client: OpenAI, policy: dict[str, Any]) -> None:
+    def test_cold_softmax_is_argmax(self, client: OpenAI, policy: dict[str, Any]) -> None:
         cold = complete(client, {**policy, "selection": {"softmax": 1e-6}})
         assert cold.choices == complete(client, policy).choices
 
-    def test_a_hot_softmax_does_not_always_take_the_best(self, client: OpenAI) -> None:
+    def test_hot_softmax_does_not_always_take_the_best(self, client: OpenAI) -> None:
         hot = {**BLOCKWISE, "m": 8, "selection": {"softmax": 1e6}, "report": "trace"}
         trace = complete(client, hot, **LONG).alignment["trace"]
         best = [max(d["candidates"], key=lambda c: c["score"])["chosen"] for d in trace]
@@ -126,7 +126,7 @@ class TestLength:
 class TestStop:
     @NO_CHOICE
     @pytest.mark.parametrize("include", [False, True])
-    def test_a_stop_string_may_straddle_a_block_boundary(
+    def test_stop_string_may_straddle_a_block_boundary(
         self, client: OpenAI, include: bool, policy: dict[str, Any]
     ) -> None:
         text, stop = _across_the_first_block(client, policy)
@@ -164,7 +164,7 @@ class TestStop:
 
     @NO_CHOICE
     @pytest.mark.parametrize("at", [5, 15, 16, 20])
-    def test_a_stop_token_ends_the_response(
+    def test_stop_token_ends_the_response(
         self, client: OpenAI, at: int, policy: dict[str, Any]
     ) -> None:
         whole = complete(client, policy, **LONG).choices[0].token_ids
@@ -210,7 +210,7 @@ class TestDistribution:
         means = [sum(a.choices[0].logprobs.token_logprobs) / 60 for a in (hot, cool)]
         assert means[0] < means[1] - 1
 
-    def test_a_repetition_penalty_counts_accepted_blocks(self, client: OpenAI) -> None:
+    def test_repetition_penalty_counts_accepted_blocks(self, client: OpenAI) -> None:
         fields = {"temperature": 0, "repetition_penalty": 1.3, **LONG}
         plain = complete(client, **fields)
         blockwise = complete(client, {**ONE_BLOCKWISE, "m": 8}, **fields)

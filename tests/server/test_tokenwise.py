@@ -97,7 +97,7 @@ class TestAnswers:
 
 class TestIdentities:
     @pytest.mark.parametrize("fields", [{}, {"temperature": 0.7, "top_p": 0.8}, {"n": 2}])
-    def test_a_large_beta_is_plain_decoding(
+    def test_large_beta_is_plain_decoding(
         self, client: OpenAI, ask: Ask, fields: dict[str, Any]
     ) -> None:
         plain, tilted = ask(client, **fields), ask(client, NO_TILT, **fields)
@@ -113,7 +113,7 @@ class TestIdentities:
         assert none.alignment["kl"]["estimate"] == 0
 
     @pytest.mark.parametrize("weight", [1e6, -1e6])
-    def test_the_strongest_tilt_is_answered(self, client: OpenAI, weight: float) -> None:
+    def test_strongest_tilt_is_answered(self, client: OpenAI, weight: float) -> None:
         """What it prefers most is all there is; the report stays finite."""
         policy = {**TOKENWISE, "beta": 1e-6, "rewards": {"sentiment": weight}}
         answer = complete(client, policy, max_tokens=8)
@@ -137,7 +137,7 @@ class TestIdentities:
 class TestLaw:
     @pytest.mark.parametrize("temperature", [1.0, 0.6])
     @pytest.mark.parametrize("top_k", [None, 5])
-    def test_the_tilt_is_inside_the_temperature(
+    def test_tilt_is_inside_the_temperature(
         self, client: OpenAI, reference: Tilted, temperature: float, top_k: int | None
     ) -> None:
         policy = TOKENWISE if top_k is None else {**TOKENWISE, "top_k": top_k}

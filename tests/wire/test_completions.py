@@ -102,7 +102,7 @@ class TestRewards:
             sum(weights[name] * value for name, value in report["rewards"].items())
         )
 
-    def test_a_reward_of_finished_texts_scores_the_returned_text(self, client: OpenAI) -> None:
+    def test_reward_of_finished_texts_scores_the_returned_text(self, client: OpenAI) -> None:
         from cdserve.demo.reward import sentiment_gold
 
         policy = {**BEST_OF_N, "rewards": {"sentiment_gold": 1.0}}

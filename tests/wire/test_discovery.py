@@ -112,7 +112,7 @@ class TestScore:
         by_ids = [one["score"] for one in score(http, prompt=token_ids)]
         assert by_ids == pytest.approx([one["score"] for one in score(http)], abs=1e-5)
 
-    def test_a_chat_prompt_goes_through_the_template(self, http: httpx2.Client) -> None:
+    def test_chat_prompt_goes_through_the_template(self, http: httpx2.Client) -> None:
         messages = [{"role": "user", "content": PROMPT}]
         tokenizer = load_tokenizer(MODEL_DIR)
         token_ids = tokenizer.apply_chat_template(
@@ -203,6 +203,6 @@ class TestScore:
         assert all(part in error["message"] for part in says), error["message"]
 
     @pytest.mark.parametrize("prompt", [PROMPT, [{"role": "user", "content": PROMPT}]])
-    def test_a_preset_scores_as_its_base_model(self, http: httpx2.Client, prompt: Any) -> None:
+    def test_preset_scores_as_its_base_model(self, http: httpx2.Client, prompt: Any) -> None:
         # Values differ in a last digit by the batch that computes them.
         assert_close(score(http, model="demo:best-of-4", prompt=prompt), score(http, prompt=prompt))

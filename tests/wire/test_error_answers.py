@@ -121,7 +121,7 @@ def hides(served: Served, text: str, what: str) -> str:
     return line
 
 
-class TestAFailure:
+class TestHiddenExceptions:
     """What was raised where nobody expected it is told by its class and an id."""
 
     @WHOLE
@@ -208,7 +208,7 @@ class TestAFailure:
         hides(guarded, answer.text, f"alignment failed with {error}")
 
 
-class TestWhereTheOperatorSaysSo:
+class TestShownExceptions:
     @WHOLE
     def test_reward_exception_text_is_shown_if_the_operator_allows(
         self, open_server: Served, route: str
@@ -234,7 +234,7 @@ class TestWhereTheOperatorSaysSo:
         assert "method 'fragile' failed with KeyError: 'https" in answer.text
 
 
-class TestNumbers:
+class TestRewardNumbers:
     @WHOLE
     def test_reward_numbers_are_floats_in_every_answer(self, guarded: Served, route: str) -> None:
         answer = post(guarded, route, COUNTS)
@@ -298,7 +298,7 @@ def message(client: Anthropic, policy: Any = None, **fields: Any) -> Any:
 POLICIES = pytest.mark.parametrize("policy", [None, {"method": "best_of_n", "n": 2}])
 
 
-class TestAnthropicsShape:
+class TestAnthropicErrors:
     @POLICIES
     @pytest.mark.parametrize("stream", [False, True])
     @pytest.mark.parametrize(
@@ -382,7 +382,7 @@ def check_shape(error: anthropic.APIStatusError, kind: str) -> None:
     assert error.body["error"]["message"]
 
 
-class TestAnUnknownPreset:
+class TestUnknownPreset:
     @WHOLE
     @pytest.mark.parametrize("stream", [False, True])
     @POLICIES

@@ -202,7 +202,7 @@ def test_errors_of_vllm_are_unchanged(client: OpenAI) -> None:
 
 
 @pytest.mark.parametrize("policy", [None, BLOCKWISE])
-def test_an_unknown_model_is_a_404(client: OpenAI, policy: dict[str, Any] | None) -> None:
+def test_unknown_model_is_a_404(client: OpenAI, policy: dict[str, Any] | None) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         complete(client, policy, model="demo:unknown")
     assert caught.value.body["param"] == "model"
@@ -232,14 +232,14 @@ def test_body_that_is_not_an_object_is_refused(http: httpx2.Client, route: str, 
     ],
     ids=["preset", "method", "k", "key", "none", "reward", "weight", "selection", "digits"],
 )
-def test_an_error_does_not_repeat_a_huge_value(http: httpx2.Client, policy: Any) -> None:
+def test_error_does_not_repeat_a_huge_value(http: httpx2.Client, policy: Any) -> None:
     body = {"model": "demo", "prompt": PROMPT, "max_tokens": 8, "alignment": policy}
     answer = http.post("/v1/completions", json=body)
     assert answer.status_code == 400
     assert len(answer.text) < 2000
 
 
-def test_an_error_comes_before_any_work(client: OpenAI, server: Served) -> None:
+def test_error_comes_before_any_work(client: OpenAI, server: Served) -> None:
     before = server.metric("prompt_tokens_total")
     with pytest.raises(openai.BadRequestError):
         complete(client, {**BLOCKWISE, "k": 9}, stream=True)
@@ -248,7 +248,7 @@ def test_an_error_comes_before_any_work(client: OpenAI, server: Served) -> None:
     assert server.metric("prompt_tokens_total") == before
 
 
-class TestAFailingReward:
+class TestFailedReward:
     POLICY = {"method": "best_of_n", "n": 4, "rewards": {"broken": 1.0}}  # noqa: RUF012
 
     @ROUTES

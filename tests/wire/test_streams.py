@@ -79,7 +79,7 @@ def test_trace_names_the_choice_of_each_decision(client: OpenAI, policy: dict[st
 
 
 @ROUTES
-def test_each_block_is_sent_as_it_is_accepted(server: Served, client: OpenAI, ask: Ask) -> None:
+def test_each_block_is_sent_once_accepted(server: Served, client: OpenAI, ask: Ask) -> None:
     """Later blocks wait at the gate until the client has received those before them."""
     policy, text, chunks = {**BLOCKWISE, "rewards": {"gate": 1.0}}, "", 0
     with server.gate.closed(above=BLOCK):
@@ -98,7 +98,7 @@ def test_best_of_n_sends_its_text_in_one_chunk(client: OpenAI, ask: Ask) -> None
 
 @SEARCHES
 @ROUTES
-def test_the_report_is_on_the_last_chunk_with_choices(
+def test_report_is_on_the_last_chunk_with_choices(
     client: OpenAI, ask: Ask, policy: dict[str, Any]
 ) -> None:
     options = {"include_usage": True}
@@ -126,7 +126,7 @@ def test_continuous_usage_grows_with_the_blocks(client: OpenAI) -> None:
     assert counts == [16, 32, 48, 64, 80, 80]
 
 
-def test_a_silent_stream_is_kept_alive(server: Served, http: httpx2.Client) -> None:
+def test_silent_stream_is_kept_alive(server: Served, http: httpx2.Client) -> None:
     body = {
         **{"model": "demo", "prompt": PROMPT, "stream": True, "max_tokens": 8},
         "alignment": {"method": "best_of_n", "n": 2, "rewards": {"gate": 1.0}},
