@@ -74,8 +74,8 @@ def test_every_row_appears_in_its_table() -> None:
         "Closed loop, demo",
         "Closed loop, 100m",
         "Poisson arrivals, demo",
-        "Prompt and answer lengths, demo",
-        "The same load from two tools, demo",
+        "Prompts and answers of several lengths, demo",
+        "The same load by two tools, demo",
     ]
     for table in tables:
         lines = [line for line in table.splitlines() if line.startswith("|")]
