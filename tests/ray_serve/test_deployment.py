@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -311,7 +312,8 @@ def test_running_requests_finish_before_a_replica_stops(replicas: Replicas) -> N
 def test_deploy_configuration_is_valid_for_ray_serve() -> None:
     content = document(DEPLOY / "ray" / "serve.yaml")
     (application,) = ServeDeploySchema.model_validate(content).applications
-    assert application.import_path == f"{app.__module__}:{app.__name__}"
+    module, _, name = application.import_path.partition(":")
+    assert getattr(import_module(module), name) is app
     assert [deployment.name for deployment in application.deployments] == [NAME]
     Arguments.model_validate(application.args)
 
