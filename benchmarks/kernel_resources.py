@@ -1,6 +1,6 @@
 """What the kernels compile to for a GPU that is not there: registers, stack, shared memory.
 
-Run, it compiles what the plugin launches at the start of a server with a value head, a Q-head and
+Run, it compiles what the worker launches at the start of a server with a value head, a Q-head and
 two members, and says how many variants that is and how long each takes on one core:
 
     python benchmarks/kernel_resources.py [--vocabulary 128256] [--width 4096]
@@ -266,7 +266,7 @@ def compiled(launch: Launch, capability: int) -> dict[str, Any]:
 
 
 def at_start(width: int, vocabulary: int) -> list[Launch]:
-    """What the plugin launches when a server with one head of each kind and two members starts."""
+    """What the worker launches when a server with one head of each kind and two members starts."""
     from cdserve.worker.scorer import ValueScorer
     from cdserve.worker.steerer import Steerer
 

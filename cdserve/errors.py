@@ -44,12 +44,12 @@ class PolicyError(CdserveError):
         self.detail = detail
 
     def under(self, prefix: str) -> "PolicyError":
-        """The same error with ``prefix`` in place of the first part of the path, ``alignment``.
+        """The same error with ``prefix`` in place of ``alignment`` at the start of the path.
 
-        An empty prefix removes that part.
+        An empty prefix removes it.
         """
-        _, _, rest = self.param.partition(".")
-        return PolicyError(".".join(part for part in (prefix, rest) if part), self.detail)
+        path = self.param.removeprefix("alignment.")
+        return PolicyError(f"{prefix}.{path}" if prefix else path, self.detail)
 
 
 class ModelError(CdserveError):

@@ -60,9 +60,8 @@ def effective_n(bound: float) -> float:
     """
     if not 0 <= bound < math.inf:
         raise ValueError(f"bound must be finite and at least 0 nats, got {bound}")
-    log_n = bound + math.sqrt(
-        2.0 * bound
-    )  # Newton's method from above: the left side is convex in log n
+    # Newton's method from above: the left side is convex in log n.
+    log_n = bound + math.sqrt(2.0 * bound)
     for _ in range(_MAX_STEPS):
         step = log_n + math.expm1(-log_n) - bound
         if step <= 1e-15 * bound:

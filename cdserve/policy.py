@@ -135,7 +135,7 @@ class Mix(_Object):
             ValueError: neither or both of weights and recipe are given, or all weights are 0.
         """
         if (self.weights is None) == (self.recipe is None):
-            raise ValueError("one of weights and recipe is required, and not both")
+            raise ValueError("exactly one of weights and recipe is required")
         raw = self.weights if self.recipe is None else self.recipe.resolved()
         weights = {name: weight for name, weight in (raw or {}).items() if weight != 0}
         if not weights:

@@ -164,8 +164,8 @@ class AlignmentServer:
         if method is not None and not issubclass(method, BudgetedPolicy):
             raise PolicyError(
                 f"{FIELD}.method",
-                f"is {safe_repr(sent['method'])}, which keeps no KL budget; this server bounds the "
-                f"KL at {limit:g} nats",
+                f"is {safe_repr(sent['method'])}, which does not support a KL budget; "
+                f"this server bounds the KL at {limit:g} nats",
             )
         if budget is None or (isinstance(budget, int | float) and budget > limit):
             raise PolicyError(

@@ -16,7 +16,7 @@ def add(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Adds the command."""
     confidence = kinds.add_parser(
         "confidence",
-        help="make a head of the distance to cached responses",
+        help="make a head that measures the distance to cached responses",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -90,7 +90,9 @@ def _imported(point: EntryPoint) -> type[Decoder]:
     if get_args(policy.model_fields["method"].annotation) != (point.name,):
         raise ConfigError(f"{where} has a policy whose `method` is not Literal[{point.name!r}]")
     if policy.width is Policy.width:
-        raise ConfigError(f"{where} has a policy without `width`, the most candidates at once")
+        raise ConfigError(
+            f"{where} has a policy without `width`, the maximum number of concurrent candidates"
+        )
     run = getattr(loaded, "run", ...)
     if run is not None and not callable(run):
         raise ConfigError(f"{where} has no `run`, a function or None")

@@ -97,7 +97,6 @@ class AlignedEngine(EngineProxy):
             return _with_prompt_logprobs(stream) if several else stream
         params = sampling_params.clone()
         params.extra_args = {k: v for k, v in extra_args.items() if k != CONTEXT_KEY} or None
-        _check_reserved(params.extra_args or {})
         token_ids = _token_ids(prompt)
         # V of the last token takes one more position than the text.
         params.max_tokens = min(

@@ -131,7 +131,8 @@ class SteeredChoice:
         token_ids: list[int] = []
         text = ""
         with self._resources.path_kl.ticket() as path_kl:
-            params = self._params(path_kl if self._reports else None)
+            bounded = self._context.policy.budget is not None
+            params = self._params(path_kl if self._reports or bounded else None)
             async with aclosing(self._drawn(params)) as drawn:
                 async for output in drawn:
                     output.index = self._choice

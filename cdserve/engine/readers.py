@@ -151,7 +151,7 @@ class LogLikelihoodReader(TableReader):
                     return rows
         finally:
             table.close()
-        raise ScoringError("the engine computed no log-likelihood for a text that asked for it")
+        raise ScoringError("the engine returned no log-likelihood for a text")
 
     def _by_name(self, row: Row, sequence: TokenSequence) -> Mapping[str, float]:
         models = sequence.base.loglik_models
@@ -179,11 +179,11 @@ class PathKLReader(TableReader):
         kl, unsteered = float(row[0]), int(row[1])
         if not math.isfinite(kl):
             raise ScoringError(
-                f"the KL of a steered request is {kl}: the model, a member or a Q-head gave values "
-                "that are no numbers"
+                f"the KL of a steered request is {kl}: the model, a member or a Q-head produced "
+                "values that are not finite"
             )
         return kl, unsteered
 
 
 def _no_value() -> ScoringError:
-    return ScoringError("the engine computed no value for a prefix that asked for one")
+    return ScoringError("the engine returned no value for a prefix")

@@ -56,7 +56,9 @@ def check_version() -> None:
     """Raises ConfigError if the installed vLLM is not VERSION."""
     installed = vllm.__version__.partition("+")[0]
     if installed != VERSION:
-        raise ConfigError(f"vLLM {installed} is installed; cdserve is made for {VERSION}")
+        raise ConfigError(
+            f"vLLM {installed} is installed; this version of cdserve requires vLLM {VERSION}"
+        )
 
 
 def use_one_process(args: Any) -> None:

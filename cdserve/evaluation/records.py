@@ -63,7 +63,7 @@ class Record:
         try:
             return cls(**{name: value for name, value in fields.items() if name != "id"})
         except TypeError as error:
-            raise ConfigError(f"a record was from another version of cdserve: {error}") from error
+            raise ConfigError(f"a record is from another version of cdserve: {error}") from error
 
     def written(self) -> dict[str, Any]:
         """The fields for a journal."""

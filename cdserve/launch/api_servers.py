@@ -76,7 +76,7 @@ def serve(
     if envs.VLLM_ALLOW_RUNTIME_LORA_UPDATING:
         raise ConfigError(
             f"--api-server-count is {count}; VLLM_ALLOW_RUNTIME_LORA_UPDATING needs 1: an adapter "
-            "would be loaded in one of them"
+            "would be loaded in only one of them"
         )
     setup_multiprocess_prometheus()
     for one in _SIGNALS:

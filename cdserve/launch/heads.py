@@ -103,7 +103,7 @@ def _read(kind: type[Head], key: str, path: str, reward: ValueHeadReward, model:
     if config.layer != -1 or not config.post_norm:
         raise ConfigError(
             f"{key}: the head reads layer {config.layer}, post_norm {config.post_norm}; the engine "
-            "has layer -1 after the final norm"
+            "provides only layer -1, after the final norm"
         )
     return config
 

@@ -124,11 +124,11 @@ class ModelEngine:
         task = "classify" if self._marker is None else "token_classify"
         raw = PoolingParams(task=task, use_activation=False)
         outputs: list[Any] = []
-        async for made in self._engine.encode(
+        async for output in self._engine.encode(
             tokens_input(token_ids), raw, f"reward-{random_uuid()}"
         ):
-            outputs = made.outputs.data.tolist()
-            self._cached_tokens.inc(made.num_cached_tokens)
+            outputs = output.outputs.data.tolist()
+            self._cached_tokens.inc(output.num_cached_tokens)
         self._tokens.inc(len(token_ids))
         if self._marker is None:
             return [outputs]
@@ -140,10 +140,10 @@ def tokens(tokenizer: Any, dialogue: Dialogue) -> list[int]:
     if getattr(tokenizer, "chat_template", None) is None:
         plain: list[int] = tokenizer.encode(dialogue.text)
         return plain
-    found: list[int] = tokenizer.apply_chat_template(
+    templated: list[int] = tokenizer.apply_chat_template(
         json.loads(dialogue.messages), tokenize=True, return_dict=False
     )
-    return found
+    return templated
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,7 +274,9 @@ def _engine_args(name: str, reward: RewardModelReward) -> AsyncEngineArgs:
     except (ArgumentError, ValueError) as error:
         raise ConfigError(f"{key}: {error}") from error
     if unknown:
-        raise ConfigError(f"{key} has {safe_repr(unknown[0])}, which is no flag of vLLM's engine")
+        raise ConfigError(
+            f"{key} has {safe_repr(unknown[0])}, which is not a flag of vLLM's engine"
+        )
     known.model = reward.model
     known.runner = "pooling"
     use_one_process(known)

@@ -52,12 +52,12 @@ def _check_servers(args: Namespace, settings: Settings) -> None:
     if count is None or count == 1:
         return
     if count < 1:
-        raise ConfigError(f"--api-server-count is {count}; cdserve serves with at least 1")
+        raise ConfigError(f"--api-server-count is {count}; it must be at least 1")
     for name, reward in settings.rewards.items():
         if reward.kind == "reward_model":
             raise ConfigError(
                 f"--api-server-count is {count}; the engine of reward model {name!r} belongs to "
-                "one API server: serve with 1, or with replicas"
+                "one API server: use 1 API server, or replicas"
             )
 
 

@@ -70,9 +70,9 @@ def runner_v2() -> bool:
 
 def _check(args: Namespace, settings: Settings, heads: Heads) -> None:
     for name, reason in _UNFIT.items():
-        if found := getattr(args, name):
+        if value := getattr(args, name):
             flag = "--" + name.replace("_", "-")
-            raise ConfigError(f"{flag} is {found}; heads and members cannot work with it: {reason}")
+            raise ConfigError(f"{flag} is {value}; heads and members cannot work with it: {reason}")
     if args.worker_cls != "auto":
         raise ConfigError(
             f"--worker-cls is {args.worker_cls}; heads and members need cdserve's own "
@@ -82,12 +82,12 @@ def _check(args: Namespace, settings: Settings, heads: Heads) -> None:
     if tied and args.tensor_parallel_size > 1:
         raise ConfigError(
             f"--tensor-parallel-size is {args.tensor_parallel_size}; the tied Q-head {tied[0]} "
-            "reads the whole LM head, which is in parts then: use a lowrank one"
+            "reads the whole LM head, which is sharded with tensor parallelism; use a lowrank head"
         )
     if (settings.members or settings.likelihoods) and args.pipeline_parallel_size > 1:
         raise ConfigError(
             f"--pipeline-parallel-size is {args.pipeline_parallel_size}; members and rewards of "
-            "log-likelihoods need the base whole, which is in stages then"
+            "log-likelihoods need the whole base model on one stage"
         )
     if (settings.members or settings.likelihoods) and args.enable_lora:
         raise ConfigError(
@@ -109,8 +109,8 @@ def _check_graphs(mode: CUDAGraphMode | None, settings: Settings, heads: Heads) 
     if heads.values.paths and mode.mixed_mode() == CUDAGraphMode.FULL:
         raise ConfigError(
             f"--compilation-config has cudagraph_mode {mode.name}; with value heads it can be "
-            "FULL_AND_PIECEWISE, FULL_DECODE_ONLY, PIECEWISE or NONE: values of each token of a "
-            "prompt are read in the pass that computes it, which a graph of the pass leaves out"
+            "FULL_AND_PIECEWISE, FULL_DECODE_ONLY, PIECEWISE or NONE: a full graph would skip "
+            "the values of each token of a prompt"
         )
 
 

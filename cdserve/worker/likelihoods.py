@@ -142,8 +142,8 @@ class Likelihoods:
         They do not after a preemption, or if the slot held another request.
         """
         same = (self._request[slots] == requests) & (self._at[slots] == tokens)
-        found: Masks = same & self._known[slots]
-        return found
+        continues: Masks = same & self._known[slots]
+        return continues
 
     def _store(
         self, slots: Ints, requests: Ints, tokens: Ints, known: Masks, logits: Logits
@@ -205,5 +205,5 @@ class Likelihoods:
         """Writes the sums of prefixes that are known."""
         if self._reports:
             table = np.where(known, destinations.table, _NEVER)
-            taken = partial(self._tables.write, destinations._replace(table=table), lengths)
-            self._back.submit(sums.float(), taken)
+            deliver = partial(self._tables.write, destinations._replace(table=table), lengths)
+            self._back.submit(sums.float(), deliver)

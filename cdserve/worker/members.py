@@ -29,8 +29,8 @@ def architecture(name: str) -> type:
         raise AttributeError(name)
     module, cls = _VLLM_MODELS[name][:2]
     folder = module if module.startswith("vllm.") else f"vllm.model_executor.models.{module}"
-    found: type = getattr(importlib.import_module(folder), cls)
-    return found
+    model: type = getattr(importlib.import_module(folder), cls)
+    return model
 
 
 class Members(nn.Module):

@@ -116,7 +116,7 @@ class _Aligned:
         return self._steerer[0].steer(logits, own, steered, members, lm_head(self))
 
     def _members_of(self, by_member: Logits | None, behind: torch.Tensor) -> MemberLogits:
-        """Returns members' logits of rows, from those of all rows if by_member."""
+        """Members' logits by rows: taken from ``by_member`` if given, otherwise computed."""
 
         def of(rows: torch.Tensor) -> Logits:
             if by_member is None:

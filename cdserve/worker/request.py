@@ -34,8 +34,8 @@ class WorkerRequest:
         tilt: tilt by Q; None for no tilt.
         mix: logit weight by model, ``base`` included; None for the base model's own logits.
         path_kl: where the KL along the request's path is written, in nats; None to write none.
-        kl_budget: upper bound on the KL along the path, in nats. A step that would exceed it is not
-            steered. None for no bound.
+        kl_budget: upper bound on the KL along the path, in nats; needs ``path_kl``. A step that
+            would exceed it is not steered. None for no bound.
         loglik: where summed log p of tokens is written, in nats; None to sum none.
         loglik_start: tokens before the first whose log p is summed; None to sum drawn tokens.
         loglik_models: models whose log p is summed. They run even where ``loglik`` is None: later
@@ -51,6 +51,11 @@ class WorkerRequest:
     loglik: Ticket | None = None
     loglik_start: int | None = None
     loglik_models: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a budget without a path, which nothing would measure."""
+        if self.kl_budget is not None and self.path_kl is None:
+            raise ValueError("kl_budget needs path_kl: the worker measures the KL that it writes")
 
     @property
     def steered(self) -> bool:

@@ -193,7 +193,7 @@ class RowTable:
             tokens: prompt and drawn tokens so far; more than the prompt after a preemption.
             carried: KL of the path so far in nats, and steps that the budget left unsteered.
         """
-        self.clear(slot)
+        self._renew(slot)
         tilt, mix, length = request.tilt, request.mix or {}, request.value_length
         if request.values is not None:
             self._scored_at[slot] = prompt_length if length is None else length
@@ -215,12 +215,16 @@ class RowTable:
 
     def clear(self, slot: int) -> None:
         """Empties a slot; a request without a ``WorkerRequest`` may take it."""
+        self._renew(slot)
+        for tickets in (self._values, self._path_kl, self._loglik):
+            tickets.assign(slot, None)
+
+    def _renew(self, slot: int) -> None:
+        """Gives a slot a new request number, and nothing to do."""
         self._assigned += 1
         self._requests[slot] = self._assigned
         self._flags[slot] = 0
         self._scored_at[slot] = _NEVER
-        for tickets in (self._values, self._path_kl, self._loglik):
-            tickets.assign(slot, None)
 
     def _flags_of(self, request: WorkerRequest) -> int:
         bounded = request.kl_budget is not None and request.kl_budget < np.inf

@@ -81,9 +81,9 @@ class TailScheduler(Scheduler):  # type: ignore[misc]
         return (
             self._active
             and params is not None
-            and _continues(WorkerRequest.of(params.extra_args))
             and not request.mm_features
             and self.kv_cache_manager.prefix_cache_lookup_enabled(request)
+            and _continues(WorkerRequest.of(params.extra_args))
         )
 
     def _hashes(self, request: Request, start: int) -> Iterator[BlockHash]:

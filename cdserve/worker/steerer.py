@@ -189,7 +189,7 @@ class Steerer:
     ) -> None:
         """Steers rows in place in one launch; adds the KL to their paths if it is measured.
 
-        The KL is by_size only after the logits are changed. Rows with a budget are therefore copied
+        The KL is known only after the logits are changed. Rows with a budget are therefore copied
         first, and restored where the step would exceed the budget.
 
         Args:

@@ -71,12 +71,12 @@ def _rows(count: int, flags: int, columns: Sequence[int], width: int, members: i
 
 def _columns(heads: Sequence[QHead]) -> list[Sequence[int]]:
     """Columns of each head alone, and of all heads."""
-    made: list[Sequence[int]] = []
+    columns: list[Sequence[int]] = []
     start = 0
     for head in heads:
-        made.append(range(start, start + len(head.config.rewards)))
-        start = made[-1][-1] + 1
-    return made + [range(start)] * (len(made) > 1)
+        columns.append(range(start, start + len(head.config.rewards)))
+        start = columns[-1][-1] + 1
+    return columns + [range(start)] * (len(columns) > 1)
 
 
 def _sizes(most: int) -> list[int]:

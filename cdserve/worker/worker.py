@@ -59,5 +59,5 @@ def __getattr__(name: str) -> type:
     if name != "Worker":
         raise AttributeError(name)
     base = resolve_obj_by_qualname(_BASES.get(current_platform.device_type, _BASE))
-    globals()[name] = made = type(name, (_Delivering, base), {"__module__": __name__})
-    return made
+    globals()[name] = worker = type(name, (_Delivering, base), {"__module__": __name__})
+    return worker

@@ -69,6 +69,15 @@ def test_kl_budget_of_zero_is_the_base_model(client: OpenAI) -> None:
             assert held.choices[0].text == plain
 
 
+def test_kl_budget_holds_without_a_report(client: OpenAI) -> None:
+    """Nothing else makes the worker measure the KL."""
+    plain = complete(client, {"method": "none"}).choices[0].text
+    for policy in POLICIES.values():
+        if "k" not in policy:
+            held = complete(client, {**policy, "kl_budget": 0, "report": "none"})
+            assert held.choices[0].text == plain
+
+
 def test_best_of_n_draws_the_most_that_the_kl_budget_allows(client: OpenAI) -> None:
     policy = {"method": "best_of_n", "n": 16, "kl_budget": 1.0, "report": "trace"}
     report = complete(client, policy).alignment
@@ -104,7 +113,7 @@ class TestOperator:
         assert error.value.param == "alignment.kl_budget"
 
     def test_methods_without_a_budget_are_refused_under_an_operator_budget(self) -> None:
-        with pytest.raises(PolicyError, match=r"keeps no KL budget.* at 2 nats") as error:
+        with pytest.raises(PolicyError, match=r"does not support a KL budget.* at 2 nats") as error:
             limited(2.0).resolve({"method": "best_of_poisson", "mu": 1.0})
         assert error.value.param == "alignment.method"
 

@@ -207,7 +207,11 @@ class TestErrors:
         ("policy", "param", "words"),
         [
             ({"method": "logit_mixing"}, "alignment.weights", ["weights and recipe"]),
-            ({**HALF, **by("rescale", tuned="tuned", ratio=1.0)}, "alignment.recipe", ["not both"]),
+            (
+                {**HALF, **by("rescale", tuned="tuned", ratio=1.0)},
+                "alignment.recipe",
+                ["exactly one"],
+            ),
             (mixing(base=0.0), "alignment.weights", ["all weights are 0"]),
             (mixing(other=1.0), "alignment.weights", ["'other'", "base, ref, tuned"]),
             (mixing(base=2.0, tuned=-1.0), "alignment.weights", ["-1", "allow_negative_weights"]),

@@ -3,6 +3,7 @@
 import json
 from dataclasses import fields
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,14 +17,18 @@ TICKETS = st.none() | st.builds(Ticket, NAMES, COUNTS, COUNTS, st.integers(1, 10
 TILTS = st.builds(
     RowTilt, st.dictionaries(st.integers(0, 99), WEIGHTS), st.none() | st.integers(1, 10**6)
 )
+BUDGETS = st.builds(
+    lambda path_kl, nats: {"path_kl": path_kl, "kl_budget": None if path_kl is None else nats},
+    TICKETS,
+    st.none() | st.floats(0, 1e6),
+)
 REQUESTS = st.builds(
-    WorkerRequest,
+    lambda path, **others: WorkerRequest(**path, **others),
+    BUDGETS,
     values=TICKETS,
     value_length=st.none() | COUNTS,
     tilt=st.none() | TILTS,
     mix=st.none() | st.dictionaries(NAMES, WEIGHTS),
-    path_kl=TICKETS,
-    kl_budget=st.none() | st.floats(0, 1e6),
     loglik=TICKETS,
     loglik_start=st.none() | COUNTS,
     loglik_models=st.lists(NAMES, unique=True).map(tuple),
@@ -59,3 +64,8 @@ def test_extra_args_without_a_request_have_none() -> None:
 @given(request=REQUESTS)
 def test_members_are_the_models_of_mix_and_loglik_without_the_base(request: WorkerRequest) -> None:
     assert request.members == {*(request.mix or {}), *request.loglik_models} - {"base"}
+
+
+def test_kl_budget_without_a_path_is_refused() -> None:
+    with pytest.raises(ValueError, match="kl_budget needs path_kl"):
+        WorkerRequest(kl_budget=1.0)
