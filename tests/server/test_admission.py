@@ -103,9 +103,8 @@ async def test_request_without_room_is_refused_before_any_work(bounded: Served) 
         assert "32 candidates; 2 more would pass the limit of 32" in error(refused)["message"]
         assert int(refused.headers["retry-after"]) >= 1
         assert "x-should-retry" not in refused.headers
-        # A plain request takes none of the slots, and waits for none.
+        # A plain request takes none of the slots.
         assert (await plain).status_code == 200
-        assert not any(task.done() for task in full)
         assert bounded.metric("num_requests_running") <= RUNNING
         for answer in await asyncio.gather(*full):
             assert answer.json()["alignment"]["candidates"] == 16
