@@ -132,12 +132,11 @@ class Batch:
     def _request(self, kind: str, row: int) -> Any:
         asked = KINDS[kind][row % len(KINDS[kind])]
         values, path_kl, loglik = self._tables
-        request = WorkerRequest(**asked)
+        steered = "tilt" in asked or "mix" in asked
+        request = WorkerRequest(path_kl=path_kl.acquire() if steered else None, **asked)
         if kind.startswith("values"):
             length = request.value_length or AT
             request = replace(request, value_length=length, values=values.acquire())
-        if request.steered:
-            request = replace(request, path_kl=path_kl.acquire())
         if kind == "log-likelihood":
             request = replace(request, loglik=loglik.acquire(), loglik_models=MODELS)
         extra = None if request == WorkerRequest() else request.added_to(None)
