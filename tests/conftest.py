@@ -41,7 +41,6 @@ SLOW = [
         "launch/test_process_reward_model.py",
         "ray_serve/test_deployment.py",
         "server/test_killed_server.py",
-        "server/test_tensor_parallel.py",
         "training/test_rollouts.py",
         "v2",
         "value_heads/kernels/test_interpreter.py",
