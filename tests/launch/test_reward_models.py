@@ -109,7 +109,7 @@ def test_no_engine_starts_without_reward_models(folder: Path) -> None:
             [{"output": 0}, {"output": 1, "max_batch": 8}],
             r"rewards\.r1\.max_batch is 8; rewards\.r0, .* has 32",
         ),
-        ([{"engine": {"max_len": 8}}], r"rewards\.r0\.engine has '--max-len', which is no flag"),
+        ([{"engine": {"max_len": 8}}], r"rewards\.r0\.engine has '--max-len', which is not a flag"),
         ([{"engine": {"max_model_len": "many"}}], r"rewards\.r0\.engine: .*--max-model-len"),
         ([{"engine": {"runner": "generate"}}], r"engine\.runner is 'generate'; cdserve sets it"),
         ([{"model": str(MODEL_DIR)}], "LlamaForCausalLM; a model for sequence classification"),
