@@ -24,13 +24,11 @@ check: $(STAMP)
 	wait $$others; rest=$$?; cat .venv/check.log; \
 	case "$$wire $$rest" in "0 0"|"0 5"|"5 0") ;; *) exit 1;; esac  # 5: none chosen
 
-# Three processes, since tests wait for servers much of their time: on the served demo, slow ones, others.
 test: $(STAMP)
-	@$(BIN)/python -m pytest -m "slow and not v2" $(ARGS) > .venv/slow.log 2>&1 & slow=$$!; \
-	$(BIN)/python -m pytest -m "not server and not slow and not v2" $(ARGS) > .venv/others.log 2>&1 & others=$$!; \
-	$(BIN)/python -m pytest -m "server and not slow and not v2" $(ARGS); served=$$?; \
-	wait $$others; others=$$?; cat .venv/others.log; wait $$slow; slow=$$?; cat .venv/slow.log; \
-	case "$$served $$others $$slow" in *[!05\ ]*|"5 5 5") exit 1;; esac  # 5: none chosen
+	@$(BIN)/python -m pytest -m "not server and not v2" $(ARGS) > .venv/tests.log 2>&1 & others=$$!; \
+	$(BIN)/python -m pytest -m "server and not v2" $(ARGS); served=$$?; \
+	wait $$others; rest=$$?; cat .venv/tests.log; \
+	case "$$served $$rest" in "0 0"|"0 5"|"5 0") ;; *) exit 1;; esac  # 5: none chosen
 
 test-v2: $(STAMP)
 	$(BIN)/python -m tests.v2.suite $(ARGS)

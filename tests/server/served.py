@@ -58,6 +58,8 @@ class Served:
         self._environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(filter(None, path)),
             "VLLM_ENABLE_RESPONSES_API_STORE": "1",
+            # Clients close idle connections first: none is closed just as a request is sent on it.
+            "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "600",
             FOLDER: str(folder),
         }
         self.gate = Gate(folder)

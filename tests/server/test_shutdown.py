@@ -23,7 +23,7 @@ LATE: dict[str, dict[str, Any]] = {
     "/v1/messages/count_tokens": {"messages": TALK},
     "/v1/alignment/score": {"prompt": PROMPT, "responses": ["Good."]},
 }
-pytestmark = pytest.mark.server  # with servers of its own, in the process of the served demo
+pytestmark = pytest.mark.server  # with servers of its own, in the process of tests marked `server`
 
 
 def settings() -> dict[str, Any]:
