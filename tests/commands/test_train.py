@@ -19,6 +19,8 @@ from value_heads import (
 )
 from value_heads import training as fitting
 
+pytestmark = pytest.mark.server  # starts engines: so the two processes take as long
+
 FLAGS = (
     *("--dtype", "float32", "--max-model-len", "512", "--enforce-eager"),
     *("--kv-cache-memory-bytes", str(256 << 20), "--block-size", "32"),

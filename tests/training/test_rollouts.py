@@ -11,6 +11,8 @@ from cdserve.errors import ConfigError
 from cdserve.prompts import encode, read_prompts
 from cdserve.training.rollouts import Rollout, RolloutSampling, Sampler, read
 
+pytestmark = pytest.mark.server  # starts engines: so the two processes take as long
+
 FLAGS = (
     *("--dtype", "float32", "--max-model-len", "512", "--enforce-eager"),
     *("--kv-cache-memory-bytes", "268435456", "--block-size", "32"),
