@@ -19,7 +19,7 @@ from value_heads import (
 )
 from value_heads import training as fitting
 
-pytestmark = pytest.mark.server  # starts engines: so the two processes take as long
+pytestmark = pytest.mark.server  # starts engines; balances the two processes
 
 FLAGS = (
     *("--dtype", "float32", "--max-model-len", "512", "--enforce-eager"),

@@ -11,7 +11,7 @@ import torch
 from cdserve.demo import MODEL_DIR
 from value_heads import ValueHead, check_base
 
-pytestmark = pytest.mark.server  # starts engines: so the two processes take as long
+pytestmark = pytest.mark.server  # starts engines; balances the two processes
 
 PAGE = Path(__file__).parents[2] / "docs" / "heads.md"
 

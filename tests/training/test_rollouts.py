@@ -11,7 +11,7 @@ from cdserve.errors import ConfigError
 from cdserve.prompts import encode, read_prompts
 from cdserve.training.rollouts import Rollout, RolloutSampling, Sampler, read
 
-pytestmark = pytest.mark.server  # starts engines: so the two processes take as long
+pytestmark = pytest.mark.server  # starts engines; balances the two processes
 
 FLAGS = (
     *("--dtype", "float32", "--max-model-len", "512", "--enforce-eager"),
