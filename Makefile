@@ -46,7 +46,7 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 demo: $(STAMP)
-	$(BIN)/python -m cdserve.demo.build
+	$(BIN)/python -m cdserve.demo.tiny.build
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/overhead.py $(ARGS)

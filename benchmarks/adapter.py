@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from cdserve.demo import MODEL_DIR
+from cdserve.demo.tiny import MODEL_DIR
 
 _RANK = 8
 _TARGETS = ("q_proj", "v_proj")

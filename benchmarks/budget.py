@@ -18,7 +18,7 @@ from openai import AsyncOpenAI
 from quality import mean_ci
 from server import Server
 
-from cdserve.demo.reward import sentiment_gold
+from cdserve.demo.tiny.reward import sentiment_gold
 
 TOKENS = 192
 BUDGETS = (0.0, 1.0, 2.0, 4.0, 6.0, 12.0, None)

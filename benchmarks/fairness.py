@@ -22,7 +22,7 @@ import httpx2
 from models import machine
 from server import Server
 
-from cdserve.demo import DEMO_DIR
+from cdserve.demo.tiny import DEMO_DIR
 
 SETTINGS = {"off": 100_000, "default": None, "64": 64, "16": 16}
 """Values of ``admission.max_running``."""

@@ -23,7 +23,7 @@ from models import machine
 from quality import MAX_TOKENS, Answer, Evaluation, mean_ci
 from server import Server
 
-from cdserve.demo import DEMO_DIR, HEAD_DIR, MODEL_DIR, PROMPTS_PATH, Q_HEAD_DIR, TUNED_DIR
+from cdserve.demo.tiny import DEMO_DIR, HEAD_DIR, MODEL_DIR, PROMPTS_PATH, Q_HEAD_DIR, TUNED_DIR
 
 matplotlib.use("svg")
 from matplotlib import pyplot as plt

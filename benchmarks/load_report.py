@@ -78,12 +78,12 @@ Both tools send a policy in one field of the body, as any client does:
 
 ```sh
 vllm bench serve --backend openai --base-url http://localhost:8000 --model demo \\
-  --tokenizer cdserve/demo/artifacts/model --dataset-name random \\
+  --tokenizer cdserve/demo/tiny/artifacts/model --dataset-name random \\
   --random-input-len 32 --random-output-len 64 --num-prompts 32 --max-concurrency 8 \\
   --percentile-metrics ttft,itl,e2el --goodput ttft:2000 e2el:5000 \\
   --extra-body '{{"alignment": {{"method": "blockwise_cd", "k": 4, "m": 16}}}}'
 
-guidellm run --tokenizer kind=huggingface_auto,model=cdserve/demo/artifacts/model \\
+guidellm run --tokenizer kind=huggingface_auto,model=cdserve/demo/tiny/artifacts/model \\
   --backend '{{"kind": "openai_http", "target": "http://localhost:8000", "model": "demo",
     "request_format": "/v1/completions",
     "extras": {{"body": {{"alignment": {{"method": "blockwise_cd", "k": 4, "m": 16}}}}}}}}' \\

@@ -12,7 +12,7 @@ import vllm
 import yaml
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from cdserve.demo import HEAD_DIR, MODEL_DIR, Q_HEAD_DIR, REF_DIR, TUNED_DIR
+from cdserve.demo.tiny import HEAD_DIR, MODEL_DIR, Q_HEAD_DIR, REF_DIR, TUNED_DIR
 from value_heads import Head, HeadConfig, QHead, ValueHead
 
 _ENGINE = {

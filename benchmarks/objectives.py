@@ -23,8 +23,8 @@ from openai import AsyncOpenAI
 from quality import MAX_TOKENS, mean_ci
 from server import Server
 
-from cdserve.demo import HEAD_DIR
-from cdserve.demo.reward import sentiment_gold
+from cdserve.demo.tiny import HEAD_DIR
+from cdserve.demo.tiny.reward import sentiment_gold
 
 matplotlib.use("svg")
 from matplotlib import pyplot as plt

@@ -21,8 +21,8 @@ from typing import Any
 from openai import AsyncOpenAI
 from server import Server
 
-from cdserve.demo import DEMO_DIR, PROMPTS_PATH
-from cdserve.demo.reward import sentiment_gold
+from cdserve.demo.tiny import DEMO_DIR, PROMPTS_PATH
+from cdserve.demo.tiny.reward import sentiment_gold
 
 MAX_TOKENS = 192
 POLICIES: dict[str, dict[str, Any] | None] = {

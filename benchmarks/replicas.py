@@ -40,7 +40,7 @@ from models import machine
 from ray import serve
 from server import Server, free_port, runs_model, totals
 
-from cdserve.demo import DEMO_DIR
+from cdserve.demo.tiny import DEMO_DIR
 from cdserve.ray_serve import app
 from cdserve.ray_serve.deployment import Arguments
 

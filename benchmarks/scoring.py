@@ -24,8 +24,8 @@ from frontier import held_out, written
 from models import machine
 from server import Server
 
-from cdserve.demo import HEAD_DIR
-from cdserve.demo.build.reward_model import make_reward_model
+from cdserve.demo.tiny import HEAD_DIR
+from cdserve.demo.tiny.build.reward_model import make_reward_model
 
 K, M = 8, 32
 MAX_TOKENS = 128

@@ -33,7 +33,7 @@ from server import Server, totals
 from soak_answers import Answer, ask, judged
 from soak_requests import ADAPTER, CAPACITY, Asked, Requests
 
-from cdserve.demo import DEMO_DIR
+from cdserve.demo.tiny import DEMO_DIR
 
 Samples = Mapping[tuple[str, str], float]
 """Counts by metric name and outcome."""

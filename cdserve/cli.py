@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cdserve.commands import collect, evaluate, heads
-from cdserve.demo import DEMO_DIR
+from cdserve.demo.tiny import DEMO_DIR
 from cdserve.errors import ConfigError, EngineError
 
 _DESCRIPTION = """Serve a model with alignment decoding on vLLM.

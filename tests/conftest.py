@@ -21,7 +21,7 @@ from hypothesis import HealthCheck
 from hypothesis import settings as of_hypothesis
 from openai import OpenAI
 
-from cdserve.demo.build.reward_model import make_reward_model
+from cdserve.demo.tiny.build.reward_model import make_reward_model
 
 from .server.served import Served, demo_settings
 from .v2 import mode

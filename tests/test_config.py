@@ -46,7 +46,7 @@ class TestFile:
                 rewards:
                   sentiment: {kind: value_head, path: some/head, output: sentiment}
                   brevity: {kind: length, target: 64, tolerance: 8}
-                  gold: {kind: python, callable: "cdserve.demo.reward:sentiment_gold"}
+                  gold: {kind: python, callable: "cdserve.demo.tiny.reward:sentiment_gold"}
                 default_reward: sentiment
                 presets: {safe: {method: blockwise_cd, k: 8, m: 32}}
                 limits: {max_n: 16}

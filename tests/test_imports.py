@@ -28,8 +28,8 @@ LIGHT = [
     "cdserve.worker.request",
     "cdserve.worker.rows",
     "cdserve.worker.register",
-    "cdserve.demo",
-    "cdserve.demo.reward",
+    "cdserve.demo.tiny",
+    "cdserve.demo.tiny.reward",
     "cdserve.ray_serve.proxy",
     "cdserve.cli",
 ]
@@ -95,7 +95,7 @@ def imported(package: str, *targets: str) -> list[str]:
 def test_import_walk_finds_known_imports() -> None:
     assert imported("cdserve.worker", "cdserve.shared_table")
     assert imported("cdserve.engine", "vllm")
-    assert imported("cdserve.demo", "cdserve.demo.lexicon")  # a relative import
+    assert imported("cdserve.demo.tiny", "cdserve.demo.tiny.lexicon")  # a relative import
 
 
 @pytest.mark.parametrize("module", PURE)

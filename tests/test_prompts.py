@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from cdserve.demo import MODEL_DIR
+from cdserve.demo.tiny import MODEL_DIR
 from cdserve.errors import ConfigError
 from cdserve.prompts import encode, read_prompts, text_of
 

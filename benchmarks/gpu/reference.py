@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cdserve.demo import HEAD_DIR, MODEL_DIR, Q_HEAD_DIR, REF_DIR, TUNED_DIR
-from cdserve.demo.build.folders import load_model, load_tokenizer
+from cdserve.demo.tiny import HEAD_DIR, MODEL_DIR, Q_HEAD_DIR, REF_DIR, TUNED_DIR
+from cdserve.demo.tiny.build.folders import load_model, load_tokenizer
 from value_heads import QHead, ValueHead, centred_on_top_k, kl
 
 from .served import DPO_BETA

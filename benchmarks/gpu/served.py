@@ -12,7 +12,7 @@ from typing import Any
 import httpx2
 from server import Server
 
-from cdserve.demo import DEMO_DIR
+from cdserve.demo.tiny import DEMO_DIR
 
 _BENCHMARKS = Path(__file__).parents[1]
 _TIMEOUT = 600

@@ -29,8 +29,8 @@ from benchmarks.peers.optillm import Proxy
 from benchmarks.peers.report import markdown, summary, write
 from benchmarks.peers.rows import ROWS, Row
 from benchmarks.server import Server, totals
-from cdserve.demo import DEMO_DIR
-from cdserve.demo.build.subjects import films, products
+from cdserve.demo.tiny import DEMO_DIR
+from cdserve.demo.tiny.build.subjects import films, products
 
 REWARDS = {"sentiment_gold": 1.0, "sentiment": 1.0}
 COUNTERS = {

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel
 
 from benchmarks.peers.driver import Answer, Method, Setting, serve, setting
-from cdserve.demo import HEAD_DIR, MODEL_DIR, Q_HEAD_DIR
+from cdserve.demo.tiny import HEAD_DIR, MODEL_DIR, Q_HEAD_DIR
 from value_heads import QHead, ValueHead
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cdserve.client.server import ServerArgs
-from cdserve.demo import DEMO_DIR
+from cdserve.demo.tiny import DEMO_DIR
 from cdserve.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cdserve.demo import DEMO_DIR
+from cdserve.demo.tiny import DEMO_DIR
 from cdserve.errors import ConfigError
 from cdserve.ray_serve.disconnect import CancelledAsDisconnect
 from cdserve.ray_serve.merged_metrics import merged

@@ -10,7 +10,7 @@ from load_report import markdown, page
 from load_tools import Load, Slo, guidellm_figures, vllm_bench, vllm_bench_figures
 from load_usage import Usage
 
-from cdserve.demo import MODEL_DIR
+from cdserve.demo.tiny import MODEL_DIR
 from tests.server.served import Served
 
 RECORDED = Path(__file__).parent / "recorded"

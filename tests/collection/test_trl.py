@@ -8,7 +8,7 @@ import pytest
 
 from cdserve.collection.derive import derive
 from cdserve.collection.formats import FORMATS
-from cdserve.demo import MODEL_DIR
+from cdserve.demo.tiny import MODEL_DIR
 from tests.waiting import HANG_SECONDS
 
 from .samples import CHAT, SETTINGS, TEXT, job, response, result

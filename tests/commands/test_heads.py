@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from cdserve.cli import main
-from cdserve.demo import HEAD_DIR, MODEL_DIR, Q_HEAD_DIR, TUNED_DIR
+from cdserve.demo.tiny import HEAD_DIR, MODEL_DIR, Q_HEAD_DIR, TUNED_DIR
 from value_heads import ValueHead
 
 

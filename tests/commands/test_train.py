@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cdserve.cli import main
-from cdserve.demo import MODEL_DIR, PROMPTS_PATH
+from cdserve.demo.tiny import MODEL_DIR, PROMPTS_PATH
 from value_heads import (
     CachedRollouts,
     QHead,
@@ -25,7 +25,7 @@ FLAGS = (
     *("--dtype", "float32", "--max-model-len", "512", "--enforce-eager"),
     *("--kv-cache-memory-bytes", str(256 << 20), "--block-size", "32"),
 )
-GOLD = "cdserve.demo.reward:sentiment_gold"
+GOLD = "cdserve.demo.tiny.reward:sentiment_gold"
 TWO = ("--rewards", f"sentiment={GOLD}", "brevity=tests.commands.rewards:brevity")
 
 
@@ -249,7 +249,7 @@ class TestOnTheSameResponses:
             (("--max-tokens", "32"), "was made with max_tokens 160, not 32"),
             (("--per-prompt", "4"), "was made with per_prompt 3, not 4"),
             (("--rewards", "x=operator:truediv"), r"--rewards x failed on .*: TypeError"),
-            (("--rewards", "x=cdserve.demo.reward:nothing"), "cannot be imported"),
+            (("--rewards", "x=cdserve.demo.tiny.reward:nothing"), "cannot be imported"),
             (("--bounds", "0", "1"), r"--bounds requires 0 to 1"),
         ],
     )

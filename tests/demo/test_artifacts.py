@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from jinja2 import TemplateError
 from transformers import LlamaForCausalLM
 
-from cdserve.demo import (
+from cdserve.demo.tiny import (
     ARTIFACTS_DIR,
     HEAD_DIR,
     MODEL_DIR,
@@ -20,9 +20,9 @@ from cdserve.demo import (
     REPORT_PATH,
     TUNED_DIR,
 )
-from cdserve.demo.build.folders import load_model, load_tokenizer
-from cdserve.demo.build.tokenizer import VOCAB_SIZE
-from cdserve.demo.reward import sentiment
+from cdserve.demo.tiny.build.folders import load_model, load_tokenizer
+from cdserve.demo.tiny.build.tokenizer import VOCAB_SIZE
+from cdserve.demo.tiny.reward import sentiment
 from value_heads import QHead, ValueHead, check_base, correlation
 
 TOKENIZER = load_tokenizer(MODEL_DIR)

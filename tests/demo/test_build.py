@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cdserve.demo.build.folders import load_model
-from cdserve.demo.build.stages import QUICK, STAGES, run
+from cdserve.demo.tiny.build.folders import load_model
+from cdserve.demo.tiny.build.stages import QUICK, STAGES, run
 from value_heads import QHead, ValueHead, check_base
 
 

@@ -2,8 +2,8 @@ import itertools
 import json
 import random
 
-from cdserve.demo import PROMPTS_PATH
-from cdserve.demo.build.corpus import (
+from cdserve.demo.tiny import PROMPTS_PATH
+from cdserve.demo.tiny.build.corpus import (
     ASSISTANT,
     BOS,
     EOS,
@@ -12,8 +12,8 @@ from cdserve.demo.build.corpus import (
     draw_prompt,
     held_out_prompts,
 )
-from cdserve.demo.build.subjects import films, products
-from cdserve.demo.reward import sentiment
+from cdserve.demo.tiny.build.subjects import films, products
+from cdserve.demo.tiny.reward import sentiment
 
 
 def take(count: int, seed: int = 0, at_least: float = -1.0) -> list[str]:

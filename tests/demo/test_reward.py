@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdserve.demo.build.grammar import Review, write_review
-from cdserve.demo.build.subjects import films, products
-from cdserve.demo.lexicon import ADJECTIVES, MODIFIERS, PHRASES
-from cdserve.demo.reward import modified, sentiment, sentiment_gold, valences
+from cdserve.demo.tiny.build.grammar import Review, write_review
+from cdserve.demo.tiny.build.subjects import films, products
+from cdserve.demo.tiny.lexicon import ADJECTIVES, MODIFIERS, PHRASES
+from cdserve.demo.tiny.reward import modified, sentiment, sentiment_gold, valences
 
 
 @pytest.fixture(scope="module")
@@ -101,5 +101,7 @@ def test_reward_of_any_text_is_in_range(text: str) -> None:
 
 def test_importing_the_reward_loads_no_heavy_package() -> None:
     heavy = ("torch", "transformers", "tokenizers", "numpy", "vllm", "pydantic")
-    code = f"import sys, cdserve.demo.reward; sys.exit(bool(set({heavy!r}) & set(sys.modules)))"
+    code = (
+        f"import sys, cdserve.demo.tiny.reward; sys.exit(bool(set({heavy!r}) & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from cdserve.demo import MODEL_DIR
+from cdserve.demo.tiny import MODEL_DIR
 from value_heads import ValueHead, check_base
 
 pytestmark = pytest.mark.server  # starts engines; balances the two processes
@@ -44,7 +44,7 @@ def test_the_training_script_trains_a_head_that_predicts_its_reward(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.manual_seed(0)
-    shutil.copytree(MODEL_DIR, tmp_path / "cdserve" / "demo" / "artifacts" / "model")
+    shutil.copytree(MODEL_DIR, tmp_path / "cdserve" / "demo" / "tiny" / "artifacts" / "model")
     monkeypatch.chdir(tmp_path)
     space: dict[str, object] = {}
     exec(compile(code(), str(PAGE), "exec"), space)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cdserve.config import Settings
-from cdserve.demo import MODEL_DIR, TUNED_DIR
+from cdserve.demo.tiny import MODEL_DIR, TUNED_DIR
 from cdserve.errors import ConfigError
 from cdserve.launch.members import check_tokenizers
 

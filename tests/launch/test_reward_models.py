@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from cdserve.config import Settings
-from cdserve.demo import MODEL_DIR
-from cdserve.demo.build.folders import load_tokenizer
+from cdserve.demo.tiny import MODEL_DIR
+from cdserve.demo.tiny.build.folders import load_tokenizer
 from cdserve.errors import ConfigError, EngineError
 from cdserve.launch import reward_models
 from cdserve.launch.reward_models import RewardModels, plan, tokens

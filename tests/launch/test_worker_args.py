@@ -5,7 +5,7 @@ import re
 import pytest
 
 from cdserve.config import LogLikReward, RewardModelReward, Settings, ValueHeadReward
-from cdserve.demo import HEAD_DIR, MODEL_DIR, Q_HEAD_DIR, TUNED_DIR
+from cdserve.demo.tiny import HEAD_DIR, MODEL_DIR, Q_HEAD_DIR, TUNED_DIR
 from cdserve.errors import ConfigError
 from cdserve.launch import worker_args
 from cdserve.launch.heads import attach

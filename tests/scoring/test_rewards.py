@@ -87,7 +87,7 @@ class TestValueHead:
 
 class TestPython:
     def test_python_reward_gets_prompt_and_response(self) -> None:
-        reward = python("cdserve.demo.reward:sentiment_gold")
+        reward = python("cdserve.demo.tiny.reward:sentiment_gold")
         assert reward(response(text="")) == 0
         assert not reward.prefixes
         assert reward.reads_text
@@ -95,19 +95,19 @@ class TestPython:
     def test_python_reward_scores_prefixes_only_if_declared(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("cdserve.demo.reward.sentiment_gold", grumpy)
-        reward = python("cdserve.demo.reward:sentiment_gold", prefixes=True)
+        monkeypatch.setattr("cdserve.demo.tiny.reward.sentiment_gold", grumpy)
+        reward = python("cdserve.demo.tiny.reward:sentiment_gold", prefixes=True)
         assert reward.prefixes
         assert reward(response(finished=False, text="yo")) == -4
 
     def test_python_reward_becomes_a_float(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("cdserve.demo.reward.sentiment_gold", grumpy)
-        value = python("cdserve.demo.reward:sentiment_gold")(response(text="you"))
+        monkeypatch.setattr("cdserve.demo.tiny.reward.sentiment_gold", grumpy)
+        value = python("cdserve.demo.tiny.reward:sentiment_gold")(response(text="you"))
         assert (value, type(value)) == (-5, float)
 
     @pytest.mark.parametrize(
         "callable",
-        ["no_such_module:f", "math:no_such_function", "math.no:f", "cdserve.demo.reward:_"],
+        ["no_such_module:f", "math:no_such_function", "math.no:f", "cdserve.demo.tiny.reward:_"],
     )
     def test_python_reward_rejects_a_callable_that_cannot_be_imported(self, callable: str) -> None:
         with pytest.raises(ConfigError, match=r"rewards\.r\.callable.*cannot be imported"):

@@ -7,8 +7,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cdserve.demo import PROMPTS_PATH
-from cdserve.demo.reward import sentiment_gold
+from cdserve.demo.tiny import PROMPTS_PATH
+from cdserve.demo.tiny.reward import sentiment_gold
 
 from .served import Served
 

@@ -15,7 +15,7 @@ import httpx2
 import psutil
 import yaml
 
-from cdserve.demo import DEMO_DIR, HEAD_DIR, MODEL_DIR, Q_HEAD_DIR, REF_DIR, TUNED_DIR
+from cdserve.demo.tiny import DEMO_DIR, HEAD_DIR, MODEL_DIR, Q_HEAD_DIR, REF_DIR, TUNED_DIR
 from tests.waiting import HANG_SECONDS, until
 
 from .gate import FOLDER, Gate

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from cdserve.demo import MODEL_DIR
-from cdserve.demo.build.folders import load_tokenizer
+from cdserve.demo.tiny import MODEL_DIR
+from cdserve.demo.tiny.build.folders import load_tokenizer
 from value_heads import HeadConfig, QHead, ValueHead
 
 STATES = 6

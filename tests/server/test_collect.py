@@ -14,7 +14,7 @@ import yaml
 from cdserve.cli import main
 from cdserve.client.answers import Answer, Client
 from cdserve.client.journal import Journal
-from cdserve.demo import PROMPTS_PATH
+from cdserve.demo.tiny import PROMPTS_PATH
 
 from .served import Served
 

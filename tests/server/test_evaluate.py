@@ -12,13 +12,13 @@ import pytest
 from cdserve import kl
 from cdserve.cli import main
 from cdserve.client.answers import Client
-from cdserve.demo import PROMPTS_PATH
-from cdserve.demo.reward import sentiment
+from cdserve.demo.tiny import PROMPTS_PATH
+from cdserve.demo.tiny.reward import sentiment
 from cdserve.evaluation.plots import PLOTS
 
 from .served import Served
 
-GOLD = "cdserve.demo.reward:sentiment_gold"
+GOLD = "cdserve.demo.tiny.reward:sentiment_gold"
 CHAT = [{"role": "user", "content": "Write a review."}]
 POLICIES = (
     *("--policy", "best_of_n n=2,4"),

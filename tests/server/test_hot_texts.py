@@ -2,8 +2,8 @@
 
 from openai import OpenAI
 
-from cdserve.demo import MODEL_DIR
-from cdserve.demo.build.folders import load_tokenizer
+from cdserve.demo.tiny import MODEL_DIR
+from cdserve.demo.tiny.build.folders import load_tokenizer
 
 from .wire import BLOCKWISE, check_report, complete
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from openai import OpenAI
 
-from cdserve.demo import MODEL_DIR, Q_HEAD_DIR, REF_DIR, TUNED_DIR
-from cdserve.demo.build.folders import load_model
+from cdserve.demo.tiny import MODEL_DIR, Q_HEAD_DIR, REF_DIR, TUNED_DIR
+from cdserve.demo.tiny.build.folders import load_model
 from value_heads import QHead
 
 from .served import Served

@@ -8,7 +8,7 @@ import openai
 import pytest
 from openai import OpenAI
 
-from cdserve.demo.reward import sentiment_gold
+from cdserve.demo.tiny.reward import sentiment_gold
 
 PROMPT = 'Review of the film "The Glass Harbour":'
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from cdserve.demo import MODEL_DIR, Q_HEAD_DIR
-from cdserve.demo.build.folders import load_model
+from cdserve.demo.tiny import MODEL_DIR, Q_HEAD_DIR
+from cdserve.demo.tiny.build.folders import load_model
 from value_heads import QHead, centred_on_top_k
 
 BETA = 0.1

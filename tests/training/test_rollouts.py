@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from cdserve.demo import MODEL_DIR, PROMPTS_PATH
+from cdserve.demo.tiny import MODEL_DIR, PROMPTS_PATH
 from cdserve.errors import ConfigError
 from cdserve.prompts import encode, read_prompts
 from cdserve.training.rollouts import Rollout, RolloutSampling, Sampler, read

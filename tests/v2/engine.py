@@ -12,7 +12,7 @@ from vllm.inputs import TokensPrompt
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
 from cdserve.config import LogLikReward, LogRatioReward, Settings, ValueHeadReward
-from cdserve.demo import HEAD_DIR, MODEL_DIR, Q_HEAD_DIR, REF_DIR, TUNED_DIR
+from cdserve.demo.tiny import HEAD_DIR, MODEL_DIR, Q_HEAD_DIR, REF_DIR, TUNED_DIR
 from cdserve.launch import worker_args
 from cdserve.launch.heads import attach
 from cdserve.launch.vllm_args import parse

@@ -103,7 +103,7 @@ class TestRewards:
         )
 
     def test_reward_of_finished_texts_scores_the_returned_text(self, client: OpenAI) -> None:
-        from cdserve.demo.reward import sentiment_gold
+        from cdserve.demo.tiny.reward import sentiment_gold
 
         policy = {**BEST_OF_N, "rewards": {"sentiment_gold": 1.0}}
         answer = complete(client, policy)

@@ -6,9 +6,9 @@ import httpx2
 import pytest
 from openai import OpenAI
 
-from cdserve.demo import MODEL_DIR
-from cdserve.demo.build.folders import load_tokenizer
-from cdserve.demo.reward import sentiment
+from cdserve.demo.tiny import MODEL_DIR
+from cdserve.demo.tiny.build.folders import load_tokenizer
+from cdserve.demo.tiny.reward import sentiment
 from tests.server.wire import BEST_OF_N, BLOCKWISE, PROMPT, assert_close, chat, complete
 
 RESPONSES = [" I love it. The handle has a firm grip.", " It broke on the first day.", ""]
@@ -64,7 +64,7 @@ class TestAlignment:
     def test_alignment_reveals_no_files_of_the_operator(self, http: httpx2.Client) -> None:
         text = http.get("/v1/alignment").text
         assert str(MODEL_DIR.parent) not in text
-        assert "cdserve.demo.reward:" not in text
+        assert "cdserve.demo.tiny.reward:" not in text
 
 
 class TestModels:

@@ -11,8 +11,8 @@ import httpx2
 import pytest
 from anthropic import Anthropic
 
-from cdserve.demo import MODEL_DIR
-from cdserve.demo.build.folders import load_model
+from cdserve.demo.tiny import MODEL_DIR
+from cdserve.demo.tiny.build.folders import load_model
 from tests.server.faulty import SECRET
 from tests.server.served import Served, demo_settings
 from tests.server.wire import PROMPT

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from cdserve.demo import MODEL_DIR
-from cdserve.demo.build.folders import load_model
+from cdserve.demo.tiny import MODEL_DIR
+from cdserve.demo.tiny.build.folders import load_model
 from tests.server.served import Served, demo_settings
 from tests.server.tilted import TOKENWISE
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from openai import OpenAI
 
-from cdserve.demo import MODEL_DIR, REF_DIR, TUNED_DIR
-from cdserve.demo.build.folders import load_model, load_tokenizer
+from cdserve.demo.tiny import MODEL_DIR, REF_DIR, TUNED_DIR
+from cdserve.demo.tiny.build.folders import load_model, load_tokenizer
 from tests.server.served import Served
 from tests.server.wire import of_seeds
 

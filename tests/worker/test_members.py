@@ -10,7 +10,7 @@ from vllm.compilation import backends
 from vllm.compilation.caching import aot_compile_hash_factors
 from vllm.config import VllmConfig, get_current_vllm_config, set_current_vllm_config
 
-from cdserve.demo import MODEL_DIR
+from cdserve.demo.tiny import MODEL_DIR
 from cdserve.worker import members
 from cdserve.worker.members import Members
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from openai import OpenAI
 
-from cdserve.demo import HEAD_DIR, MODEL_DIR
-from cdserve.demo.build.folders import load_model, load_tokenizer
+from cdserve.demo.tiny import HEAD_DIR, MODEL_DIR
+from cdserve.demo.tiny.build.folders import load_model, load_tokenizer
 from tests.server.served import Served, demo_settings
 from tests.server.tilted import TOKENWISE, Tilted, check_tilted
 from tests.server.wire import blocks, complete

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cdserve.demo import Q_HEAD_DIR
+from cdserve.demo.tiny import Q_HEAD_DIR
 from cdserve.shared_table import SharedTable, Ticket
 from cdserve.worker.readback import ReadBack
 from cdserve.worker.request import RowTilt, WorkerRequest

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from cdserve.demo.lexicon import (
+from cdserve.demo.tiny.lexicon import (
     ADJECTIVES,
     COMPARISONS,
     FILM_ANECDOTES,
@@ -23,7 +23,7 @@ from cdserve.demo.lexicon import (
     VERDICTS,
     Lexicon,
 )
-from cdserve.demo.reward import modified
+from cdserve.demo.tiny.reward import modified
 
 from .subjects import Subject
 

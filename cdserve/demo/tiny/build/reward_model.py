@@ -1,4 +1,4 @@
-"""Make a small sentiment reward model: ``python -m cdserve.demo.build.reward_model OUT``.
+"""Make a small sentiment reward model: ``python -m cdserve.demo.tiny.build.reward_model OUT``.
 
 It is the demo's base model with a linear score instead of the output layer, in the format of
 Transformers' ``LlamaForSequenceClassification``. It is not among the artefacts; making it takes
@@ -19,8 +19,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from cdserve.demo import MODEL_DIR
-from cdserve.demo.reward import sentiment
+from cdserve.demo.tiny import MODEL_DIR
+from cdserve.demo.tiny.reward import sentiment
 
 from .corpus import draw_prompt
 from .folders import load_model, load_tokenizer

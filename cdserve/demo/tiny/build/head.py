@@ -59,7 +59,7 @@ def train_head(model: Path, cache: Path, heads: Path, name: str, recipe: Recipe)
         heads: parent folder of the heads.
     """
     shutil.rmtree(heads / name, ignore_errors=True)
-    gold = PythonReward(kind="python", callable="cdserve.demo.reward:sentiment_gold")
+    gold = PythonReward(kind="python", callable="cdserve.demo.tiny.reward:sentiment_gold")
     return train(
         TrainingJob(
             data=Data(
