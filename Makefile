@@ -5,7 +5,6 @@ BUILD ?= $(if $(shell nvidia-smi -L 2>/dev/null),gpu,cpu)
 
 BIN := .venv/bin
 STAMP := .venv/.installed-$(BUILD)
-CHECKED := not server and not v2 and not slow
 # uv does not read pip's find-links; without them, torch's own index has the CPU build.
 ifneq ($(PIP_FIND_LINKS),)
 export UV_FIND_LINKS := $(PIP_FIND_LINKS)
@@ -19,16 +18,10 @@ serve: $(STAMP)
 	$(BIN)/cdserve serve --port $(PORT) $(ARGS)
 
 check: $(STAMP)
-	@$(BIN)/python -m pytest -m "$(CHECKED)" --ignore=tests/wire $(ARGS) > .venv/check.log 2>&1 & others=$$!; \
-	$(BIN)/python -m pytest -m "$(CHECKED)" tests/wire $(ARGS); wire=$$?; \
-	wait $$others; rest=$$?; cat .venv/check.log; \
-	case "$$wire $$rest" in "0 0"|"0 5"|"5 0") ;; *) exit 1;; esac  # 5: none chosen
+	$(BIN)/python -m tests.parts check $(ARGS)
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest -m "not server and not v2" $(ARGS) > .venv/tests.log 2>&1 & others=$$!; \
-	$(BIN)/python -m pytest -m "server and not v2" $(ARGS); served=$$?; \
-	wait $$others; rest=$$?; cat .venv/tests.log; \
-	case "$$served $$rest" in "0 0"|"0 5"|"5 0") ;; *) exit 1;; esac  # 5: none chosen
+	$(BIN)/python -m tests.parts test $(ARGS)
 
 test-v2: $(STAMP)
 	$(BIN)/python -m tests.v2.suite $(ARGS)

@@ -1,7 +1,7 @@
-"""The served demo, started once a run for all tests that ask for it.
+"""The served demo, started once per run for all tests that ask for it.
 
-`make test` runs them in one process, and the others beside them in another. Each torch has one
-thread on any core: threads that wait for each other's core take many times as long.
+`make test` runs them in one process, next to others (tests/parts.py). Each torch has one thread on
+any core: threads that wait for each other's core take many times as long.
 """
 
 import os
@@ -39,8 +39,6 @@ SLOW = [
         "demo/test_build.py",
         "docs/test_heads.py",
         "launch/test_process_reward_model.py",
-        "ray_serve/test_deployment.py",
-        "server/test_killed_server.py",
         "training/test_rollouts.py",
         "v2",
         "value_heads/kernels/test_interpreter.py",
@@ -48,6 +46,10 @@ SLOW = [
     )
 ]
 """Tests that start engines or servers of their own, build the demo or interpret kernels."""
+REPLICAS = [TESTS / "ray_serve/test_deployment.py", TESTS / "server/test_killed_server.py"]
+"""Slow tests that wait for several engines most of the time."""
+FIRST_HALF = [WIRE, TESTS / "worker"]
+"""About half of `make check`, by processor time."""
 TOOLS = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
 EXTENSION = Path(__file__).parents[1] / "examples" / "extension"
 LIMITS = {"max_n": 16, "max_k": 8, "max_candidate_tokens": 8192}
@@ -66,9 +68,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks tests that need the server or are slow; skips what model runner V2 cannot run."""
+    paths = {"slow": SLOW, "replicas": REPLICAS, "first_half": FIRST_HALF}
     for item in items:
-        if any(path == item.path or path in item.path.parents for path in SLOW):
-            item.add_marker("slow")
+        for marker, places in paths.items():
+            if any(path == item.path or path in item.path.parents for path in places):
+                item.add_marker(marker)
         if "server" in getattr(item, "fixturenames", ()) and WIRE not in item.path.parents:
             item.add_marker("server")
         if mode.is_on() and (found := item.get_closest_marker("not_on_v2")):

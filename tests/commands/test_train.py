@@ -19,8 +19,6 @@ from value_heads import (
 )
 from value_heads import training as fitting
 
-pytestmark = pytest.mark.server  # starts engines; balances the two processes
-
 FLAGS = (
     *("--dtype", "float32", "--max-model-len", "512", "--enforce-eager"),
     *("--kv-cache-memory-bytes", str(256 << 20), "--block-size", "32"),

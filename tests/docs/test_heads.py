@@ -11,8 +11,6 @@ import torch
 from cdserve.demo.tiny import MODEL_DIR
 from value_heads import ValueHead, check_base
 
-pytestmark = pytest.mark.server  # starts engines; balances the two processes
-
 PAGE = Path(__file__).parents[2] / "docs" / "heads.md"
 
 

@@ -11,8 +11,6 @@ from cdserve.errors import ConfigError
 from cdserve.prompts import encode, read_prompts
 from cdserve.training.rollouts import Rollout, RolloutSampling, Sampler, read
 
-pytestmark = pytest.mark.server  # starts engines; balances the two processes
-
 FLAGS = (
     *("--dtype", "float32", "--max-model-len", "512", "--enforce-eager"),
     *("--kv-cache-memory-bytes", "268435456", "--block-size", "32"),
