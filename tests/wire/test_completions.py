@@ -22,10 +22,10 @@ class TestPlain:
     ) -> None:
         assert not hasattr(complete(client, policy), "alignment")
 
-    def test_plain_stream_has_a_chunk_per_token(self, client: OpenAI) -> None:
+    def test_plain_stream_is_the_same_text_in_several_chunks(self, client: OpenAI) -> None:
         chunks = list(complete(client, stream=True))
         assert joined(chunks) == complete(client).choices[0].text
-        assert len(chunks) > 10
+        assert len(chunks) > 1
 
 
 class TestReport:
