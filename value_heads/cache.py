@@ -71,13 +71,17 @@ class CachedRollouts(Sequence[Rollouts]):
     Args:
         folder, name: as for `ShardWriter`.
         rewards: float32 [B, G] of all responses of the set, in order; None for no reward, G = 0.
+        cut_ends: whether a response cut at a length limit counts as ended at its last token.
 
     Raises:
         FileNotFoundError: there is no shard.
         ValueError: the numbers of rewards and responses differ.
     """
 
-    def __init__(self, folder: Path, name: str, rewards: Tensor | None = None) -> None:
+    def __init__(
+        self, folder: Path, name: str, rewards: Tensor | None = None, *, cut_ends: bool = False
+    ) -> None:
+        self._cut_ends = cut_ends
         self._paths = shard_paths(folder, name)
         if not self._paths:
             raise FileNotFoundError(f"{folder} has no shard of {name}")
@@ -92,8 +96,8 @@ class CachedRollouts(Sequence[Rollouts]):
 
     @property
     def ended(self) -> Tensor:
-        """Which responses of the set ended by themselves, bool [B]; read without the states."""
-        return torch.cat([_read(path, "ended") for path in self._paths])
+        """Which responses of the set ended, bool [B]; read without the states."""
+        return torch.cat([_read(path, "ended") for path in self._paths]) | self._cut_ends
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -107,7 +111,9 @@ class CachedRollouts(Sequence[Rollouts]):
     def __getitem__(self, index: int | slice) -> Rollouts | list[Rollouts]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        return Rollouts(**load_file(self._paths[index]), rewards=self._rewards[index])
+        tensors = load_file(self._paths[index])
+        tensors["ended"] |= self._cut_ends
+        return Rollouts(**tensors, rewards=self._rewards[index])
 
 
 def shard_paths(folder: Path, name: str) -> list[Path]:

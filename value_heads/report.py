@@ -116,8 +116,8 @@ class HeadReport:
 
     Attributes:
         beta: beta of a soft head; None for a mean.
-        responses: number of responses that ended by themselves; everything but the Bellman residual
-            is measured on these.
+        responses: number of responses that ended or count as ended; everything but the Bellman
+            residual is measured on these.
         cut: number of responses that did not end, so that they have no reward.
         tokens: number of tokens of the responses that ended.
         pairs: compared pairs of responses: to the same prompt if any prompt has several, else any

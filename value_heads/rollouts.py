@@ -19,7 +19,7 @@ class Rollouts:
         lengths: int64 [B], tokens of each response, at least 1.
         rewards: float32 [B, G], raw; unread where the response did not end.
         ended: bool [B], whether the response ended by itself. A response cut at a length limit did
-            not, and has no reward.
+            not, and has no reward, unless it counts as ended (`CachedRollouts`).
         prompts: int64 [B], the prompt that each response answers.
     """
 

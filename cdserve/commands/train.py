@@ -57,6 +57,11 @@ def _add_data(group: "argparse._ArgumentGroup") -> None:
         help="reward functions (prompt, response) -> float, applied to finished responses",
     )
     group.add_argument(
+        "--score-cut",
+        action="store_true",
+        help="also score responses that reached --max-tokens, which then count as ended there",
+    )
+    group.add_argument(
         "--cache", type=Path, help="folder for responses and hidden states (default: OUT-cache)"
     )
     group.add_argument(
@@ -175,6 +180,7 @@ def _job(args: argparse.Namespace) -> "TrainingJob":
             flags=tuple(args.flags),
         ),
         rewards=_rewards(args.rewards),
+        score_cut=args.score_cut,
         method=args.method,
         lam=args.lam,
         beta=args.beta,

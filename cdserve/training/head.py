@@ -92,11 +92,6 @@ def _shift_and_scale(
         low, high = job.head.bounds
         return (low,) * len(names), (high - low,) * len(names)
     ended = rewards[~rewards.isnan().any(1)]
-    if len(ended) < 2:
-        raise ConfigError(
-            f"{len(ended)} of {len(rewards)} training responses ended within --max-tokens "
-            f"{job.data.max_tokens}; at least 2 are required"
-        )
     scale = ended.std(0).tolist()
     for name, spread in zip(names, scale, strict=True):
         if not spread > 0:

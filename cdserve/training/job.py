@@ -78,6 +78,8 @@ class TrainingJob:
     Attributes:
         data: the responses to learn from.
         rewards: rewards of finished responses, by output of the head.
+        score_cut: whether responses that reached ``max_tokens`` count as ended at their last token
+            and are scored as they stand.
         method: name of the targets.
         lam: λ of td; None for 0.95.
         beta: β of a soft head, in reward units per nat; required by soft, optional for cdq, which
@@ -91,6 +93,7 @@ class TrainingJob:
 
     data: Data
     rewards: Mapping[str, Reward]
+    score_cut: bool = False
     method: MethodName
     lam: float | None = None
     beta: float | None = None

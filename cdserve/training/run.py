@@ -9,7 +9,7 @@ from huggingface_hub import snapshot_download
 
 from cdserve.errors import ConfigError
 from cdserve.training.backbone import Backbone
-from cdserve.training.fill_cache import fill_cache
+from cdserve.training.fill_cache import FilledCache, fill_cache
 from cdserve.training.head import method, new_head
 from cdserve.training.job import TrainingJob
 from cdserve.training.plot import draw
@@ -44,8 +44,12 @@ def train(job: TrainingJob) -> HeadReport:
         raise ConfigError(f"--out {job.out} already has a head; choose another folder")
     model = _folder(job.data.model)
     cache = fill_cache(job.data, model)
+    _check_ended(job, cache)
     rewards = {name: score(job, cache, name) for name in cache.sets}
-    shards = {name: CachedRollouts(cache.folder, name, rewards[name]) for name in rewards}
+    shards = {
+        name: CachedRollouts(cache.folder, name, rewards[name], cut_ends=job.score_cut)
+        for name in rewards
+    }
     head = new_head(job, model, cache.base_hash, rewards["train"])
     base = _base(job, model)
     job.out.mkdir(parents=True, exist_ok=True)
@@ -64,7 +68,7 @@ def train(job: TrainingJob) -> HeadReport:
         report = measure(head, shards["test"], base)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    _write(job, head, fitted, report)
+    _write(job, cache, head, fitted, report)
     checkpoint.unlink()
     return report
 
@@ -73,6 +77,19 @@ def _folder(model: str) -> Path:
     if Path(model).is_dir():
         return Path(model)
     return Path(snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
+
+
+def _check_ended(job: TrainingJob, cache: FilledCache) -> None:
+    """Checks that enough responses have a reward, before any is scored."""
+    for name in cache.sets:
+        ended = CachedRollouts(cache.folder, name, cut_ends=job.score_cut).ended
+        count, required = int(ended.sum()), 2 if name == "train" else 1
+        if count < required:
+            remedy = "" if job.score_cut else "; --score-cut scores cut responses too"
+            raise ConfigError(
+                f"{count} of {len(ended)} responses of the {name} set ended within --max-tokens "
+                f"{job.data.max_tokens}, and at least {required} must have a reward{remedy}"
+            )
 
 
 def _base(job: TrainingJob, model: Path) -> Base | None:
@@ -87,21 +104,24 @@ def _base(job: TrainingJob, model: Path) -> Base | None:
         return None
 
 
-def _write(job: TrainingJob, head: Head, fitted: FitReport, report: HeadReport) -> None:
-    content = {"how": _settings(job), "fit": asdict(fitted), "held_out": asdict(report)}
+def _write(
+    job: TrainingJob, cache: FilledCache, head: Head, fitted: FitReport, report: HeadReport
+) -> None:
+    how = _settings(job, cache)
+    content = {"how": how, "fit": asdict(fitted), "held_out": asdict(report)}
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     (job.out / "report.json").write_text(text, encoding="utf-8")
     draw(report, list(zip(fitted.train_loss, fitted.held_out_loss, strict=True)), job.out / _PLOT)
     settings = "\n".join(
         f"- {_CARD_LABELS.get(key, key)}: {value}"
-        for key, value in _settings(job).items()
+        for key, value in how.items()
         if value is not None
     )
     head.report = f"## Training\n\n{settings}\n\n{markdown(report)}\n![report]({_PLOT})\n"
     head.save_pretrained(job.out)
 
 
-def _settings(job: TrainingJob) -> dict[str, Any]:
+def _settings(job: TrainingJob, cache: FilledCache) -> dict[str, Any]:
     data = job.data
     return {
         "method": job.method,
@@ -110,6 +130,12 @@ def _settings(job: TrainingJob) -> dict[str, Any]:
         "teacher": job.teacher and job.teacher.name,
         "responses a prompt": data.per_prompt,
         "max_tokens": data.max_tokens,
+        "cut responses": _cut_responses(cache) if job.score_cut else None,
         "temperature": data.temperature,
         **asdict(job.options),
     }
+
+
+def _cut_responses(cache: FilledCache) -> str:
+    ended = CachedRollouts(cache.folder, "test").ended
+    return f"scored as they stand ({int((~ended).sum())} of {len(ended)} in the test set)"

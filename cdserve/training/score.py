@@ -16,7 +16,7 @@ from cdserve.training.rollouts import Rollout, read
 
 
 def score(job: TrainingJob, cache: FilledCache, name: str) -> Tensor:
-    """The rewards of a set's responses, float32 [B, G]; NaN for a response that was cut.
+    """The rewards of a set's responses, float32 [B, G]; NaN for a response without a reward.
 
     Raises:
         ConfigError: a reward fails, is not finite, or is outside ``--bounds``.
@@ -32,7 +32,7 @@ async def _all(
 
 
 async def _rewards(job: TrainingJob, cache: FilledCache, rollout: Rollout) -> list[float]:
-    if not rollout.ended:
+    if not (rollout.ended or job.score_cut):
         return [math.nan] * len(job.rewards)
     response = Response(
         prompt=cache.prompts[rollout.prompt],

@@ -100,6 +100,16 @@ class TestOnDisk:
             assert shard.rewards[:, 0].tolist() == shard.prompts.tolist()
             assert shard.ended.tolist() == [prompt != 3 for prompt in shard.prompts.tolist()]
 
+    def test_cut_responses_count_as_ended_if_asked(self, tmp_path: Path) -> None:
+        self.write(tmp_path).flush()
+        default, ended = (
+            CachedRollouts(tmp_path, "train", self.REWARDS, cut_ends=cut_ends)
+            for cut_ends in (False, True)
+        )
+        assert default.ended.tolist() == [True, True, True, False, True, True, True]
+        assert ended.ended.all()
+        assert all(shard.ended.all() for shard in ended)
+
     def test_writer_continues_after_the_last_complete_shard(self, tmp_path: Path) -> None:
         for name in ("once", "twice"):
             (tmp_path / name).mkdir()
