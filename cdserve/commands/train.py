@@ -4,9 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cdserve.config import PythonReward
 from cdserve.errors import ConfigError
-from cdserve.scoring import Reward, build
 
 if TYPE_CHECKING:
     from cdserve.training.job import TrainingJob
@@ -53,8 +51,12 @@ def _add_data(group: "argparse._ArgumentGroup") -> None:
         "--rewards",
         nargs="+",
         required=True,
-        metavar="NAME=MODULE:FUNCTION",
-        help="reward functions (prompt, response) -> float, applied to finished responses",
+        metavar="REWARD",
+        help="rewards of finished responses: the name of a reward in --config, or "
+        "NAME=MODULE:FUNCTION for a function (prompt, response) -> float",
+    )
+    group.add_argument(
+        "--config", type=Path, help="YAML file of the server's settings, for --rewards"
     )
     group.add_argument(
         "--score-cut",
@@ -161,6 +163,7 @@ def _train(args: argparse.Namespace) -> None:
 
 def _job(args: argparse.Namespace) -> "TrainingJob":
     from cdserve.training.job import Data, HeadSpec, TrainingJob
+    from cdserve.training.rewards import read_rewards
     from value_heads import FitOptions
 
     for flag in ("lr", "batch", "max_epochs", "patience"):
@@ -179,7 +182,7 @@ def _job(args: argparse.Namespace) -> "TrainingJob":
             cache=args.cache or args.out.with_name(f"{args.out.name}-cache"),
             flags=tuple(args.flags),
         ),
-        rewards=_rewards(args.rewards),
+        rewards=read_rewards(args.rewards, args.config),
         score_cut=args.score_cut,
         method=args.method,
         lam=args.lam,
@@ -203,15 +206,3 @@ def _job(args: argparse.Namespace) -> "TrainingJob":
             seed=args.seed,
         ),
     )
-
-
-def _rewards(arguments: list[str]) -> dict[str, Reward]:
-    settings: dict[str, PythonReward] = {}
-    for argument in arguments:
-        name, equals, path = argument.partition("=")
-        if not (name and equals and path.count(":") == 1):
-            raise ConfigError(f"--rewards is {argument}; it must be NAME=MODULE:FUNCTION")
-        if name in settings:
-            raise ConfigError(f"--rewards names {name} twice")
-        settings[name] = PythonReward(kind="python", callable=path)
-    return build(settings)

@@ -30,13 +30,15 @@ class FilledCache:
 
     Attributes:
         folder: folder of the cache.
-        prompts: text of every prompt as rewards receive it; the index is ``Rollout.prompt``.
+        prompts: all prompts; the index is ``Rollout.prompt``.
+        texts: text of every prompt as rewards receive it.
         sets: indices of the prompts of ``train``, ``validation`` and ``test``.
         base_hash: hash of the base model.
     """
 
     folder: Path
-    prompts: list[str]
+    prompts: list[Prompt]
+    texts: list[str]
     sets: Mapping[str, list[int]]
     base_hash: str
 
@@ -56,7 +58,8 @@ def fill_cache(data: Data, model: Path) -> FilledCache:
     ids = encode(prompts, tokenizer)
     cache = FilledCache(
         folder=data.cache,
-        prompts=[text_of(prompt, tokenizer) for prompt in prompts],
+        prompts=prompts,
+        texts=[text_of(prompt, tokenizer) for prompt in prompts],
         sets=sets,
         base_hash=hash_base(model),
     )

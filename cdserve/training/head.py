@@ -72,7 +72,7 @@ def _config(job: TrainingJob, model: Path, base_hash: str, rewards: Tensor) -> H
         kind="mean" if job.beta is None else "soft",
         beta=job.beta,
         output="identity" if head.bounds is None else "sigmoid",
-        rewards=tuple(job.rewards),
+        rewards=tuple(job.rewards.by_name),
         shift=shift,
         scale=scale,
         base_model=job.base_name or job.data.model,
@@ -87,7 +87,7 @@ def _config(job: TrainingJob, model: Path, base_hash: str, rewards: Tensor) -> H
 def _shift_and_scale(
     job: TrainingJob, rewards: Tensor
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    names = list(job.rewards)
+    names = list(job.rewards.by_name)
     if job.head.bounds is not None:
         low, high = job.head.bounds
         return (low,) * len(names), (high - low,) * len(names)

@@ -1,12 +1,11 @@
 """A training run of ``cdserve heads train``, checked before anything starts."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from cdserve.errors import ConfigError
-from cdserve.scoring import Reward
+from cdserve.training.rewards import JobRewards
 from value_heads import FitOptions
 from value_heads.config import Architecture
 
@@ -77,7 +76,7 @@ class TrainingJob:
 
     Attributes:
         data: the responses to learn from.
-        rewards: rewards of finished responses, by output of the head.
+        rewards: rewards of finished responses.
         score_cut: whether responses that reached ``max_tokens`` count as ended at their last token
             and are scored as they stand.
         method: name of the targets.
@@ -92,7 +91,7 @@ class TrainingJob:
     """
 
     data: Data
-    rewards: Mapping[str, Reward]
+    rewards: JobRewards
     score_cut: bool = False
     method: MethodName
     lam: float | None = None

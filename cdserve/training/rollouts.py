@@ -154,7 +154,7 @@ class Sampler:
             done = drawn[request.wave]
             done[request.place, request.response] = rollout
             if len(done) == len(waves[request.wave]) * self._sampling.per_prompt:
-                _write(request.wave, [done[key] for key in sorted(done)])
+                write(request.wave, [done[key] for key in sorted(done)])
                 del drawn[request.wave]
 
     def _responses(self, requests: Iterator["_Request"]) -> Iterator[tuple["_Request", Rollout]]:
@@ -189,6 +189,15 @@ def read(folder: Path, name: str) -> Iterator[Rollout]:
         with path.open(encoding="utf-8") as lines:
             for line in lines:
                 yield Rollout(**json.loads(line))
+
+
+def write(path: Path, rollouts: Iterable[Rollout]) -> None:
+    """Writes a file of responses; it appears when it is complete."""
+    partial = path.with_suffix(".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        for rollout in rollouts:
+            file.write(json.dumps(asdict(rollout)) + "\n")
+    partial.replace(path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,11 +248,3 @@ def _rollout(request: _Request, output: RequestOutput) -> Rollout:
         text=completion.text,
         ended=completion.finish_reason == "stop",
     )
-
-
-def _write(path: Path, rollouts: Iterable[Rollout]) -> None:
-    partial = path.with_suffix(".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        for rollout in rollouts:
-            file.write(json.dumps(asdict(rollout)) + "\n")
-    partial.replace(path)

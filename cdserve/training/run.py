@@ -45,7 +45,7 @@ def train(job: TrainingJob) -> HeadReport:
     model = _folder(job.data.model)
     cache = fill_cache(job.data, model)
     _check_ended(job, cache)
-    rewards = {name: score(job, cache, name) for name in cache.sets}
+    rewards = score(job, cache)
     shards = {
         name: CachedRollouts(cache.folder, name, rewards[name], cut_ends=job.score_cut)
         for name in rewards

@@ -286,7 +286,7 @@ class TestRefusals:
             (("--head", "mlp", "--method", "fudge", "--held-out", "0.6"), "below 0.5"),
             (("--head", "mlp", "--method", "fudge", "--temperature", "0"), "must be positive"),
             (("--head", "mlp", "--method", "fudge", "--batch", "0"), "--batch is 0; .* positive"),
-            (("--head", "mlp", "--method", "fudge", "--rewards", "a"), "NAME=MODULE:FUNCTION"),
+            (("--head", "mlp", "--method", "fudge", "--rewards", "a"), "NAME=MODULE:FUNCTION, or"),
             (
                 ("--head", "mlp", "--method", "fudge", "--rewards", f"a={GOLD}", f"a={GOLD}"),
                 "names a twice",

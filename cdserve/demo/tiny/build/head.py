@@ -7,6 +7,7 @@ from pathlib import Path
 from cdserve.config import PythonReward
 from cdserve.scoring import build
 from cdserve.training.job import Data, HeadSpec, MethodName, TrainingJob
+from cdserve.training.rewards import JobRewards
 from cdserve.training.run import train
 from value_heads import FitOptions, HeadReport
 from value_heads.config import Architecture
@@ -71,7 +72,7 @@ def train_head(model: Path, cache: Path, heads: Path, name: str, recipe: Recipe)
                 cache=cache,
                 flags=_FLAGS,
             ),
-            rewards=build({"sentiment": gold}),
+            rewards=JobRewards(by_name=build({"sentiment": gold})),
             method=recipe.method,
             head=HeadSpec(
                 architecture=recipe.architecture,
