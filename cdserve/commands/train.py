@@ -1,4 +1,4 @@
-"""``cdserve heads train``: trains a head on responses of the base model."""
+"""``cdserve heads train``: trains a head on sampled responses, or on responses in a file."""
 
 import argparse
 from pathlib import Path
@@ -7,21 +7,21 @@ from typing import TYPE_CHECKING
 from cdserve.errors import ConfigError
 
 if TYPE_CHECKING:
-    from cdserve.training.job import TrainingJob
+    from cdserve.training.job import Data, DataFile, TrainingJob
 
 _DESCRIPTION = """Trains a value head or a Q-head.
 
-vLLM samples responses to the prompts, and reward functions score them. The base model's hidden
-states of the responses are cached on disk, and the head is fitted to predict the rewards from them.
-Run the same command again to resume an interrupted run. All other flags are passed to vLLM (see
-`vllm serve --help`)."""
+vLLM samples responses to the prompts, and rewards score them; or a file has the responses. The base
+model's hidden states of the responses are cached on disk, and the head is fitted to predict the
+rewards from them. Run the same command again to resume an interrupted run. All other flags are
+passed to vLLM (see `vllm serve --help`)."""
 
 
 def add(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Adds the command."""
     train = kinds.add_parser(
         "train",
-        help="train a head on responses of the base model",
+        help="train a head on sampled responses or on a file of responses",
         allow_abbrev=False,
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -36,11 +36,17 @@ def add(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
 
 
 def _add_data(group: "argparse._ArgumentGroup") -> None:
-    group.add_argument(
+    source = group.add_mutually_exclusive_group(required=True)
+    source.add_argument(
         "--prompts",
         type=Path,
-        required=True,
         help='JSONL file, one {"prompt": ...} or {"messages": ...} per line',
+    )
+    source.add_argument(
+        "--data",
+        type=Path,
+        help="JSONL file of prompts with responses and rewards, labels or candidates, in place of "
+        "--prompts; no response is sampled",
     )
     group.add_argument(
         "--test-prompts",
@@ -50,10 +56,11 @@ def _add_data(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--rewards",
         nargs="+",
-        required=True,
+        default=[],
         metavar="REWARD",
         help="rewards of finished responses: the name of a reward in --config, or "
-        "NAME=MODULE:FUNCTION for a function (prompt, response) -> float",
+        "NAME=MODULE:FUNCTION for a function (prompt, response) -> float (default with --data: the "
+        "rewards in the file)",
     )
     group.add_argument(
         "--config", type=Path, help="YAML file of the server's settings, for --rewards"
@@ -61,7 +68,8 @@ def _add_data(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--score-cut",
         action="store_true",
-        help="also score responses that reached --max-tokens, which then count as ended there",
+        help="also score responses that were cut, at --max-tokens or in the data; they then count "
+        "as ended there",
     )
     group.add_argument(
         "--cache", type=Path, help="folder for responses and hidden states (default: OUT-cache)"
@@ -71,17 +79,20 @@ def _add_data(group: "argparse._ArgumentGroup") -> None:
         type=float,
         default=0.1,
         metavar="SHARE",
-        help="share of --prompts in the validation set, and in the test set unless --test-prompts "
-        "is given (default: 0.1)",
+        help="share of the prompts in the validation set, and in the test set unless "
+        "--test-prompts is given (default: 0.1)",
     )
     group.add_argument(
-        "--per-prompt", type=int, default=1, help="responses per prompt (default: 1)"
+        "--per-prompt", type=int, help="responses per prompt of --prompts (default: 1)"
     )
     group.add_argument(
-        "--max-tokens", type=int, default=256, help="maximum tokens per response (default: 256)"
+        "--max-tokens", type=int, help="maximum tokens per sampled response (default: 256)"
     )
     group.add_argument(
-        "--temperature", type=float, default=1.0, help="sampling temperature (default: 1)"
+        "--temperature",
+        type=float,
+        default=1.0,
+        help="sampling temperature, also of the next-token distribution of cdq (default: 1)",
     )
     group.add_argument(
         "--sample-seed",
@@ -162,7 +173,7 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _job(args: argparse.Namespace) -> "TrainingJob":
-    from cdserve.training.job import Data, HeadSpec, TrainingJob
+    from cdserve.training.job import HeadSpec, TrainingJob
     from cdserve.training.rewards import read_rewards
     from value_heads import FitOptions
 
@@ -170,18 +181,7 @@ def _job(args: argparse.Namespace) -> "TrainingJob":
         if not (value := getattr(args, flag)) > 0:
             raise ConfigError(f"--{flag.replace('_', '-')} is {value}; it must be positive")
     return TrainingJob(
-        data=Data(
-            model=args.model,
-            prompts=args.prompts,
-            test_prompts=args.test_prompts,
-            held_out=args.held_out,
-            per_prompt=args.per_prompt,
-            max_tokens=args.max_tokens,
-            temperature=args.temperature,
-            seed=args.sample_seed,
-            cache=args.cache or args.out.with_name(f"{args.out.name}-cache"),
-            flags=tuple(args.flags),
-        ),
+        data=_data(args),
         rewards=read_rewards(args.rewards, args.config),
         score_cut=args.score_cut,
         method=args.method,
@@ -206,3 +206,32 @@ def _job(args: argparse.Namespace) -> "TrainingJob":
             seed=args.seed,
         ),
     )
+
+
+def _data(args: argparse.Namespace) -> "Data | DataFile":
+    from cdserve.training.job import Data, DataFile
+
+    common = {
+        "model": args.model,
+        "held_out": args.held_out,
+        "temperature": args.temperature,
+        "seed": args.sample_seed,
+        "cache": args.cache or args.out.with_name(f"{args.out.name}-cache"),
+    }
+    sampling = {
+        name: value
+        for name in ("test_prompts", "per_prompt", "max_tokens")
+        if (value := getattr(args, name)) is not None
+    }
+    if args.prompts is not None:
+        if not args.rewards:
+            raise ConfigError("--prompts requires --rewards")
+        return Data(**common, prompts=args.prompts, **sampling, flags=tuple(args.flags))
+    for name, value in sampling.items():
+        raise ConfigError(f"--{name.replace('_', '-')} is {value}; it requires --prompts")
+    if args.flags:
+        raise ConfigError(
+            f"{args.flags[0]} is passed to vLLM, which does not run with --data; it requires "
+            "--prompts"
+        )
+    return DataFile(**common, path=args.data)

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from transformers import AutoConfig
 
 from cdserve.errors import ConfigError
 from cdserve.training.backbone import device
 from cdserve.training.job import TrainingJob
+from cdserve.training.score import Scores
 from value_heads import (
     ControlledQ,
     Head,
@@ -24,17 +24,17 @@ from value_heads import (
 _RANK = 64
 
 
-def new_head(job: TrainingJob, model: Path, base_hash: str, rewards: Tensor) -> Head:
+def new_head(job: TrainingJob, model: Path, base_hash: str, scores: Scores) -> Head:
     """The initial head: new weights, or the weights of ``--start``.
 
     Args:
-        rewards: float32 [B, G], rewards of the training set; NaN for a response that was cut. Their
-            mean and standard deviation become the head's shift and scale.
+        scores: rewards; mean and standard deviation in the training set become the head's shift and
+            scale.
 
     Raises:
         ConfigError: a reward is constant, or the head of ``--start`` has another configuration.
     """
-    config = _config(job, model, base_hash, rewards)
+    config = _config(job, model, base_hash, scores)
     torch.manual_seed(job.options.seed)
     if job.head.start is not None:
         return _start(job.head.start, config)
@@ -63,16 +63,16 @@ def method(job: TrainingJob) -> Method:
     return ControlledQ(teacher)
 
 
-def _config(job: TrainingJob, model: Path, base_hash: str, rewards: Tensor) -> HeadConfig:
+def _config(job: TrainingJob, model: Path, base_hash: str, scores: Scores) -> HeadConfig:
     text = AutoConfig.from_pretrained(model).get_text_config()
-    shift, scale = _shift_and_scale(job, rewards)
+    shift, scale = _shift_and_scale(job, scores)
     head = job.head
     return HeadConfig(
         architecture=head.architecture,
         kind="mean" if job.beta is None else "soft",
         beta=job.beta,
         output="identity" if head.bounds is None else "sigmoid",
-        rewards=tuple(job.rewards.by_name),
+        rewards=scores.names,
         shift=shift,
         scale=scale,
         base_model=job.base_name or job.data.model,
@@ -85,17 +85,18 @@ def _config(job: TrainingJob, model: Path, base_hash: str, rewards: Tensor) -> H
 
 
 def _shift_and_scale(
-    job: TrainingJob, rewards: Tensor
+    job: TrainingJob, scores: Scores
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    names = list(job.rewards.by_name)
+    names = scores.names
     if job.head.bounds is not None:
         low, high = job.head.bounds
         return (low,) * len(names), (high - low,) * len(names)
+    rewards = scores.by_set["train"]
     ended = rewards[~rewards.isnan().any(1)]
     scale = ended.std(0).tolist()
     for name, spread in zip(names, scale, strict=True):
         if not spread > 0:
-            raise ConfigError(f"--rewards {name} has the same value for all {len(ended)} responses")
+            raise ConfigError(f"reward {name} has the same value for all {len(ended)} responses")
     return tuple(ended.mean(0).tolist()), tuple(scale)
 
 

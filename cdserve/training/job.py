@@ -51,6 +51,32 @@ class Data:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DataFile:
+    """Responses in a file.
+
+    Attributes:
+        model: folder of the base model, or its name on the Hub.
+        path: JSONL file of responses.
+        held_out: share of the prompts for the validation set, and an equal share for the report.
+        temperature: temperature of the base model's next-token distribution, for cdq.
+        seed: seed of the split.
+        cache: folder of responses and states; other heads can be trained on the same cache.
+    """
+
+    model: str
+    path: Path
+    held_out: float = 0.1
+    temperature: float = 1.0
+    seed: int = 0
+    cache: Path
+
+    def __post_init__(self) -> None:
+        """Checks the ranges of the numbers."""
+        _check("--held-out", self.held_out, "above 0 and below 0.5", 0 < self.held_out < 0.5)
+        _check("--temperature", self.temperature, "positive", self.temperature > 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HeadSpec:
     """The head to train.
 
@@ -76,9 +102,9 @@ class TrainingJob:
 
     Attributes:
         data: the responses to learn from.
-        rewards: rewards of finished responses.
-        score_cut: whether responses that reached ``max_tokens`` count as ended at their last token
-            and are scored as they stand.
+        rewards: rewards of finished responses; without any, those in the data file.
+        score_cut: whether responses that were cut count as ended at their last token and are scored
+            as they stand.
         method: name of the targets.
         lam: λ of td; None for 0.95.
         beta: β of a soft head, in reward units per nat; required by soft, optional for cdq, which
@@ -90,7 +116,7 @@ class TrainingJob:
         options: options of the fit.
     """
 
-    data: Data
+    data: Data | DataFile
     rewards: JobRewards
     score_cut: bool = False
     method: MethodName

@@ -9,9 +9,11 @@ from huggingface_hub import snapshot_download
 
 from cdserve.errors import ConfigError
 from cdserve.training.backbone import Backbone
+from cdserve.training.example_cache import cache_examples
+from cdserve.training.examples import read_examples
 from cdserve.training.fill_cache import FilledCache, fill_cache
 from cdserve.training.head import method, new_head
-from cdserve.training.job import TrainingJob
+from cdserve.training.job import Data, DataFile, TrainingJob
 from cdserve.training.plot import draw
 from cdserve.training.score import score
 from value_heads import (
@@ -43,14 +45,14 @@ def train(job: TrainingJob) -> HeadReport:
     if (job.out / _WEIGHTS).exists():
         raise ConfigError(f"--out {job.out} already has a head; choose another folder")
     model = _folder(job.data.model)
-    cache = fill_cache(job.data, model)
+    cache = _fill_cache(job, model)
     _check_ended(job, cache)
-    rewards = score(job, cache)
+    scores = score(job, cache)
     shards = {
-        name: CachedRollouts(cache.folder, name, rewards[name], cut_ends=job.score_cut)
-        for name in rewards
+        name: CachedRollouts(cache.folder, name, rewards, cut_ends=job.score_cut)
+        for name, rewards in scores.by_set.items()
     }
-    head = new_head(job, model, cache.base_hash, rewards["train"])
+    head = new_head(job, model, cache.base_hash, scores)
     base = _base(job, model)
     job.out.mkdir(parents=True, exist_ok=True)
     checkpoint = job.out / _CHECKPOINT
@@ -79,16 +81,29 @@ def _folder(model: str) -> Path:
     return Path(snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
 
 
+def _fill_cache(job: TrainingJob, model: Path) -> FilledCache:
+    if isinstance(job.data, Data):
+        return fill_cache(job.data, model)
+    examples = read_examples(job.data.path)
+    if examples.pairs:
+        raise ConfigError(f"--data {job.data.path} has pairs, from which no method learns rewards")
+    if not (examples.names or job.rewards.by_name):
+        raise ConfigError(f"--data {job.data.path} has no rewards; --rewards is required")
+    return cache_examples(job.data, examples, model)
+
+
 def _check_ended(job: TrainingJob, cache: FilledCache) -> None:
     """Checks that enough responses have a reward, before any is scored."""
-    for name in cache.sets:
+    for name in cache.counts:
         ended = CachedRollouts(cache.folder, name, cut_ends=job.score_cut).ended
         count, required = int(ended.sum()), 2 if name == "train" else 1
         if count < required:
-            remedy = "" if job.score_cut else "; --score-cut scores cut responses too"
+            data = job.data
+            limit = f" within --max-tokens {data.max_tokens}" if isinstance(data, Data) else ""
+            remedy = "" if job.score_cut else "; --score-cut gives cut responses a reward"
             raise ConfigError(
-                f"{count} of {len(ended)} responses of the {name} set ended within --max-tokens "
-                f"{job.data.max_tokens}, and at least {required} must have a reward{remedy}"
+                f"{count} of {len(ended)} responses of the {name} set ended{limit}, and at least "
+                f"{required} must have a reward{remedy}"
             )
 
 
@@ -128,12 +143,17 @@ def _settings(job: TrainingJob, cache: FilledCache) -> dict[str, Any]:
         "lambda": job.lam,
         "started from": job.head.start and job.head.start.name,
         "teacher": job.teacher and job.teacher.name,
-        "responses a prompt": data.per_prompt,
-        "max_tokens": data.max_tokens,
+        **_source(data),
         "cut responses": _cut_responses(cache) if job.score_cut else None,
         "temperature": data.temperature,
         **asdict(job.options),
     }
+
+
+def _source(data: Data | DataFile) -> dict[str, Any]:
+    if isinstance(data, DataFile):
+        return {"data": data.path.name}
+    return {"responses a prompt": data.per_prompt, "max_tokens": data.max_tokens}
 
 
 def _cut_responses(cache: FilledCache) -> str:

@@ -2,8 +2,9 @@
 
 import asyncio
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, nullcontext
+from dataclasses import dataclass
 from itertools import islice
 
 import torch
@@ -26,25 +27,54 @@ _SEQUENTIAL_BATCH = 16
 """Responses per call, for kinds that are called once at a time."""
 
 
-def score(job: TrainingJob, cache: FilledCache) -> dict[str, Tensor]:
-    """The rewards of all responses by set, float32 [B, G]; NaN for a response without a reward.
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Rewards of all responses.
+
+    Attributes:
+        names: names of the G rewards.
+        by_set: float32 [B, G] by set; NaN for a response without a reward.
+    """
+
+    names: tuple[str, ...]
+    by_set: Mapping[str, Tensor]
+
+
+def score(job: TrainingJob, cache: FilledCache) -> Scores:
+    """The rewards of ``--rewards``, or those in the data file if the job has none.
 
     Values of rewards with a digest are kept in the cache as they come, and are not computed again.
 
     Raises:
         ConfigError: a reward fails, is not finite, or is outside ``--bounds``.
     """
-    return asyncio.run(_score(job, cache))
+    if job.rewards.by_name:
+        scores = Scores(tuple(job.rewards.by_name), asyncio.run(_computed(job, cache)))
+    else:
+        scores = Scores(cache.reward_names, _in_file(job, cache))
+    _check_bounds(job, scores)
+    return scores
 
 
-async def _score(job: TrainingJob, cache: FilledCache) -> dict[str, Tensor]:
+def _in_file(job: TrainingJob, cache: FilledCache) -> dict[str, Tensor]:
+    ended = {
+        name: CachedRollouts(cache.folder, name, cut_ends=job.score_cut).ended
+        for name in cache.counts
+    }
+    return {
+        name: rewards.where(ended[name][:, None], math.nan)
+        for name, rewards in cache.rewards.items()
+    }
+
+
+async def _computed(job: TrainingJob, cache: FilledCache) -> dict[str, Tensor]:
     async with AsyncExitStack() as stack:
         models = _LazyModels(job, stack)
         return {
             name: torch.tensor(
                 [await _values(job, cache, name, reward, models) for reward in job.rewards.by_name]
             ).T.contiguous()
-            for name in cache.sets
+            for name in cache.counts
         }
 
 
@@ -99,7 +129,6 @@ async def _values(
                         group.create_task(call_until_done())
             except* ConfigError as errors:
                 raise errors.exceptions[0] from errors.exceptions[0].__cause__
-    _check_bounds(job, reward, values)
     return values
 
 
@@ -144,12 +173,15 @@ def _response(cache: FilledCache, rollout: Rollout) -> Response:
     )
 
 
-def _check_bounds(job: TrainingJob, name: str, values: Sequence[float]) -> None:
+def _check_bounds(job: TrainingJob, scores: Scores) -> None:
     if (bounds := job.head.bounds) is None:
         return
-    for value in values:
-        if value < bounds[0] or value > bounds[1]:
+    low, high = bounds
+    for column, name in enumerate(scores.names):
+        rewards = torch.cat([rewards[:, column] for rewards in scores.by_set.values()])
+        outside = rewards[(rewards < low) | (rewards > high)]
+        if len(outside):
             raise ConfigError(
-                f"--rewards {name} is {value:g} for a response; --bounds requires {bounds[0]:g} to "
-                f"{bounds[1]:g}"
+                f"reward {name} is {float(outside[0]):g} for a response; --bounds requires "
+                f"{low:g} to {high:g}"
             )

@@ -3,18 +3,22 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from cdserve.cli import main
 from cdserve.demo.tiny import MODEL_DIR, PROMPTS_PATH
+from cdserve.demo.tiny.reward import sentiment_gold
 from value_heads import (
     CachedRollouts,
     QHead,
     ValueHead,
     check_base,
     confidence_head,
+    load_head,
     mean_confidence,
 )
 from value_heads import training as fitting
@@ -324,3 +328,159 @@ class TestRefusals:
         path.write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
         with pytest.raises(SystemExit, match=r"has 2 prompts; at least 3 are required"):
             train(path, tmp_path / "cache", tmp_path / "x", "--head", "mlp", "--method", "fudge")
+
+
+REVIEWS = ("It is good.", "I love the bright plot.", "It broke.", "The cast was dull and slow.")
+
+
+def rows(finish_reason: str = "stop", chat: bool = False) -> list[dict[str, Any]]:
+    """Two rated responses to each of 12 prompts."""
+    prompts: list[Any] = [f"Review of the film number {i}:" for i in range(12)]
+    if chat:
+        prompts = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    return [
+        {
+            "prompt": prompt,
+            "response": REVIEWS[(i + j) % 4],
+            "reward": sentiment_gold("", REVIEWS[(i + j) % 4]) + 0.01 * i,
+            "finish_reason": finish_reason,
+        }
+        for i, prompt in enumerate(prompts)
+        for j in (0, 1)
+    ]
+
+
+class TestOnData:
+    """Responses come from a file; no engine starts."""
+
+    @pytest.fixture(autouse=True)
+    def no_engine(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from cdserve.training import rollouts
+
+        def refuse(*_: object) -> None:
+            raise AssertionError("the engine was started")
+
+        monkeypatch.setattr(rollouts, "_start", refuse)
+
+    @staticmethod
+    def train(folder: Path, rows: list[dict[str, Any]], *arguments: str) -> Path:
+        data = folder / "data.jsonl"
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        out = folder / "head"
+        main(
+            [
+                *("heads", "train", "--model", str(MODEL_DIR), "--data", str(data)),
+                *("--out", str(out), "--max-epochs", "2", *arguments),
+            ]
+        )
+        return out
+
+    def test_responses_are_tokenized_after_their_prompts(self, tmp_path: Path) -> None:
+        from cdserve.training.rollouts import read
+
+        out = self.train(tmp_path, rows(chat=True), "--head", "linear", "--method", "fudge")
+        tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
+        sets = {
+            name: list(read(tmp_path / "head-cache", name))
+            for name in ("train", "validation", "test")
+        }
+        assert {name: len(rollouts) for name, rollouts in sets.items()} == {
+            "train": 20,
+            "validation": 2,
+            "test": 2,
+        }
+        groups = [{tuple(one.prompt_ids) for one in rollouts} for rollouts in sets.values()]
+        assert len(set.union(*groups)) == sum(map(len, groups)) == 12
+        for one in sets["train"]:
+            assert one.text in REVIEWS
+            assert tokenizer.decode(one.prompt_ids).endswith("<|assistant|>")
+            assert one.tokens[-1] == tokenizer.eos_token_id
+            assert tokenizer.decode(one.tokens[:-1]) == one.text
+        report = json.loads((out / "report.json").read_text())
+        assert report["how"]["data"] == "data.jsonl"
+        assert report["held_out"]["responses"] == 2
+
+    def test_cut_responses_have_a_reward_only_with_score_cut(self, tmp_path: Path) -> None:
+        arguments = ("--head", "linear", "--method", "td")
+        cut = rows("length")
+        with pytest.raises(
+            SystemExit, match=r"0 of 2 responses of the test set ended, .*; --score-cut gives"
+        ):
+            self.train(tmp_path, cut, *arguments)
+        out = self.train(tmp_path, cut, *arguments, "--score-cut")
+        report = json.loads((out / "report.json").read_text())
+        assert (report["held_out"]["responses"], report["held_out"]["cut"]) == (2, 0)
+        summary = "scored as they stand (2 of 2 in the test set)"
+        assert report["how"]["cut responses"] == summary
+        assert summary in (out / "README.md").read_text()
+
+    @pytest.mark.parametrize(
+        ("arguments", "name"),
+        [
+            (("--head", "lowrank", "--method", "cdq", "--temperature", "0.7"), "reward"),
+            (("--head", "mlp", "--method", "soft", "--beta", "2"), "reward"),
+            (("--head", "mlp", "--method", "fudge", "--rewards", f"gold={GOLD}"), "gold"),
+        ],
+    )
+    def test_methods_train_on_rewards_of_the_file_or_of_the_command(
+        self, tmp_path: Path, arguments: tuple[str, ...], name: str
+    ) -> None:
+        out = self.train(tmp_path, rows(), *arguments)
+        assert load_head(out).config.rewards == (name,)
+
+    def test_labels_train_a_bounded_head(self, tmp_path: Path) -> None:
+        labelled = [
+            {"prompt": row["prompt"], "completion": row["response"], "label": row["reward"] > 0}
+            for row in rows()
+        ]
+        bounds = ("--bounds", "0", "1")
+        out = self.train(tmp_path, labelled, "--head", "linear", "--method", "fudge", *bounds)
+        config = ValueHead.from_pretrained(out).config
+        assert (config.rewards, config.shift, config.scale) == (("label",), (0.0,), (1.0,))
+
+    @pytest.mark.parametrize(
+        ("arguments", "refusal"),
+        [
+            (("--per-prompt", "2"), "--per-prompt is 2; it requires --prompts"),
+            (("--max-tokens", "9"), "--max-tokens is 9; it requires --prompts"),
+            (("--test-prompts", "x"), "--test-prompts is x; it requires --prompts"),
+            (("--dtype", "float32"), "--dtype is passed to vLLM, which does not run with --data"),
+            (("--bounds", "0", "0.1"), r"reward reward is .* for a response; --bounds requires"),
+        ],
+    )
+    def test_unusable_flag_is_refused(
+        self, tmp_path: Path, arguments: tuple[str, ...], refusal: str
+    ) -> None:
+        with pytest.raises(SystemExit, match=refusal):
+            self.train(tmp_path, rows(), "--head", "linear", "--method", "fudge", *arguments)
+
+    @pytest.mark.parametrize(
+        ("changed", "refusal"),
+        [
+            (
+                {"response": "bad " * 3000},
+                r"line 25: 'bad bad.* tokens with its prompt; .* at most",
+            ),
+            ({"response": "", "finish_reason": "length"}, "line 25 has an empty response that did"),
+            ({"prompt": [{"role": "narrator", "content": "x"}]}, "line 25, .*template rejects it"),
+        ],
+    )
+    def test_unusable_response_is_refused(
+        self, tmp_path: Path, changed: dict[str, Any], refusal: str
+    ) -> None:
+        extra = {**rows()[0], "prompt": "p", **changed}
+        with pytest.raises(SystemExit, match=refusal):
+            self.train(tmp_path, [*rows(), extra], "--head", "linear", "--method", "fudge")
+
+    def test_cache_of_other_data_is_refused(self, tmp_path: Path) -> None:
+        arguments = ("--head", "linear", "--method", "fudge")
+        self.train(tmp_path, rows(), *arguments)
+        cache = ("--cache", str(tmp_path / "head-cache"))
+        (tmp_path / "other").mkdir()
+        with pytest.raises(SystemExit, match=r"was made with data_sha256 \w+, not \w+; choose"):
+            self.train(tmp_path / "other", rows(chat=True), *arguments, *cache)
+
+    def test_rewards_are_required(self, tmp_path: Path) -> None:
+        unrated = [{"prompt": row["prompt"], "response": row["response"]} for row in rows()]
+        with pytest.raises(SystemExit, match=r"data\.jsonl has no rewards; --rewards is required"):
+            self.train(tmp_path, unrated, "--head", "linear", "--method", "fudge")

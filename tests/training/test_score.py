@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,11 @@ import torch
 import yaml
 
 from cdserve.errors import ConfigError
+from cdserve.training import score as scoring
 from cdserve.training.fill_cache import FilledCache
 from cdserve.training.job import Data, HeadSpec, TrainingJob
 from cdserve.training.rewards import read_rewards
 from cdserve.training.rollouts import Rollout, write
-from cdserve.training.score import score
 from tests.scoring.test_judge import Endpoint
 from value_heads import ShardWriter
 
@@ -28,7 +28,6 @@ CUT = "e e"
 def cache(tmp_path: Path) -> FilledCache:
     """A cache of a few responses, the last of them cut."""
     texts = [text for texts in TEXTS.values() for text in texts]
-    sets: dict[str, list[int]] = {}
     for name, responses in TEXTS.items():
         rollouts = [
             Rollout(
@@ -47,9 +46,9 @@ def cache(tmp_path: Path) -> FilledCache:
             states = torch.zeros(len(tokens) + 1, 2)
             writer.add(states, tokens, ended=rollout.ended, prompt=rollout.prompt)
         writer.flush()
-        sets[name] = [rollout.prompt for rollout in rollouts]
     prompts = [f"Why {text}?" for text in texts]
-    return FilledCache(folder=tmp_path, prompts=prompts, texts=prompts, sets=sets, base_hash="")
+    counts = {name: len(responses) for name, responses in TEXTS.items()}
+    return FilledCache(folder=tmp_path, prompts=prompts, texts=prompts, counts=counts, base_hash="")
 
 
 @pytest.fixture
@@ -71,6 +70,10 @@ def job(folder: Path, *rewards: str, **settings: Any) -> TrainingJob:
         head=HeadSpec(architecture="linear"),
         out=folder / "out",
     )
+
+
+def score(started: TrainingJob, cache: FilledCache) -> Mapping[str, torch.Tensor]:
+    return scoring.score(started, cache).by_set
 
 
 def judge(endpoint: Endpoint, **settings: Any) -> dict[str, Any]:
@@ -118,7 +121,7 @@ def test_judge_grades_each_response_once_over_all_runs(
 def test_judge_is_asked_up_to_its_concurrency(cache: FilledCache, endpoint: Endpoint) -> None:
     endpoint.meeting = threading.Barrier(3, timeout=20)
     grades = job(cache.folder, "grade", grade=judge(endpoint, concurrency=3))
-    score(grades, replace(cache, sets={"train": cache.sets["train"]}))
+    score(grades, replace(cache, counts={"train": 4}))
     assert endpoint.most_at_once == 3
 
 
