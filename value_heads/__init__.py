@@ -2,7 +2,7 @@
 
 from .base import Base
 from .cache import CachedRollouts, ShardWriter
-from .card import markdown
+from .card import markdown, pair_markdown
 from .confidence import confidence_head, mean_confidence
 from .config import HeadConfig
 from .files import check_base, hash_base
@@ -10,6 +10,7 @@ from .heads import Head, QHead, ValueHead, load_head
 from .imports import import_head
 from .losses import (
     binary_cross_entropy,
+    bradley_terry,
     clipped_squared_error,
     linex,
     masked_squared_error,
@@ -17,11 +18,13 @@ from .losses import (
 from .methods import ControlledQ, Method, MonteCarlo, TemporalDifference
 from .metrics import Bin, calibration, correlation, correlation_by_bucket, pair_accuracy
 from .mix import mixed
+from .pair_report import PairAccuracy, PairReport, measure_pairs
+from .pairs import PrefixPairs
 from .report import HeadReport, RewardReport, measure
 from .rollouts import Rollouts, Shards
 from .targets import cd_q, lambda_returns, mean_over_rollouts, monte_carlo, soft_expectation
 from .tilt import centred_on_top_k, kl
-from .training import FitOptions, FitReport, fit
+from .training import FitOptions, FitReport, fit, fit_pairs
 
 __all__ = [
     "Base",
@@ -35,6 +38,9 @@ __all__ = [
     "HeadReport",
     "Method",
     "MonteCarlo",
+    "PairAccuracy",
+    "PairReport",
+    "PrefixPairs",
     "QHead",
     "RewardReport",
     "Rollouts",
@@ -43,6 +49,7 @@ __all__ = [
     "TemporalDifference",
     "ValueHead",
     "binary_cross_entropy",
+    "bradley_terry",
     "calibration",
     "cd_q",
     "centred_on_top_k",
@@ -52,6 +59,7 @@ __all__ = [
     "correlation",
     "correlation_by_bucket",
     "fit",
+    "fit_pairs",
     "hash_base",
     "import_head",
     "kl",
@@ -63,8 +71,10 @@ __all__ = [
     "mean_confidence",
     "mean_over_rollouts",
     "measure",
+    "measure_pairs",
     "mixed",
     "monte_carlo",
     "pair_accuracy",
+    "pair_markdown",
     "soft_expectation",
 ]

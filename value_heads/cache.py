@@ -26,9 +26,13 @@ class ShardWriter:
         folder: folder of the shards.
         name: name of the set, such as "train".
         shard_tokens: tokens at which a shard is full.
+        group: number of consecutive responses that stay in one shard: 2 for pairs.
     """
 
-    def __init__(self, folder: Path, name: str, shard_tokens: int = SHARD_TOKENS) -> None:
+    def __init__(
+        self, folder: Path, name: str, shard_tokens: int = SHARD_TOKENS, *, group: int = 1
+    ) -> None:
+        self._group = group
         self._folder, self._name, self._shard_tokens = folder, name, shard_tokens
         self._count = len(shard_paths(folder, name))
         self.written = sum(_responses(path) for path in shard_paths(folder, name))
@@ -40,7 +44,7 @@ class ShardWriter:
         """Add one response: states [T + 1, d], tokens [T]."""
         self._waiting.append((states, tokens, ended, prompt))
         self._tokens += len(tokens)
-        if self._tokens >= self._shard_tokens:
+        if self._tokens >= self._shard_tokens and len(self._waiting) % self._group == 0:
             self.flush()
 
     def flush(self) -> None:

@@ -1,9 +1,11 @@
 """The section of a head's model card on the quality of its predictions."""
 
+import math
 from collections.abc import Sequence
 
 from .frontier import Frontier, FrontierPoint
 from .metrics import Selected
+from .pair_report import PairReport
 from .report import Bucket, HeadReport, RewardReport
 
 
@@ -35,6 +37,25 @@ def markdown(report: HeadReport) -> str:
             _table("tokens read", [*prefixes, "all"], pairs),
             *_selection(rewards),
             *_frontier(report.frontier),
+        ]
+    )
+
+
+def pair_markdown(report: PairReport) -> str:
+    """Return the report on pairs as a section of a model card."""
+    columns = [str(at.number) for at in report.by_number]
+    rows = {
+        "accuracy": [*(_share(at.accuracy) for at in report.by_number), _share(report.at_end)],
+        "pairs": [*(str(at.pairs) for at in report.by_number), str(report.pairs)],
+    }
+    return "\n".join(
+        [
+            "## Held-out pairs\n",
+            f"Measured on {report.pairs} pairs of responses, {report.prefixes} pairs of prefixes, "
+            "to prompts that the head was not fitted to. The Bradley-Terry loss is "
+            f"{_number(report.loss)} nats; that of a constant is {_number(math.log(2))}.\n",
+            "Share of pairs in which the chosen prefix has the higher value:\n",
+            _table("tokens read", [*columns, "all"], rows),
         ]
     )
 

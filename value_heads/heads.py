@@ -44,6 +44,8 @@ class Head(nn.Module, ModelHubMixin, library_name="cdserve", tags=["value-head"]
             )
         self.config = config
         self.report = report
+        self.card_terms: tuple[str, str] | None = None
+        """Name and units of the values, for the model card; None for the configuration's."""
         self.register_buffer("shift", torch.tensor(config.shift), persistent=False)
         self.register_buffer("scale", torch.tensor(config.scale), persistent=False)
 
@@ -123,7 +125,7 @@ class Head(nn.Module, ModelHubMixin, library_name="cdserve", tags=["value-head"]
             base_model=config.base_model, library_name="cdserve", tags=["value-head"]
         )
         place = "after" if config.post_norm else "before"
-        what, units = self._card_terms
+        what, units = self.card_terms or self._card_terms
         return ModelCard(
             f"---\n{data.to_yaml()}\n---\n\n"
             f"# {self.name}: {', '.join(config.rewards)}\n\n"

@@ -95,6 +95,23 @@ def binary_cross_entropy(logits: Tensor, targets: Tensor, mask: Tensor) -> Tenso
     return errors / len(logits)
 
 
+def bradley_terry(chosen: Tensor, rejected: Tensor, mask: Tensor) -> Tensor:
+    """Return -log sigmoid(V(chosen prefix) - V(rejected prefix)), in nats.
+
+    Its minimiser has the log-odds of the preference as the difference of the values. Pairs of
+    prefixes of equal length, as PARGS (arXiv 2406.07780) trains rewards of partial sequences.
+
+    Args:
+        chosen, rejected: float [..., G], values of the two prefixes of each pair.
+        mask: bool [...].
+
+    Raises:
+        ValueError: the shapes do not agree, or no position counts.
+    """
+    chosen, rejected = _counted(chosen, rejected, mask)
+    return F.softplus(rejected - chosen).sum() / len(chosen)
+
+
 def _counted(values: Tensor, targets: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Return both where the mask is True, [N, G], so that even NaN elsewhere has no effect."""
     if values.shape != targets.shape or values.shape[:-1] != mask.shape:

@@ -42,7 +42,7 @@ class MonteCarlo:
 
     def check(self, head: Head, base: Base | None) -> None:
         """Accept every head."""
-        _check_tied(head, base)
+        check_tied(head, base)
 
     def targets(self, head: Head, data: Rollouts, base: Base | None) -> Tensor:
         """Return the rewards."""
@@ -58,7 +58,7 @@ class TemporalDifference:
 
     def check(self, head: Head, base: Base | None) -> None:
         """Refuse soft heads: their backup is not an average."""
-        _check_tied(head, base)
+        check_tied(head, base)
         if head.config.kind == "soft":
             raise ValueError("method td learns values of kind mean, got a head of kind soft")
 
@@ -128,6 +128,7 @@ def _all(data: Rollouts, width: int = 1) -> Iterator[Tensor]:
     return iter(torch.split(rows, max(1, _CHUNK // max(width, data.states.shape[1]))))
 
 
-def _check_tied(head: Head, base: Base | None) -> None:
+def check_tied(head: Head, base: Base | None) -> None:
+    """Raise ValueError if a tied head has no base."""
     if head.config.architecture == "tied" and base is None:
         raise ValueError("a tied head needs the base model's output layer, got none")

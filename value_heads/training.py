@@ -1,6 +1,7 @@
 """Fitting a head on rollouts, in memory or streamed from disk."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,8 +11,15 @@ from tqdm import tqdm
 
 from .base import Base
 from .heads import Head, ValueHead
-from .losses import binary_cross_entropy, clipped_squared_error, linex, masked_squared_error
-from .methods import Method, MonteCarlo, all_values
+from .losses import (
+    binary_cross_entropy,
+    bradley_terry,
+    clipped_squared_error,
+    linex,
+    masked_squared_error,
+)
+from .methods import Method, MonteCarlo, all_values, check_tied
+from .pairs import PrefixPairs
 from .rollouts import Rollouts, Shards
 
 
@@ -21,7 +29,7 @@ class FitOptions:
 
     Attributes:
         lr: initial learning rate of Adam; it falls to zero along half a cosine over `max_epochs`.
-        batch: tokens per step.
+        batch: tokens per step; pairs of prefixes for `fit_pairs`.
         max_epochs: most epochs of a fit.
         patience: epochs without a lower held-out loss before the fit stops.
         clip: largest change of a value towards its target per visit to a shard, in reward units
@@ -75,33 +83,68 @@ def fit(
         ValueError: the head cannot be fitted, the method or the clip does not suit it, the
             checkpoint belongs to another fit, or no response ended.
     """
-    if head.config.architecture == "mahalanobis":
-        raise ValueError(
-            "architecture of a head to fit must be one of linear, mlp, lowrank, tied, got "
-            "'mahalanobis': confidence_head makes such a head"
-        )
+    _check_architecture(head)
     method, options = method or MonteCarlo(), options or FitOptions()
     method.check(head, base)
     if options.clip is not None and (head.config.kind, head.config.output) != ("mean", "identity"):
         raise ValueError("clip is of the squared error, got a head that is soft or a sigmoid")
     run = _Run(head, options, f"{method}, {options}, {head.config}")
-    if checkpoint is not None and checkpoint.is_file():
-        run.resume(checkpoint)
-    while not run.finished:
-        head.train()
-        loss = _epoch(run, train, method, base, progress)
-        head.eval()
-        run.judge(loss, _held_out_loss(head, held_out, base))
-        if checkpoint is not None:
-            run.save(checkpoint)
-    head.load_state_dict(run.best)
-    head.eval()
-    return FitReport(
-        epochs=run.epoch,
-        best_epoch=run.best_epoch,
-        train_loss=tuple(run.train_loss),
-        held_out_loss=tuple(run.held_out_loss),
+    return run.finish(
+        lambda: _epoch(run, train, method, base, progress),
+        lambda: _held_out_loss(head, held_out, base),
+        checkpoint,
     )
+
+
+def fit_pairs(
+    head: Head,
+    train: Shards,
+    held_out: Shards,
+    options: FitOptions | None = None,
+    *,
+    base: Base | None = None,
+    checkpoint: Path | None = None,
+    progress: bool = False,
+) -> FitReport:
+    """Fit a head in place to pairs of prefixes (`PrefixPairs`) by the Bradley-Terry loss.
+
+    Its values have no unit: the difference of two values is the log-odds of the preference. All
+    else is as in `fit`.
+
+    Args:
+        train, held_out: responses 2i and 2i + 1 of a shard are the chosen and the rejected one of a
+            pair; rewards are not read.
+        base: the base model's output layer, for tied heads.
+        checkpoint: file written after every epoch; the fit resumes from it if it exists.
+        progress: whether to show a progress bar for each epoch.
+
+    Raises:
+        ValueError: the head cannot be fitted to pairs, the checkpoint belongs to another fit, or no
+            pair has responses that differ.
+    """
+    _check_architecture(head)
+    check_tied(head, base)
+    options = options or FitOptions()
+    if (head.config.kind, head.config.output) != ("mean", "identity"):
+        raise ValueError(
+            "pairs are for a head without a unit, got a head that is soft or a sigmoid"
+        )
+    if options.clip is not None:
+        raise ValueError("clip is of the squared error, got pairs")
+    run = _Run(head, options, f"Bradley-Terry, {options}, {head.config}")
+    return run.finish(
+        lambda: _pair_epoch(run, train, base, progress),
+        lambda: _held_out_pair_loss(head, held_out, base),
+        checkpoint,
+    )
+
+
+def _check_architecture(head: Head) -> None:
+    if head.config.architecture == "mahalanobis":
+        raise ValueError(
+            "architecture of a head to fit must be one of linear, mlp, lowrank, tied, got "
+            "'mahalanobis': confidence_head makes such a head"
+        )
 
 
 @dataclass(slots=True)
@@ -133,6 +176,34 @@ class _Run:
     def finished(self) -> bool:
         waited = self.epoch - 1 - self.best_epoch
         return self.epoch >= self.options.max_epochs or waited >= self.options.patience
+
+    def finish(
+        self, epoch: Callable[[], float], held_out: Callable[[], float], checkpoint: Path | None
+    ) -> FitReport:
+        """Run the epochs that are left and load the best weights.
+
+        Args:
+            epoch: visits the training set and returns its loss.
+            held_out: returns the held-out loss.
+            checkpoint: as for `fit`.
+        """
+        if checkpoint is not None and checkpoint.is_file():
+            self.resume(checkpoint)
+        while not self.finished:
+            self.head.train()
+            loss = epoch()
+            self.head.eval()
+            self.judge(loss, held_out())
+            if checkpoint is not None:
+                self.save(checkpoint)
+        self.head.load_state_dict(self.best)
+        self.head.eval()
+        return FitReport(
+            epochs=self.epoch,
+            best_epoch=self.best_epoch,
+            train_loss=tuple(self.train_loss),
+            held_out_loss=tuple(self.held_out_loss),
+        )
 
     def judge(self, train_loss: float, held_out_loss: float) -> None:
         """Record the losses of an epoch, and keep its weights if they are the best."""
@@ -173,26 +244,62 @@ class _Run:
 
 
 def _epoch(run: _Run, train: Shards, method: Method, base: Base | None, progress: bool) -> float:
-    """Visit every shard once, in this epoch's order; return the mean loss per token."""
-    head, options = run.head, run.options
-    generator = torch.Generator().manual_seed(options.seed * 1_000_003 + run.epoch)
+    """Visit every shard once; return the mean loss per token."""
+    head, clip = run.head, run.options.clip
+
+    def examples(data: Rollouts) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        targets = method.targets(head, data, base)
+        before = None if clip is None else all_values(head, data, base)
+        rows = data.rows(cut=method.cut_responses)
+        return rows, lambda batch: _loss(head, data, batch, targets, base, before, clip)
+
+    loss = _visit(run, train, examples, progress)
+    if loss is None:
+        raise ValueError("no response to train on ended by itself, so none has a reward")
+    return loss
+
+
+def _pair_epoch(run: _Run, train: Shards, base: Base | None, progress: bool) -> float:
+    """Visit every shard once; return the mean loss per pair of prefixes."""
+
+    def examples(data: Rollouts) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        pairs = PrefixPairs.from_rollouts(data)
+        rows = torch.arange(len(pairs), device=data.tokens.device)
+        return rows, lambda batch: _pair_loss(run.head, data, pairs, batch, base)
+
+    loss = _visit(run, train, examples, progress)
+    if loss is None:
+        raise ValueError("no pair to train on has responses that differ")
+    return loss
+
+
+def _visit(
+    run: _Run,
+    train: Shards,
+    examples: Callable[[Rollouts], tuple[Tensor, Callable[[Tensor], Tensor]]],
+    progress: bool,
+) -> float | None:
+    """Visit every shard once, in this epoch's order; return the mean loss per example.
+
+    Args:
+        examples: returns the examples of a shard, int64 [n], and the loss of some of them.
+
+    Returns:
+        None if there are no examples.
+    """
+    generator = torch.Generator().manual_seed(run.options.seed * 1_000_003 + run.epoch)
     order = torch.randperm(len(train), generator=generator).tolist()
     total, count = 0.0, 0
     for index in tqdm(order, f"epoch {run.epoch + 1}", disable=not progress, leave=False):
-        data = train[index].to(head.shift.device)
-        targets = method.targets(head, data, base)
-        before = None if options.clip is None else all_values(head, data, base)
-        rows = data.rows(cut=method.cut_responses)
+        rows, loss_of = examples(train[index].to(run.head.shift.device))
         shuffled = rows[torch.randperm(len(rows), generator=generator).to(rows.device)]
-        for batch in _batches(shuffled, options.batch):
-            loss = _loss(head, data, batch, targets, base, before, options.clip)
+        for batch in _batches(shuffled, run.options.batch):
+            loss = loss_of(batch)
             run.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             run.optimizer.step()
             total, count = total + float(loss.detach()) * len(batch), count + len(batch)
-    if not count:
-        raise ValueError("no response to train on ended by itself, so none has a reward")
-    return total / count
+    return total / count if count else None
 
 
 @torch.no_grad()
@@ -207,6 +314,31 @@ def _held_out_loss(head: Head, held_out: Shards, base: Base | None) -> float:
     if not count:
         raise ValueError("no held-out response ended by itself, so none has a reward")
     return total / count
+
+
+@torch.no_grad()
+def _held_out_pair_loss(head: Head, held_out: Shards, base: Base | None) -> float:
+    total, count = 0.0, 0
+    for shard in held_out:
+        data = shard.to(head.shift.device)
+        pairs = PrefixPairs.from_rollouts(data)
+        for rows in _batches(torch.arange(len(pairs), device=data.tokens.device), 8192):
+            total += float(_pair_loss(head, data, pairs, rows, base)) * len(rows)
+            count += len(rows)
+    if not count:
+        raise ValueError("no held-out pair has responses that differ")
+    return total / count
+
+
+def _pair_loss(
+    head: Head, data: Rollouts, pairs: PrefixPairs, rows: Tensor, base: Base | None
+) -> Tensor:
+    lm_head = None if base is None else base.lm_head
+    chosen, rejected = (
+        head.rollout_values(data, places[rows], lm_head)
+        for places in (pairs.chosen, pairs.rejected)
+    )
+    return bradley_terry(chosen, rejected, torch.ones_like(rows, dtype=torch.bool))
 
 
 def _batches(rows: Tensor, size: int) -> tuple[Tensor, ...]:

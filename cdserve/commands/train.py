@@ -1,6 +1,7 @@
 """``cdserve heads train``: trains a head on sampled responses, or on responses in a file."""
 
 import argparse
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,8 +46,8 @@ def _add_data(group: "argparse._ArgumentGroup") -> None:
     source.add_argument(
         "--data",
         type=Path,
-        help="JSONL file of prompts with responses and rewards, labels or candidates, in place of "
-        "--prompts; no response is sampled",
+        help="JSONL file of prompts with responses and rewards, labels, candidates or pairs, in "
+        "place of --prompts; no response is sampled",
     )
     group.add_argument(
         "--test-prompts",
@@ -127,9 +128,9 @@ def _add_fit(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--method",
         required=True,
-        choices=("fudge", "td", "cdq", "soft"),
+        choices=("fudge", "td", "cdq", "soft", "bt"),
         help="training targets: the final reward (fudge), TD(lambda) returns (td), the expectation "
-        "over the next token (cdq), the soft value (soft)",
+        "over the next token (cdq), the soft value (soft); or pairs by the Bradley-Terry loss (bt)",
     )
     group.add_argument("--lam", type=float, help="lambda of td (default: 0.95)")
     group.add_argument(
@@ -145,7 +146,10 @@ def _add_fit(group: "argparse._ArgumentGroup") -> None:
     )
     group.add_argument("--lr", type=float, default=1e-3, help="learning rate (default: 0.001)")
     group.add_argument(
-        "--batch", type=int, default=4096, help="tokens per optimizer step (default: 4096)"
+        "--batch",
+        type=int,
+        default=4096,
+        help="tokens, or pairs of prefixes, per optimizer step (default: 4096)",
     )
     group.add_argument(
         "--max-epochs", type=int, default=20, help="maximum number of epochs (default: 20)"
@@ -161,9 +165,16 @@ def _add_fit(group: "argparse._ArgumentGroup") -> None:
 
 def _train(args: argparse.Namespace) -> None:
     from cdserve.training.run import train
+    from value_heads import PairReport
 
     job = _job(args)
     report = train(job)
+    if isinstance(report, PairReport):
+        print(
+            f"{job.out}: loss {report.loss:.4g} nats (constant predictor: {math.log(2):.4g}); pair "
+            f"accuracy of whole responses: {report.at_end:.3f}"
+        )
+        return
     for name, figures in report.rewards.items():
         at_end = "undefined" if figures.at_end is None else f"{figures.at_end:.3f}"
         print(

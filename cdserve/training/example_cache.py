@@ -1,7 +1,8 @@
 """Fills a cache with the responses of a file, and with hidden states from the base model."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ _Group = Sequence[Example]
 def cache_examples(data: DataFile, examples: Examples, model: Path) -> FilledCache:
     """Tokenizes the responses and computes the states that the cache lacks.
 
-    All responses to a prompt are in the same set.
+    All responses to a prompt are in the same set. Each pair has its own prompt in the cache.
 
     Args:
         data: names the file and the cache.
@@ -41,6 +42,8 @@ def cache_examples(data: DataFile, examples: Examples, model: Path) -> FilledCac
         ConfigError: the cache has other settings, or a response cannot be used.
     """
     sets = split(data, _by_prompt(examples), f"--data {data.path}")
+    if examples.pairs:
+        sets = {name: [*chain.from_iterable(map(_pairs, groups))] for name, groups in sets.items()}
     firsts = [group[0] for groups in sets.values() for group in groups]
     prompts = [example.prompt for example in firsts]
     tokenizer = AutoTokenizer.from_pretrained(model)
@@ -53,6 +56,7 @@ def cache_examples(data: DataFile, examples: Examples, model: Path) -> FilledCac
         base_hash=hash_base(model),
         reward_names=examples.names,
         rewards={name: _rewards(groups, examples.names) for name, groups in sets.items()},
+        pairs=examples.pairs,
     )
     tokenize = _Tokenizer(model, tokenizer)
     rollouts: dict[str, list[Rollout]] = {}
@@ -81,6 +85,10 @@ def _by_prompt(examples: Examples) -> list[_Group]:
     for example in examples.rows:
         groups.setdefault(json.dumps(example.prompt, sort_keys=True), []).append(example)
     return list(groups.values())
+
+
+def _pairs(group: _Group) -> Iterator[_Group]:
+    return (group[i : i + 2] for i in range(0, len(group), 2))
 
 
 def _rewards(groups: Sequence[_Group], names: Sequence[str]) -> Tensor:

@@ -40,6 +40,7 @@ class FilledCache:
         base_hash: hash of the base model.
         reward_names: names of the G rewards in a data file.
         rewards: these rewards by set, float32 [B, G].
+        pairs: whether consecutive responses are a chosen and a rejected one, with G = 0.
     """
 
     folder: Path
@@ -49,6 +50,7 @@ class FilledCache:
     base_hash: str
     reward_names: tuple[str, ...] = ()
     rewards: Mapping[str, Tensor] = field(default_factory=dict)
+    pairs: bool = False
 
 
 def fill_cache(data: Data, model: Path) -> FilledCache:
@@ -158,7 +160,7 @@ def compute_states(model: Path, cache: FilledCache) -> None:
     """Computes the hidden states that the cache lacks."""
     backbone = None
     for name, total in cache.counts.items():
-        writer = ShardWriter(cache.folder, name)
+        writer = ShardWriter(cache.folder, name, group=2 if cache.pairs else 1)
         if writer.written == total:
             continue
         backbone = backbone or Backbone(model)

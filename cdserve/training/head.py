@@ -88,6 +88,8 @@ def _shift_and_scale(
     job: TrainingJob, scores: Scores
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     names = scores.names
+    if job.method == "bt":
+        return (0.0,), (1.0,)
     if job.head.bounds is not None:
         low, high = job.head.bounds
         return (low,) * len(names), (high - low,) * len(names)

@@ -9,7 +9,7 @@ from cdserve.training.rewards import JobRewards
 from value_heads import FitOptions
 from value_heads.config import Architecture
 
-MethodName = Literal["fudge", "td", "cdq", "soft"]
+MethodName = Literal["fudge", "td", "cdq", "soft", "bt"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +105,7 @@ class TrainingJob:
         rewards: rewards of finished responses; without any, those in the data file.
         score_cut: whether responses that were cut count as ended at their last token and are scored
             as they stand.
-        method: name of the targets.
+        method: name of the targets, or bt for pairs.
         lam: λ of td; None for 0.95.
         beta: β of a soft head, in reward units per nat; required by soft, optional for cdq, which
             trains a head of mean values without it.
@@ -136,6 +136,8 @@ class TrainingJob:
         """
         head = self.head
         q_head = head.architecture in ("lowrank", "tied")
+        if self.method == "bt":
+            self._check_pairs()
         _only("--teacher", self.teacher, "--method cdq", self.method == "cdq")
         if self.method == "cdq" and not q_head and self.teacher is None:
             raise ConfigError(
@@ -147,7 +149,8 @@ class TrainingJob:
         _only("--mlp-width", head.mlp_width, "--head mlp", head.architecture == "mlp")
         mean_value = not q_head and self.method in ("fudge", "td")
         _only("--bounds", head.bounds, "--head linear or mlp and --method fudge or td", mean_value)
-        _only("--clip", self.options.clip, "a head without --beta and --bounds", self._squared)
+        unclipped = "a squared error: no --beta, no --bounds and no --method bt"
+        _only("--clip", self.options.clip, unclipped, self._squared)
         if self.method == "soft" and self.beta is None:
             raise ConfigError("--method soft requires --beta, in reward units per nat")
         _check("--lam", self.lam, "from 0 to 1", self.lam is None or 0 <= self.lam <= 1)
@@ -161,7 +164,14 @@ class TrainingJob:
     @property
     def _squared(self) -> bool:
         """Whether the loss is the squared error."""
-        return self.beta is None and self.head.bounds is None
+        return self.beta is None and self.head.bounds is None and self.method != "bt"
+
+    def _check_pairs(self) -> None:
+        if isinstance(self.data, Data):
+            raise ConfigError("--method bt requires --data with pairs")
+        names = " ".join(self.rewards.by_name) or None
+        _only("--rewards", names, "--method fudge, td, cdq or soft", False)
+        _only("--score-cut", self.score_cut or None, "--method fudge, td, cdq or soft", False)
 
     @property
     def needs_base(self) -> bool:

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from value_heads.report import HeadReport
+from value_heads import HeadReport, PairReport
 
 
 def draw(report: HeadReport, losses: Sequence[tuple[float, float]], path: Path) -> None:
@@ -25,7 +25,30 @@ def draw(report: HeadReport, losses: Sequence[tuple[float, float]], path: Path) 
     _draw_correlation(correlation, report)
     _draw_pairs(pairs, report)
     _draw_calibration(calibration, report)
-    for axes in (loss, correlation, pairs, calibration):
+    _finish(figure, path)
+
+
+def draw_pairs(report: PairReport, losses: Sequence[tuple[float, float]], path: Path) -> None:
+    """Draws loss by epoch, and pair accuracy by token number.
+
+    Args:
+        report: report on the pairs of the test set.
+        losses: losses of the training set and the validation set, by epoch.
+        path: path of the PNG.
+    """
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    loss, pairs = figure.subplots(1, 2)
+    _draw_loss(loss, losses)
+    labels = [str(at.number) for at in report.by_number]
+    accuracies = [at.accuracy for at in report.by_number]
+    _draw_by_number(pairs, "C0", "held-out pairs", labels, accuracies, report.at_end)
+    pairs.axhline(0.5, color="0.6", linestyle=":", label="chance")
+    pairs.set_ylabel("pair accuracy")
+    _finish(figure, path)
+
+
+def _finish(figure: Figure, path: Path) -> None:
+    for axes in figure.axes:
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     figure.savefig(path, format="png", dpi=120, metadata={"Software": None})

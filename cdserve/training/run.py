@@ -14,7 +14,7 @@ from cdserve.training.examples import read_examples
 from cdserve.training.fill_cache import FilledCache, fill_cache
 from cdserve.training.head import method, new_head
 from cdserve.training.job import Data, DataFile, TrainingJob
-from cdserve.training.plot import draw
+from cdserve.training.plot import draw, draw_pairs
 from cdserve.training.score import score
 from value_heads import (
     Base,
@@ -22,19 +22,29 @@ from value_heads import (
     FitReport,
     Head,
     HeadReport,
+    PairReport,
     QHead,
     fit,
+    fit_pairs,
     markdown,
     measure,
+    measure_pairs,
+    pair_markdown,
 )
 
 _WEIGHTS = "model.safetensors"
 _CHECKPOINT = "checkpoint.pt"
 _PLOT = "report.png"
+_PAIR_TERMS = (
+    "Bradley-Terry value",
+    "Values have no unit. For two responses to the same prompt, the difference of the values of "
+    "prefixes of equal length, or of the whole responses, is the log-odds that the first response "
+    "is preferred.",
+)
 _CARD_LABELS = {"responses a prompt": "responses per prompt"}  # a key of report.json stays
 
 
-def train(job: TrainingJob) -> HeadReport:
+def train(job: TrainingJob) -> HeadReport | PairReport:
     """Trains the head and writes its folder: weights, model card, ``report.json``, ``report.png``.
 
     An interrupted run resumes with the responses and states in the cache and from the last epoch.
@@ -56,18 +66,17 @@ def train(job: TrainingJob) -> HeadReport:
     base = _base(job, model)
     job.out.mkdir(parents=True, exist_ok=True)
     checkpoint = job.out / _CHECKPOINT
+    train_set, validation, test = (shards[name] for name in ("train", "validation", "test"))
+    fixed: dict[str, Any] = {"base": base, "checkpoint": checkpoint, "progress": True}
+    report: HeadReport | PairReport
     try:
-        fitted = fit(
-            head,
-            shards["train"],
-            shards["validation"],
-            method(job),
-            job.options,
-            base=base,
-            checkpoint=checkpoint,
-            progress=True,
-        )
-        report = measure(head, shards["test"], base)
+        if cache.pairs:
+            fitted = fit_pairs(head, train_set, validation, job.options, **fixed)
+            report = measure_pairs(head, test, base)
+            head.card_terms = _PAIR_TERMS
+        else:
+            fitted = fit(head, train_set, validation, method(job), job.options, **fixed)
+            report = measure(head, test, base)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     _write(job, cache, head, fitted, report)
@@ -85,15 +94,18 @@ def _fill_cache(job: TrainingJob, model: Path) -> FilledCache:
     if isinstance(job.data, Data):
         return fill_cache(job.data, model)
     examples = read_examples(job.data.path)
-    if examples.pairs:
-        raise ConfigError(f"--data {job.data.path} has pairs, from which no method learns rewards")
-    if not (examples.names or job.rewards.by_name):
+    if examples.pairs != (job.method == "bt"):
+        content = "pairs, which require" if examples.pairs else "no pairs, which are required by"
+        raise ConfigError(f"--data {job.data.path} has {content} --method bt")
+    if not (examples.pairs or examples.names or job.rewards.by_name):
         raise ConfigError(f"--data {job.data.path} has no rewards; --rewards is required")
     return cache_examples(job.data, examples, model)
 
 
 def _check_ended(job: TrainingJob, cache: FilledCache) -> None:
     """Checks that enough responses have a reward, before any is scored."""
+    if cache.pairs:
+        return
     for name in cache.counts:
         ended = CachedRollouts(cache.folder, name, cut_ends=job.score_cut).ended
         count, required = int(ended.sum()), 2 if name == "train" else 1
@@ -109,7 +121,8 @@ def _check_ended(job: TrainingJob, cache: FilledCache) -> None:
 
 def _base(job: TrainingJob, model: Path) -> Base | None:
     """The base model's output layer; None if unavailable and only the report would use it."""
-    if job.head.architecture not in QHead.architectures and not job.needs_base:
+    reported = job.head.architecture in QHead.architectures and job.method != "bt"
+    if not (reported or job.needs_base):
         return None
     try:
         return Backbone(model).base(job.data.temperature)
@@ -120,19 +133,29 @@ def _base(job: TrainingJob, model: Path) -> Base | None:
 
 
 def _write(
-    job: TrainingJob, cache: FilledCache, head: Head, fitted: FitReport, report: HeadReport
+    job: TrainingJob,
+    cache: FilledCache,
+    head: Head,
+    fitted: FitReport,
+    report: HeadReport | PairReport,
 ) -> None:
     how = _settings(job, cache)
     content = {"how": how, "fit": asdict(fitted), "held_out": asdict(report)}
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     (job.out / "report.json").write_text(text, encoding="utf-8")
-    draw(report, list(zip(fitted.train_loss, fitted.held_out_loss, strict=True)), job.out / _PLOT)
+    losses = list(zip(fitted.train_loss, fitted.held_out_loss, strict=True))
+    if isinstance(report, PairReport):
+        draw_pairs(report, losses, job.out / _PLOT)
+        section = pair_markdown(report)
+    else:
+        draw(report, losses, job.out / _PLOT)
+        section = markdown(report)
     settings = "\n".join(
         f"- {_CARD_LABELS.get(key, key)}: {value}"
         for key, value in how.items()
         if value is not None
     )
-    head.report = f"## Training\n\n{settings}\n\n{markdown(report)}\n![report]({_PLOT})\n"
+    head.report = f"## Training\n\n{settings}\n\n{section}\n![report]({_PLOT})\n"
     head.save_pretrained(job.out)
 
 

@@ -27,13 +27,17 @@ _SEQUENTIAL_BATCH = 16
 """Responses per call, for kinds that are called once at a time."""
 
 
+PREFERENCE = "preference"
+"""Name of the output of a head that learns from pairs."""
+
+
 @dataclass(frozen=True, slots=True)
 class Scores:
     """Rewards of all responses.
 
     Attributes:
         names: names of the G rewards.
-        by_set: float32 [B, G] by set; NaN for a response without a reward.
+        by_set: float32 [B, G] by set; NaN for a response without a reward. [B, 0] for pairs.
     """
 
     names: tuple[str, ...]
@@ -41,13 +45,15 @@ class Scores:
 
 
 def score(job: TrainingJob, cache: FilledCache) -> Scores:
-    """The rewards of ``--rewards``, or those in the data file if the job has none.
+    """The rewards of ``--rewards``, or those in the data file if the job has none; none for pairs.
 
     Values of rewards with a digest are kept in the cache as they come, and are not computed again.
 
     Raises:
         ConfigError: a reward fails, is not finite, or is outside ``--bounds``.
     """
+    if cache.pairs:
+        return Scores((PREFERENCE,), cache.rewards)
     if job.rewards.by_name:
         scores = Scores(tuple(job.rewards.by_name), asyncio.run(_computed(job, cache)))
     else:

@@ -287,6 +287,7 @@ class TestRefusals:
                 "requires --head linear",
             ),
             (("--head", "mlp", "--method", "fudge", "--bounds", "1", "0"), "must be ascending"),
+            (("--head", "mlp", "--method", "bt"), "--method bt requires --data with pairs"),
             (("--head", "mlp", "--method", "fudge", "--held-out", "0.6"), "below 0.5"),
             (("--head", "mlp", "--method", "fudge", "--temperature", "0"), "must be positive"),
             (("--head", "mlp", "--method", "fudge", "--batch", "0"), "--batch is 0; .* positive"),
@@ -347,6 +348,14 @@ def rows(finish_reason: str = "stop", chat: bool = False) -> list[dict[str, Any]
         }
         for i, prompt in enumerate(prompts)
         for j in (0, 1)
+    ]
+
+
+def pairs() -> list[dict[str, Any]]:
+    """Two pairs for each of 12 prompts."""
+    return [
+        {"prompt": row["prompt"], "chosen": REVIEWS[i % 2], "rejected": REVIEWS[2 + i % 2]}
+        for i, row in enumerate(rows())
     ]
 
 
@@ -437,6 +446,44 @@ class TestOnData:
         out = self.train(tmp_path, labelled, "--head", "linear", "--method", "fudge", *bounds)
         config = ValueHead.from_pretrained(out).config
         assert (config.rewards, config.shift, config.scale) == (("label",), (0.0,), (1.0,))
+
+    @pytest.mark.parametrize("architecture", ["linear", "lowrank"])
+    def test_pairs_train_a_head_of_preferences(
+        self, tmp_path: Path, architecture: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        out = self.train(tmp_path, pairs(), "--head", architecture, "--method", "bt")
+        config = load_head(out).config
+        assert (config.rewards, config.shift, config.scale) == (("preference",), (0.0,), (1.0,))
+        report = json.loads((out / "report.json").read_text())["held_out"]
+        assert report["pairs"] == 2
+        assert report["by_number"][0]["number"] == 1
+        assert (out / "report.png").read_bytes().startswith(b"\x89PNG")
+        card = (out / "README.md").read_text()
+        assert "Bradley-Terry value" in card
+        assert "Values have no unit. For two responses" in card
+        assert "units of the raw reward" not in card
+        printed = f"pair accuracy of whole responses: {report['at_end']:.3f}"
+        assert printed in capsys.readouterr().out
+
+    @pytest.mark.parametrize(
+        ("arguments", "refusal"),
+        [
+            (("--method", "fudge"), r"data\.jsonl has pairs, which require --method bt"),
+            (("--method", "bt", "--bounds", "0", "1"), r"--bounds is \(0.0, 1.0\); it requires"),
+            (("--method", "bt", "--clip", "1"), "--clip is 1.0; it requires a squared error"),
+            (("--method", "bt", "--score-cut"), "--score-cut is True; it requires --method fudge"),
+            (("--method", "bt", "--rewards", f"a={GOLD}"), "--rewards is a; it requires --method"),
+        ],
+    )
+    def test_option_unsuitable_for_pairs_is_refused(
+        self, tmp_path: Path, arguments: tuple[str, ...], refusal: str
+    ) -> None:
+        with pytest.raises(SystemExit, match=refusal):
+            self.train(tmp_path, pairs(), "--head", "linear", *arguments)
+
+    def test_pairs_are_required_by_their_method(self, tmp_path: Path) -> None:
+        with pytest.raises(SystemExit, match="has no pairs, which are required by --method bt"):
+            self.train(tmp_path, rows(), "--head", "linear", "--method", "bt")
 
     @pytest.mark.parametrize(
         ("arguments", "refusal"),

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from matplotlib import image
 
-from cdserve.training.plot import draw
+from cdserve.training.plot import draw, draw_pairs
+from value_heads import PairAccuracy, PairReport
 from value_heads.metrics import Bin
 from value_heads.report import Bucket, HeadReport, PairsAt, RewardReport
 
@@ -67,3 +68,12 @@ def test_equal_reports_give_identical_plots(tmp_path: Path) -> None:
     for name in ("one.png", "two.png"):
         draw(report(r=of_reward(0.7)), [(1.0, 1.1), (0.5, 0.6)], tmp_path / name)
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+
+
+def test_plot_of_pairs_draws_both_panels(tmp_path: Path) -> None:
+    by_number = tuple(PairAccuracy(number=1 << i, pairs=9, accuracy=0.6) for i in range(4))
+    pairs = PairReport(pairs=9, prefixes=90, loss=0.5, by_number=by_number, at_end=0.8)
+    draw_pairs(pairs, [(0.7, 0.7), (0.5, 0.6)], tmp_path / "report.png")
+    pixels = image.imread(tmp_path / "report.png")
+    middle = pixels.shape[1] // 2
+    assert all(panel.std() > 0.01 for panel in (pixels[:, :middle], pixels[:, middle:]))

@@ -16,6 +16,7 @@ from tests.decoders.toy import LENGTH, P, Tokens, blocks, ended, probability, so
 from tests.decoders.toy import reward as reward_of
 from value_heads import (
     binary_cross_entropy,
+    bradley_terry,
     cd_q,
     clipped_squared_error,
     lambda_returns,
@@ -122,6 +123,17 @@ class TestFixedPoints:
         of = soft_value if soft else value
         expected_values = [of((*s, z)) for s, z in pairs]
         assert table.reshape(-1).tolist() == pytest.approx(expected_values, abs=1e-6)
+
+    def test_bradley_terry_minimiser_has_the_log_odds_of_the_preference(self) -> None:
+        """Chosen in three of four pairs: V(a) - V(b) = log 3."""
+        a, b = torch.zeros(1, dtype=torch.float64, requires_grad=True), torch.zeros(1)
+        for _ in range(200):
+            chosen = torch.stack([a, a, a, b])
+            rejected = torch.stack([b, b, b, a])
+            loss = bradley_terry(chosen, rejected, torch.ones(4, dtype=torch.bool))
+            (gradient,) = torch.autograd.grad(loss, a)
+            a = (a - 2 * gradient).detach().requires_grad_()
+        assert a.item() == pytest.approx(math.log(3), abs=1e-6)
 
 
 class TestTargets:
@@ -237,6 +249,7 @@ class TestLosses:
         for loss in (
             masked_squared_error,
             binary_cross_entropy,
+            bradley_terry,
             lambda v, t, m: linex(v, t, m, 1.0),
             lambda v, t, m: clipped_squared_error(v, torch.zeros_like(v), t, m, 0.1),
         ):

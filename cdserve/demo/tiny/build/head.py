@@ -61,7 +61,7 @@ def train_head(model: Path, cache: Path, heads: Path, name: str, recipe: Recipe)
     """
     shutil.rmtree(heads / name, ignore_errors=True)
     gold = PythonReward(kind="python", callable="cdserve.demo.tiny.reward:sentiment_gold")
-    return train(
+    report = train(
         TrainingJob(
             data=Data(
                 model=str(model),
@@ -83,3 +83,5 @@ def train_head(model: Path, cache: Path, heads: Path, name: str, recipe: Recipe)
             options=recipe.options,
         )
     )
+    assert isinstance(report, HeadReport)  # pairs have another report
+    return report
