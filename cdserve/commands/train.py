@@ -235,8 +235,6 @@ def _data(args: argparse.Namespace) -> "Data | DataFile":
         if (value := getattr(args, name)) is not None
     }
     if args.prompts is not None:
-        if not args.rewards:
-            raise ConfigError("--prompts requires --rewards")
         return Data(**common, prompts=args.prompts, **sampling, flags=tuple(args.flags))
     for name, value in sampling.items():
         raise ConfigError(f"--{name.replace('_', '-')} is {value}; it requires --prompts")

@@ -48,7 +48,7 @@ class Examples:
     names: tuple[str, ...]
 
 
-def read_examples(path: Path) -> Examples:
+def read_examples(path: Path, *, with_rewards: bool = True) -> Examples:
     """Reads a file of responses; all rows are of one kind, which their keys tell.
 
     - ``response`` or ``completion``, with a number as ``reward`` or ``score``, numbers by name as
@@ -59,6 +59,9 @@ def read_examples(path: Path) -> Examples:
 
     A response is a text or one message of the assistant. A ``finish_reason`` other than ``stop``
     means that the response was cut. Other keys are ignored.
+
+    Args:
+        with_rewards: whether to read the rewards; if not, they are neither kept nor checked.
 
     Raises:
         ConfigError: the file cannot be read, or a row is invalid; the message gives its line.
@@ -75,7 +78,7 @@ def read_examples(path: Path) -> Examples:
                 f"{place} has {safe_repr(kind)}, and the first row has {safe_repr(first)}; all "
                 "rows must be of one kind"
             )
-        examples = list(_examples(kind, row, place))
+        examples = list(_examples(kind, row, place, with_rewards))
         names = names or tuple(examples[0].rewards)
         for example in examples:
             if set(example.rewards) != set(names):
@@ -99,7 +102,7 @@ def _kind(row: Any, place: str) -> str:
     return next((key for key in _REWARD_KEYS if key in keys), "no reward")
 
 
-def _examples(kind: str, row: dict[str, Any], place: str) -> Iterator[Example]:
+def _examples(kind: str, row: dict[str, Any], place: str, with_rewards: bool) -> Iterator[Example]:
     prompt = prompt_of(row, place, _ACCEPTED)
     if kind == "chosen":
         for key in ("chosen", "rejected"):
@@ -112,7 +115,7 @@ def _examples(kind: str, row: dict[str, Any], place: str) -> Iterator[Example]:
                 f"{place}: candidates is {safe_repr(candidates)}; it must be a list of responses"
             )
         for number, candidate in enumerate(candidates, 1):
-            yield _candidate(candidate, prompt, f"{place}, candidate {number}")
+            yield _candidate(candidate, prompt, f"{place}, candidate {number}", with_rewards)
     else:
         key = "response" if "response" in row else "completion"
         yield Example(
@@ -120,11 +123,11 @@ def _examples(kind: str, row: dict[str, Any], place: str) -> Iterator[Example]:
             prompt=prompt,
             response=_text(row[key], f"{place}: {key}"),
             ended=_ended(row, place),
-            rewards=_rewards(kind, row, place),
+            rewards=_rewards(kind, row, place) if with_rewards else {},
         )
 
 
-def _candidate(candidate: Any, prompt: Prompt, place: str) -> Example:
+def _candidate(candidate: Any, prompt: Prompt, place: str, with_rewards: bool) -> Example:
     if not (isinstance(candidate, dict) and {"text", "rewards"} <= candidate.keys()):
         raise ConfigError(
             f'{place} is {safe_repr(candidate)}; it must be an object with "text" and "rewards"'
@@ -134,7 +137,7 @@ def _candidate(candidate: Any, prompt: Prompt, place: str) -> Example:
         prompt=prompt,
         response=_text(candidate["text"], f"{place}: text"),
         ended=_ended(candidate, place),
-        rewards=_rewards("rewards", candidate, place),
+        rewards=_rewards("rewards", candidate, place) if with_rewards else {},
     )
 
 

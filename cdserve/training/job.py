@@ -138,6 +138,8 @@ class TrainingJob:
         q_head = head.architecture in ("lowrank", "tied")
         if self.method == "bt":
             self._check_pairs()
+        elif isinstance(self.data, Data) and not self.rewards.by_name:
+            raise ConfigError("--prompts requires --rewards")
         _only("--teacher", self.teacher, "--method cdq", self.method == "cdq")
         if self.method == "cdq" and not q_head and self.teacher is None:
             raise ConfigError(

@@ -57,6 +57,8 @@ def read_rewards(arguments: Sequence[str], path: Path | None) -> JobRewards:
     Raises:
         ConfigError: an argument is invalid, or a reward is unknown or cannot be computed here.
     """
+    if path is not None and not arguments:
+        raise ConfigError(f"--config is {path}; it requires --rewards")
     settings = None if path is None else config.load(path)
     rewards: dict[str, config.Reward] = {}
     for argument in arguments:
@@ -129,7 +131,10 @@ def _identity(reward: config.Reward, parts: Mapping[str, config.Reward]) -> Any:
         case config.PythonReward():
             return None
         case config.RewardModelReward(model=model) if Path(model).is_dir():
-            return values | {"model": hash_base(Path(model))}
+            try:
+                return values | {"model": hash_base(Path(model))}
+            except FileNotFoundError:  # weights in another format
+                return None
         case config.EnsembleReward(of=of):
             combined = [
                 (_identity(parts[name], parts), str(parts[name].standardise)) for name in of

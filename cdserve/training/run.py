@@ -93,7 +93,7 @@ def _folder(model: str) -> Path:
 def _fill_cache(job: TrainingJob, model: Path) -> FilledCache:
     if isinstance(job.data, Data):
         return fill_cache(job.data, model)
-    examples = read_examples(job.data.path)
+    examples = read_examples(job.data.path, with_rewards=not job.rewards.by_name)
     if examples.pairs != (job.method == "bt"):
         content = "pairs, which require" if examples.pairs else "no pairs, which are required by"
         raise ConfigError(f"--data {job.data.path} has {content} --method bt")

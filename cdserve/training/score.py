@@ -21,11 +21,10 @@ from value_heads import CachedRollouts
 
 _BATCH = {"judge": 1, "ensemble": 1, "reward_model": 32}
 """Responses per call, for the kinds that queue the responses of concurrent calls."""
-_IN_FLIGHT = 256
+_IN_FLIGHT = 1024
 """Responses of concurrent calls, for these kinds."""
 _SEQUENTIAL_BATCH = 16
 """Responses per call, for kinds that are called once at a time."""
-
 
 PREFERENCE = "preference"
 """Name of the output of a head that learns from pairs."""

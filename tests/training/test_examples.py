@@ -116,6 +116,14 @@ def test_error_names_line_value_and_requirement(
         read(tmp_path, *rows)
 
 
+def test_rewards_are_not_read_if_others_replace_them(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    candidates = [{"text": "r", "rewards": {"failed": None}}]
+    path.write_text(json.dumps({"prompt": "p", "candidates": candidates}) + "\n")
+    examples = read_examples(path, with_rewards=False)
+    assert ([example.rewards for example in examples.rows], examples.names) == ([{}], ())
+
+
 def test_file_must_have_rows_of_json(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text("\n")

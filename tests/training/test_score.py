@@ -162,6 +162,11 @@ def test_name_without_settings_is_refused(tmp_path: Path) -> None:
         job(tmp_path, "x")
 
 
+def test_settings_without_a_named_reward_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--config is .*settings\.yaml; it requires --rewards"):
+        job(tmp_path, json={"kind": "json_valid"})
+
+
 def test_failing_function_is_named(cache: FilledCache) -> None:
     with pytest.raises(
         ConfigError, match=r"--rewards f failed on one of 2 responses, the first 'a': TypeError"
