@@ -15,7 +15,7 @@ endif
 .PHONY: serve check test test-v2 laws lint format demo bench clean
 
 serve: $(STAMP)
-	$(BIN)/cdserve serve --port $(PORT) $(ARGS)
+	$(BIN)/cdserve serve $(if $(DEMO),--demo $(DEMO)) --port $(PORT) $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/python -m tests.parts check $(ARGS)

@@ -1,15 +1,39 @@
-"""Command-line flags shared by the commands that send requests to a server."""
+"""Command-line flags shared by the commands that start a server or send requests to one."""
 
 import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cdserve import demo
 from cdserve.client.server import ServerArgs
-from cdserve.demo.tiny import DEMO_DIR
 from cdserve.errors import ConfigError
 
 if TYPE_CHECKING:
     from cdserve.client.answers import Sampling
+
+
+def add_settings(group: "argparse._MutuallyExclusiveGroup") -> None:
+    """Adds the flags that select the settings of a server to start."""
+    group.add_argument("--config", type=Path, help="YAML file of the settings")
+    group.add_argument(
+        "--demo",
+        nargs="?",
+        const=demo.NAMES[0],
+        choices=demo.NAMES,
+        help="demo to serve without --config: smollm2, a language model of English (the default), "
+        "or tiny, a model of a grammar, which needs no download",
+    )
+
+
+def chosen_settings(args: argparse.Namespace) -> demo.DemoSettings:
+    """The settings that the flags select. The first use of the default demo fetches its model.
+
+    Raises:
+        ConfigError: the model cannot be fetched.
+    """
+    if args.config is not None:
+        return demo.DemoSettings(args.config, ())
+    return demo.settings(args.demo or demo.NAMES[0])
 
 
 def add_server(parser: argparse.ArgumentParser) -> None:
@@ -17,11 +41,7 @@ def add_server(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("server")
     source = group.add_mutually_exclusive_group()
     source.add_argument("--url", help="URL of a running server, such as http://localhost:8000")
-    source.add_argument(
-        "--config",
-        type=Path,
-        help="YAML settings of the server to start (default: the demo's settings)",
-    )
+    add_settings(source)
     group.add_argument(
         "--model", help="model id in the requests (default: the server's first model)"
     )
@@ -79,10 +99,14 @@ def sampling(args: argparse.Namespace) -> "Sampling":
 
 
 def server(args: argparse.Namespace) -> ServerArgs:
-    """The server that the flags select; the demo's if they name none."""
+    """The server that the flags select; the demo's if they name none.
+
+    Raises:
+        ConfigError: the demo's model cannot be fetched.
+    """
     return ServerArgs(
         url=args.url,
-        config=args.config or DEMO_DIR / "cdserve.yaml",
+        settings=None if args.url else chosen_settings(args),
         flags=tuple(args.flags),
         model=args.model,
         api_key=args.api_key,

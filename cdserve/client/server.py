@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from cdserve.demo import DemoSettings
 from cdserve.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class ServerArgs:
 
     Attributes:
         url: URL of a running server; None to start one.
-        config: YAML settings of the server to start.
+        settings: settings of the server to start; None with ``url``.
         flags: vLLM's flags for the server to start.
         model: model id in the requests; None for the server's first model.
         api_key: API key, if the server requires one.
@@ -39,7 +40,7 @@ class ServerArgs:
     """
 
     url: str | None
-    config: Path
+    settings: DemoSettings | None
     flags: Sequence[str]
     model: str | None
     api_key: str
@@ -68,9 +69,11 @@ def serving(server: ServerArgs) -> Iterator[str]:
             raise ConfigError(f"--url {url}: no healthy server answers there")
         yield url
         return
+    assert server.settings is not None  # without a URL
     port = _free_port()
     base_url = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "cdserve", "serve", "--config", str(server.config)]
+    command = [sys.executable, "-m", "cdserve", "serve", "--config", str(server.settings.config)]
+    command += [f"--set={change}" for change in server.settings.changes]
     command += [
         *server.flags,
         "--host",

@@ -23,7 +23,7 @@ interrupted run. Without --url a server is started for the run; all other flags 
 vLLM (see `vllm serve --help`)."""
 
 _REPORTED = (
-    *("prompts", "policies", "reward", "gold", "url", "config", "model", "max_tokens"),
+    *("prompts", "policies", "reward", "gold", "url", "config", "demo", "model", "max_tokens"),
     *("temperature", "top_p", "limit", "draws", "concurrency", "seed", "out"),
 )
 """Flags that the report shows; the API key is not among them."""

@@ -1,1 +1,41 @@
-"""The demos."""
+"""The demos: a real language model of English, and a tiny one whose reward is exact.
+
+Importing this package is light. ``python -m cdserve.demo.build`` trains the heads again.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+NAMES = ("smollm2", "tiny")
+DEMO_DIR = Path(__file__).parent
+PROMPTS_PATH = DEMO_DIR / "prompts.jsonl"
+HEAD_DIR = DEMO_DIR / "heads" / "sentiment"
+Q_HEAD_DIR = DEMO_DIR / "heads" / "sentiment-q"
+
+
+class DemoSettings(NamedTuple):
+    """Settings of a demo's server.
+
+    Attributes:
+        config: YAML file of the settings.
+        changes: ``key=value`` pairs that override the file.
+    """
+
+    config: Path
+    changes: Sequence[str]
+
+
+def settings(name: str) -> DemoSettings:
+    """The settings of a demo of ``NAMES``; the first call for "smollm2" fetches its model.
+
+    Raises:
+        ConfigError: the model cannot be fetched.
+    """
+    if name == "tiny":
+        from cdserve.demo import tiny
+
+        return DemoSettings(tiny.DEMO_DIR / "cdserve.yaml", ())
+    from cdserve.demo.model import model_dir
+
+    return DemoSettings(DEMO_DIR / "cdserve.yaml", (f"model={model_dir()}",))

@@ -26,7 +26,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cdserve.demo.tiny import DEMO_DIR
+from cdserve import demo
 from cdserve.errors import ConfigError
 from cdserve.ray_serve.disconnect import CancelledAsDisconnect
 from cdserve.ray_serve.merged_metrics import merged
@@ -65,7 +65,10 @@ class Arguments(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    config: Path = Field(default=DEMO_DIR / "cdserve.yaml", description="YAML settings file.")
+    config: Path | None = Field(default=None, description="YAML settings file.")
+    demo: Literal["smollm2", "tiny"] = Field(
+        default="smollm2", description="Demo to serve without a settings file."
+    )
     set: Words = Field(default=(), description="Settings that override the file, as key=value.")
     flags: Words = Field(default=(), description="Flags passed to vLLM.")
     replicas: int = Field(default=1, ge=1, description="Number of replicas.")
@@ -97,7 +100,8 @@ def app(arguments: Arguments) -> serve.Application:
 
     Options of the deployment ``cdserve`` in Ray Serve's configuration file take precedence.
     """
-    absolute = arguments.model_copy(update={"config": arguments.config.resolve()})
+    config = arguments.config and arguments.config.resolve()
+    absolute = arguments.model_copy(update={"config": config})
 
     def ingress() -> Starlette:
         return replica(absolute)
@@ -128,12 +132,17 @@ def replica(arguments: Arguments) -> Starlette:
     """The app of one replica; its engines start and stop with the app's lifespan.
 
     Raises:
-        ConfigError: the settings are wrong.
+        ConfigError: the settings are wrong, or the demo's model cannot be fetched.
     """
     from cdserve.launch.application import Application
     from cdserve.launch.serve import running_app
 
-    application = Application.build(arguments.config, arguments.set, arguments.flags)
+    config, changes = (
+        demo.DemoSettings(arguments.config, ())
+        if arguments.config
+        else demo.settings(arguments.demo)
+    )
+    application = Application.build(config, [*changes, *arguments.set], arguments.flags)
     for name, default in _HTTP_SERVER_DEFAULTS.items():
         if (value := getattr(application.args, name)) != default:
             flag = "--" + name.replace("_", "-")

@@ -6,6 +6,7 @@ It takes the arguments of ``cdserve serve``. Reward models of the settings run a
 import sys
 
 from cdserve.cli import parser
+from cdserve.client.arguments import chosen_settings
 from cdserve.errors import ConfigError, EngineError
 from cdserve.launch.application import Application
 from cdserve.launch.serve import serve
@@ -16,7 +17,8 @@ def main() -> None:
     """Serves the settings on a ``FakeEngine`` until SIGINT or SIGTERM."""
     known, flags = parser().parse_known_args(["serve", *sys.argv[1:]])
     try:
-        application = Application.build(known.config, known.set, flags)
+        config, changes = chosen_settings(known)
+        application = Application.build(config, [*changes, *known.set], flags)
         if (application.args.api_server_count or 1) > 1:
             raise ConfigError("--api-server-count: a FakeEngine has one API server")
         serve(application, build_engine)

@@ -103,7 +103,7 @@ def job(
             "shard_size": 100,
             "server": ServerArgs(
                 url=None,
-                config=Path("none.yaml"),
+                settings=None,
                 flags=(),
                 model=None,
                 api_key="-",

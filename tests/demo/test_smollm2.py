@@ -1,0 +1,81 @@
+"""``cdserve serve`` without settings, from an empty cache: the demo of a real language model."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from openai import OpenAI
+
+from cdserve.client.server import healthy
+from tests.server.served import free_port
+from tests.waiting import HANG_SECONDS, until
+
+pytestmark = pytest.mark.server
+CONVERTED = "converting the model"
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def demo(cache: Path) -> Iterator[OpenAI]:
+    """A client of the demo."""
+    port = free_port()
+    log = cache / "server.log"
+    command = [sys.executable, "-m", "cdserve", "serve", "--port", str(port)]
+    with log.open("w") as output:
+        environment = os.environ | {"XDG_CACHE_HOME": str(cache)}
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        until(lambda: healthy(url) or process.poll() is not None, "the demo")
+        assert process.poll() is None, log.read_text()
+        assert CONVERTED in log.read_text()
+        with OpenAI(base_url=f"{url}/v1", api_key="-", timeout=HANG_SECONDS) as client:
+            yield client
+    finally:
+        process.terminate()
+        process.wait(HANG_SECONDS)
+
+
+def test_demo_answers_in_english(demo: OpenAI) -> None:
+    answer = demo.chat.completions.create(
+        model="demo",
+        messages=[{"role": "user", "content": "What is the sea?"}],
+        temperature=0,
+        max_tokens=12,
+    )
+    assert answer.choices[0].message.content.startswith("The sea is a vast")
+
+
+def test_blockwise_decoding_chooses_the_blocks_of_the_highest_value(demo: OpenAI) -> None:
+    answer = demo.chat.completions.create(
+        model="demo",
+        messages=[{"role": "user", "content": 'Write a short review of the film "Small Hours".'}],
+        max_tokens=48,
+        seed=1,
+        extra_body={"alignment": {"method": "blockwise_cd", "k": 4, "m": 16, "report": "trace"}},
+    )
+    trace = answer.alignment["trace"]  # type: ignore[attr-defined]
+    assert trace
+    for decision in trace:
+        scores = [candidate["score"] for candidate in decision["candidates"]]
+        chosen = [candidate["score"] for candidate in decision["candidates"] if candidate["chosen"]]
+        assert (len(scores), chosen) == (4, [max(scores)])
+
+
+def test_second_start_converts_nothing(demo: OpenAI, cache: Path) -> None:
+    weights = next(cache.rglob("model.safetensors"))
+    written = weights.stat().st_mtime_ns
+    code = "from cdserve import demo; print(demo.settings('smollm2').changes[0])"
+    environment = os.environ | {"XDG_CACHE_HOME": str(cache), "PIP_NO_INDEX": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == f"model={weights.parent}"
+    assert weights.stat().st_mtime_ns == written
