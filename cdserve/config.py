@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -30,6 +30,9 @@ class Standardisation(_Section):
 
 
 class _Kind(_Section):
+    public: ClassVar[frozenset[str]] = frozenset({"kind"})
+    """Fields that ``GET /v1/alignment`` shows: no path, model, address, callable or rubric."""
+
     @property
     def models(self) -> tuple[str, ...]:
         """Models whose log-likelihoods the reward reads: ``base`` or members."""
@@ -43,6 +46,8 @@ class _Reward(_Kind):
         "raw reward.",
     )
 
+    public: ClassVar[frozenset[str]] = _Kind.public | {"standardise"}
+
 
 class Fallible(_Reward):
     """Settings of every reward that can fail."""
@@ -55,6 +60,8 @@ class Fallible(_Reward):
     timeout: float = Field(
         default=30, gt=0, description="Seconds for scoring the candidates of one decision."
     )
+
+    public: ClassVar[frozenset[str]] = _Reward.public | {"on_failure", "timeout"}
 
 
 class ValueHeadReward(_Kind):
@@ -76,6 +83,8 @@ class ValueHeadReward(_Kind):
         default=False, description="Statistics, or true for the head's own."
     )
 
+    public: ClassVar[frozenset[str]] = _Kind.public | {"output", "standardise"}
+
 
 class LengthReward(_Reward):
     """Closeness of the response's length to a target, in tokens."""
@@ -86,6 +95,8 @@ class LengthReward(_Reward):
         default=0, ge=0, description="Deviation from the target, in tokens, without penalty."
     )
 
+    public: ClassVar[frozenset[str]] = _Reward.public | {"target", "tolerance"}
+
 
 class RegexReward(_Reward):
     """1 if a finished response matches a pattern, else 0."""
@@ -94,6 +105,8 @@ class RegexReward(_Reward):
     pattern: str = Field(
         description="Python regular expression; it may match anywhere in the response."
     )
+
+    public: ClassVar[frozenset[str]] = _Reward.public | {"pattern"}
 
     @field_validator("pattern")
     @classmethod
@@ -119,6 +132,8 @@ class LogLikReward(_Reward):
         default="base", description="Name of a member, or base for the served model."
     )
 
+    public: ClassVar[frozenset[str]] = _Reward.public | {"member"}
+
     @property
     def models(self) -> tuple[str, ...]:
         return (self.member,)
@@ -133,6 +148,8 @@ class LogRatioReward(_Reward):
         default="base", description="Name of the reference model: a member or base."
     )
     beta: float = Field(default=1.0, gt=0, description="Reward units per nat.")
+
+    public: ClassVar[frozenset[str]] = _Reward.public | {"tuned", "reference", "beta"}
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -151,6 +168,8 @@ class PythonReward(Fallible):
         description="Whether to score unfinished responses, by calling the function with the text "
         "so far.",
     )
+
+    public: ClassVar[frozenset[str]] = Fallible.public | {"prefixes"}
 
 
 class JudgeReward(Fallible):
@@ -173,6 +192,10 @@ class JudgeReward(Fallible):
     max_tokens: int = Field(
         default=512, ge=1, description="Maximum length of the judge's answer, in tokens."
     )
+
+    public: ClassVar[frozenset[str]] = Fallible.public | {
+        *("scale", "concurrency", "retries", "max_tokens"),
+    }
 
     @field_validator("rubric")
     @classmethod
@@ -229,6 +252,10 @@ class RewardModelReward(Fallible):
         default_factory=dict, description="vLLM flags of the reward model's engine."
     )
 
+    public: ClassVar[frozenset[str]] = Fallible.public | {
+        *("output", "prefixes", "steps", "max_batch", "max_wait"),
+    }
+
 
 class LowerBound(_Section):
     """Lower confidence bound of an ensemble: mean - c · std."""
@@ -246,6 +273,8 @@ class EnsembleReward(Fallible):
     aggregate: Literal["mean", "median", "min"] | LowerBound = Field(
         default="mean", description="How the standardised rewards are aggregated."
     )
+
+    public: ClassVar[frozenset[str]] = Fallible.public | {"of", "aggregate"}
 
 
 Reward = Annotated[

@@ -3,9 +3,11 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal, get_args
 
 import pytest
 
+from cdserve import config
 from cdserve.config import Settings, load
 from cdserve.errors import ConfigError
 
@@ -292,3 +294,23 @@ class TestPaths:
 
     def test_absolute_paths_stay_unchanged(self, write: Write, tmp_path: Path) -> None:
         assert load(write(f"model: {tmp_path}")).model == str(tmp_path)
+
+
+class TestPublicSettings:
+    """Settings of rewards that ``GET /v1/alignment`` may show."""
+
+    PRIVATE = frozenset(
+        {"path", "q_head", "force", "callable", "url", "api_key_env", "model", "rubric", "engine"}
+    )
+
+    @pytest.mark.parametrize("kind", get_args(get_args(config.Reward)[0]))
+    def test_every_setting_of_a_kind_is_public_or_listed_as_private(self, kind: type) -> None:
+        assert issubclass(kind, config._Kind)
+        assert kind.public == kind.model_fields.keys() - self.PRIVATE
+
+    def test_settings_of_a_new_kind_are_private_unless_it_lists_them(self) -> None:
+        class NewReward(config.Fallible):
+            kind: Literal["new"]
+            folder: str
+
+        assert "folder" not in NewReward.public

@@ -15,9 +15,6 @@ from cdserve.policy import FIELD, BudgetedPolicy, Policy, SearchPolicy, parse, p
 from cdserve.scoring import HeadOutput, ModelOutput, Objective, Reward
 from cdserve.worker.request import WorkerRequest
 
-_PRIVATE_SETTINGS = {"path", "q_head", "callable", "force", "url", "api_key_env", "engine"}
-"""Settings of a reward that clients do not see."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlignmentServer:
@@ -123,12 +120,13 @@ class AlignmentServer:
     def describe(self) -> dict[str, Any]:
         """Response body of ``GET /v1/alignment``."""
         methods = {name: policy.model_json_schema() for name, policy in self.methods.items()}
+        settings = self.settings.rewards
         return {
             "methods": {"none": {"type": "object", "properties": {"method": {"const": "none"}}}}
             | methods,
             "rewards": {
                 name: {
-                    **self.settings.rewards[name].model_dump(exclude=_PRIVATE_SETTINGS),
+                    **settings[name].model_dump(include=set(settings[name].public)),
                     "prefixes": reward.prefixes,
                     "next_tokens": name in self.q_columns,
                     "default": name == self.settings.default_reward,

@@ -66,6 +66,14 @@ class TestAlignment:
         assert str(MODEL_DIR.parent) not in text
         assert "cdserve.demo.tiny.reward:" not in text
 
+    def test_alignment_reveals_no_address_model_or_rubric_of_a_judge(
+        self, http: httpx2.Client
+    ) -> None:
+        judge = http.get("/v1/alignment").json()["rewards"]["dead"]
+        assert judge["kind"] == "judge"
+        assert judge["scale"] == [1, 10]
+        assert not judge.keys() & {"url", "model", "rubric", "api_key_env"}
+
 
 class TestModels:
     def test_presets_are_models_with_a_parent(self, client: OpenAI) -> None:
