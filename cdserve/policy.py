@@ -181,6 +181,8 @@ class Policy(RewardedMethod):
 
     scores_prefixes: ClassVar[bool] = False
     """Whether the method scores unfinished responses."""
+    whole_responses: ClassVar[bool] = False
+    """Whether the method makes one decision, between whole responses."""
     needs_rewards: ClassVar[bool] = True
     """Whether the method requires at least one reward."""
 

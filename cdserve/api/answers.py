@@ -74,7 +74,10 @@ class ScoreAnswer(_Part):
 class Description(_Part):
     """Response body of ``GET /v1/alignment``."""
 
-    methods: dict[str, dict[str, Any]] = Field(description="JSON schema of each method, by name.")
+    methods: dict[str, dict[str, Any]] = Field(
+        description="JSON schema of each method, by name; `whole_responses` says whether its only "
+        "decision is between whole responses."
+    )
     rewards: dict[str, dict[str, Any]] = Field(
         description="Kind and settings of each reward, by name, and whether the reward scores "
         "`prefixes`, scores `next_tokens`, and is the `default`."

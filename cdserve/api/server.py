@@ -119,7 +119,10 @@ class AlignmentServer:
 
     def describe(self) -> dict[str, Any]:
         """Response body of ``GET /v1/alignment``."""
-        methods = {name: policy.model_json_schema() for name, policy in self.methods.items()}
+        methods = {
+            name: {**policy.model_json_schema(), "whole_responses": policy.whole_responses}
+            for name, policy in self.methods.items()
+        }
         settings = self.settings.rewards
         return {
             "methods": {"none": {"type": "object", "properties": {"method": {"const": "none"}}}}

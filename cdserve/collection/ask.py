@@ -41,8 +41,13 @@ async def ask(
             the policy, or it fails.
     """
     async with job.server.client(url) as client:
-        settings = _settings(job, client.model, await client.describe())
-        check_formats(settings["alignment"]["method"], job.formats, job.filters)
+        described = await client.describe()
+        methods = {
+            name: bool(schema.get("whole_responses"))
+            for name, schema in described["methods"].items()
+        }
+        settings = _settings(job, client.model, described, methods)
+        check_formats(settings["alignment"]["method"], methods, job.formats, job.filters)
         if kept is None:
             write_settings(job.out, settings)
         else:
@@ -107,7 +112,9 @@ def _refuses_prompt(error: ConfigError) -> bool:
     return isinstance(cause, APIError) and cause.param in _PROMPT_FIELDS
 
 
-def _settings(job: CollectionJob, model: str, described: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(
+    job: CollectionJob, model: str, described: Mapping[str, Any], methods: Mapping[str, bool]
+) -> dict[str, Any]:
     """How answers are drawn, including the server's description of the policy's rewards."""
     alignment = resolve(job.policy, described["presets"])
     default = [name for name, reward in described["rewards"].items() if reward["default"]]
@@ -116,6 +123,7 @@ def _settings(job: CollectionJob, model: str, described: Mapping[str, Any]) -> d
         "model": model,
         **job.settings,
         "alignment": alignment,
+        "whole_responses": methods.get(alignment["method"], False),
         "rewards": {
             name: described["rewards"].get(name, {}) for name in alignment.get("rewards") or default
         },

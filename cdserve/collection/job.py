@@ -10,9 +10,12 @@ from cdserve.client.answers import Sampling
 from cdserve.client.policies import NamedPolicy
 from cdserve.client.server import ServerArgs
 from cdserve.collection.formats import Filters
-from cdserve.collection.prompt_result import WHOLE_RESPONSE_METHODS
+from cdserve.decoders import load
 from cdserve.errors import ConfigError, safe_repr
 from cdserve.prompts import Prompt
+
+BUILT_IN = {name: decoder.policy.whole_responses for name, decoder in load([]).items()}
+"""Whether the candidates of each built-in method are whole responses."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,8 +75,14 @@ def resolve(policy: NamedPolicy, presets: Mapping[str, Mapping[str, Any]]) -> di
     return {key: value for key, value in alignment.items() if key != "report"}
 
 
-def check_formats(method: object, formats: Sequence[str], filters: Filters) -> None:
+def check_formats(
+    method: str, methods: Mapping[str, bool], formats: Sequence[str], filters: Filters
+) -> None:
     """Checks that the formats can be made from the method's answers.
+
+    Args:
+        method: the policy's method.
+        methods: whether the candidates of each method are whole responses.
 
     Raises:
         ConfigError: a format needs several whole responses per prompt, or scores.
@@ -82,11 +91,11 @@ def check_formats(method: object, formats: Sequence[str], filters: Filters) -> N
         raise ConfigError(
             "--policy none has no scores; use best_of_n n=1 for plain decoding with scores"
         )
-    if method in WHOLE_RESPONSE_METHODS:
+    if methods.get(method):
         return
     for name, condition in (("preference", ""), ("unpaired", " without --label-threshold")):
         if name in formats and not (name == "unpaired" and filters.threshold is not None):
             raise ConfigError(
                 f"--format {name}{condition} compares whole responses to a prompt, but {method} "
-                f"gives only one; use {', '.join(WHOLE_RESPONSE_METHODS)}"
+                f"gives only one; use {', '.join(name for name, whole in methods.items() if whole)}"
             )

@@ -7,10 +7,6 @@ from typing import Any
 
 from cdserve.prompts import Prompt
 
-WHOLE_RESPONSE_METHODS = ("best_of_n", "best_of_poisson", "rejection")
-"""Methods whose candidates are whole responses. The candidates of all other methods are blocks, so
-the returned response is the only whole one."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
@@ -63,20 +59,24 @@ class PromptResult:
         return any(None in response.rewards.values() for response in self.responses)
 
 
-def read_record(record: Mapping[str, Any], rewards: Sequence[str]) -> PromptResult:
+def read_record(
+    record: Mapping[str, Any], rewards: Sequence[str], whole_responses: bool
+) -> PromptResult:
     """The responses in a record of the journal.
 
     Args:
         record: has ``index``, ``prompt``, ``seed``, and a ``report`` with a trace.
         rewards: names of the policy's rewards.
+        whole_responses: whether the method's candidates are whole responses. If they are blocks,
+            the returned response is the only whole one.
     """
     report = record["report"]
-    whole = _candidates if report["method"] in WHOLE_RESPONSE_METHODS else _returned
+    read = _candidates if whole_responses else _returned
     return PromptResult(
         index=record["index"],
         prompt=record["prompt"],
         seed=record["seed"],
-        responses=whole(report, rewards),
+        responses=read(report, rewards),
         kl={key: value for key, value in report["kl"].items() if key != "flag"},
         accepted=report.get("accepted"),
     )

@@ -12,7 +12,7 @@ from cdserve.client.settings import check_settings, read_settings
 from cdserve.collection.ask import ask
 from cdserve.collection.card import DataSet
 from cdserve.collection.derive import derive
-from cdserve.collection.job import CollectionJob, check_formats
+from cdserve.collection.job import BUILT_IN, CollectionJob, check_formats
 from cdserve.collection.prompt_result import PromptResult, read_record
 from cdserve.errors import ConfigError, safe_repr
 
@@ -62,9 +62,9 @@ def collect(job: CollectionJob) -> CollectionResult:
     settings = read_settings(job.out)
     if settings is not None:
         check_settings(job.out, settings, job.settings)
-    policy = job.policy.alignment if settings is None else settings["alignment"]
-    if isinstance(policy, dict):  # a preset is resolved by the server
-        check_formats(policy["method"], job.formats, job.filters)
+        # Folders of earlier versions have answers of built-in methods only.
+        settings.setdefault("whole_responses", BUILT_IN.get(settings["alignment"]["method"], False))
+    _check_formats(job, settings)
     with Journal(job.out / ANSWERS, key="index") as journal:
         if settings is None and len(journal):
             raise ConfigError(f"{job.out} has {ANSWERS} but no settings.json")
@@ -78,6 +78,24 @@ def collect(job: CollectionJob) -> CollectionResult:
         results = _results(job, journal, settings, collected)
         collected.data_sets = derive(job, results, settings)
     return collected
+
+
+def _check_formats(job: CollectionJob, settings: Mapping[str, Any] | None) -> None:
+    """Checks the formats if the method's candidates are known without the server.
+
+    Presets and methods of other packages are resolved by the server.
+
+    Raises:
+        ConfigError: the formats cannot be made from the method's answers.
+    """
+    policy = job.policy.alignment if settings is None else settings["alignment"]
+    if not isinstance(policy, dict):
+        return
+    method, methods = policy["method"], BUILT_IN
+    if settings is not None:
+        methods = {**BUILT_IN, method: settings["whole_responses"]}
+    if method in {*methods, "none"}:
+        check_formats(method, methods, job.formats, job.filters)
 
 
 def _check_prompts(job: CollectionJob, journal: Journal) -> None:
@@ -97,6 +115,7 @@ def _results(
     """The results of the job's prompts; adds each to ``collected``."""
     for record in journal:
         if record["index"] < len(job.prompts):
-            result = read_record(record, list(settings["rewards"]))
+            whole = settings["whole_responses"]
+            result = read_record(record, list(settings["rewards"]), whole)
             collected.count(result)
             yield result

@@ -19,6 +19,7 @@ class BestOfNPolicy(WidthField, SelectingPolicy):
     method: Literal["best_of_n"]
     n: int = Field(ge=1, description="Responses drawn for each one returned.")
 
+    whole_responses: ClassVar[bool] = True
     width_field: ClassVar[str] = "n"
     width_limit: ClassVar[str] = "max_n"
 

@@ -3,7 +3,7 @@
 import math
 import random
 from collections.abc import AsyncGenerator
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -33,6 +33,8 @@ class BestOfPoissonPolicy(SearchPolicy):
         le=MAX_MU,
         description="Mean number of responses drawn per response returned, less one.",
     )
+
+    whole_responses: ClassVar[bool] = True
 
     @property
     def width(self) -> int:

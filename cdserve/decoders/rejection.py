@@ -35,6 +35,7 @@ class RejectionPolicy(WidthField, SearchPolicy):
     )
     max_draws: int = Field(ge=1, description="Most responses drawn per response returned.")
 
+    whole_responses: ClassVar[bool] = True
     width_field: ClassVar[str] = "max_draws"
     width_limit: ClassVar[str] = "max_n"
 

@@ -8,7 +8,7 @@ import yaml
 
 from cdserve.collection.derive import derive
 from cdserve.collection.formats import FORMATS, Filters
-from cdserve.collection.job import check_formats
+from cdserve.collection.job import BUILT_IN, check_formats
 from cdserve.collection.prompt_result import PromptResult
 from cdserve.errors import ConfigError
 from cdserve.prompts import Prompt
@@ -75,13 +75,13 @@ def test_omitted_rows_are_counted_and_empty_data_set_is_not_in_metadata(tmp_path
 
 def test_formats_that_compare_responses_require_methods_with_several() -> None:
     for method in ("best_of_n", "best_of_poisson", "rejection"):
-        check_formats(method, FORMATS, Filters())
+        check_formats(method, BUILT_IN, FORMATS, Filters())
     for method in ("blockwise_cd", "cards", "speculative_rejection", "tokenwise_cd", "other"):
-        check_formats(method, ["sft", "candidates"], Filters())
-        check_formats(method, ["unpaired"], Filters(threshold=0.0))
+        check_formats(method, BUILT_IN, ["sft", "candidates"], Filters())
+        check_formats(method, BUILT_IN, ["unpaired"], Filters(threshold=0.0))
         with pytest.raises(
             ConfigError, match=f"preference compares .* but {method} gives only one"
         ):
-            check_formats(method, ["preference"], Filters(threshold=0.0))
+            check_formats(method, BUILT_IN, ["preference"], Filters(threshold=0.0))
         with pytest.raises(ConfigError, match="unpaired without --label-threshold compares"):
-            check_formats(method, ["unpaired"], Filters())
+            check_formats(method, BUILT_IN, ["unpaired"], Filters())

@@ -161,7 +161,7 @@ class TestReadRecord:
     @pytest.mark.parametrize("method", ["best_of_n", "best_of_poisson", "rejection"])
     def test_candidates_of_whole_response_methods_are_responses(self, method: str) -> None:
         drawn = [traced(" a", 0.1), traced(" b", 0.7, chosen=True), traced(" c", 0.3)]
-        formatted = read_record(record(method, drawn), ["good"])
+        formatted = read_record(record(method, drawn), ["good"], True)
         assert [one.text for one in formatted.responses] == [" a", " b", " c"]
         assert formatted.chosen.text == " b"
         assert (formatted.accepted, formatted.failed) == (None, False)
@@ -170,25 +170,26 @@ class TestReadRecord:
     def test_chosen_blocks_are_joined_to_one_response(self, method: str) -> None:
         first = [traced(" a b", 0.1, chosen=True, finish_reason=None), traced(" x", 0.0)]
         last = [traced(" y", 0.2), traced(" c.", 0.7, chosen=True)]
-        (formatted,) = read_record(record(method, first, last), ["good"]).responses
+        (formatted,) = read_record(record(method, first, last), ["good"], False).responses
         assert (formatted.text, formatted.tokens, formatted.logprob) == (" a b c.", 3, -4.0)
         assert (formatted.score, formatted.finish_reason, formatted.chosen) == (0.7, "stop", True)
 
     def test_logprob_is_none_if_a_block_has_none(self) -> None:
         first = [traced(" a", 0.1, chosen=True, finish_reason=None, logprob=None)]
-        formatted = read_record(record("cards", first, [traced(" b", 0.2, chosen=True)]), ["good"])
+        last = [traced(" b", 0.2, chosen=True)]
+        formatted = read_record(record("cards", first, last), ["good"], False)
         assert formatted.chosen.logprob is None
 
     def test_kl_without_flag_and_accepted_are_read(self) -> None:
         drawn = [traced(" a", 0.1, chosen=True)]
-        formatted = read_record(record("rejection", drawn, accepted=False), ["good"])
+        formatted = read_record(record("rejection", drawn, accepted=False), ["good"], True)
         assert formatted.kl == {"bound": 0.4, "estimate": 0.3, "estimator": "epsilon_n"}
         assert formatted.accepted is False
         assert candidates(formatted, {}).rows[0]["accepted"] is False
 
     def test_failed_reward_omits_prompt_from_trl_formats(self) -> None:
         drawn = [traced(" a", 0.1, chosen=True), traced(" b", 0.9)]
-        formatted = read_record(record("best_of_n", drawn), ["good", "graded"])
+        formatted = read_record(record("best_of_n", drawn), ["good", "graded"], True)
         assert formatted.responses[0].rewards == {"good": 0.1, "graded": None}
         assert preference(formatted, Filters()).left_out == {"a reward failed": 1}
         assert sft(formatted, Filters()).left_out == {"a reward failed": 1}

@@ -1,7 +1,7 @@
 """Good enough: draws responses, a few at a time, until one reaches a given score."""
 
 from collections.abc import AsyncGenerator, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -22,6 +22,8 @@ class GoodEnoughPolicy(SearchPolicy):
         ge=1, description="Maximum number of responses drawn per returned response."
     )
     batch: int = Field(default=4, ge=1, description="Number of responses drawn at once.")
+
+    whole_responses: ClassVar[bool] = True
 
     @property
     def width(self) -> int:
