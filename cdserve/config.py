@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from cdserve.errors import ConfigError, safe_repr
+from cdserve.validation import explain
 
 _PREFIX = "CDSERVE_"
 
@@ -440,9 +441,9 @@ class Settings(_Section):
             try:
                 self.limits_of(name)
             except ValidationError as error:
-                first = error.errors(include_url=False)[0]
-                key = ".".join(["keys", name, "limits", *map(str, first["loc"])])
-                raise ValueError(f"{key} is {safe_repr(first['input'])}: {first['msg']}") from error
+                path, predicate = explain(error, Limits, self.keys[name].limits)
+                key = ".".join(["keys", name, "limits", *map(str, path)])
+                raise ValueError(f"{key} {predicate}") from error
         return self
 
     def limits_of(self, key: str) -> Limits:
@@ -488,10 +489,9 @@ def load(path: Path, flags: Sequence[str] = ()) -> Settings:
     try:
         settings = Settings.model_validate(content)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
-        value = f"{key} is {safe_repr(first['input'])}: " if key else ""
-        raise ConfigError(f"{path}: {value}{first['msg']}") from error
+        keys, predicate = explain(error, Settings, content)
+        message = f"{'.'.join(map(str, keys))} {predicate}" if keys else predicate
+        raise ConfigError(f"{path}: {message}") from error
     return _with_paths(settings, path.parent)
 
 

@@ -6,12 +6,12 @@ into one; every error names the field, the value and what is accepted.
 
 import math
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
 from cdserve.errors import PolicyError, safe_key, safe_repr
+from cdserve.validation import explain
 
 FIELD = "alignment"
 MAX_REWARDS = 64
@@ -365,46 +365,21 @@ def parse_object(
     try:
         return methods[method].model_validate(sent)
     except ValidationError as error:
-        raise _policy_error(error, methods[method], field) from error
+        raise _policy_error(error, methods[method], sent, field) from error
 
 
-_KINDS: dict[str, type[BaseModel]] = {
-    "tokenwise_cd": Tilt,
-    "logit_mixing": Mix,
-    "mixture": Mixture,
-    "rescale": Rescale,
-    "proxy": Proxy,
-}
-"""Classes of the objects inside a policy, by the tag that pydantic puts into an error's path."""
-
-_TAGS = {"proposal": _KINDS, "recipe": _KINDS, "k": ("count", "schedule")}
-"""Fields that are tagged unions, with the tags that may follow them in an error's path."""
-
-
-def _policy_error(error: ValidationError, policy: type[Policy], field: str) -> PolicyError:
-    first = error.errors(include_url=False)[0]
-    path = [safe_key(str(part)) for part in first["loc"]]
-    if path[:1] == ["selection"]:
-        path = path[:1]  # the rest names the branches of the union that pydantic tried
-    owner: type[BaseModel] = policy
-    for part in path[:-1]:
-        owner = Mix if part == "proposal" else _KINDS.get(part, owner)
-    tags = [i for i, (holder, tag) in enumerate(pairwise(path), 1) if tag in _TAGS.get(holder, ())]
-    path = [part for i, part in enumerate(path) if i not in tags]
-    where = ".".join([field, *path])
-    if first["type"] == "extra_forbidden":
-        known = ", ".join(sorted(owner.model_fields))
-        return PolicyError(where, f"is not known; accepted here: {known}")
-    if first["type"] == "missing":
-        return PolicyError(where, "is missing; this method requires it")
-    if path and path[0] == "selection":
-        return PolicyError(
-            where,
-            f"is {safe_repr(first['input'])}; it takes 'argmax', {{'softmax': λ}}, "
+def _policy_error(
+    error: ValidationError, policy: type[Policy], sent: Mapping[str, Any], field: str
+) -> PolicyError:
+    path, predicate = explain(error, policy, sent)
+    if path[:1] == ["selection"] and "selection" in policy.model_fields:
+        path = path[:1]
+        predicate = (
+            f"is {safe_repr(sent['selection'])}; it takes 'argmax', {{'softmax': λ}}, "
             "{'pessimistic': β} or {'worst_case': {'lambda': λ}}, with λ and β > 0; the λ of "
-            "worst_case is at most 1e6",
+            "worst_case is at most 1e6"
         )
-    return PolicyError(where, f"is {safe_repr(first['input'])}: {first['msg']}")
+    return PolicyError(".".join([field, *(safe_key(str(part)) for part in path)]), predicate)
 
 
 def _names(names: Mapping[str, object]) -> str:

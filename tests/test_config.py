@@ -1,15 +1,17 @@
 """The operator's settings: precedence, validation and error messages."""
 
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import pytest
 
 from cdserve import config
 from cdserve.config import Settings, load
 from cdserve.errors import ConfigError
+from tests.schemas import pydantics_words, wrong_fields, wrong_values
 
 Write = Callable[[str], Path]
 
@@ -129,8 +131,8 @@ class TestFlags:
         [
             ("limits.max_n", "key=value"),
             ("model.x=1", "model is a value"),
-            ("modell=m", "modell is 'm'"),
-            ("limits.max=1", "limits.max is 1"),
+            ("modell=m", "modell is not known"),
+            ("limits.max=1", "limits.max is not known"),
             ("limits.max_n=0", "limits.max_n is 0"),
             ("limits.max_n=x", "limits.max_n is 'x'"),
             ("limits.max_n=[", "limits.max_n"),
@@ -198,22 +200,34 @@ class TestInvalid:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ("model: m\nlimit: {max_n: 1}", "limit is {'max_n': 1}"),
-            ("model: m\nlimits: {max: 1}", "limits.max is 1"),
+            ("model: m\nlimit: {max_n: 1}", "limit is not known; accepted here: admission, "),
+            ("model: m\nlimits: {max: 1}", "limits.max is not known; accepted here: allow_"),
             ("model: m\nlimits: {max_n: 0}", "limits.max_n is 0"),
             ("model: m\nlimits: {max_k: many}", "limits.max_k is 'many'"),
-            ("model: m\nkeep_alive: 0", "keep_alive is 0"),
+            ("model: m\nkeep_alive: 0", "keep_alive is 0; it must be above 0"),
             ("model: 3", "model is 3"),
             ("limits: {max_n: 1}", "model is "),
             ("", "model is "),
             (
                 "model: m\nrewards: {a: {kind: lenght}}",
-                "'value_head', 'length', 'regex', 'json_valid', 'loglik', 'log_ratio', 'python'",
+                "rewards.a.kind is 'lenght'; it takes 'ensemble', 'json_valid', 'judge', ",
             ),
-            ("model: m\nrewards: {a: {kind: length, target: 0}}", "target is 0"),
-            ("model: m\nrewards: {a: {kind: length, target: 9, tolerance: -1}}", "tolerance is -1"),
-            ("model: m\nrewards: {a: {kind: length}}", "rewards.a"),
-            ("model: m\nrewards: {a: {kind: length, target: 9, goal: 1}}", "goal is 1"),
+            (
+                "model: m\nrewards: {a: {kind: length, target: 0}}",
+                "rewards.a.target is 0; it must be above 0",
+            ),
+            (
+                "model: m\nrewards: {a: {kind: length, target: 9, tolerance: -1}}",
+                "rewards.a.tolerance is -1",
+            ),
+            (
+                "model: m\nrewards: {a: {kind: length}}",
+                "rewards.a.target is missing; it takes an integer",
+            ),
+            (
+                "model: m\nrewards: {a: {kind: length, target: 9, goal: 1}}",
+                "rewards.a.goal is not known; accepted here: kind, ",
+            ),
             ("model: m\nrewards: {a: {kind: python, callable: os.system}}", "'os.system'"),
             ("model: m\nrewards: {a: {kind: loglik, member: b}}", "rewards.a names the member 'b'"),
             (
@@ -236,6 +250,21 @@ class TestInvalid:
     @pytest.mark.parametrize("key", ["_env_file", "_env_prefix", "_case_sensitive", "_secrets_dir"])
     def test_pydantic_settings_option_is_rejected_as_a_key(self, write: Write, key: str) -> None:
         assert key in load_error(write(f"model: m\n{key}: x"))
+
+    @pytest.mark.parametrize("objects", [wrong_values, wrong_fields])
+    def test_errors_of_all_fields_have_none_of_pydantics_words(
+        self, tmp_path: Path, objects: Callable[..., Iterator[Any]]
+    ) -> None:
+        path = tmp_path / "cdserve.yaml"
+        for content in objects(Settings):
+            path.write_text(json.dumps(content), encoding="utf-8")
+            try:
+                load(path)
+            except ConfigError as error:
+                message = str(error)
+            else:
+                continue
+            assert pydantics_words(message) == [], message
 
     def test_missing_file_is_named_in_the_error(self, tmp_path: Path) -> None:
         assert "absent.yaml" in load_error(tmp_path / "absent.yaml")

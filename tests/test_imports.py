@@ -34,6 +34,7 @@ LIGHT = [
     "cdserve.cli",
 ]
 PURE = ["decoders", "scoring", "policy", "config", "errors", "kl", "report", "shared_table"]
+PURE += ["validation"]
 IMPORTING = """
 import importlib, json, sys
 loaded = {}
@@ -105,7 +106,9 @@ def test_pure_module_imports_no_engine_and_no_web_framework(module: str) -> None
     assert imported(f"cdserve.{module}", *outside, *ours) == []
 
 
-@pytest.mark.parametrize("module", ["errors", "kl", "shared_table", "policy", "config"])
+@pytest.mark.parametrize(
+    "module", ["errors", "kl", "shared_table", "policy", "config", "validation"]
+)
 def test_base_module_imports_no_decoders_scoring_or_report(module: str) -> None:
     above = [f"cdserve.{name}" for name in ("decoders", "scoring", "report")]
     assert imported(f"cdserve.{module}", *above) == []

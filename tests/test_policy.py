@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from cdserve.decoders import BestOfNPolicy, BlockwiseCDPolicy, load
 from cdserve.errors import PolicyError
 from cdserve.policy import Policy, SoftmaxSelection, parse
+from tests.schemas import pydantics_words, wrong_fields, wrong_values
 
 METHODS = {name: decoder.policy for name, decoder in load([]).items()}
 SAFE = BlockwiseCDPolicy(method="blockwise_cd", k=8, m=32)
@@ -107,7 +108,7 @@ class TestInvalid:
     def test_invalid_n_is_rejected(self, value: object) -> None:
         error = policy_error({"method": "best_of_n", "n": value})
         assert error.param == "alignment.n"
-        assert f"alignment.n is {value!r}: " in str(error)
+        assert f"alignment.n is {value!r}; " in str(error)
 
     @pytest.mark.parametrize(
         ("k", "param"),
@@ -131,8 +132,8 @@ class TestInvalid:
     @pytest.mark.parametrize(
         ("fields", "param", "message"),
         [
-            ({"mu": -1}, "mu", "greater than or equal to 0"),
-            ({"mu": 1e5}, "mu", "less than or equal to 10000"),
+            ({"mu": -1}, "mu", "at least 0"),
+            ({"mu": 1e5}, "mu", "at most 10000"),
             ({"mu": math.nan}, "mu", "nan"),
             (
                 {"mu": 1, "n": 2},
@@ -152,9 +153,9 @@ class TestInvalid:
     @pytest.mark.parametrize(
         ("fields", "param", "message"),
         [
-            ({"eta": 0}, "eta", "greater than or equal to 0.000001"),
+            ({"eta": 0}, "eta", "at least 1e-06"),
             ({"r_max": math.inf}, "r_max", "inf"),
-            ({"max_draws": 0}, "max_draws", "greater than or equal to 1"),
+            ({"max_draws": 0}, "max_draws", "at least 1"),
             ({"max_draws": 2.5}, "max_draws", "integer"),
             ({"selection": "argmax"}, "selection", "not known"),
         ],
@@ -172,7 +173,7 @@ class TestInvalid:
         error = policy_error({"method": "blockwise_cd", "k": 2, "m": 2, field: 0})
         assert error.param == f"alignment.{field}"
         assert f"alignment.{field} is 0" in str(error)
-        assert "greater than or equal to 1" in str(error)
+        assert "at least 1" in str(error)
 
     def test_missing_field_is_rejected(self) -> None:
         error = policy_error({"method": "blockwise_cd", "k": 2})
@@ -203,7 +204,7 @@ class TestInvalid:
     def test_invalid_weight_is_rejected(self, weight: object) -> None:
         error = policy_error(best_of(rewards={"a": 1, "b": weight}))
         assert error.param == "alignment.rewards.b"
-        assert f"alignment.rewards.b is {weight!r}: " in str(error)
+        assert f"alignment.rewards.b is {weight!r}; " in str(error)
 
     @pytest.mark.parametrize("rewards", [{}, [], "a", 1, {str(i): 1 for i in range(65)}])
     def test_invalid_rewards_object_is_rejected(self, rewards: object) -> None:
@@ -247,6 +248,72 @@ class TestInvalid:
         error = policy_error(best_of(report="all"))
         assert error.param == "alignment.report"
         assert all(repr(known) in str(error) for known in ("all", "none", "summary", "trace"))
+
+
+@pytest.mark.parametrize("method", METHODS)
+class TestWords:
+    """Messages are in the words of the API's documentation, not in pydantic's."""
+
+    def test_errors_of_wrong_values_have_none_of_pydantics_words(self, method: str) -> None:
+        for sent in wrong_values(METHODS[method]):
+            self.check(sent)
+
+    def test_errors_of_missing_and_unknown_fields_have_none_of_pydantics_words(
+        self, method: str
+    ) -> None:
+        for sent in wrong_fields(METHODS[method]):
+            self.check(sent)
+
+    def check(self, sent: dict[str, Any]) -> None:
+        try:
+            parse(sent, METHODS, PRESETS)
+        except PolicyError as error:
+            message = str(error)
+        else:
+            return
+        assert pydantics_words(message) == [], message
+
+
+@pytest.mark.parametrize(
+    ("sent", "message"),
+    [
+        ({"method": "best_of_n"}, "n is missing; it takes an integer of at least 1"),
+        (best_of(n=0), "n is 0; it must be at least 1"),
+        (best_of(n="2"), "n is '2'; it must be an integer"),
+        (best_of(rewards={}), "rewards is {}; it must have at least 1 item"),
+        (best_of(rewards={"a": 1e7}), "rewards.a is 10000000.0; it must be at most 1000000"),
+        (
+            best_of(proposal={"method": "x"}),
+            "proposal.method is 'x'; it takes 'logit_mixing' or 'tokenwise_cd'",
+        ),
+        (
+            best_of(proposal={"beta": 1}),
+            "proposal.method is missing; it takes 'logit_mixing' or 'tokenwise_cd'",
+        ),
+        (best_of(proposal=3), "proposal is 3; it must be an object"),
+        (
+            best_of(proposal={"method": "logit_mixing", "recipe": {"kind": "x"}}),
+            "proposal.recipe.kind is 'x'; it takes 'mixture', 'proxy' or 'rescale'",
+        ),
+        (
+            best_of(proposal={"method": "tokenwise_cd"}),
+            "proposal.beta is missing; it takes a number of at least 1e-06",
+        ),
+        (
+            {"method": "blockwise_cd", "m": 1},
+            "k is missing; it takes an integer of at least 1 or a list of 1 to 1024 items, each an "
+            "integer of at least 1",
+        ),
+        (
+            {"method": "blockwise_cd", "m": 1, "k": 2, "beam_width": 2, "kl_budget": 1},
+            "beam_width is 2; it must be 1 with a kl_budget",
+        ),
+        (best_of(report="all"), "report is 'all'; it must be 'none', 'summary' or 'trace'"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_error_says_what_the_field_takes(sent: dict[str, Any], message: str) -> None:
+    assert str(policy_error(sent)).startswith(f"alignment.{message}")
 
 
 class TestHostile:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -20,6 +21,7 @@ from cdserve.engine.prefill import TokenSequence
 from cdserve.errors import ModelError, PolicyError, safe_repr
 from cdserve.policy import FIELD, Policy, parse_object
 from cdserve.scoring import Objective, Response
+from cdserve.validation import requirement
 from cdserve.worker.request import WorkerRequest
 
 _MAX_TOKEN_ID = 2**31 - 1
@@ -135,7 +137,7 @@ class _Scorer:
 
     async def score(self, texts: Sequence[str]) -> list[dict[str, Any]]:
         """Scores all responses together, like the candidates of one decision."""
-        prefixes = await asyncio.gather(*map(self._prefixes, texts))
+        prefixes = await asyncio.gather(*map(self._prefixes, count(), texts))
         finished = [response_prefixes[-1] for response_prefixes in prefixes]
         scores = await self._objective.score(finished, self._request_id)
         return [await self._result(*pair) for pair in zip(scores, prefixes, strict=True)]
@@ -148,13 +150,13 @@ class _Scorer:
             result["per_token"] = await self._objective.per_token(prefixes, self._request_id)
         return result
 
-    async def _prefixes(self, text: str) -> list[Response]:
+    async def _prefixes(self, index: int, text: str) -> list[Response]:
         """The response; with ``per_token``, all its prefixes before it, shortest first."""
         token_ids = self._tokenizer.encode(text, add_special_tokens=False)
         eos = self._tokenizer.eos_token_id
         response = [*token_ids, *([] if eos is None else [eos])]
-        values, logliks = await self._read([*self._prompt, *response])
-        count = len(response) if self._per_token else 1
+        values, logliks = await self._read(index, [*self._prompt, *response])
+        most = len(response) if self._per_token else 1
         return [
             Response(
                 prompt=self._prompt_text,
@@ -165,18 +167,22 @@ class _Scorer:
                 loglik=logliks[-1 - missing] if logliks else {},
                 messages=self._messages,
             )
-            for missing in reversed(range(count))
+            for missing in reversed(range(most))
         ]
 
-    async def _read(self, token_ids: Sequence[int]) -> tuple[list[Any], list[Any]]:
+    async def _read(self, index: int, token_ids: Sequence[int]) -> tuple[list[Any], list[Any]]:
         """Reads V by reward and log p by model, in nats, from the engine.
 
         Args:
-            token_ids: the prompt and a response.
+            index: index of the response in the request.
+            token_ids: the prompt and the response.
 
         Returns:
             V of each prefix that ends in the response, or of the whole text without
             ``per_token``; and log p of the response's part of each prefix.
+
+        Raises:
+            PolicyError: prompt and response are too long for the model.
         """
         objective, start = self._objective, len(self._prompt)
         values: list[Any] = []
@@ -184,9 +190,8 @@ class _Scorer:
         limit = self._engine.model_config.max_model_len - 1
         if (objective.reads_values or objective.models) and len(token_ids) > limit:
             raise PolicyError(
-                "responses",
-                f"has a text of {len(token_ids)} tokens, prompt included; this server scores up to "
-                f"{limit}",
+                f"responses.{index}",
+                f"has {len(token_ids)} tokens with the prompt; this server scores up to {limit}",
             )
         request_id, resources = f"score-{random_uuid()}", self._engine.resources
         text = TokenSequence(token_ids=token_ids, start=start)
@@ -242,7 +247,7 @@ def _message_error(error: ValidationError, messages: Sequence[Any]) -> PolicyErr
                 f"is {safe_repr(messages[i])}; it takes a chat message: an object with a role, and "
                 "the content that the role takes",
             )
-    return PolicyError("prompt", f"is not a chat: {first['msg']}")
+    return PolicyError("prompt", f"is not a chat: {requirement(first)}")
 
 
 def _messages(request: ScoreRequest) -> list[dict[str, Any]] | None:

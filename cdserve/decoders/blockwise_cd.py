@@ -50,10 +50,12 @@ class BlockwiseCDPolicy(SelectingPolicy):
             for i, k in enumerate(self.k):
                 at_most(f"{FIELD}.k.{i}", k, limits.max_k)
         if self.width > limits.max_k:
+            k = self.width // self.beam_width
             raise PolicyError(
                 f"{FIELD}.beam_width",
-                f"is {safe_repr(self.beam_width)}, which draws {self.width} blocks at once; this "
-                f"server accepts 1 to {limits.max_k}",
+                f"is {safe_repr(self.beam_width)}, which draws {safe_repr(self.width)} blocks at "
+                f"once; this server accepts up to {limits.max_k}, a beam_width of 1 to "
+                f"{limits.max_k // k} with k = {k}",
             )
 
 

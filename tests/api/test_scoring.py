@@ -66,9 +66,9 @@ async def rejection(**fields: Any) -> CdserveError:
         ),
         (
             {"rewards": {"short": 1e308, "long": 1e308}},
-            *("rewards.short", ["rewards.short is 1e+308", "less than or equal to 1000000"]),
+            *("rewards.short", ["rewards.short is 1e+308", "at most 1000000"]),
         ),
-        ({"rewards": {"long": -1e7}}, "rewards.long", ["greater than or equal to -1000000"]),
+        ({"rewards": {"long": -1e7}}, "rewards.long", ["at least -1000000"]),
         ({"rewards": {"long": float("nan")}}, "rewards.long", ["rewards.long is nan"]),
     ],
 )

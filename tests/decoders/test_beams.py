@@ -154,7 +154,7 @@ class TestPolicy:
     @pytest.mark.parametrize(
         ("fields", "words"),
         [
-            ({"beam_width": 0}, ["alignment.beam_width is 0", "greater than or equal to 1"]),
+            ({"beam_width": 0}, ["alignment.beam_width is 0", "at least 1"]),
             (
                 {"beam_width": 2, "selection": {"softmax": 1.0}},
                 ["alignment.beam_width is 2", "'argmax'"],
@@ -172,6 +172,7 @@ class TestPolicy:
 
     def test_beam_width_above_max_k_is_rejected(self) -> None:
         policy(k=4, beam_width=2).check_limits(Limits())
-        with pytest.raises(PolicyError, match="draws 12 blocks at once; this server accepts") as e:
+        message = "draws 12 blocks at once; this server accepts up to 8, a beam_width of 1 to 2"
+        with pytest.raises(PolicyError, match=message) as e:
             policy(k=4, beam_width=3).check_limits(Limits())
         assert e.value.param == "alignment.beam_width"

@@ -50,7 +50,7 @@ def test_good_enough_accepts_a_proposal(client: OpenAI) -> None:
     ("change", "param", "words"),
     [
         ({"max_draws": 17}, "alignment.max_draws", ["17", "1 to 16"]),
-        ({"batch": 0}, "alignment.batch", ["0", "greater than or equal to 1"]),
+        ({"batch": 0}, "alignment.batch", ["0", "at least 1"]),
         ({"draws": 4}, "alignment.draws", ["not known", "batch", "max_draws"]),
     ],
 )

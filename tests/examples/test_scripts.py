@@ -30,7 +30,7 @@ def test_openai_client_script_prints_answers_with_reports(server: Served) -> Non
     assert re.search(r"^blockwise: +\w", printed, re.MULTILINE)
     assert re.search(r"KL at most \d\.\d\d nats, \d+ tokens drawn", printed)
     assert re.search(r"^  score -?\d\.\d\d of 8 candidates$", printed, re.MULTILINE)
-    assert re.search(r"^refused: alignment\.n: .*greater than or equal to 1", printed, re.MULTILINE)
+    assert re.search(r"^refused: alignment\.n: .*at least 1", printed, re.MULTILINE)
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl: apt-get install curl")

@@ -276,7 +276,7 @@ REFUSED: list[tuple[Any, dict[str, Any], str, list[str]]] = [
     ({**BLOCKWISE, "k": 9}, {}, "a-k-field", ["9", "1 to 8"]),
     (
         {**BLOCKWISE, "proposal": {"method": "tokenwise_cd", "beta": 0}},
-        *({}, "a-proposal-beta-field", ["0", "greater than or equal to"]),
+        *({}, "a-proposal-beta-field", ["0", "at least"]),
     ),
     (
         {**BLOCKWISE, "rewards": {"sentiment_gold": 1}},

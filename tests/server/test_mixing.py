@@ -224,7 +224,7 @@ class TestErrors:
             (
                 by("rescale", tuned="tuned", ratio=0),
                 "alignment.recipe.ratio",
-                ["0", "greater than 0"],
+                ["0", "above 0"],
             ),
             (
                 by("rescale", tuned="tuned", ratio=1.0, beta=2),

@@ -219,9 +219,9 @@ class TestErrors:
             (
                 {**TOKENWISE, "beta": 0},
                 "alignment.beta",
-                ["0", "greater than or equal to 0.000001"],
+                ["0", "at least 1e-06"],
             ),
-            ({**TOKENWISE, "top_k": 0}, "alignment.top_k", ["0", "greater than or equal to 1"]),
+            ({**TOKENWISE, "top_k": 0}, "alignment.top_k", ["0", "at least 1"]),
             (
                 {**TOKENWISE, "rewards": {"brevity": 1.0}},
                 "alignment.rewards",

@@ -172,7 +172,7 @@ class TestScore:
             ({"rewards": {}}, "rewards", []),
             ({"responses": []}, "responses", []),
             ({"responses": ["a"] * 17}, "responses", ["17", "1 to 16"]),
-            ({"responses": ["word " * 4000]}, "responses", ["2047"]),
+            ({"responses": ["a", "word " * 4000]}, "responses.1", ["2047"]),
             ({"prompt": ""}, "prompt", []),
             ({"prompt": []}, "prompt", []),
             ({"prompt": [10**6]}, "prompt", [str(10**6)]),
