@@ -7,9 +7,17 @@ from cdserve.decoders.candidate import Candidate, Decision, Prefix, Proposal, Sc
 from cdserve.decoders.cards import Cards, CardsPolicy
 from cdserve.decoders.logit_mixing import LogitMixing, LogitMixingPolicy
 from cdserve.decoders.registry import Decoder, load
-from cdserve.decoders.rejection import Rejection, RejectionPolicy
+from cdserve.decoders.rejection import Rejection, RejectionPolicy, Threshold
 from cdserve.decoders.search import search
-from cdserve.decoders.selection import Argmax, Beam, SelectionRule, Softmax, WorstCase
+from cdserve.decoders.selection import (
+    Argmax,
+    Beam,
+    KeepSeveral,
+    OrderDependentRule,
+    SelectionRule,
+    Softmax,
+    WorstCase,
+)
 from cdserve.decoders.speculative_rejection import (
     SpeculativeRejection,
     SpeculativeRejectionPolicy,
@@ -30,8 +38,10 @@ __all__ = [
     "CardsPolicy",
     "Decision",
     "Decoder",
+    "KeepSeveral",
     "LogitMixing",
     "LogitMixingPolicy",
+    "OrderDependentRule",
     "Prefix",
     "Proposal",
     "Rejection",
@@ -41,6 +51,7 @@ __all__ = [
     "Softmax",
     "SpeculativeRejection",
     "SpeculativeRejectionPolicy",
+    "Threshold",
     "TokenwiseCD",
     "TokenwiseCDPolicy",
     "WorstCase",
