@@ -22,23 +22,28 @@ BUDGETS = st.builds(
     TICKETS,
     st.none() | st.floats(0, 1e6),
 )
-REQUESTS = st.builds(
-    lambda path, **others: WorkerRequest(**path, **others),
-    BUDGETS,
-    values=TICKETS,
-    value_length=st.none() | COUNTS,
-    tilt=st.none() | TILTS,
-    mix=st.none() | st.dictionaries(NAMES, WEIGHTS),
-    loglik=TICKETS,
-    loglik_start=st.none() | COUNTS,
-    loglik_models=st.lists(NAMES, unique=True).map(tuple),
-)
+FIELDS: dict[str, st.SearchStrategy[object]] = {
+    "values": TICKETS,
+    "value_length": st.none() | COUNTS,
+    "tilt": st.none() | TILTS,
+    "mix": st.none() | st.dictionaries(NAMES, WEIGHTS),
+    "loglik": TICKETS,
+    "loglik_start": st.none() | COUNTS,
+    "loglik_models": st.lists(NAMES, unique=True).map(tuple),
+}
+REQUESTS = st.builds(lambda path, **others: WorkerRequest(**path, **others), BUDGETS, **FIELDS)
 
 
 @given(request=REQUESTS)
 def test_request_survives_its_wire_form(request: WorkerRequest) -> None:
     wire = json.loads(json.dumps(request.to_wire()))
     assert WorkerRequest.from_wire(wire) == request
+
+
+def test_examples_have_a_strategy_for_every_field() -> None:
+    # A field without one would survive a wire form that forgets it.
+    generated = {*FIELDS, "path_kl", "kl_budget"}
+    assert generated == {field.name for field in fields(WorkerRequest)}
 
 
 @given(request=REQUESTS)
