@@ -8,11 +8,12 @@ tables.
 
 import asyncio
 import math
+import os
 from argparse import Namespace
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -54,27 +55,52 @@ _WORDS = 6
 
 @asynccontextmanager
 async def build_engine(
-    args: Namespace, *, client_config: Mapping[str, Any] | None = None
+    args: Namespace,
+    *,
+    client_config: Mapping[str, Any] | None = None,
+    model: TinyModel | None = None,
+    step_seconds: float = 0.0,
 ) -> AsyncIterator["FakeEngine"]:
-    """A ``FakeEngine`` in the place of vLLM's ``build_async_engine_client``."""
+    """A ``FakeEngine`` in the place of vLLM's ``build_async_engine_client``.
+
+    Args:
+        args: vLLM's arguments.
+        client_config: unused; vLLM's function has it.
+        model: the model; None for ``default_model``.
+        step_seconds: duration of a step.
+    """
     config = AsyncEngineArgs.from_cli_args(args).create_engine_config(
         UsageContext.OPENAI_API_SERVER
     )
-    engine = FakeEngine(config)
+    engine = FakeEngine(config, model, step_seconds)
     try:
         yield engine
     finally:
         engine.shutdown()
 
 
-def running_app(
-    application: Application,
-) -> AbstractAsyncContextManager[tuple[AlignedEngine, FastAPI]]:
-    """The aligned engine and the app of an application, on a ``FakeEngine``.
+@asynccontextmanager
+async def running_app(
+    application: Application, model: TinyModel | None = None, step_seconds: float = 0.0
+) -> AsyncIterator[tuple[AlignedEngine, FastAPI]]:
+    """The aligned engine and the app of an application, on a ``FakeEngine`` in this process.
 
-    Reward models of the settings would start real engines.
+    Environment variables that the start of a server sets are restored at the end. Reward models of
+    the settings would start real engines.
+
+    Args:
+        application: from ``cdserve.launch.application.Application.build``.
+        model: the model; None for ``default_model``.
+        step_seconds: duration of a step.
     """
-    return serve.running_app(application, build_engine)
+    build = partial(build_engine, model=model, step_seconds=step_seconds)
+    environment = dict(os.environ)
+    try:
+        async with serve.running_app(application, build) as running:
+            yield running
+    finally:
+        os.environ.clear()
+        os.environ.update(environment)
 
 
 class FakeEngine(AsyncLLM):  # type: ignore[misc]

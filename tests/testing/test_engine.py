@@ -208,3 +208,21 @@ async def test_concurrent_streams_end_with_their_reports(http: httpx2.AsyncClien
     chunks = [line for line in answer.text.splitlines() if line.startswith("data: {")]
     assert answer.text.rstrip().endswith("data: [DONE]")
     assert [chunk for chunk in chunks if '"alignment"' in chunk] == chunks[-1:]
+
+
+async def test_running_app_takes_a_model_and_restores_the_environment(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    from cdserve.launch.application import Application
+    from cdserve.testing import running_app
+
+    model = TinyModel.of([5, 6, 7], end=0)
+    before = dict(os.environ)
+    application = Application.build(written(demo_settings(), tmp_path_factory))
+    async with running_app(application, model, step_seconds=0.001) as (engine, app):
+        assert engine.inner.model is model
+        transport = httpx2.ASGITransport(app=app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://fake") as client:
+            answer = await complete(client, {"method": "best_of_n", "n": 2})
+    assert set(answer["choices"][0]["token_ids"]) <= {5, 6, 7, 0}
+    assert dict(os.environ) == before
