@@ -507,10 +507,11 @@ def _apply(content: dict[str, Any], source: str, key: Sequence[str], value: str)
     """Sets one value, given in YAML, in place."""
     *parents, last = key
     section = content
-    for parent in parents:
+    for depth, parent in enumerate(parents, 1):
         section = section.setdefault(parent, {})
         if not isinstance(section, dict):
-            raise ConfigError(f"{source}: {parent} is a value, not a section")
+            path = ".".join(key[:depth])
+            raise ConfigError(f"{source}: {path} is {safe_repr(section)}, not a section")
     try:
         section[last] = yaml.safe_load(value)
     except yaml.YAMLError as error:

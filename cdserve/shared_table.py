@@ -128,6 +128,7 @@ class SharedTable:
         os.truncate(self._lock, slots * length * (16 + 4 * columns))
         self._view = TableView(self.path, slots * length, columns)
         self._view.keys[:] = _EMPTY
+        self._slots = slots
         self._length = length
         # First in, first out: a slot stays unused as long as possible before it is reused.
         self._free = deque(range(slots))
@@ -140,7 +141,7 @@ class SharedTable:
             RuntimeError: all slots are in use.
         """
         if not self._free:
-            raise RuntimeError("the shared table is full: all slots are in use")
+            raise RuntimeError(f"the shared table is full: all {self._slots} slots are in use")
         self._issued += 1
         return Ticket(self.path, self._issued, self._free.popleft() * self._length, self._length)
 

@@ -130,7 +130,7 @@ class TestFlags:
         ("flag", "message"),
         [
             ("limits.max_n", "key=value"),
-            ("model.x=1", "model is a value"),
+            ("model.x=1", "--set model.x: model is 'm', not a section"),
             ("modell=m", "modell is not known"),
             ("limits.max=1", "limits.max is not known"),
             ("limits.max_n=0", "limits.max_n is 0"),

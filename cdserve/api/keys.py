@@ -35,8 +35,14 @@ class Keys:
                 preset.
         """
         secrets = {name: _secret(name, server.settings) for name in server.settings.keys}
-        if len(set(secrets.values())) < len(secrets):
-            raise ConfigError("keys: two API keys are equal")
+        owners: dict[str, str] = {}
+        for name, secret in secrets.items():
+            if secret in owners:
+                raise ConfigError(
+                    f"keys.{name}.api_key_env names {server.settings.keys[name].api_key_env}, "
+                    f"which holds the API key of keys.{owners[secret]}; each needs its own"
+                )
+            owners[secret] = name
         views = {_digest(secret): _restricted(server, name) for name, secret in secrets.items()}
         return cls(default=server, secrets=tuple(secrets.values()), _views=views)
 

@@ -92,8 +92,7 @@ def _admit(
         field = next((name for name, count in request.choice_counts.items() if count > 1), FIELD)
         raise PolicyError(
             field,
-            f"asks for {candidates} candidates at once in all; this server accepts up to "
-            f"{admission.capacity}",
+            f"asks for {candidates} candidates; this server accepts up to {admission.capacity}",
         )
     return admission.admit(candidates, request.server.key, request.server.max_candidates)
 

@@ -73,7 +73,9 @@ def load(allowed: Iterable[str]) -> Mapping[str, type[Decoder]]:
                 f"decoders: {name!r} is installed more than once: {', '.join(map(_origin, points))}"
             )
         if name in {*BUILT_IN, "none"}:
-            raise ConfigError(f"decoders: the name {name!r} is taken by a built-in decoder")
+            raise ConfigError(
+                f"decoders: {name!r}, {_origin(points[name])}, has the name of a built-in decoder"
+            )
         decoders[name] = _imported(points[name])
     return decoders
 

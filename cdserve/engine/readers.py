@@ -70,7 +70,7 @@ class ValueReader(TableReader):
             await prefill(self._engine, sequence, asked, request_id)
             values = self.read(ticket, length)
         if values is None:
-            raise _no_value()
+            raise self._missing(length)
         return values
 
     async def every(self, sequence: TokenSequence, request_id: str) -> list[Mapping[str, float]]:
@@ -85,16 +85,24 @@ class ValueReader(TableReader):
             ticket = table.acquire()
             asked = replace(sequence.base, values=ticket)
             await prefill(self._engine, sequence, asked, request_id, cached=False)
-            rows = [table.read(ticket, n) for n in range(sequence.start + 1, length + 1)]
+            rows = {n: table.read(ticket, n) for n in range(sequence.start + 1, length + 1)}
         finally:
             table.close()
-        values = [self._by_name(row) for row in rows if row is not None]
-        if len(values) < len(rows):
-            raise _no_value()
+        values = []
+        for n, row in rows.items():
+            if row is None:
+                raise self._missing(n)
+            values.append(self._by_name(row))
         return values
 
     def _by_name(self, row: Row) -> Mapping[str, float]:
         return {name: float(row[column]) for name, column in self._columns.items()}
+
+    def _missing(self, length: int) -> ScoringError:
+        return ScoringError(
+            f"the engine returned no value of {', '.join(self._columns)} for the prefix of "
+            f"{length} tokens"
+        )
 
 
 class LogLikelihoodReader(TableReader):
@@ -183,7 +191,3 @@ class PathKLReader(TableReader):
                 "values that are not finite"
             )
         return kl, unsteered
-
-
-def _no_value() -> ScoringError:
-    return ScoringError("the engine returned no value for a prefix")

@@ -30,8 +30,8 @@ def check_tokenizers(settings: Settings) -> None:
         for token_id, ours, theirs in pairs:
             if ours != theirs:
                 raise ConfigError(
-                    f"members.{name}: token {token_id} is {theirs!r} to it and {ours!r} to the "
-                    "model; members need the model's own tokenizer"
+                    f"members.{name}: member {name!r} decodes token {token_id} as {theirs!r}, the "
+                    f"model as {ours!r}; members need the model's own tokenizer"
                 )
 
 

@@ -261,8 +261,10 @@ def _engine_args(name: str, reward: RewardModelReward) -> AsyncEngineArgs:
     key = f"rewards.{name}.engine"
     flags = {flag.replace("-", "_"): value for flag, value in reward.engine.items()}
     if taken := [flag for flag in _OWN if flag in flags]:
+        source = f" from rewards.{name}.model" if taken[0] == "model" else ""
         raise ConfigError(
-            f"{key}.{taken[0]} is {safe_repr(flags[taken[0]])}; cdserve sets it itself"
+            f"{key}.{taken[0]} is {safe_repr(flags[taken[0]])}; remove it: cdserve sets this "
+            f"flag{source}"
         )
     if current_platform.is_cpu():
         flags = _CPU_DEFAULTS | flags

@@ -26,7 +26,7 @@ def architecture(name: str) -> type:
         AttributeError: vLLM has no such architecture.
     """
     if name not in _VLLM_MODELS:
-        raise AttributeError(name)
+        raise AttributeError(f"vLLM has no architecture {name!r}")
     module, cls = _VLLM_MODELS[name][:2]
     folder = module if module.startswith("vllm.") else f"vllm.model_executor.models.{module}"
     model: type = getattr(importlib.import_module(folder), cls)

@@ -57,7 +57,7 @@ def with_results(output: Any) -> Any:
 
 def __getattr__(name: str) -> type:
     if name != "Worker":
-        raise AttributeError(name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     base = resolve_obj_by_qualname(_BASES.get(current_platform.device_type, _BASE))
     globals()[name] = worker = type(name, (_Delivering, base), {"__module__": __name__})
     return worker

@@ -117,7 +117,7 @@ def test_load_rejects_a_name_that_is_not_installed(install: Install) -> None:
 
 def test_load_rejects_a_built_in_name(install: Install) -> None:
     install("best_of_n")
-    with pytest.raises(ConfigError, match="'best_of_n' is taken"):
+    with pytest.raises(ConfigError, match=r"'best_of_n', .* of others, has the name"):
         load(["best_of_n"])
 
 

@@ -1,11 +1,15 @@
 """Path KL read back from the table that the worker writes."""
 
 from collections.abc import Iterator
+from contextlib import closing
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
-from cdserve.engine.readers import PathKLReader
+from cdserve.engine import readers
+from cdserve.engine.prefill import TokenSequence
+from cdserve.engine.readers import PathKLReader, ValueReader
 from cdserve.errors import ScoringError
 from cdserve.shared_table import TableView, Ticket
 
@@ -46,3 +50,18 @@ def test_missing_path_kl_raises_a_scoring_error(reader: PathKLReader) -> None:
         draw(ticket, range(3, 9))
         with pytest.raises(ScoringError, match="reported no KL"):
             reader.read(ticket, 9)
+
+
+async def test_missing_value_is_named_with_its_reward_and_length(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def write_nothing(*_: Any, **__: Any) -> None:
+        pass
+
+    monkeypatch.setattr(readers, "prefill", write_nothing)
+    sequence, engine = TokenSequence(token_ids=[1, 2, 3], start=1), cast(Any, None)
+    with closing(ValueReader(engine, {"safety": 0}, 1)) as values:
+        with pytest.raises(ScoringError, match="no value of safety for the prefix of 3 tokens"):
+            await values.last(sequence, "a")
+        with pytest.raises(ScoringError, match="no value of safety for the prefix of 2 tokens"):
+            await values.every(sequence, "b")

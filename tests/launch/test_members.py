@@ -33,7 +33,7 @@ def test_tokenizer_mismatch_names_the_first_different_token(member: Path) -> Non
     by_id = {token_id: token for token, token_id in vocabulary.items()}
     vocabulary[by_id[700]], vocabulary[by_id[900]] = 900, 700
     path.write_text(json.dumps(tokenizer))
-    with pytest.raises(ConfigError, match=r"members\.tuned: token 700 is ") as caught:
+    with pytest.raises(ConfigError, match=r"member 'tuned' decodes token 700 as ") as caught:
         check_tokenizers(settings(member))
     assert repr(by_id[700]) in str(caught.value)
 

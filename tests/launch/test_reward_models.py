@@ -111,7 +111,7 @@ def test_no_engine_starts_without_reward_models(folder: Path) -> None:
         ),
         ([{"engine": {"max_len": 8}}], r"rewards\.r0\.engine has '--max-len', which is not a flag"),
         ([{"engine": {"max_model_len": "many"}}], r"rewards\.r0\.engine: .*--max-model-len"),
-        ([{"engine": {"runner": "generate"}}], r"engine\.runner is 'generate'; cdserve sets it"),
+        ([{"engine": {"runner": "generate"}}], r"engine\.runner is 'generate'; remove it"),
         ([{"model": str(MODEL_DIR)}], "LlamaForCausalLM; a model for sequence classification"),
         ([{"model": "/nowhere"}], r"rewards\.r0\.model is '/nowhere': "),
     ],
