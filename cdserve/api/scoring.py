@@ -200,8 +200,8 @@ class _Scorer:
         elif objective.reads_values:
             values = [await resources.values.last(text, request_id)]
         if objective.models:
-            base = WorkerRequest(loglik_models=tuple(objective.models))
-            text = replace(text, base=base, cache_salt=salted(None, base))
+            asked = WorkerRequest(loglik_models=tuple(objective.models))
+            text = replace(text, worker_request=asked, cache_salt=salted(None, asked))
             logliks = await resources.loglik.every(text, f"{request_id}.text")
         return values, logliks
 

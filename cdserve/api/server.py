@@ -182,7 +182,7 @@ class AlignmentServer:
             policy=policy,
             decoder=self.decoders[policy.method],
             objective=objective,
-            base=replace(
+            worker_request=replace(
                 self._worker_request(policy, operator), loglik_models=tuple(objective.models)
             ),
         )

@@ -112,7 +112,7 @@ class AlignedEngine(EngineProxy):
             AlignedRequest(
                 context=context,
                 index=context.add_prompt(token_ids),
-                inputs=_salted(prompt, context.base),
+                inputs=_salted(prompt, context.worker_request),
                 prompt=token_ids,
                 prompt_text=self._prompt_text(prompt) if context.objective.reads_text else "",
                 params=params,
@@ -252,17 +252,17 @@ class AlignedEngine(EngineProxy):
         """
         if request.params.prompt_logprobs is None:
             return None
-        base = request.context.base
+        asked = request.context.worker_request
         prompt = TokenSequence(
             token_ids=request.prompt,
             cache_salt=request.cache_salt,
-            base=base,
+            worker_request=asked,
             options=request.options,
         )
         read = await prefill(
             self.inner,
             prompt,
-            base,
+            asked,
             f"{request.engine_id}.prompt",
             cached=False,
             prompt_logprobs=request.params.prompt_logprobs,
@@ -310,20 +310,20 @@ async def _with_prompt_logprobs(
             yield output
 
 
-def salted(cache_salt: str | None, base: WorkerRequest) -> str | None:
+def salted(cache_salt: str | None, worker_request: WorkerRequest) -> str | None:
     """The cache salt of requests with these members.
 
     Members write KV of their own, so their requests do not share the prefix cache of requests
     without them.
     """
-    members = " ".join(sorted(base.members))
+    members = " ".join(sorted(worker_request.members))
     return f"members {members}/{cache_salt or ''}" if members else cache_salt
 
 
-def _salted(prompt: Any, base: WorkerRequest) -> Any:
+def _salted(prompt: Any, worker_request: WorkerRequest) -> Any:
     if not isinstance(prompt, dict):
         return prompt
-    salt = salted(prompt.get("cache_salt"), base)
+    salt = salted(prompt.get("cache_salt"), worker_request)
     return prompt if salt is None else {**prompt, "cache_salt": salt}
 
 

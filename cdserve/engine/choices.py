@@ -182,7 +182,7 @@ class SteeredChoice:
         if params.seed is not None:
             params.seed += self._choice
         budget = self._context.policy.budget
-        asked = replace(self._context.base, path_kl=path_kl, kl_budget=budget)
+        asked = replace(self._context.worker_request, path_kl=path_kl, kl_budget=budget)
         params.extra_args = asked.added_to(params.extra_args)
         return params
 
@@ -192,7 +192,7 @@ class SteeredChoice:
         """Scores the response and adds its report: one decision with one candidate."""
         context, request = self._context, self._request
         kl, unsteered = 0.0, 0
-        if context.base.steered and token_ids:
+        if context.worker_request.steered and token_ids:
             length = len(request.prompt) + len(token_ids)
             kl, unsteered = self._resources.path_kl.read(path_kl, length)
         response = await self._response(token_ids, text)
@@ -225,7 +225,7 @@ class SteeredChoice:
             token_ids=[*request.prompt, *token_ids],
             start=len(request.prompt),
             cache_salt=request.cache_salt,
-            base=self._context.base,
+            worker_request=self._context.worker_request,
             options=self._options,
         )
         values: Mapping[str, float] = {}

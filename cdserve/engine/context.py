@@ -25,7 +25,7 @@ class AlignmentContext:
         policy: the policy.
         decoder: the decoder of its method.
         objective: what it maximises.
-        base: what every engine request of it asks of the worker: tilt, mix, members.
+        worker_request: part that all of its engine requests ask of the worker: tilt, mix, members.
         conversations: messages of each prompt of a chat request, for rewards that read them.
         prompts: token ids of the prompts so far; a completions request may hold several.
         reports: by prompt and choice; there before the last output of a choice.
@@ -36,7 +36,7 @@ class AlignmentContext:
     policy: Policy
     decoder: type[Decoder]
     objective: Objective
-    base: WorkerRequest = field(default_factory=WorkerRequest)
+    worker_request: WorkerRequest = field(default_factory=WorkerRequest)
     conversations: Sequence[Sequence[Mapping[str, Any]]] = ()
     prompts: list[Sequence[int]] = field(default_factory=list)
     reports: dict[tuple[int, int], Report] = field(default_factory=dict)

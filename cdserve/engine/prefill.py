@@ -22,7 +22,7 @@ class TokenSequence:
         token_ids: the prompt and the response so far.
         start: tokens before those of interest: the prompt's, or also those of earlier blocks.
         cache_salt: salt of the prefix cache that may hold the sequence.
-        base: worker request of those requests, without tickets. Members that wrote KV into the
+        worker_request: that of those requests, without tickets. Members that wrote KV into the
             cached prefix must run again for its continuation.
         options: further arguments of ``EngineClient.generate``, such as the LoRA adapter.
     """
@@ -30,7 +30,7 @@ class TokenSequence:
     token_ids: Sequence[int]
     start: int = 0
     cache_salt: str | None = None
-    base: WorkerRequest = field(default_factory=WorkerRequest)
+    worker_request: WorkerRequest = field(default_factory=WorkerRequest)
     options: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -66,7 +66,7 @@ class ValueReader(TableReader):
         """
         length = len(sequence.token_ids)
         with self.ticket() as ticket:
-            asked = replace(sequence.base, values=ticket, value_length=length)
+            asked = replace(sequence.worker_request, values=ticket, value_length=length)
             await prefill(self._engine, sequence, asked, request_id)
             values = self.read(ticket, length)
         if values is None:
@@ -83,7 +83,7 @@ class ValueReader(TableReader):
         table = SharedTable(slots=1, length=length + 1, columns=self._width)
         try:
             ticket = table.acquire()
-            asked = replace(sequence.base, values=ticket)
+            asked = replace(sequence.worker_request, values=ticket)
             await prefill(self._engine, sequence, asked, request_id, cached=False)
             rows = {n: table.read(ticket, n) for n in range(sequence.start + 1, length + 1)}
         finally:
@@ -149,7 +149,7 @@ class LogLikelihoodReader(TableReader):
         table = SharedTable(slots=1, length=length, columns=len(self._models))
         try:
             ticket = table.acquire()
-            asked = replace(sequence.base, loglik=ticket, loglik_start=start)
+            asked = replace(sequence.worker_request, loglik=ticket, loglik_start=start)
             for cached in (True, False):
                 attempt = f"{request_id}.{start}.{int(cached)}"
                 await prefill(self._engine, sequence, asked, attempt, cached=cached)
@@ -162,7 +162,7 @@ class LogLikelihoodReader(TableReader):
         raise ScoringError("the engine returned no log-likelihood for a text")
 
     def _by_name(self, row: Row, sequence: TokenSequence) -> Mapping[str, float]:
-        models = sequence.base.loglik_models
+        models = sequence.worker_request.loglik_models
         return {model: float(row[self._models.index(model)]) for model in models}
 
 
