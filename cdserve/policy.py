@@ -188,7 +188,10 @@ class Policy(RewardedMethod):
 
     @property
     def width(self) -> int:
-        """Maximum candidates drawn per token: times ``max_tokens``, the cost limit of a request."""
+        """Most candidates drawn per token of the response, over all draws.
+
+        The cost of a request, which the operator limits, is ``width`` times ``max_tokens``.
+        """
         raise NotImplementedError
 
     @property

@@ -75,9 +75,12 @@ class TestAccepted:
         assert policy == SAFE
         assert (SAFE.rewards, SAFE.selection, SAFE.report) == (None, "argmax", "summary")
 
-    def test_width_is_the_number_of_concurrent_candidates(self) -> None:
+    def test_width_is_the_number_of_candidates_over_all_draws(self) -> None:
         assert SAFE.width == 8
         assert PRESETS["best"].width == 4
+        cards = parse({"method": "cards", "m": 8, "r_star": 1, "k": 4}, METHODS, PRESETS)
+        assert cards is not None
+        assert cards.width == 20
 
 
 class TestInvalid:

@@ -93,7 +93,8 @@ def _imported(point: EntryPoint) -> type[Decoder]:
         raise ConfigError(f"{where} has a policy whose `method` is not Literal[{point.name!r}]")
     if policy.width is Policy.width:
         raise ConfigError(
-            f"{where} has a policy without `width`, the maximum number of concurrent candidates"
+            f"{where} has a policy without `width`, the most candidates drawn per token of the "
+            "response, over all draws"
         )
     run = getattr(loaded, "run", ...)
     if run is not None and not callable(run):

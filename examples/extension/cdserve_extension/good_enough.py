@@ -27,7 +27,7 @@ class GoodEnoughPolicy(SearchPolicy):
 
     @property
     def width(self) -> int:
-        """Maximum number of candidates, from which the server bounds the cost of a request."""
+        """Most candidates drawn per token of the response, over all draws."""
         return self.max_draws
 
     def check_limits(self, limits: Limits) -> None:
