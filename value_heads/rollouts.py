@@ -85,23 +85,23 @@ class Rollouts:
 
     @cached_property
     def owner(self) -> Tensor:
-        """The response of each token, int64 [N]."""
+        """Index of the response of each token, int64 [N]."""
         return torch.arange(len(self.lengths), device=self.lengths.device).repeat_interleave(
             self.lengths
         )
 
     @cached_property
     def before(self) -> Tensor:
-        """Places in `states` of the state that each token was sampled from, int64 [N]."""
+        """Index into `states` of the state that each token was sampled from, int64 [N]."""
         return torch.arange(len(self.tokens), device=self.tokens.device) + self.owner
 
     @cached_property
     def after(self) -> Tensor:
-        """Places in `states` of the state after each token, int64 [N]."""
+        """Index into `states` of the state after each token, int64 [N]."""
         return self.before + 1
 
     def rows(self, *, cut: bool) -> Tensor:
-        """Return the places of the tokens to learn from, int64 [n].
+        """Return the indices of the tokens to learn from, int64 [n].
 
         Args:
             cut: whether to include tokens of responses that did not end.

@@ -39,7 +39,7 @@ def write_card(
     filters: Mapping[str, Any],
     data_sets: Sequence[DataSet],
 ) -> None:
-    """Writes the README; its metadata omit data sets without rows.
+    """Writes the README; data sets without rows are left out of its metadata.
 
     Args:
         settings: how the answers were drawn.

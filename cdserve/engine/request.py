@@ -15,7 +15,7 @@ class AlignedRequest:
 
     Attributes:
         context: the policy and its objective, shared by the prompts of an HTTP request.
-        index: of the prompt among those of the HTTP request.
+        index: index of the prompt in the HTTP request.
         inputs: the prompt as vLLM's serving code passed it, with a cache salt for its members.
         prompt: prompt token ids.
         prompt_text: the prompt as text; empty where no reward reads text.

@@ -64,9 +64,7 @@ REJECTED = Counter(
 DEADLINES = Counter(
     "cdserve_deadlines_passed", "Finished responses ended by their deadline.", ["method"]
 )
-REFUSED = Counter(
-    "cdserve_refused", "Requests rejected with 400 because of their alignment policy."
-)
+REFUSED = Counter("cdserve_refused", "Requests rejected with 400 by cdserve's own checks.")
 FIRST_BLOCK_SECONDS = Histogram(
     "cdserve_time_to_first_block_seconds",
     "Time from the start of a response in the engine to its first output, in seconds.",

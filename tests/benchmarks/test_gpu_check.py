@@ -140,7 +140,7 @@ class TestSyncs:
         assert found["at"] == "cdserve/worker/made_up.py:1 <module>"
         assert found["times"] == 2
 
-    def test_other_warnings_are_shown(
+    def test_recorder_prints_warnings_that_are_not_of_synchronisation(
         self, recorder: Syncs, capsys: pytest.CaptureFixture[str]
     ) -> None:
         self.warn("worker/made_up.py", "something else")

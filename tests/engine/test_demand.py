@@ -26,7 +26,7 @@ SERVERS = st.lists(
 OPERATIONS = st.lists(
     st.tuples(st.integers(0, 3), st.sampled_from(["ask", "end", "leave", "look"])), max_size=200
 )
-"""Which of four servers does what."""
+"""Actions, each of one of four servers."""
 
 
 @given(st.integers(0, 64), SERVERS)
@@ -227,12 +227,12 @@ async def test_leaving_clients_lose_no_slot_of_any_server(seed: int) -> None:
 
 
 def granted(holders: list[Holder]) -> int:
-    """How many got a slot, those that have ended too."""
+    """Number of holders that got a slot, including those that have ended."""
     return sum(holder.granted is True for holder in holders)
 
 
 async def until(holders: list[Holder], count: int) -> None:
-    """Waits until so many got a slot."""
+    """Waits until ``count`` holders got a slot."""
     for _ in range(60_000):
         if granted(holders) >= count:
             return

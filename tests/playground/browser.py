@@ -87,20 +87,20 @@ class Playground:
         return self.browser.find_elements(By.CSS_SELECTOR, selector)
 
     def text(self, selector: str) -> str:
-        """What stands in the first element of a selector, as it is written."""
+        """Text of the first element of a selector, including hidden text."""
         content: str = self.one(selector).get_property("textContent")
         return content
 
     def js(self, script: str, *arguments: Any) -> Any:
-        """What a script returns."""
+        """Result of a script."""
         return self.browser.execute_script(script, *arguments)
 
     def until(self, found: Callable[[], T], what: str = "") -> T:
-        """Waits until something is there."""
+        """Waits until ``found`` returns a true value."""
         return until(found, what)
 
     def run(self, state: str = "done", lane: str = "a") -> None:
-        """Presses Run, and waits until it has ended like this."""
+        """Presses Run and waits until the lane's run is in the state."""
         self.one("#run").click()
         self.wait(state, lane)
 

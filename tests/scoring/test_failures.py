@@ -24,7 +24,7 @@ class Unprintable(Exception):
 
 
 class Late(Reward):
-    """Raises what a library's own timeout does, long before the operator's."""
+    """Raises a library's TimeoutError long before the operator's timeout."""
 
     kind = "late"
     options = RewardOptions(timeout=60)

@@ -17,7 +17,7 @@ SEVERAL = {**BEST_OF_N, "rewards": {"sentiment": 1.0, "model": 0.5}}
 
 
 def reward(http: httpx2.Client, messages: list[dict[str, str]], text: str) -> float:
-    """The reward model's, of an answer to a conversation."""
+    """Score of a response to a conversation by the reward model."""
     body = {"prompt": messages, "responses": [text], "rewards": {"model": 1}}
     answer = http.post("/v1/alignment/score", json=body).raise_for_status().json()
     score: float = answer["scores"][0]["score"]

@@ -1,4 +1,4 @@
-"""A server that is killed takes its processes along, whatever they do."""
+"""The processes of a killed server end, busy or not."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ def test_busy_engine_and_api_servers_end_with_a_killed_server(tmp_path: Path) ->
 
 
 def test_worker_that_hangs_in_a_collective_ends_with_a_killed_server(tmp_path: Path) -> None:
-    """Its partner is stopped, and it waits for that one without a look at anything else."""
+    """The other worker is stopped, so this one blocks in the collective."""
     with Served(demo_settings(**ENGINE), tmp_path, ["--tensor-parallel-size", "2"]) as served:
         processes = started(served)
         *others, stopped = (one for one in processes if "VLLM::" in " ".join(one.cmdline()))
@@ -39,12 +39,12 @@ def test_worker_that_hangs_in_a_collective_ends_with_a_killed_server(tmp_path: P
 
 
 def started(served: Served) -> list[psutil.Process]:
-    """All its processes but itself."""
+    """Child processes of the server, at any depth."""
     return psutil.Process(served.pid).children(recursive=True)
 
 
 def load(served: Served) -> None:
-    """Has the engine work for long; returns once it does."""
+    """Sends long requests; returns once the engine runs them."""
     body = {"model": "demo", "prompt": PROMPT, "max_tokens": 1500, "n": 4, "ignore_eos": True}
 
     def ask() -> None:
@@ -61,7 +61,7 @@ def kill(served: Served) -> None:
 
 
 def gone(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Waits for their end; those that stay are killed and returned."""
+    """Waits for the processes to end; kills and returns those that do not."""
     _, alive = psutil.wait_procs(processes, HANG_SECONDS)
     for process in alive:
         process.kill()

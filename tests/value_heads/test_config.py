@@ -62,7 +62,7 @@ def test_unknown_key_is_named() -> None:
         HeadConfig.from_json(text)
 
 
-def test_missing_key_is_named() -> None:
+def test_config_without_a_key_is_rejected_with_the_keys_name() -> None:
     data = json.loads(MLP.to_json())
     del data["post_norm"]
     with pytest.raises(ValueError, match="missing key 'post_norm'"):

@@ -187,7 +187,7 @@ class TestQHeads:
         assert report.rewards["r"].bellman_rms == pytest.approx(0, abs=1e-6)
 
     def test_constant_offset_of_q_shows_in_the_residual_at_ends(self) -> None:
-        """Off everywhere by the same, they show it where the response ends: 1000 of 2440 tokens."""
+        """The offset cancels except at the ends of responses: 1000 of 2440 tokens."""
         made = measure(q_head(lambda s: value(s) - 0.5), [rollouts()], base()).rewards["r"]
         assert made.bellman_bias == pytest.approx(0.5 / 2.44, abs=1e-6)
         assert made.bellman_rms == pytest.approx(0.5 / math.sqrt(2.44), abs=1e-6)
@@ -255,7 +255,7 @@ class TestPairs:
         assert [at.accuracy for at in made.pairs_by_number] == [pytest.approx(1 / 3), 0]
         assert made.pairs_at_end == pytest.approx(3 / 6)  # 9, 0, 1, 4 to 4, 3, 2, 1
 
-    def test_pairs_of_the_same_prompt_if_prompts_are_shared(self) -> None:
+    def test_pairs_have_the_same_prompt_if_prompts_have_several_responses(self) -> None:
         """At the end 9 > 0 is right and 1 < 4 is wrong."""
         report = measure(reader(), [numbered(LONG, GOLD, [5, 5, 8, 8])])
         made = report.rewards["r"]

@@ -95,7 +95,7 @@ class TestReport:
 
 
 class TestRewards:
-    def test_weights_are_per_request(self, client: OpenAI) -> None:
+    def test_score_weighs_rewards_by_the_weights_of_the_request(self, client: OpenAI) -> None:
         weights = {"sentiment": 0.7, "brevity": 0.3}
         report = complete(client, {**BLOCKWISE, "rewards": weights}).alignment
         assert report["score"] == pytest.approx(

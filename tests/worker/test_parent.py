@@ -28,7 +28,7 @@ def child(kind: str, ready: Path) -> None:
 
 
 def parent(arguments: tuple[str, str]) -> None:
-    """Starts it as vLLM does."""
+    """Starts the child as vLLM does."""
     kind, ready = arguments
     one = multiprocessing.get_context("spawn").Process(target=child, args=(kind, Path(ready)))
     one.start()
@@ -37,7 +37,7 @@ def parent(arguments: tuple[str, str]) -> None:
 
 @pytest.fixture
 def started() -> Iterator[list[psutil.Process]]:
-    """What a test has started; ended in any case."""
+    """Processes that a test has started; killed at its end."""
     processes: list[psutil.Process] = []
     yield processes
     for process in processes:
