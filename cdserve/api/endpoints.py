@@ -1,4 +1,4 @@
-"""The ``vllm.endpoint_plugins`` entry: replaces vLLM's routes by cdserve's of the same path."""
+"""The ``vllm.endpoint_plugins`` entry: cdserve's routes, before vLLM's of the same path."""
 
 import copy
 from argparse import Namespace
