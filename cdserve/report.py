@@ -104,7 +104,7 @@ class TracedDecision(TypedDict):
     candidates: list[TracedCandidate]
     """Candidates in the order in which they were drawn."""
     choice: NotRequired[int]
-    """Index of the decision's choice; present only in a stream's `alignment_decisions`."""
+    """Index of the response among the request's; only in a stream's `alignment_decisions`."""
 
 
 @_documented

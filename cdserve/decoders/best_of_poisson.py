@@ -50,7 +50,7 @@ class BestOfPoissonPolicy(SearchPolicy):
 
 
 class BestOfPoissonArgmax(Argmax):
-    """Chooses the highest score; its KL is over all numbers of responses that could be drawn."""
+    """Selects the highest score; its KL is over all numbers of responses that could be drawn."""
 
     def __init__(self, mu: float) -> None:
         self._mu = mu

@@ -61,7 +61,7 @@ class BlockwiseCDPolicy(SelectingPolicy):
 
 @decoder("blockwise_cd")
 class BlockwiseCD:
-    """The search with blocks, each of which is streamed as soon as it is chosen."""
+    """The search with blocks, each of which is streamed as soon as it is selected."""
 
     policy = BlockwiseCDPolicy
 

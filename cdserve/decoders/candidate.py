@@ -48,7 +48,7 @@ class Score:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """One selection: the candidates in the order they were drawn, and the index of the choice."""
+    """One selection: the candidates in the order they were drawn, and the selected one's index."""
 
     candidates: Sequence[Candidate]
     scores: Sequence[Score]
@@ -68,17 +68,17 @@ class Decision:
 
     @property
     def candidate(self) -> Candidate:
-        """The chosen candidate."""
+        """The selected candidate."""
         return self.candidates[self.chosen]
 
     @property
     def score(self) -> Score:
-        """Score of the chosen candidate."""
+        """Score of the selected candidate."""
         return self.scores[self.chosen]
 
 
 Prefix = tuple[Candidate, ...]
-"""The candidates chosen so far, one per decision; the empty tuple is the prompt alone."""
+"""The candidates selected so far, one per decision; the empty tuple is the prompt alone."""
 
 
 class Proposal(Protocol):

@@ -21,7 +21,7 @@ class CardsPolicy(WidthField, SearchPolicy):
 
     The probability of acceptance is min(1, exp((V - threshold) / beta)). The threshold rises from
     (1 - alpha) V(prompt) + alpha r_star to r_star over ``rise`` blocks. If none of ``max_draws``
-    blocks is accepted, the one with the highest value is chosen.
+    blocks is accepted, the one with the highest value is selected.
     """
 
     method: Literal["cards"]

@@ -41,15 +41,15 @@ class RejectionPolicy(WidthField, SearchPolicy):
 
 
 class Threshold(SelectionRule):
-    """Chooses the first accepted candidate.
+    """Selects the first accepted candidate.
 
     The probability of acceptance is min(1, exp((score - threshold) / η)). If none of ``max_draws``
-    candidates is accepted, the best is chosen.
+    candidates is accepted, the best is selected.
 
     Args:
         eta: η, in units of the score per nat.
         thresholds: one per decision; scores from the threshold on are always accepted.
-        max_draws: candidates after which the best is chosen.
+        max_draws: candidates after which the best is selected.
         rng: source of one uniform number per candidate.
     """
 

@@ -36,7 +36,7 @@ async def search(
 
     If all prefixes kept in round 2 have ended, ``cb`` and ``cbb`` follow. Once the deadline has
     passed, the best of the candidates drawn so far ends the response; a candidate that the deadline
-    cut short is chosen only if it cut all of them.
+    cut short is selected only if it cut all of them.
 
     Args:
         proposal: draws candidates, and scores prefixes.
@@ -143,7 +143,7 @@ def _decision(
 ) -> Decision:
     """The decision for ``prefix[index]``, which the first of the rounds drew.
 
-    The response's last decision also lists the candidates of later rounds, none of them chosen.
+    The response's last decision also lists the candidates of later rounds, none of them selected.
     """
     candidate = prefix[index]
     listed = rounds if candidate.finish_reason is not None else rounds[:1]

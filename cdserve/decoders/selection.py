@@ -1,7 +1,7 @@
-"""Selection rules: which of K candidates is chosen, and what the choice costs in KL.
+"""Selection rules: which of K candidates is selected, and the KL of the selection.
 
 A rule sees scores only. Candidates are drawn i.i.d., so the fixed tie rule (the first drawn wins)
-chooses each of several tied candidates equally often; and whatever the rule, its KL from p is at
+selects each of several tied candidates equally often; and whatever the rule, its KL from p is at
 most best-of-n's bound for the same number of draws (``kl.best_of_n_bound``).
 """
 
@@ -38,7 +38,7 @@ class SelectionRule(Protocol):
         return [score.total for score in scores]
 
     def choose(self, scores: Sequence[float]) -> int | None:
-        """Index of the chosen candidate, given the result of ``rank``; None to draw more first."""
+        """Index of the selected candidate, by the result of ``rank``; None to draw more first."""
         ...
 
     def keep(self, scores: Sequence[float]) -> Sequence[int] | None:
@@ -50,15 +50,15 @@ class SelectionRule(Protocol):
         return None if chosen is None else [chosen]
 
     def accepted(self) -> bool | None:
-        """Whether the last chosen candidate passed the rule's test; None without a test."""
+        """Whether the last selected candidate passed the rule's test; None without a test."""
         return None
 
     def kl_bound(self, count: int) -> float:
-        """Upper bound on the KL of choosing one of ``count`` i.i.d. draws, in nats: best-of-n's."""
+        """Upper bound on the KL of selecting one of ``count`` i.i.d. draws, in nats."""
         return kl.best_of_n_bound(count)
 
     def kl_estimate(self, scores: Sequence[float], logprob: float | None) -> float:
-        """Estimate of that KL from one decision, in nats; ``logprob`` is log p of the choice."""
+        """Estimate of that KL from one decision, in nats; ``logprob`` is the candidate's log p."""
         ...
 
     def kl_estimator(self, logprob: float | None) -> str:
@@ -67,7 +67,7 @@ class SelectionRule(Protocol):
 
 
 class Argmax(SelectionRule):
-    """Chooses the highest score, the first drawn of equal ones: best-of-n (arXiv 2401.01879)."""
+    """Selects the highest score, the first drawn of equal ones: best-of-n (arXiv 2401.01879)."""
 
     def choose(self, scores: Sequence[float]) -> int:
         return max(range(len(scores)), key=scores.__getitem__)
@@ -103,7 +103,7 @@ class RandomisedRule(SelectionRule):
         return self._rng.choices(range(len(scores)), self.weights(scores))[0]
 
     def kl_estimate(self, scores: Sequence[float], logprob: float | None) -> float:
-        # KL of the index from uniform, given the draws; its mean bounds the KL of the choice.
+        # KL of the index from uniform, given the draws; its mean bounds the KL of the selection.
         entropy = -sum(w * math.log(w) for w in self.weights(scores) if w > 0)
         return min(math.log(len(scores)) - entropy, kl.best_of_n_bound(len(scores)))
 
@@ -112,7 +112,7 @@ class RandomisedRule(SelectionRule):
 
 
 class Softmax(RandomisedRule):
-    """Chooses i with probability softmax(score / λ)_i: soft best-of-n (arXiv 2505.03156).
+    """Selects i with probability softmax(score / λ)_i: soft best-of-n (arXiv 2505.03156).
 
     λ is the strength.
     """
@@ -125,7 +125,7 @@ class Softmax(RandomisedRule):
 
 
 class Pessimistic(RandomisedRule):
-    """Chooses i with probability max(0, score_i - l) / (K β) (arXiv 2503.21878).
+    """Selects i with probability max(0, score_i - l) / (K β) (arXiv 2503.21878).
 
     β is the strength; l makes the probabilities sum to one, so that no candidate counts for more
     than a χ² penalty on the drift allows.
@@ -167,7 +167,7 @@ class OrderDependentRule(Argmax):
 class KeepSeveral(OrderDependentRule):
     """Base of rules that keep several candidates: the highest scores, ties by order of drawing.
 
-    Which of them is chosen depends on later draws.
+    Which of them is selected depends on later draws.
     """
 
     def keep(self, scores: Sequence[float]) -> Sequence[int]:
@@ -202,7 +202,7 @@ class Beam(KeepSeveral):
 
 
 class WorstCase(OrderDependentRule):
-    """Chooses the highest Σ w_g V_g at the worst w of the simplex: RMOD (arXiv 2503.08796).
+    """Selects the highest Σ w_g V_g at the worst w of the simplex: RMOD (arXiv 2503.08796).
 
     V_g are the parts of the scores. If a reward failed and the operator's settings let the others
     decide, candidates are compared by their weighted sums.

@@ -100,7 +100,7 @@ class Objective:
             return None
 
     def _sum(self, rewards: dict[str, float], failed: tuple[str, ...], undecided: bool) -> Score:
-        """The score; 0 if undecided, so that the first candidate is chosen."""
+        """The score; 0 if undecided, so that the first candidate is selected."""
         parts = {
             name: self.weights[name] * self.rewards[name].options.standardised(value)
             for name, value in rewards.items()

@@ -32,7 +32,7 @@ class RewardOptions:
     Attributes:
         on_failure: what a decision does if the reward fails. ``error``: the request fails.
             ``skip``: the other rewards decide. ``base``: no reward decides, and the first candidate
-            is chosen, which is a draw from the proposal.
+            is selected, which is a draw from the proposal.
         timeout: seconds for the candidates of one decision; None for no limit.
         mean, std: the reward enters the weighted sum as (reward - mean) / std, so that rewards on
             different scales can be weighed. Answers report the raw reward.
