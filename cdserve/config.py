@@ -115,7 +115,7 @@ class RegexReward(_Reward):
         try:
             re.compile(pattern)
         except re.error as error:
-            raise ValueError(f"not a regular expression: {error}") from error
+            raise ValueError(f"it is not a regular expression: {error}") from error
         return pattern
 
 

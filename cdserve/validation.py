@@ -43,13 +43,13 @@ def explain(
     owner = schema = root
     value = sent
     path: list[str | int] = []
-    for step in first["loc"]:
+    for number, step in enumerate(first["loc"], 1):
         schema = _reduced(schema, root)
         if mapping := schema.get("discriminator", {}).get("mapping"):
             schema = {"$ref": mapping[step]}
         elif "anyOf" in schema or "oneOf" in schema:
             branch = _branch(schema, root, value)
-            if branch is None or step == first["loc"][-1]:
+            if branch is None or number == len(first["loc"]):
                 return path, f"is {safe_repr(value)}; it takes {_accepted(schema, root)}"
             schema = branch
         elif step == _KEY:
