@@ -22,6 +22,12 @@ _TYPES = {
     "tuple": "a list",
 }
 """Required type, by the first word of the name of pydantic's error."""
+_PLURALS = {
+    "a number": "numbers",
+    "a string": "strings",
+    "an integer": "integers",
+    "an object": "objects",
+}
 _KEY = "[key]"
 """Last step of the path of an error in an object's key."""
 
@@ -174,9 +180,11 @@ def _words(schema: Schema, root: Schema) -> str:
         case "boolean":
             return "true or false"
         case "array" if "items" in schema:
-            most = f"to {schema['maxItems']}" if "maxItems" in schema else "or more"
+            least, most = schema.get("minItems", 0), schema.get("maxItems")
+            number = f"{least} to {most} " if most else f"{least} or more " if least else ""
             item = _accepted(schema["items"], root)
-            return f"a list of {schema.get('minItems', 0)} {most} items, each {item}"
+            plural = _PLURALS.get(item)
+            return f"a list of {number}{plural or f'items, each {item}'}"
         case "array":
             return "a list"
     return "an object"

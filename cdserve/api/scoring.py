@@ -4,9 +4,16 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
@@ -18,10 +25,10 @@ from cdserve.api.server import AlignmentServer
 from cdserve.decoders import Score
 from cdserve.engine.aligned import AlignedEngine, salted
 from cdserve.engine.prefill import TokenSequence
-from cdserve.errors import ModelError, PolicyError, safe_repr
+from cdserve.errors import ModelError, PolicyError, safe_key, safe_repr
 from cdserve.policy import FIELD, Policy, parse_object
 from cdserve.scoring import Objective, Response
-from cdserve.validation import requirement
+from cdserve.validation import explain, requirement
 from cdserve.worker.request import WorkerRequest
 
 _MAX_TOKEN_ID = 2**31 - 1
@@ -52,6 +59,18 @@ class ScoreRequest(BaseModel):
         description="Whether to add the reward after each token of the response and after EOS, for "
         "the rewards that the engine computes.",
     )
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _explained(cls, sent: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Raises PolicyError, which FastAPI passes on, for an invalid field."""
+        try:
+            return handler(sent)
+        except ValidationError as error:
+            path, predicate = explain(error, cls, sent)
+            if not path:
+                raise PolicyError("body", f"is {safe_repr(sent)}; {predicate}") from error
+            raise PolicyError(".".join(safe_key(str(step)) for step in path), predicate) from error
 
 
 async def score(

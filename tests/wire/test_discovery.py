@@ -9,6 +9,7 @@ from openai import OpenAI
 from cdserve.demo.tiny import MODEL_DIR
 from cdserve.demo.tiny.build.folders import load_tokenizer
 from cdserve.demo.tiny.reward import sentiment
+from tests.schemas import pydantics_words
 from tests.server.wire import BEST_OF_N, BLOCKWISE, PROMPT, assert_close, chat, complete
 
 RESPONSES = [" I love it. The handle has a firm grip.", " It broke on the first day.", ""]
@@ -169,8 +170,8 @@ class TestScore:
         ("fields", "param", "says"),
         [
             ({"rewards": {"safety": 1}}, "rewards", ["'safety'", "sentiment"]),
-            ({"rewards": {}}, "rewards", []),
-            ({"responses": []}, "responses", []),
+            ({"rewards": {}}, "rewards", ["{}", "at least 1 item"]),
+            ({"responses": []}, "responses", ["[]", "at least 1 item"]),
             ({"responses": ["a"] * 17}, "responses", ["17", "1 to 16"]),
             ({"responses": ["a", "word " * 4000]}, "responses.1", ["2047"]),
             ({"prompt": ""}, "prompt", []),
@@ -181,7 +182,9 @@ class TestScore:
             ({"prompt": [{"foo": 1}]}, "prompt.0", ["{'foo': 1}", "role"]),
             ({"rewards": {"brevity": 1e308}}, "rewards.brevity", ["1e+308", "1000000"]),
             ({"prompt": [{"role": "nobody", "content": "x"}]}, "prompt", ["nobody"]),
-            ({"other": 1}, "other", []),
+            ({"other": 1}, "other", ["not known", "per_token"]),
+            ({"prompt": 3}, "prompt", ["3", "a string, a list of integers or a list of objects"]),
+            ({"responses": [1]}, "responses.0", ["1", "a string"]),
         ],
         ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
     )
@@ -192,9 +195,9 @@ class TestScore:
         answer = http.post("/v1/alignment/score", json=body)
         assert answer.status_code == 400
         error = answer.json()["error"]
-        assert (error["param"] or "").removeprefix("body.") == param
+        assert error["param"] == param
         assert all(part in error["message"] for part in says), error["message"]
-        assert "pydantic" not in error["message"]
+        assert pydantics_words(error["message"]) == []
 
     @pytest.mark.parametrize(
         ("model", "says"),
