@@ -9,9 +9,6 @@ from typing import NamedTuple
 
 NAMES = ("smollm2", "tiny")
 DEMO_DIR = Path(__file__).parent
-PROMPTS_PATH = DEMO_DIR / "prompts.jsonl"
-HEAD_DIR = DEMO_DIR / "heads" / "sentiment"
-Q_HEAD_DIR = DEMO_DIR / "heads" / "sentiment-q"
 
 
 class DemoSettings(NamedTuple):

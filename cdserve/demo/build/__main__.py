@@ -10,15 +10,15 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 from cdserve.cli import main as cdserve
-from cdserve.demo import HEAD_DIR, Q_HEAD_DIR
+from cdserve.demo import DEMO_DIR
 from cdserve.demo.build.examples import write_examples
 from cdserve.demo.build.reviews import read_reviews
 from cdserve.demo.model import model_dir
 from cdserve.demo.wheel import cache_dir
 
 HEADS = {
-    HEAD_DIR: ("--head", "mlp", "--mlp-width", "256", "--bounds", "0", "1"),
-    Q_HEAD_DIR: ("--head", "lowrank", "--rank", "32"),
+    "sentiment": ("--head", "mlp", "--mlp-width", "256", "--bounds", "0", "1"),
+    "sentiment-q": ("--head", "lowrank", "--rank", "32"),
 }
 
 
@@ -26,17 +26,18 @@ def main() -> None:
     """Reads the command line and trains the heads."""
     parser = argparse.ArgumentParser(prog="python -m cdserve.demo.build", description=__doc__)
     parser.add_argument("--reviews", type=int, default=1600, help="reviews to learn from")
-    count = parser.parse_args().reviews
-    examples = cache_dir() / f"reviews-{count}.jsonl"
-    write_examples(read_reviews().heads[:count], examples)
+    parser.add_argument("--out", type=Path, default=DEMO_DIR / "heads", help="folder of the heads")
+    args = parser.parse_args()
+    examples = cache_dir() / f"reviews-{args.reviews}.jsonl"
+    write_examples(read_reviews().heads[: args.reviews], examples)
     common = (
         *("--model", str(model_dir()), "--base-name", "SmolLM2-135M-Instruct, 4 bits"),
         *("--data", str(examples), "--score-cut", "--method", "fudge"),
-        *("--cache", str(cache_dir() / f"states-{count}")),
+        *("--cache", str(cache_dir() / f"states-{args.reviews}")),
     )
-    for folder, architecture in HEADS.items():
-        cdserve(["heads", "train", *common, *architecture, "--out", str(folder)])
-    _halve(Q_HEAD_DIR / "model.safetensors")
+    for name, architecture in HEADS.items():
+        cdserve(["heads", "train", *common, *architecture, "--out", str(args.out / name)])
+        _halve(args.out / name / "model.safetensors")
 
 
 def _halve(path: Path) -> None:
