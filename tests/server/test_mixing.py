@@ -241,7 +241,7 @@ class TestErrors:
                 "alignment.proposal.proposal.alpha",
                 ["accepted here: method, recipe, weights"],
             ),
-            (by("blend"), "alignment.recipe", ["mixture", "rescale", "proxy"]),
+            (by("blend"), "alignment.recipe.kind", ["mixture", "rescale", "proxy"]),
             (
                 {**BLOCKWISE, "proposal": mixing(other=1.0)},
                 "alignment.proposal.weights",

@@ -210,9 +210,9 @@ class TestWorstCase:
         ({**REJECTION, "eta": 0}, "alignment.eta", ["0"]),
         ({**BLOCKWISE, "k": [4, 9]}, "alignment.k.1", ["9", "1 to 8"]),
         ({**BLOCKWISE, "k": []}, "alignment.k", ["at least 1"]),
-        ({**BLOCKWISE, "k": 4, "beam_width": 3}, "alignment.beam_width", ["3", "12", "1 to 8"]),
+        ({**BLOCKWISE, "k": 4, "beam_width": 3}, "alignment.beam_width", ["3", "12", "1 to 2"]),
         ({**SPECULATIVE, "n": 17}, "alignment.n", ["17", "1 to 16"]),
-        ({**SPECULATIVE, "alpha": 1.0}, "alignment.alpha", ["1.0", "less than 1"]),
+        ({**SPECULATIVE, "alpha": 1.0}, "alignment.alpha", ["1.0", "below 1"]),
         ({**BLOCKWISE, "selection": {"worst_case": {}}}, "alignment.selection", ["lambda", "> 0"]),
     ],
 )

@@ -229,7 +229,7 @@ class TestErrors:
             ),
             (
                 {**BEST_OF_N, "proposal": {"method": "best_of_n", "n": 2}},
-                "alignment.proposal",
+                "alignment.proposal.method",
                 ["best_of_n", "tokenwise_cd", "logit_mixing"],
             ),
             (
