@@ -43,6 +43,7 @@ SLOW = [
         "v2",
         "value_heads/kernels/test_interpreter.py",
         "worker/test_adapter.py",
+        "worker/test_parent.py",
     )
 ]
 """Tests that start engines or servers of their own, build the demo or interpret kernels."""
