@@ -25,7 +25,8 @@ _INSTRUCTIONS = (
 def write_examples(reviews: Sequence[Review], path: Path) -> None:
     """Writes one row per review, half of them completions and half chats.
 
-    A row is ``{"prompt" or "messages", "completion", "label", "finish_reason": "length"}``.
+    A row is ``{"prompt", "completion", "label", "finish_reason": "length"}``; the prompt is a text
+    or the messages of a chat.
     """
     generator = random.Random(0)
     with path.open("w", encoding="utf-8") as file:
