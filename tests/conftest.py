@@ -47,8 +47,19 @@ SLOW = [
     )
 ]
 """Tests that start engines or servers of their own, build the demo or interpret kernels."""
-REPLICAS = [TESTS / "ray_serve/test_deployment.py", TESTS / "server/test_killed_server.py"]
-"""Slow tests that wait for several engines most of the time."""
+OWN_SERVERS = [
+    TESTS / path
+    for path in (
+        "demo/test_smollm2.py",
+        "ray_serve/test_deployment.py",
+        "server/test_admission.py",
+        "server/test_dead_engines.py",
+        "server/test_killed_server.py",
+        "server/test_several.py",
+        "server/test_shutdown.py",
+    )
+]
+"""Slow tests that start and stop servers of their own."""
 FIRST_HALF = [WIRE, TESTS / "worker"]
 """About half of `make check`, by processor time."""
 TOOLS = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
@@ -69,7 +80,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks tests that need the server or are slow; skips what model runner V2 cannot run."""
-    paths = {"slow": SLOW, "replicas": REPLICAS, "first_half": FIRST_HALF}
+    paths = {"slow": SLOW, "own_servers": OWN_SERVERS, "first_half": FIRST_HALF}
     for item in items:
         for marker, places in paths.items():
             if any(path == item.path or path in item.path.parents for path in places):

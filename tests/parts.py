@@ -10,17 +10,18 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-CHECKED = "not server and not v2 and not slow and not replicas"
+CHECKED = "not server and not v2 and not slow and not own_servers"
 PARTS: dict[str, list[list[str]]] = {
     "check": [
         ["-m", f"first_half and {CHECKED}"],
         ["-m", f"not first_half and {CHECKED}"],
     ],
-    # Servers and replicas wait for each other much of the time; three processes fill two cores.
+    # Processes that start servers wait much of the time; four fill two cores.
     "test": [
-        ["-m", "server and not v2"],
-        ["-m", "slow and not server and not replicas and not v2"],
-        ["-m", "(not slow or replicas) and not server and not v2"],
+        ["-m", "server and not own_servers and not v2"],
+        ["-m", "own_servers and not v2"],
+        ["-m", "slow and not server and not own_servers and not v2"],
+        ["-m", "not slow and not server and not own_servers and not v2"],
     ],
 }
 NO_TESTS = 5

@@ -13,7 +13,6 @@ from cdserve.client.server import healthy
 from tests.server.served import free_port
 from tests.waiting import HANG_SECONDS, until
 
-pytestmark = pytest.mark.server
 CONVERTED = "converting the model"
 
 

@@ -21,7 +21,6 @@ OWN = "sk-own"
 LONG = {"max_tokens": 600, "ignore_eos": True}
 BEST_OF_16 = {"method": "best_of_n", "n": 16}
 TALK = [{"role": "user", "content": PROMPT}]
-pytestmark = pytest.mark.server  # with servers of its own, in the process of tests marked `server`
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ PROMPTS = [f"Film review: {name}." for name in ("Dune", "Heat", "Alien", "Big", 
 OTHERS = ("none", "sentiment")
 DEAD = {"needed": 500, "skipped": 200, "decisive": 200}
 """The status of requests for each reward once its engine is dead."""
-pytestmark = pytest.mark.server  # with servers of its own, in the process of tests marked `server`
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,6 @@ RUNNING, WAITING = 8, 24
 SECRET = "sk-small"
 LONG = {"max_tokens": 600, "ignore_eos": True}
 BEST_OF_16 = {"method": "best_of_n", "n": 16}
-pytestmark = pytest.mark.server  # with servers of its own, in the process of tests marked `server`
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-import pytest
 
 from .served import Served, demo_settings
 from .wire import BEST_OF_N, BLOCKWISE, PROMPT
@@ -23,7 +22,6 @@ LATE: dict[str, dict[str, Any]] = {
     "/v1/messages/count_tokens": {"messages": TALK},
     "/v1/alignment/score": {"prompt": PROMPT, "responses": ["Good."]},
 }
-pytestmark = pytest.mark.server  # with servers of its own, in the process of tests marked `server`
 
 
 def settings() -> dict[str, Any]:
