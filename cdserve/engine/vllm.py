@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import vllm
-from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs
 from vllm.engine.protocol import EngineClient
 from vllm.exceptions import VLLMError, VLLMValidationError
 from vllm.inputs.engine import TokensInput, tokens_input
@@ -16,6 +16,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.tokenizers import TokenizerLike
 from vllm.utils import random_uuid
 from vllm.utils.async_utils import merge_async_iterators
+from vllm.utils.cpu_resource_utils import get_allowed_cpu_list, get_memory_node_info
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.detokenizer import IncrementalDetokenizer
 from vllm.v1.engine.exceptions import EngineDeadError
@@ -47,8 +48,8 @@ __all__ = [
     "detokenizer",
     "merge_async_iterators",
     "random_uuid",
+    "set_cpu_defaults",
     "tokens_input",
-    "use_one_process",
 ]
 
 
@@ -61,15 +62,27 @@ def check_version() -> None:
         )
 
 
-def use_one_process(args: Any) -> None:
-    """Selects the in-process executor for an unsharded model on a CPU.
+def set_cpu_defaults(args: Any) -> None:
+    """Sets, on a CPU, the arguments whose defaults in vLLM do not work there; given ones are kept.
 
-    vLLM's default there has two processes that wait for each other by spinning, which takes a
-    core. An executor named in the arguments is kept.
+    - The in-process executor for an unsharded model. vLLM's default has two processes that wait for
+      each other by spinning, which takes a core.
+    - No chunked prefill: vLLM 0.32 crashes on a seeded request whose prompt is computed in chunks.
+    - A KV cache of a quarter of the free memory where less is free than the share that vLLM's
+      default requires, such as beside another server.
     """
+    if not current_platform.is_cpu():
+        return
     pieces = args.tensor_parallel_size * args.pipeline_parallel_size
-    if current_platform.is_cpu() and pieces == 1 and args.distributed_executor_backend is None:
+    if pieces == 1 and args.distributed_executor_backend is None:
         args.distributed_executor_backend = _ONE_PROCESS
+    if args.max_num_batched_tokens is None and args.runner != "pooling":
+        args.enable_chunked_prefill = bool(args.enable_chunked_prefill)
+    share: float = args.gpu_memory_utilization
+    if args.kv_cache_memory_bytes is None and share == EngineArgs.gpu_memory_utilization:
+        memory = get_memory_node_info(get_allowed_cpu_list()[0].numa_node)
+        if memory.available_memory < share * memory.total_memory:
+            args.kv_cache_memory_bytes = memory.available_memory // 4
 
 
 def as_flags(engine: Mapping[str, Any]) -> list[str]:

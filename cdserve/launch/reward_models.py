@@ -24,8 +24,8 @@ from cdserve.engine.vllm import (
     EngineClient,
     as_flags,
     check_version,
+    set_cpu_defaults,
     tokens_input,
-    use_one_process,
 )
 from cdserve.errors import ConfigError, EngineError, RewardFailure, safe_repr
 from cdserve.observability.metrics import (
@@ -281,7 +281,7 @@ def _engine_args(name: str, reward: RewardModelReward) -> AsyncEngineArgs:
         )
     known.model = reward.model
     known.runner = "pooling"
-    use_one_process(known)
+    set_cpu_defaults(known)
     known.disable_log_stats = True  # vLLM has one set of metrics per process: the main engine's
     return AsyncEngineArgs.from_cli_args(known)
 

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
 from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
-from vllm.platforms import current_platform
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from cdserve.config import Settings
-from cdserve.engine.vllm import as_flags, check_version, use_one_process
+from cdserve.engine.vllm import as_flags, check_version, set_cpu_defaults
 from cdserve.errors import ConfigError
 from cdserve.launch import worker_args
 from cdserve.launch.heads import Heads
@@ -38,10 +37,7 @@ def parse(settings: Settings, heads: Heads, flags: Sequence[str]) -> Namespace:
     if settings.served_model_name is not None and args.served_model_name is None:
         args.served_model_name = [settings.served_model_name]
     _check_servers(args, settings)
-    use_one_process(args)
-    if current_platform.is_cpu() and args.max_num_batched_tokens is None:
-        # On CPU, vLLM 0.32 crashes on a seeded request whose prompt is computed in chunks.
-        args.enable_chunked_prefill = bool(args.enable_chunked_prefill)
+    set_cpu_defaults(args)
     if worker_args.needed(settings, heads):
         worker_args.configure(args, settings, heads)
     return args

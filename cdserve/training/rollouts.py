@@ -23,8 +23,8 @@ from cdserve.engine.vllm import (
     RequestOutputKind,
     SamplingParams,
     check_version,
+    set_cpu_defaults,
     tokens_input,
-    use_one_process,
 )
 from cdserve.errors import ConfigError
 from cdserve.worker.parent import ENDS_WITH_PARENT
@@ -223,15 +223,11 @@ def _start(model: str, flags: Sequence[str]) -> LLMEngine:
     parser = FlexibleArgumentParser(prog="cdserve heads train", add_help=False)
     args = EngineArgs.add_cli_args(parser).parse_args([*flags, "--model", model])
     args.disable_log_stats = True  # log lines would break the progress bar
-    use_one_process(args)
+    set_cpu_defaults(args)
     os.environ[ENDS_WITH_PARENT] = "1"
-    if current_platform.is_cpu():
-        if args.max_num_batched_tokens is None:
-            # On CPU, vLLM 0.32 crashes on a chunked prompt of a request with a seed.
-            args.enable_chunked_prefill = bool(args.enable_chunked_prefill)
-        if args.enforce_eager:
-            # Otherwise vLLM compiles sampling code at the first request, which takes a minute.
-            os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    if current_platform.is_cpu() and args.enforce_eager:
+        # Otherwise vLLM compiles sampling code at the first request, which takes a minute.
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     return LLMEngine.from_engine_args(
         EngineArgs.from_cli_args(args),
         usage_context=UsageContext.LLM_CLASS,
