@@ -1,6 +1,7 @@
 """pydantic's errors as sentences: the path of the field, its value, and what it accepts."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from difflib import get_close_matches
 from functools import cache
 from typing import Any
 
@@ -44,7 +45,7 @@ def explain(
         model: class that was validated.
         sent: the object that was validated.
     """
-    first = error.errors(include_url=False)[0]
+    first = _first(error)
     root = _schema(model)
     owner = schema = root
     value = sent
@@ -66,17 +67,37 @@ def explain(
     schema = _reduced(schema, root)
     match first["type"]:
         case "extra_forbidden" | "invalid_key":
-            names = ", ".join(sorted(owner.get("properties", {})))
-            return path, f"is not known; accepted here: {names}"
+            names = sorted(owner.get("properties", {}))
+            accepted = f"accepted here: {', '.join(names)}"
+            return path, f"is not known{did_you_mean(path[-1], names)}; {accepted}"
         case "missing":
             return path, f"is missing; it takes {_accepted(schema, root)}"
         case "union_tag_invalid" | "union_tag_not_found" if "discriminator" in schema:
             tag = schema["discriminator"]["propertyName"]
-            names = _alternatives(map(repr, schema["discriminator"]["mapping"]))
-            sent_tag = f"is {safe_repr(value[tag])}" if tag in value else "is missing"
-            return [*path, tag], f"{sent_tag}; it takes {names}"
+            tags = schema["discriminator"]["mapping"]
+            takes = f"it takes {_alternatives(map(repr, tags))}"
+            if tag not in value:
+                return [*path, tag], f"is missing; {takes}"
+            return [*path, tag], (
+                f"is {safe_repr(value[tag])}{did_you_mean(value[tag], tags)}; {takes}"
+            )
     words = requirement(first)
     return path, f"is {safe_repr(first['input'])}; {words}" if path else words
+
+
+def _first(error: ValidationError) -> ErrorDetails:
+    """The first error, or an unknown key beside a missing one: probably its misspelling."""
+    errors = error.errors(include_url=False)
+    missing = {each["loc"][:-1] for each in errors if each["type"] == "missing"}
+    unknown = [each for each in errors if each["type"] == "extra_forbidden"]
+    return next((each for each in unknown if each["loc"][:-1] in missing), errors[0])
+
+
+def did_you_mean(name: object, names: Iterable[str]) -> str:
+    """``; did you mean NAME`` with the name most like an unknown one; empty if none is like it."""
+    alike = {accepted.lower(): accepted for accepted in names}
+    matches = get_close_matches(str(name).lower(), alike, n=1, cutoff=0.7)
+    return f"; did you mean {alike[matches[0]]}" if matches else ""
 
 
 _schema = cache(lambda model: model.model_json_schema())

@@ -200,8 +200,14 @@ class TestInvalid:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ("model: m\nlimit: {max_n: 1}", "limit is not known; accepted here: admission, "),
-            ("model: m\nlimits: {max: 1}", "limits.max is not known; accepted here: allow_"),
+            (
+                "model: m\nlimit: {max_n: 1}",
+                "limit is not known; did you mean limits; accepted here: admission, ",
+            ),
+            (
+                "model: m\nlimits: {max: 1}",
+                "limits.max is not known; did you mean max_n; accepted ",
+            ),
             ("model: m\nlimits: {max_n: 0}", "limits.max_n is 0"),
             ("model: m\nlimits: {max_k: many}", "limits.max_k is 'many'"),
             ("model: m\nkeep_alive: 0", "keep_alive is 0; it must be above 0"),
@@ -210,7 +216,7 @@ class TestInvalid:
             ("", "model is "),
             (
                 "model: m\nrewards: {a: {kind: lenght}}",
-                "rewards.a.kind is 'lenght'; it takes 'ensemble', 'json_valid', 'judge', ",
+                "rewards.a.kind is 'lenght'; did you mean length; it takes 'ensemble', ",
             ),
             (
                 "model: m\nrewards: {a: {kind: length, target: 0}}",

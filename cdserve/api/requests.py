@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, Field, PrivateAttr
+from pydantic import BaseModel, Field, PrivateAttr, model_validator
 from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest
 from vllm.entrypoints.openai.chat_completion.protocol import (
     BatchChatCompletionRequest,
@@ -16,8 +16,9 @@ from vllm.sampling_params import SamplingParams
 
 from cdserve.api.server import AlignmentServer
 from cdserve.engine.context import CONTEXT_KEY, AlignmentContext
-from cdserve.errors import PolicyError, safe_repr
+from cdserve.errors import PolicyError, safe_key, safe_repr
 from cdserve.policy import FIELD
+from cdserve.validation import did_you_mean
 from cdserve.worker.request import REQUEST_KEY
 
 _DESCRIPTION = (
@@ -35,6 +36,19 @@ class AlignedRequestMixin(BaseModel):
     alignment: Any = Field(default=None, description=_DESCRIPTION)
     _context: AlignmentContext | None = PrivateAttr(None)
     _server: AlignmentServer = PrivateAttr()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_spelling(cls, sent: Any) -> Any:
+        """Raises PolicyError, which FastAPI passes on, for an unknown field like ``alignment``.
+
+        vLLM ignores unknown fields, so that the request would be decoded without its policy.
+        """
+        for name in sent if isinstance(sent, dict) else ():
+            known = name in cls.model_fields or not str(name).lower().startswith("al")
+            if suggestion := "" if known else did_you_mean(name, [FIELD]):
+                raise PolicyError(safe_key(name), f"is not known{suggestion}")
+        return sent
 
     def resolve(self, server: AlignmentServer) -> AlignmentContext | None:
         """Resolves the policy of ``alignment`` or of the model id; None for plain decoding.

@@ -20,6 +20,7 @@ POLICIES: dict[str, tuple[Any, str, list[str]]] = {
     "no method": ({"k": 4, "m": 32}, "alignment.method", ["None", "best_of_n", "blockwise_cd"]),
     "another method": ({"method": "beam"}, "alignment.method", ["'beam'", "none", "best_of_n"]),
     "another preset": ("unsafe", "alignment", ["'unsafe'", "'safe'", "'best-of-4'"]),
+    "a key in capitals": ({"method": "best_of_n", "N": 4}, "alignment.N", ["did you mean n"]),
     "another key": ({**BLOCKWISE, "kk": 4}, "alignment.kk", ["kk", "k, kl_budget, m, method"]),
     "a key beside none": ({"method": "none", "k": 4}, "alignment.k", ["k", "none"]),
     "no k": ({"method": "blockwise_cd", "m": 32}, "alignment.k", ["missing"]),
@@ -162,6 +163,25 @@ def test_fields_in_conflict_with_a_policy_are_refused(
     with pytest.raises(openai.BadRequestError) as caught:
         ask(client, policy, stream=stream, **fields)
     check(caught.value, param, says)
+
+
+@pytest.mark.parametrize("field", ["alignement", "Alignment", "alignment_policy"])
+@pytest.mark.parametrize(
+    ("route", "body"),
+    [
+        ("completions", {"prompt": PROMPT}),
+        ("chat/completions", {"messages": [{"role": "user", "content": PROMPT}]}),
+        ("responses", {"input": PROMPT}),
+        ("messages", {"messages": [{"role": "user", "content": PROMPT}], "max_tokens": 4}),
+    ],
+)
+def test_misspelt_alignment_is_refused_by_its_name(
+    http: httpx2.Client, route: str, body: dict[str, Any], field: str
+) -> None:
+    answer = http.post(f"/v1/{route}", json={"model": "demo", **body, field: BEST_OF_N})
+    assert answer.status_code == 400
+    message = answer.json()["error"]["message"]
+    assert message == f"{field} is not known; did you mean alignment"
 
 
 def test_several_prompts_count_as_candidate_tokens(client: OpenAI) -> None:
