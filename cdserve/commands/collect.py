@@ -18,7 +18,7 @@ _DESCRIPTION = """Answers prompts under a policy and writes training data in TRL
 
 Answers are saved to OUT/answers.jsonl as they arrive. Run the same command again to resume an
 interrupted run; other formats reuse the saved answers. Without --url a server is started for the
-run; all other flags are then passed to vLLM (see `vllm serve --help`)."""
+run; all other flags are then passed to vLLM (https://docs.vllm.ai/en/stable/cli/serve.html)."""
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -20,7 +20,7 @@ _DESCRIPTION = """Compares policies on a running server, or on a server started 
 Every prompt is answered under every policy and by the base model; the same rewards score all
 answers. OUT receives results.json, report.md and plots. Run the same command again to resume an
 interrupted run. Without --url a server is started for the run; all other flags are then passed to
-vLLM (see `vllm serve --help`)."""
+vLLM (https://docs.vllm.ai/en/stable/cli/serve.html)."""
 
 _REPORTED = (
     *("prompts", "policies", "reward", "gold", "url", "config", "demo", "model", "max_tokens"),

@@ -15,7 +15,7 @@ _DESCRIPTION = """Trains a value head or a Q-head.
 vLLM samples responses to the prompts, and rewards score them; or a file has the responses. The base
 model's hidden states of the responses are cached on disk, and the head is fitted to predict the
 rewards from them. Run the same command again to resume an interrupted run. All other flags are
-passed to vLLM (see `vllm serve --help`)."""
+passed to vLLM (https://docs.vllm.ai/en/stable/cli/serve.html)."""
 
 
 def add(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
