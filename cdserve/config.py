@@ -360,6 +360,15 @@ class Key(_Section):
     )
 
 
+class Playground(_Section):
+    """The page at GET /playground."""
+
+    examples: list[Annotated[str, Field(min_length=1)]] = Field(
+        default_factory=list,
+        description="Example prompts for the served model. The page opens with the first one.",
+    )
+
+
 class Settings(_Section):
     """All settings of the server, except vLLM's own flags."""
 
@@ -407,7 +416,10 @@ class Settings(_Section):
         default=True,
         description="Whether Triton kernels score, tilt and mix on a GPU, instead of PyTorch.",
     )
-    playground: bool = Field(default=True, description="Whether to serve GET /playground.")
+    playground: bool | Playground = Field(
+        default=True,
+        description="Whether to serve GET /playground; an object sets the page's example prompts.",
+    )
     error_details: Literal["log", "client"] = Field(
         default="log",
         description="Where the text of an exception in a reward or a decoder goes: to the server's "

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 from fastapi import APIRouter, Request
-from fastapi.responses import Response
+from fastapi.responses import JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
+
+from cdserve.config import Playground
 
 _HEADERS = {
     "content-security-policy": "default-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -22,6 +24,14 @@ _files = StaticFiles(directory=Path(__file__).parents[1] / "playground")
 async def page(raw_request: Request) -> Response:
     """Serves the playground page. File URLs are relative, so a proxy may add a path prefix."""
     return await file("index.html", raw_request)
+
+
+@router.get("/playground/examples.json")
+async def examples(raw_request: Request) -> JSONResponse:
+    """Lists the example prompts of the playground page. Needs no API key, like the page."""
+    playground = raw_request.app.state.args.cdserve.default.settings.playground
+    prompts = playground.examples if isinstance(playground, Playground) else []
+    return JSONResponse(prompts, headers=_HEADERS)
 
 
 @router.get("/playground/{name}")

@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, RedirectResponse, Response
 from vllm.entrypoints.anthropic import api_router as messages_router
 from vllm.entrypoints.anthropic.protocol import AnthropicCountTokensRequest
 from vllm.entrypoints.openai.chat_completion import api_router as chat_router
@@ -16,6 +16,7 @@ from vllm.entrypoints.openai.responses import api_router as responses_router
 from vllm.entrypoints.openai.responses.utils import construct_input_messages
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 
+from cdserve import __version__
 from cdserve.api import answers
 from cdserve.api.models import check_preset
 from cdserve.api.requests import (
@@ -111,6 +112,14 @@ async def count_tokens(request: AnthropicCountTokensRequest, raw_request: Reques
         request.model = server.settings.model_name
     counted: Response = await messages_router.count_tokens(request, raw_request)
     return counted
+
+
+@router.get("/", include_in_schema=False)
+async def root(raw_request: Request) -> Response:
+    """Redirects to the playground; names the server and its version if the page is off."""
+    if raw_request.app.state.args.cdserve.default.settings.playground:
+        return RedirectResponse("playground")  # relative, so a proxy may add a path prefix
+    return JSONResponse({"server": "cdserve", "version": __version__})
 
 
 @router.get("/v1/alignment", responses=answers.DESCRIPTION)

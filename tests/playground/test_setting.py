@@ -1,21 +1,53 @@
-"""The operator's setting decides whether there is a playground."""
+"""The setting ``playground``: the page, its example prompts, and what ``GET /`` answers."""
 
 from argparse import Namespace
+from typing import Any
 
 import pytest
 from fastapi import FastAPI
+from fastapi.testclient import TestClient
 
+from cdserve import __version__
 from cdserve.api.endpoints import AlignmentEndpoints
 from cdserve.config import Settings
 
 
-@pytest.mark.parametrize("playground", [True, False])
-def test_playground_can_be_turned_off(playground: bool) -> None:
+def application(playground: Any) -> FastAPI:
+    """cdserve's routes under the setting."""
     app = FastAPI()
-    default = Namespace(settings=Settings(model="any", playground=playground))
-    app.state.args = Namespace(cdserve=Namespace(default=default))
+    settings = Settings.model_validate({"model": "any", "playground": playground})
+    app.state.args = Namespace(cdserve=Namespace(default=Namespace(settings=settings)))
     AlignmentEndpoints().attach_router(app)
-    paths = {getattr(route, "path", None) for route in app.routes}
+    return app
+
+
+@pytest.mark.parametrize("playground", [True, False, {"examples": []}])
+def test_playground_can_be_turned_off(playground: Any) -> None:
+    paths = {getattr(route, "path", None) for route in application(playground).routes}
     assert "/v1/alignment" in paths
-    assert ("/playground" in paths) == playground
-    assert ("/playground/{name}" in paths) == playground
+    assert ("/playground" in paths) == (playground is not False)
+    assert ("/playground/{name}" in paths) == (playground is not False)
+
+
+@pytest.mark.parametrize(
+    ("playground", "prompts"),
+    [(True, []), ({}, []), ({"examples": ["One.", "Two."]}, ["One.", "Two."])],
+)
+def test_playground_lists_the_example_prompts_of_the_settings(
+    playground: Any, prompts: list[str]
+) -> None:
+    http = TestClient(application(playground))
+    assert http.get("/playground/examples.json").json() == prompts
+
+
+def test_root_redirects_to_the_playground_behind_a_path_prefix_too() -> None:
+    http = TestClient(application(True), base_url="http://test", follow_redirects=False)
+    answer = http.get("/")
+    assert answer.status_code == 307
+    assert answer.headers["location"] == "playground"
+
+
+def test_root_names_the_server_if_the_playground_is_off() -> None:
+    http = TestClient(application(False))
+    assert http.get("/").json() == {"server": "cdserve", "version": __version__}
+    assert http.get("/playground").status_code == 404
