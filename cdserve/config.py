@@ -367,6 +367,11 @@ class Playground(_Section):
         default_factory=list,
         description="Example prompts for the served model. The page opens with the first one.",
     )
+    gold: str | None = Field(
+        default=None,
+        description="Name of a reward that scores every finished text, so that policies are "
+        "compared by a reward that they do not select by.",
+    )
 
 
 class Settings(_Section):
@@ -445,6 +450,14 @@ class Settings(_Section):
                     raise ValueError(
                         f"rewards.{name} names the member {model!r}; members: {', '.join(known)}"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _playground_gold_exists(self) -> "Settings":
+        gold = self.playground.gold if isinstance(self.playground, Playground) else None
+        if gold is not None and gold not in self.rewards:
+            names = ", ".join(self.rewards) or "none"
+            raise ValueError(f"playground.gold is {gold!r}, not a reward; rewards: {names}")
         return self
 
     @model_validator(mode="after")

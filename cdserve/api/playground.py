@@ -26,12 +26,12 @@ async def page(raw_request: Request) -> Response:
     return await file("index.html", raw_request)
 
 
-@router.get("/playground/examples.json")
-async def examples(raw_request: Request) -> JSONResponse:
-    """Lists the example prompts of the playground page. Needs no API key, like the page."""
-    playground = raw_request.app.state.args.cdserve.default.settings.playground
-    prompts = playground.examples if isinstance(playground, Playground) else []
-    return JSONResponse(prompts, headers=_HEADERS)
+@router.get("/playground/settings.json")
+async def settings(raw_request: Request) -> JSONResponse:
+    """Shows the settings of the playground page. Needs no API key, like the page."""
+    chosen = raw_request.app.state.args.cdserve.default.settings.playground
+    page_settings = chosen if isinstance(chosen, Playground) else Playground()
+    return JSONResponse(page_settings.model_dump(), headers=_HEADERS)
 
 
 @router.get("/playground/{name}")

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from pydantic import ValidationError
 
 from cdserve import __version__
 from cdserve.api.endpoints import AlignmentEndpoints
@@ -15,7 +16,8 @@ from cdserve.config import Settings
 def application(playground: Any) -> FastAPI:
     """cdserve's routes under the setting."""
     app = FastAPI()
-    settings = Settings.model_validate({"model": "any", "playground": playground})
+    content = {"model": "any", "rewards": {"brief": {"kind": "length", "target": 9}}}
+    settings = Settings.model_validate({**content, "playground": playground})
     app.state.args = Namespace(cdserve=Namespace(default=Namespace(settings=settings)))
     AlignmentEndpoints().attach_router(app)
     return app
@@ -30,14 +32,21 @@ def test_playground_can_be_turned_off(playground: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("playground", "prompts"),
-    [(True, []), ({}, []), ({"examples": ["One.", "Two."]}, ["One.", "Two."])],
+    ("playground", "published"),
+    [
+        (True, {"examples": [], "gold": None}),
+        ({}, {"examples": [], "gold": None}),
+        ({"examples": ["One.", "Two."], "gold": "brief"},) * 2,
+    ],
 )
-def test_playground_lists_the_example_prompts_of_the_settings(
-    playground: Any, prompts: list[str]
-) -> None:
+def test_playground_publishes_its_settings(playground: Any, published: Any) -> None:
     http = TestClient(application(playground))
-    assert http.get("/playground/examples.json").json() == prompts
+    assert http.get("/playground/settings.json").json() == published
+
+
+def test_playground_gold_that_is_not_a_reward_is_refused() -> None:
+    with pytest.raises(ValidationError, match="'brif', not a reward; rewards: brief"):
+        application({"gold": "brif"})
 
 
 def test_root_redirects_to_the_playground_behind_a_path_prefix_too() -> None:
