@@ -11,13 +11,15 @@ export class ApiError extends Error {
   }
 }
 
-/** The answer of `GET /v1/alignment`, and the base model's id as `model`. */
+/**
+ * The answer of `GET /v1/alignment`, the base model's id as `model`, and the page's settings:
+ * `examples` and `gold`.
+ */
 export async function discover(key) {
-  const [alignment, models] = await Promise.all([
-    request("v1/alignment", { key }).then((answer) => answer.json()),
-    request("v1/models", { key }).then((answer) => answer.json()),
-  ]);
-  return { ...alignment, model: models.data.find((model) => !model.parent).id };
+  const paths = ["v1/alignment", "v1/models", "playground/settings.json"];
+  const answers = await Promise.all(paths.map((path) => request(path, { key })));
+  const [alignment, models, settings] = await Promise.all(answers.map((answer) => answer.json()));
+  return { ...alignment, ...settings, model: models.data.find((model) => !model.parent).id };
 }
 
 /**

@@ -4,6 +4,29 @@ import { h } from "./dom.js";
 import { branches, branchOf, initial, nameOf, range } from "./schema.js";
 
 const OF_THE_PAGE = ["method", "report"]; // the page chooses the one and needs the other as it is
+const IN_SIGHT = ["rewards", "weights"]; // optional fields that are not folded
+const WORDS = {
+  alpha: "First threshold",
+  beam_width: "Beams",
+  beta: "Reward units per nat",
+  deadline_ms: "Deadline in ms",
+  eta: "Reward units per nat",
+  k: "Candidates per block",
+  kl_budget: "KL budget in nats",
+  m: "Tokens per block",
+  max_draws: "Maximum draws",
+  mu: "Mean draws less one",
+  n: "Responses drawn",
+  proposal: "Proposal",
+  r_max: "Upper bound of reward",
+  r_star: "Target value",
+  recipe: "Recipe",
+  rewards: "Rewards",
+  rise: "Blocks to target",
+  selection: "Selection",
+  top_k: "Tokens steered",
+  weights: "Model weights",
+};
 const SLIDER = { min: -2, max: 2, step: 0.05 };
 
 /**
@@ -26,7 +49,19 @@ export class PolicyForm {
     this.schema = schema;
     this.policy = policy;
     const focused = document.activeElement?.id;
-    this.element.replaceChildren(...this.fields(schema, [], OF_THE_PAGE));
+    const fields = this.fields(schema, [], OF_THE_PAGE);
+    const { required = [] } = schema;
+    const folded = ({ key }) => !required.includes(key) && !IN_SIGHT.includes(key);
+    const set = fields.some((field) => folded(field) && policy[field.key] !== undefined);
+    const more = h("details", { class: "more", open: this.opened || set }, [
+      h("summary", {}, "More"),
+      h("div", { class: "policy-form" }, fields.filter(folded).map(({ element }) => element)),
+    ]);
+    more.addEventListener("toggle", () => (this.opened = more.open));
+    this.element.replaceChildren(
+      ...fields.filter((field) => !folded(field)).map(({ element }) => element),
+      ...(fields.some(folded) ? [more] : []),
+    );
     if (focused?.startsWith(`${this.prefix}-`)) document.getElementById(focused)?.focus();
   }
 
@@ -49,14 +84,18 @@ export class PolicyForm {
     const rank = ([key]) => (required.includes(key) ? 0 : 1);
     return entries
       .sort((a, b) => rank(a) - rank(b))
-      .map(([key, property]) => this.field(property, [...path, key], required.includes(key)));
+      .map(([key, property]) => {
+        const element = this.field(property, [...path, key], required.includes(key));
+        return { key, element };
+      });
   }
 
   field(property, path, required) {
     const options = branches(property, this.schema);
     const key = path.at(-1);
     const about = { property, path, required, id: this.id(path, "input") };
-    const label = required ? key : [key, h("span", { class: "optional" }, " optional")];
+    const words = WORDS[key] ? [WORDS[key], " ", h("code", {}, key)] : key;
+    const label = required ? words : [words, h("span", { class: "optional" }, " optional")];
     const hint = [property.description, range(options[0])].filter(Boolean).join(" ");
     return h(
       "div",
@@ -142,7 +181,7 @@ export class PolicyForm {
   }
 
   nested(branch, path) {
-    const inside = this.fields(branch, path, []);
+    const inside = this.fields(branch, path).map(({ element }) => element);
     return inside.length > 0 ? [h("div", { class: "nested" }, inside)] : [];
   }
 
@@ -157,7 +196,7 @@ export class PolicyForm {
       this.show(this.schema, this.policy);
       this.focus(added);
     };
-    const rest = models || required ? "none" : `default: ${this.names.defaultReward ?? "none"}`;
+    const rest = models || required ? "none" : `${this.names.defaultReward ?? "none"} (default)`;
     const adder = h(
       "select",
       { id, onchange: add, title: property.description ?? null },

@@ -2,6 +2,7 @@
 
 import { ApiError, discover, score } from "./api.js";
 import { extent } from "./chart.js";
+import { Comparison } from "./comparison.js";
 import { h } from "./dom.js";
 import { complain } from "./form.js";
 import { fragment, read } from "./link.js";
@@ -11,6 +12,8 @@ import { Run } from "./run.js";
 import { ResultView } from "./view.js";
 
 const KEY = "cdserve-api-key";
+const PLAIN = { method: "none" };
+const NEUTRAL_PROMPT = "Write a short story about a lighthouse keeper.";
 const by = (id) => document.getElementById(id);
 
 /** A policy and its result. */
@@ -68,11 +71,29 @@ class Page {
     const edited = this.lanes.map(({ editor }) => editor.value);
     this.lanes.forEach(({ element }) => element.remove());
     this.lanes = ["A", "B"].map((name) => new Lane(name, this.server, values));
-    by("main").append(...this.lanes.map(({ element }) => element));
+    this.lanes[1].editor.value = PLAIN;
+    this.comparison?.element.remove();
+    this.comparison = new Comparison();
+    by("main").append(this.comparison.element, ...this.lanes.map(({ element }) => element));
     by("run").disabled = false;
+    this.offer(this.server.examples);
     if (edited.length === 0) this.load(read(location.hash));
     else edited.forEach((policy, i) => (this.lanes[i].editor.value = policy));
     this.arrange();
+  }
+
+  /** Offers example prompts; the first fills an empty field. */
+  offer(examples) {
+    const chip = (prompt) => {
+      const onclick = () => {
+        by("prompt").value = prompt;
+        by("prompt").focus();
+      };
+      return h("button", { type: "button", class: "chip", title: prompt, onclick }, prompt);
+    };
+    by("examples").replaceChildren(...examples.map(chip));
+    by("examples").hidden = examples.length === 0;
+    if (by("prompt").value === "") by("prompt").value = examples[0] ?? NEUTRAL_PROMPT;
   }
 
   /** Fills the page with the run of a link. */
@@ -81,13 +102,15 @@ class Page {
     request.forgive();
     request.fill(settings);
     policies.forEach((policy, i) => (this.lanes[i].editor.value = policy));
-    if (policies.length > 0) by("compare").checked = policies.length > 1;
+    const linked = policies.length > 0 || Object.keys(settings).length > 0;
+    by("compare").checked = policies.length > 1 || !linked;
     this.arrange();
   }
 
   arrange() {
     by("main").dataset.lanes = this.active.length;
     this.lanes.forEach((lane) => (lane.element.hidden = !this.active.includes(lane)));
+    this.comparison.element.hidden = this.active.length < 2;
   }
 
   async run() {
@@ -95,17 +118,56 @@ class Page {
     const { active } = this;
     active.forEach(({ editor }) => editor.forgive());
     if (!request.check() || !active.every(({ editor }) => editor.check())) return;
+    const { key } = this;
     const settings = request.settings();
     const seed = settings.seed === undefined ? drawn() : Number(settings.seed);
     const policies = active.map(({ editor }) => editor.value);
     this.showLink(fragment({ settings: { ...settings, seed }, policies }));
     this.running = new AbortController();
+    this.comparison.begin();
     this.enable();
     const body = request.body(settings, seed);
     await Promise.all(active.map((lane) => this.answer(lane, settings, body)));
     this.running = null;
     this.enable();
     share(active);
+    await this.judge(active, key);
+  }
+
+  /** Scores the finished texts by the same rewards, and compares them if there are two. */
+  async judge(active, key) {
+    const runs = active.map(({ view }) => view.run);
+    if (!runs.every(({ state, text }) => state === "done" && text !== "")) return;
+    const scored = await Promise.all(this.scorings(runs).map(async ({ rewards, ...scoring }) => {
+      const scores = runs.map((run) => score(scoringBody(this.server, run, rewards), { key }));
+      return { ...scoring, scores: await Promise.all(scores) };
+    })).catch((error) => error);
+    if (active.some(({ view }, i) => view.run !== runs[i])) return; // a later run has begun
+    if (scored instanceof Error) return this.comparison.fail(scored);
+    active.forEach(({ view }, i) => view.judge(scored.map((s) => ({ ...s, ...s.scores[i] }))));
+    if (runs.length > 1) this.comparison.show(runs, scored);
+  }
+
+  /**
+   * Scorings of finished texts, each with `rewards`, the weights to request: by the rewards of each
+   * policy, if a text has no report or texts are compared, and by the gold reward.
+   */
+  scorings(runs) {
+    const { gold, rewards, presets } = this.server;
+    const found = new Map();
+    const hasDefault = Object.values(rewards).some((reward) => reward.default);
+    const steered = runs.filter(({ policy }) => policy.method !== "none");
+    if (runs.length > 1 || steered.length === 0) {
+      for (const { policy } of steered.length > 0 ? steered : runs) {
+        const weights = (typeof policy === "string" ? presets[policy] : policy)?.rewards;
+        if (weights || hasDefault) found.set(JSON.stringify(weights ?? null), weights);
+      }
+    }
+    const scorings = [...found.values()].map((weights, i) => {
+      const whose = found.size > 1 ? ` by ${"AB"[i]}'s rewards` : "";
+      return { name: `score${whose}`, rewards: weights, gold: false };
+    });
+    return gold ? [...scorings, { name: gold, rewards: { [gold]: 1 }, gold: true }] : scorings;
   }
 
   async answer({ editor, view, name }, settings, body) {
@@ -188,8 +250,7 @@ class Page {
     const heads = names.filter((name) => this.server.rewards[name]?.kind === "value_head");
     if (heads.length === 0 || text === "") return null;
     const rewards = Object.fromEntries(heads.map((name) => [name, 1]));
-    const prompt = asked.messages ?? asked.prompt;
-    return { model: this.server.model, prompt, responses: [text], rewards, per_token: true };
+    return { ...scoringBody(this.server, { asked, text }, rewards), per_token: true };
   }
 
   async valuesOf(run) {
@@ -205,6 +266,11 @@ function share(lanes) {
   if (new Set(weighed).size > 1) return;
   const bounds = runs.flatMap((run) => extent(run.decisions));
   lanes.forEach(({ view }) => view.scale([Math.min(...bounds), Math.max(...bounds)]));
+}
+
+/** Body of `POST /v1/alignment/score` for a run's text; without rewards, by the default one. */
+function scoringBody({ model }, { asked, text }, rewards) {
+  return { model, prompt: asked.messages ?? asked.prompt, responses: [text], rewards };
 }
 
 function drawn() {

@@ -46,6 +46,7 @@ export class PolicyEditor {
   get title() {
     if (typeof this.policy === "string") return `preset ${this.policy}`;
     const { method, ...rest } = this.policy;
+    if (method === "none") return "plain decoding";
     const shown = Object.entries(rest).map(([key, value]) => `${key}=${compact(value)}`);
     return [method, ...shown].join(" ");
   }
@@ -66,6 +67,8 @@ export class PolicyEditor {
       complain(this.jsonField, message);
       this.json.closest("details").open = true;
     }
+    const wrong = this.element.querySelector(".field.wrong");
+    if (wrong?.closest(".more")) wrong.closest(".more").open = true;
     this.details.open = true;
   }
 
@@ -86,7 +89,7 @@ export class PolicyEditor {
     this.chooserField = h(
       "div",
       { class: "field", id: `${id}-field` },
-      h("label", { for: id }, "method"),
+      h("label", { for: id }, "Method"),
       this.chooser,
       problem(),
     );
@@ -201,6 +204,8 @@ export class PolicyEditor {
     this.note.replaceChildren(...this.notes(named));
     const schema = named ? {} : (this.server.methods[this.policy.method] ?? {});
     this.form.show(schema, named ? {} : this.policy);
+    const empty = this.form.element.children.length === 0;
+    this.form.element.hidden = this.help.hidden = empty;
   }
 
   notes(named) {
@@ -215,6 +220,7 @@ export class PolicyEditor {
         known ? h("button", { type: "button", class: "link", onclick: copy }, "Edit a copy") : "",
       ];
     }
+    if (this.policy.method === "none") return ["The model's own text: no reward, one candidate."];
     if (this.preset === null) {
       return [described(this.server.methods[this.policy.method])];
     }

@@ -79,7 +79,8 @@ export class ResultView {
     this.progress.textContent = words;
     this.announcement.textContent = words;
     const list = this.list.element;
-    if (run.blocks.length > 0 || run.report) list.before(figures(run));
+    this.figures = run.blocks.length > 0 || run.report ? figures(run, []) : null;
+    if (this.figures) list.before(this.figures);
     if (run.report === null) return;
     this.charts = h("div", { class: "charts" });
     list.before(this.charts);
@@ -91,6 +92,13 @@ export class ResultView {
     }
     if (this.decisions.at(-1).end !== null) this.mark();
     this.scale(extent(this.decisions));
+  }
+
+  /** Adds scores of the finished text to the figures. */
+  judge(scored) {
+    const figured = figures(this.run, scored);
+    this.figures.replaceWith(figured);
+    this.figures = figured;
   }
 
   /** Marks in the text what each decision has given, the darker the higher its score. */
@@ -169,12 +177,16 @@ function ending(run) {
   return `Done in ${duration(run.total)}: ${sizes}, ${why}.`;
 }
 
-/** The run's figures. */
-function figures(run) {
+/** The run's figures, with scores of its finished text. */
+function figures(run, scored) {
   const { report, tokens } = run;
   const gaps = run.gaps.slice(1).sort((a, b) => a - b);
   const between = gaps.length > 0 ? duration(gaps[Math.floor(gaps.length / 2)]) : "–";
   const found = report ? aligned(report, tokens) : [];
+  for (const { name, score, gold } of scored) {
+    if (gold) found.push([name, number(score), "held-out reward"]);
+    else if (!report) found.unshift([name, number(score), "finished text"]);
+  }
   return h(
     "dl",
     { class: "figures" },

@@ -120,11 +120,66 @@ class TestRun:
         assert page.answer()
         assert "no trace" in page.text("#lane-a .made")
 
-    def test_plain_decoding_shows_its_text(self, page: Playground) -> None:
+    def test_plain_decoding_shows_its_text_and_scores(
+        self, page: Playground, http: httpx2.Client
+    ) -> None:
         page.open({"method": "none"}, **ROUTE)
         page.run()
-        assert page.answer()
         assert page.text("#lane-a .progress").startswith("Done in")
+        assert not page.one("#comparison").is_displayed()
+        page.until(lambda: "score" in figures(page))
+        text = page.answer()
+        shown = figures(page)
+        assert value(shown["score"]) == pytest.approx(score(http, text, "sentiment"), abs=1e-3)
+        gold = score(http, text, "sentiment_gold")
+        assert value(shown["sentiment_gold"]) == pytest.approx(gold, abs=1e-3)
+
+
+class TestFirstRun:
+    """The page without a link."""
+
+    def test_page_opens_with_a_prompt_and_two_policies(
+        self, page: Playground, http: httpx2.Client
+    ) -> None:
+        page.open()
+        examples = http.get("/playground/settings.json").json()["examples"]
+        assert page.one("#prompt").get_property("value") == examples[0]
+        assert [chip.text for chip in page.all("#examples button")] == examples
+        assert policy(page)["method"] == "blockwise_cd"
+        assert page.text("#lane-b .policy > summary") == "plain decoding"
+        assert page.one("#lane-b").find_element("css selector", ".editor").is_displayed()
+
+    def test_example_fills_the_prompt(self, page: Playground) -> None:
+        page.open()
+        example = page.all("#examples button")[1]
+        example.click()
+        assert page.one("#prompt").get_property("value") == example.text
+
+    def test_comparison_scores_both_texts_by_the_same_rewards(
+        self, page: Playground, http: httpx2.Client
+    ) -> None:
+        policy = {**BLOCKWISE, "rewards": {"sentiment": 0.7, "brevity": 0.3}}
+        page.open(policy, {"method": "none"}, **ROUTE)
+        page.one("#run").click()
+        rows = page.until(lambda: page.all("#comparison tbody tr"))
+        cells = [[cell.text for cell in row.find_elements("css selector", "td")] for row in rows]
+        names = [row.find_element("css selector", "th").text.split()[0] for row in rows]
+        shown = dict(zip(names, cells, strict=True))
+        assert [*shown] == ["score", "sentiment", "brevity", "sentiment_gold", "tokens", *names[5:]]
+        for name in ("sentiment", "brevity", "sentiment_gold"):
+            scores = [score(http, page.answer(lane), name) for lane in "ab"]
+            expected = pytest.approx([*scores, scores[0] - scores[1]], abs=2e-3)
+            assert [value(cell.replace("+", "")) for cell in shown[name]] == expected
+        better = "A" if value(shown["sentiment_gold"][2].replace("+", "")) > 0 else "B"
+        headline = page.text("#comparison .headline")
+        assert headline.startswith(f"sentiment_gold: {better} is better by ")
+
+    def test_texts_that_cannot_be_scored_are_reported(self, page: Playground) -> None:
+        plain = {"method": "none"}
+        failing = {"method": "best_of_n", "n": 1, "rewards": {"nan_skip": 1}}
+        page.open(failing, plain, **ROUTE)
+        page.one("#run").click()
+        page.until(lambda: "not scored" in page.text("#comparison .headline"))
 
 
 class TestReport:
@@ -314,6 +369,7 @@ class TestErrors:
 
     def test_empty_prompt_is_refused(self, page: Playground) -> None:
         page.open(BLOCKWISE, max_tokens=8)
+        page.type("#prompt", "")
         page.one("#run").click()
         assert "prompt" in problem(page, "prompt-field")
 
@@ -466,6 +522,24 @@ def chosen(decision: dict[str, Any]) -> dict[str, Any]:
     (found,) = (one for one in decision["candidates"] if one["chosen"])
     taken: dict[str, Any] = found
     return taken
+
+
+def figures(page: Playground) -> dict[str, str]:
+    """The figures of lane A by name."""
+    script = """
+      return [...document.querySelectorAll("#lane-a .figures > div")].map((figure) =>
+        [figure.querySelector("dt").textContent, figure.querySelector("b").textContent]);
+    """
+    return dict(page.js(script))
+
+
+def score(http: httpx2.Client, text: str, reward: str) -> float:
+    """The API's score of a text by a reward."""
+    body = {"prompt": PROMPT, "responses": [text], "rewards": {reward: 1}}
+    answer = http.post("/v1/alignment/score", json=body)
+    answer.raise_for_status()
+    found: float = answer.json()["scores"][0]["score"]
+    return found
 
 
 def policy(page: Playground) -> Any:
