@@ -13,18 +13,20 @@ post /v1/completions '{
   "model": "demo",
   "prompt": "Review of the film \"The Glass Harbour\":",
   "max_tokens": 120,
+  "temperature": 0.8,
   "alignment": {"method": "best_of_n", "n": 4, "report": "trace"}
 }'
 
 post /v1/chat/completions '{
   "model": "demo:blockwise",
-  "messages": [{"role": "user", "content": "Please write a review of the compact kettle."}],
+  "messages": [{"role": "user", "content": "Write a short review of the film \"Second Summer\"."}],
   "max_tokens": 120,
+  "temperature": 0.8,
   "stream": true
 }'
 
 post /v1/alignment/score '{
-  "prompt": "Review: travel lawn mower (garden).",
-  "responses": [" I love it.", " It broke on the first day."],
+  "prompt": "Review of the film \"The Glass Harbour\":",
+  "responses": [" I loved it from the first scene to the last.", " The story is dull and the acting is bad."],
   "rewards": {"sentiment": 1.0, "brevity": 0.1}
 }'

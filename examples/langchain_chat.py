@@ -14,8 +14,9 @@ SERVER = {
     "base_url": os.environ.get("OPENAI_BASE_URL", "http://localhost:8000/v1"),
     "api_key": os.environ.get("OPENAI_API_KEY", "-"),
     "max_tokens": 120,
+    "temperature": 0.8,
 }
-PROMPT = ChatPromptTemplate.from_messages([("user", "Please write a review of the {thing}.")])
+PROMPT = ChatPromptTemplate.from_messages([("user", 'Write a short review of the film "{title}".')])
 
 
 def main() -> None:
@@ -23,11 +24,11 @@ def main() -> None:
     policy = {"method": "blockwise_cd", "k": 4, "m": 32}
     blockwise = ChatOpenAI(model="demo", extra_body={"alignment": policy}, **SERVER)
     print("blockwise:", end=" ")
-    for chunk in (PROMPT | blockwise).stream({"thing": "compact kettle"}):
+    for chunk in (PROMPT | blockwise).stream({"title": "Second Summer"}):
         print(chunk.content, end="", flush=True)
 
     preset = ChatOpenAI(model="demo:best-of-8", **SERVER)
-    answers = (PROMPT | preset).batch([{"thing": "travel lawn mower"}, {"thing": "garden chair"}])
+    answers = (PROMPT | preset).batch([{"title": "Static"}, {"title": "Northbound"}])
     for answer in answers:
         print("\nbest-of-8:", answer.content)
 

@@ -19,7 +19,7 @@ def test_model_list_includes_presets(http: httpx2.Client) -> None:
 
 
 def test_preset_answers_a_streamed_chat(http: httpx2.Client) -> None:
-    message = {"role": "user", "content": "Please write a review of the compact kettle."}
+    message = {"role": "user", "content": 'Write a short review of the film "Second Summer".'}
     body = {
         "model": "demo:blockwise",
         "messages": [message],

@@ -1,61 +1,97 @@
-"""The pictures of docs/playground.md: ``python -m tests.playground.screenshots``."""
+"""The pictures of docs/playground.md: ``python -m tests.playground.screenshots [URL]``.
 
+The server is the demo's, started here unless the URL of a running one is given.
+"""
+
+import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import yaml
 from selenium.webdriver.common.keys import Keys
 
-from tests.server.served import Served, demo_settings
+from cdserve.demo import DEMO_DIR
+from cdserve.demo.model import model_dir
+from tests.server.served import Served
 
 from .browser import Playground, chromium
 
 OUT = Path(__file__).parents[2] / "docs" / "playground"
-PROMPT = "Write a short, polite review of the compact kettle."
-SETTINGS = {"prompt": PROMPT, "max_tokens": 160, "seed": 11}
-BLOCKWISE = {"method": "blockwise_cd", "k": 4, "m": 12}
+PROMPT = 'Write a short review of the film "Second Summer".'
+SETTINGS = {"prompt": PROMPT, "max_tokens": 128, "temperature": 0.8, "seed": 7}
+BLOCKWISE = {"method": "blockwise_cd", "k": 4, "m": 32}
 WEIGHED = {"rewards": {"sentiment": 0.8, "brevity": 0.2}, "kl_budget": 6}
 
 
 def main() -> None:
-    """Serves the demo, and takes the pictures."""
+    """Takes the pictures."""
     OUT.mkdir(exist_ok=True)
     with (
-        tempfile.TemporaryDirectory() as folder,
-        Served(demo_settings(), Path(folder)) as server,
-        chromium(Path(folder, "profile")) as browser,
+        tempfile.TemporaryDirectory() as name,
+        address(Path(name)) as url,
+        chromium(Path(name, "profile")) as browser,
     ):
-        page = Playground(browser, server.base_url)
-        page.open(BLOCKWISE, **SETTINGS)
-        page.run()  # the first one pays for what is loaded once
+        take(Playground(browser, url))
 
-        page.resize(1280, 900)
-        page.open({**BLOCKWISE, **WEIGHED}, **SETTINGS)
-        page.run()
-        page.all("#lane-a .decision summary")[1].click()
-        save(page, "decision.png")
 
-        page.open({"method": "blockwise_cd", "k": 8, "m": 2}, **SETTINGS)
-        page.one("#run").click()
-        page.until(lambda: page.all("#lane-a .decision"))[0].click()
-        page.until(lambda: len(page.all("#lane-a .decision")) > 5)
-        save(page, "live.png")
-        page.press(Keys.ESCAPE)
+@contextmanager
+def address(folder: Path) -> Iterator[str]:
+    """The URL of the server."""
+    if len(sys.argv) > 1:
+        yield sys.argv[1]
+        return
+    with Served(settings(), folder) as server:
+        yield server.base_url
 
-        page.resize(1280, 1240)
-        page.scheme("dark")
-        page.open({"method": "best_of_n", "n": 8}, BLOCKWISE, **SETTINGS)
-        page.one("#run").click()
-        page.wait("done", "a")
-        page.wait("done", "b")
-        save(page, "compare.png")
 
-        page.scheme("light")
-        page.resize(390, 844, mobile=True)
-        page.open(BLOCKWISE, **SETTINGS)
-        page.run()
-        page.all("#lane-a .decision summary")[0].click()
-        page.js("document.querySelector('#lane-a .result').scrollIntoView()")
-        save(page, "phone.png")
+def settings() -> dict[str, Any]:
+    """The demo's settings with absolute paths."""
+    content: dict[str, Any] = yaml.safe_load((DEMO_DIR / "cdserve.yaml").read_text())
+    content["model"] = str(model_dir())
+    sentiment = content["rewards"]["sentiment"]
+    for key in ("path", "q_head"):
+        sentiment[key] = str(DEMO_DIR / sentiment[key])
+    return content
+
+
+def take(page: Playground) -> None:
+    """Takes the pictures of a server's page."""
+    page.resize(1280, 1180)
+    page.scheme("light")
+    page.open(BLOCKWISE, {"method": "none"}, **SETTINGS)
+    page.run()  # the first run is slower
+    page.until(lambda: page.all("#comparison tbody tr"))
+    page.one("#run").click()
+    page.until(lambda: not page.all("#comparison tbody tr"))
+    page.until(lambda: page.all("#comparison tbody tr"))
+    save(page, "compare.png")
+
+    page.resize(1280, 900)
+    page.open({**BLOCKWISE, **WEIGHED}, **SETTINGS)
+    page.run()
+    page.until(lambda: "sentiment_gold" in page.text("#lane-a .figures"))
+    page.all("#lane-a .decision summary")[1].click()
+    save(page, "decision.png")
+
+    page.scheme("dark")
+    page.open({**BLOCKWISE, "m": 16}, **SETTINGS)
+    page.one("#run").click()
+    page.until(lambda: page.all("#lane-a .decision summary"))[0].click()
+    page.until(lambda: len(page.all("#lane-a .decision")) > 3)
+    save(page, "live.png")
+    page.press(Keys.ESCAPE)
+
+    page.scheme("light")
+    page.resize(390, 844, mobile=True)
+    page.open(BLOCKWISE, **SETTINGS)
+    page.run()
+    page.until(lambda: "sentiment_gold" in page.text("#lane-a .figures"))
+    page.all("#lane-a .decision summary")[0].click()
+    page.js("document.querySelector('#lane-a .result').scrollIntoView()")
+    save(page, "phone.png")
 
 
 def save(page: Playground, name: str) -> None:

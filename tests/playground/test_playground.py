@@ -175,9 +175,12 @@ class TestFirstRun:
         assert headline.startswith(f"sentiment_gold: {better} is better by ")
 
     def test_texts_that_cannot_be_scored_are_reported(self, page: Playground) -> None:
-        plain = {"method": "none"}
-        failing = {"method": "best_of_n", "n": 1, "rewards": {"nan_skip": 1}}
-        page.open(failing, plain, **ROUTE)
+        page.open(BLOCKWISE, {"method": "none"}, **ROUTE)
+        page.js("""
+          const { fetch } = window;
+          window.fetch = (url, ...rest) =>
+            url.endsWith("/score") ? Promise.reject(new TypeError("away")) : fetch(url, ...rest);
+        """)
         page.one("#run").click()
         page.until(lambda: "not scored" in page.text("#comparison .headline"))
 
