@@ -1,4 +1,4 @@
-// Which of two finished texts is better, by how much, and at what cost.
+// Which of two texts is better, by how much, and at what cost.
 
 import { duration, h, number } from "./dom.js";
 
@@ -25,7 +25,7 @@ export class Comparison {
   }
 
   /**
-   * Shows the scores of two finished texts.
+   * Shows the scores of two texts.
    *
    * @param runs the runs of A and B.
    * @param scored scorings with `name`, `gold`, and `scores` of A and B; the last one decides.

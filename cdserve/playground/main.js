@@ -134,12 +134,12 @@ class Page {
     await this.judge(active, key);
   }
 
-  /** Scores the finished texts by the same rewards, and compares them if there are two. */
+  /** Scores the runs' texts by the same rewards, and compares them if there are two. */
   async judge(active, key) {
     const runs = active.map(({ view }) => view.run);
     if (!runs.every(({ state, text }) => state === "done" && text !== "")) return;
     const scored = await Promise.all(this.scorings(runs).map(async ({ rewards, ...scoring }) => {
-      const scores = runs.map((run) => score(scoringBody(this.server, run, rewards), { key }));
+      const scores = runs.map((run) => this.scored(run, rewards, key));
       return { ...scoring, scores: await Promise.all(scores) };
     })).catch((error) => error);
     if (active.some(({ view }, i) => view.run !== runs[i])) return; // a later run has begun
@@ -148,8 +148,23 @@ class Page {
     if (runs.length > 1) this.comparison.show(runs, scored);
   }
 
+  /** Scores of a run's text; of a text that max_tokens cut, the values do not include EOS. */
+  async scored(run, rewards, key) {
+    const body = scoringBody(this.server, run, rewards);
+    const found = await score({ ...body, per_token: run.finish === "length" }, { key });
+    for (const [name, values] of Object.entries(found.per_token ?? {})) {
+      const { standardise } = this.server.rewards[name];
+      if (standardise === true) continue; // by the head's statistics, which are not public
+      const value = values.at(-2);
+      const weight = (rewards?.[name] ?? 1) / (standardise?.std ?? 1);
+      found.score += weight * (value - found.rewards[name]);
+      found.rewards[name] = value;
+    }
+    return found;
+  }
+
   /**
-   * Scorings of finished texts, each with `rewards`, the weights to request: by the rewards of each
+   * Scorings of texts, each with `rewards`, the weights to request: by the rewards of each
    * policy, if a text has no report or texts are compared, and by the gold reward.
    */
   scorings(runs) {

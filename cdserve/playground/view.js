@@ -94,7 +94,7 @@ export class ResultView {
     this.scale(extent(this.decisions));
   }
 
-  /** Adds scores of the finished text to the figures. */
+  /** Adds scores of the text to the figures. */
   judge(scored) {
     const figured = figures(this.run, scored);
     this.figures.replaceWith(figured);
@@ -177,15 +177,15 @@ function ending(run) {
   return `Done in ${duration(run.total)}: ${sizes}, ${why}.`;
 }
 
-/** The run's figures, with scores of its finished text. */
+/** The run's figures, with scores of its text. */
 function figures(run, scored) {
   const { report, tokens } = run;
   const gaps = run.gaps.slice(1).sort((a, b) => a - b);
   const between = gaps.length > 0 ? duration(gaps[Math.floor(gaps.length / 2)]) : "–";
   const found = report ? aligned(report, tokens) : [];
-  for (const { name, score, gold } of scored) {
+  for (const { name, score, rewards, gold } of scored) {
     if (gold) found.push([name, number(score), "held-out reward"]);
-    else if (!report) found.unshift([name, number(score), "finished text"]);
+    else if (!report) found.unshift([name, number(score), Object.keys(rewards).join(", ")]);
   }
   return h(
     "dl",

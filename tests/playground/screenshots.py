@@ -23,7 +23,7 @@ OUT = Path(__file__).parents[2] / "docs" / "playground"
 PROMPT = 'Write a short review of the film "Second Summer".'
 SETTINGS = {"prompt": PROMPT, "max_tokens": 128, "temperature": 0.8, "seed": 7}
 BLOCKWISE = {"method": "blockwise_cd", "k": 4, "m": 32}
-WEIGHED = {"rewards": {"sentiment": 0.8, "brevity": 0.2}, "kl_budget": 6}
+WEIGHED = {"rewards": {"sentiment": 0.9, "brevity": 0.1}, "kl_budget": 6}
 
 
 def main() -> None:

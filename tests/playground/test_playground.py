@@ -170,6 +170,7 @@ class TestFirstRun:
             scores = [score(http, page.answer(lane), name) for lane in "ab"]
             expected = pytest.approx([*scores, scores[0] - scores[1]], abs=2e-3)
             assert [value(cell.replace("+", "")) for cell in shown[name]] == expected
+        assert figures(page)["sentiment"] == shown["sentiment"][0]
         better = "A" if value(shown["sentiment_gold"][2].replace("+", "")) > 0 else "B"
         headline = page.text("#comparison .headline")
         assert headline.startswith(f"sentiment_gold: {better} is better by ")
@@ -537,12 +538,13 @@ def figures(page: Playground) -> dict[str, str]:
 
 
 def score(http: httpx2.Client, text: str, reward: str) -> float:
-    """The API's score of a text by a reward."""
-    body = {"prompt": PROMPT, "responses": [text], "rewards": {reward: 1}}
+    """The API's score of a text that max_tokens cut: its value before EOS, if it has values."""
+    body = {"prompt": PROMPT, "responses": [text], "rewards": {reward: 1}, "per_token": True}
     answer = http.post("/v1/alignment/score", json=body)
     answer.raise_for_status()
-    found: float = answer.json()["scores"][0]["score"]
-    return found
+    (found,) = answer.json()["scores"]
+    values: list[float] = found["per_token"].get(reward, [found["score"]] * 2)
+    return values[-2]
 
 
 def policy(page: Playground) -> Any:
