@@ -423,7 +423,8 @@ class Settings(_Section):
     )
     playground: bool | Playground = Field(
         default=True,
-        description="Whether to serve GET /playground; an object sets the page's example prompts.",
+        description="Whether to serve GET /playground; an object sets the page's example "
+        "prompts and gold reward.",
     )
     error_details: Literal["log", "client"] = Field(
         default="log",

@@ -19,6 +19,11 @@ export class Comparison {
     this.clear("Running …");
   }
 
+  /** Shows that a text is missing. */
+  skip() {
+    this.clear("No comparison: both runs must end with a text.");
+  }
+
   /** Shows why the texts could not be scored. */
   fail(error) {
     this.clear(`The texts were not scored: ${error.message}`);
@@ -40,9 +45,11 @@ export class Comparison {
         ...parts.map((part) => row(part, "", scores.map((each) => each.rewards[part]), number)),
       ];
     });
-    const drawn = runs.map(({ report, tokens }) => report?.candidate_tokens ?? tokens);
+    const drawn = runs.map(({ policy, report, tokens }) => {
+      return policy.method === "none" ? tokens : (report?.candidate_tokens ?? null);
+    });
     rows.push(
-      row("tokens drawn", "", drawn, (count) => Math.round(count).toLocaleString("en")),
+      row("tokens drawn", "", drawn, (count) => count?.toLocaleString("en") ?? "–"),
       row("first text", "", runs.map(({ first }) => first), duration),
       row("total time", "", runs.map(({ total }) => total), duration),
     );
@@ -58,7 +65,8 @@ export class Comparison {
 
 function row(name, about, [a, b], shown) {
   const small = about && h("span", { class: "about" }, about);
-  const cells = [shown(a), shown(b), signed(a - b, shown)].map((text) => h("td", {}, text));
+  const difference = a === null || b === null ? "–" : signed(a - b, shown);
+  const cells = [shown(a), shown(b), difference].map((text) => h("td", {}, text));
   return h("tr", {}, h("th", { scope: "row" }, name, " ", small), cells);
 }
 

@@ -137,7 +137,10 @@ class Page {
   /** Scores the runs' texts by the same rewards, and compares them if there are two. */
   async judge(active, key) {
     const runs = active.map(({ view }) => view.run);
-    if (!runs.every(({ state, text }) => state === "done" && text !== "")) return;
+    if (!runs.every(({ state, text }) => state === "done" && text !== "")) {
+      this.comparison.skip();
+      return;
+    }
     const scored = await Promise.all(this.scorings(runs).map(async ({ rewards, ...scoring }) => {
       const scores = runs.map((run) => this.scored(run, rewards, key));
       return { ...scoring, scores: await Promise.all(scores) };
@@ -156,7 +159,7 @@ class Page {
       const { standardise } = this.server.rewards[name];
       if (standardise === true) continue; // by the head's statistics, which are not public
       const value = values.at(-2);
-      const weight = (rewards?.[name] ?? 1) / (standardise?.std ?? 1);
+      const weight = rewards[name] / (standardise?.std ?? 1);
       found.score += weight * (value - found.rewards[name]);
       found.rewards[name] = value;
     }
@@ -165,24 +168,29 @@ class Page {
 
   /**
    * Scorings of texts, each with `rewards`, the weights to request: by the rewards of each
-   * policy, if a text has no report or texts are compared, and by the gold reward.
+   * policy, if a text has no report or texts are compared, and by a gold reward that no policy
+   * weights.
    */
   scorings(runs) {
-    const { gold, rewards, presets } = this.server;
-    const found = new Map();
-    const hasDefault = Object.values(rewards).some((reward) => reward.default);
+    const { gold, rewards } = this.server;
+    const defaultReward = Object.keys(rewards).find((name) => rewards[name].default);
     const steered = runs.filter(({ policy }) => policy.method !== "none");
-    if (runs.length > 1 || steered.length === 0) {
-      for (const { policy } of steered.length > 0 ? steered : runs) {
-        const weights = (typeof policy === "string" ? presets[policy] : policy)?.rewards;
-        if (weights || hasDefault) found.set(JSON.stringify(weights ?? null), weights);
-      }
-    }
-    const scorings = [...found.values()].map((weights, i) => {
-      const whose = found.size > 1 ? ` by ${"AB"[i]}'s rewards` : "";
-      return { name: `score${whose}`, rewards: weights, gold: false };
+    const weightings = (steered.length > 0 ? steered : runs)
+      .map(({ policy }) => this.weights(policy) ?? (defaultReward && { [defaultReward]: 1 }))
+      .filter((weights) => weights !== undefined);
+    const distinct = [...new Map(weightings.map((w) => [JSON.stringify(w), w])).values()];
+    const scorings = distinct.map((weights, i) => {
+      const name = distinct.length > 1 ? `score by ${"AB"[i]}'s rewards` : "score";
+      return { name, rewards: weights, gold: false };
     });
-    return gold ? [...scorings, { name: gold, rewards: { [gold]: 1 }, gold: true }] : scorings;
+    const needed = runs.length > 1 || steered.length === 0 ? scorings : [];
+    if (!gold || weightings.some((weights) => gold in weights)) return needed;
+    return [...needed, { name: gold, rewards: { [gold]: 1 }, gold: true }];
+  }
+
+  /** The reward weights of a policy; undefined for the default reward. */
+  weights(policy) {
+    return (typeof policy === "string" ? this.server.presets[policy] : policy)?.rewards;
   }
 
   async answer({ editor, view, name }, settings, body) {
@@ -283,7 +291,7 @@ function share(lanes) {
   lanes.forEach(({ view }) => view.scale([Math.min(...bounds), Math.max(...bounds)]));
 }
 
-/** Body of `POST /v1/alignment/score` for a run's text; without rewards, by the default one. */
+/** Body of `POST /v1/alignment/score` for a run's text. */
 function scoringBody({ model }, { asked, text }, rewards) {
   return { model, prompt: asked.messages ?? asked.prompt, responses: [text], rewards };
 }

@@ -128,10 +128,9 @@ class TestRun:
         assert page.text("#lane-a .progress").startswith("Done in")
         assert not page.one("#comparison").is_displayed()
         page.until(lambda: "score" in figures(page))
-        text = page.answer()
         shown = figures(page)
-        assert value(shown["score"]) == pytest.approx(score(http, text, "sentiment"), abs=1e-3)
-        gold = score(http, text, "sentiment_gold")
+        assert value(shown["score"]) == pytest.approx(score(http, page, "sentiment"), abs=1e-3)
+        gold = score(http, page, "sentiment_gold")
         assert value(shown["sentiment_gold"]) == pytest.approx(gold, abs=1e-3)
 
 
@@ -167,13 +166,30 @@ class TestFirstRun:
         shown = dict(zip(names, cells, strict=True))
         assert [*shown] == ["score", "sentiment", "brevity", "sentiment_gold", "tokens", *names[5:]]
         for name in ("sentiment", "brevity", "sentiment_gold"):
-            scores = [score(http, page.answer(lane), name) for lane in "ab"]
+            scores = [score(http, page, name, lane) for lane in "ab"]
             expected = pytest.approx([*scores, scores[0] - scores[1]], abs=2e-3)
             assert [value(cell.replace("+", "")) for cell in shown[name]] == expected
         assert figures(page)["sentiment"] == shown["sentiment"][0]
         better = "A" if value(shown["sentiment_gold"][2].replace("+", "")) > 0 else "B"
         headline = page.text("#comparison .headline")
         assert headline.startswith(f"sentiment_gold: {better} is better by ")
+
+    def test_reward_that_a_policy_weights_is_not_held_out(self, page: Playground) -> None:
+        gold = {"method": "best_of_n", "n": 2, "rewards": {"sentiment_gold": 1}}
+        page.open(gold, {"method": "none"}, **ROUTE)
+        page.one("#run").click()
+        page.until(lambda: page.all("#comparison tbody tr"))
+        assert page.text("#comparison .headline").startswith("score: ")
+        assert "held-out" not in page.text("#comparison")
+
+    def test_stopped_run_is_not_compared(self, page: Playground, server: Served) -> None:
+        page.open(HELD, {"method": "none"}, **ROUTE)
+        with server.gate.closed(above=30):
+            page.one("#run").click()
+            page.wait("done", "b")
+            page.press(Keys.ESCAPE)
+            page.wait("stopped")
+        page.until(lambda: "No comparison" in page.text("#comparison .headline"))
 
     def test_texts_that_cannot_be_scored_are_reported(self, page: Playground) -> None:
         page.open(BLOCKWISE, {"method": "none"}, **ROUTE)
@@ -537,14 +553,15 @@ def figures(page: Playground) -> dict[str, str]:
     return dict(page.js(script))
 
 
-def score(http: httpx2.Client, text: str, reward: str) -> float:
-    """The API's score of a text that max_tokens cut: its value before EOS, if it has values."""
-    body = {"prompt": PROMPT, "responses": [text], "rewards": {reward: 1}, "per_token": True}
-    answer = http.post("/v1/alignment/score", json=body)
+def score(http: httpx2.Client, page: Playground, reward: str, lane: str = "a") -> float:
+    """The API's score of a lane's text; the value before EOS if max_tokens cut the text."""
+    body = {"responses": [page.answer(lane)], "rewards": {reward: 1}, "per_token": True}
+    answer = http.post("/v1/alignment/score", json={"prompt": PROMPT, **body})
     answer.raise_for_status()
     (found,) = answer.json()["scores"]
+    cut = "reached max_tokens" in page.text(f"#lane-{lane} .progress")
     values: list[float] = found["per_token"].get(reward, [found["score"]] * 2)
-    return values[-2]
+    return values[-2 if cut else -1]
 
 
 def policy(page: Playground) -> Any:
