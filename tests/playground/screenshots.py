@@ -86,11 +86,10 @@ def take(page: Playground) -> None:
 
     page.scheme("light")
     page.resize(390, 844, mobile=True)
-    page.open(BLOCKWISE, **SETTINGS)
-    page.run()
-    page.until(lambda: "sentiment_gold" in page.text("#lane-a .figures"))
-    page.all("#lane-a .decision summary")[0].click()
-    page.js("document.querySelector('#lane-a .result').scrollIntoView()")
+    page.open(BLOCKWISE, {"method": "none"}, **SETTINGS)
+    page.one("#run").click()
+    page.until(lambda: page.all("#comparison tbody tr"))
+    page.js("scrollTo(0, 0)")
     save(page, "phone.png")
 
 
