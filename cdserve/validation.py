@@ -86,11 +86,15 @@ def explain(
 
 
 def _first(error: ValidationError) -> ErrorDetails:
-    """The first error, or an unknown key beside a missing one: probably its misspelling."""
+    """The first error; the misspelling of a key comes before the lack of the key."""
     errors = error.errors(include_url=False)
-    missing = {each["loc"][:-1] for each in errors if each["type"] == "missing"}
-    unknown = [each for each in errors if each["type"] == "extra_forbidden"]
-    return next((each for each in unknown if each["loc"][:-1] in missing), errors[0])
+    missing = [each["loc"] for each in errors if each["type"] == "missing"]
+    for each in errors:
+        *owner, key = each["loc"] or ("",)
+        absent = [str(loc[-1]) for loc in missing if [*loc[:-1]] == owner]
+        if each["type"] == "extra_forbidden" and did_you_mean(key, absent):
+            return each
+    return errors[0]
 
 
 def did_you_mean(name: object, names: Iterable[str]) -> str:
