@@ -14,6 +14,7 @@ from cdserve.errors import ConfigError
 
 if TYPE_CHECKING:
     from cdserve.evaluation.job import EvaluationJob
+    from cdserve.evaluation.results import Results
 
 _DESCRIPTION = """Compares policies on a running server, or on a server started for the run.
 
@@ -79,24 +80,25 @@ def _add_policies(group: "argparse._ArgumentGroup") -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
+    from cdserve.evaluation.markdown import tables
     from cdserve.evaluation.run import evaluate
 
     job, server = _job(args), arguments.server(args)
 
-    async def run(base_url: str) -> None:
+    async def run(base_url: str) -> "Results":
         async with server.client(base_url) as client:
-            await evaluate(job, client)
+            return await evaluate(job, client)
 
     try:
         with serving(server) as base_url:
-            asyncio.run(run(base_url))
+            results = asyncio.run(run(base_url))
     except KeyboardInterrupt:
         print(
             f"cdserve: interrupted; run the same command again to resume from {job.out}",
             file=sys.stderr,
         )
         sys.exit(130)
-    print(f"{job.out / 'report.md'}")
+    print(f"{tables(results)}\n\nReport: {job.out / 'report.md'}")
 
 
 def _job(args: argparse.Namespace) -> "EvaluationJob":

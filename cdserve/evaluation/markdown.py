@@ -28,6 +28,11 @@ def markdown(results: Results) -> str:
     return "\n\n".join(sections) + "\n"
 
 
+def tables(results: Results) -> str:
+    """The tables of rewards, KL and cost."""
+    return f"{_quality(results)}\n\n{_cost(results)}"
+
+
 def _header(results: Results) -> str:
     settings = results.settings
     held_out = "" if settings["gold"] is None else f", held-out reward `{settings['gold']}`"
@@ -194,9 +199,12 @@ def _items(results: Results) -> tuple[Sequence[str], Sequence[Figures]]:
 
 
 def _table(titles: Sequence[str], rows: "Iterator[list[str]] | Sequence[list[str]]") -> str:
-    lines = [titles, ["---"] * len(titles), *rows]
-    escaped = ([cell.replace("|", "\\|") for cell in line] for line in lines)
-    return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
+    """A table whose columns are aligned in the source too, for a terminal."""
+    lines = [[cell.replace("|", "\\|") for cell in line] for line in (titles, *rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * width for width in widths])
+    padded = (map(str.ljust, line, widths) for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
 
 
 def _mean(interval: Interval, digits: int) -> str:

@@ -86,6 +86,17 @@ def test_run_writes_results_report_plots_and_records(out: Path) -> None:
     assert "cdserve eval --prompts" in report
 
 
+def test_command_prints_its_tables_with_aligned_columns(
+    run: Run, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(out, *POLICIES, "--gold", GOLD)  # complete already
+    printed = capsys.readouterr().out
+    rewards = printed.partition("\n\n## Cost")[0].splitlines()[2:]
+    assert {line.split("|")[1].strip() for line in rewards[2:]} == NAMES
+    assert len({len(line) for line in rewards}) == 1
+    assert printed.endswith(f"Report: {out / 'report.md'}\n")
+
+
 def test_reward_figures_equal_those_computed_from_records(out: Path) -> None:
     results = results_of(out)["policies"]
     assert set(results) == NAMES
