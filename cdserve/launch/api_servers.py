@@ -54,6 +54,23 @@ class ApiServer:
     demand: Demand
 
 
+def listen(args: Namespace, *, reuse_port: bool) -> tuple[str, socket]:
+    """Binds the server's socket, before anything is loaded.
+
+    Returns:
+        The address for the log, and the socket.
+
+    Raises:
+        ConfigError: the address is in use, or cannot be bound.
+    """
+    try:
+        address, sock = setup_server(args, reuse_port=reuse_port)
+    except OSError as error:
+        flag = f"--uds {args.uds}" if args.uds else f"--port {args.port}"
+        raise ConfigError(f"{flag}: {error.strerror or error}") from error
+    return address, sock
+
+
 def serve(
     args: Namespace,
     counters: CandidateCounters,
@@ -81,7 +98,7 @@ def serve(
     setup_multiprocess_prometheus()
     for one in _SIGNALS:
         signal.signal(one, _interrupt)
-    address, sock = setup_server(args, reuse_port=True)
+    address, sock = listen(args, reuse_port=True)
     engine_args = AsyncEngineArgs.from_cli_args(args)
     engine_args._api_process_count, engine_args._api_process_rank = count, -1
     config = engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from cdserve.api.keys import Keys
 from cdserve.api.server import AlignmentServer
-from cdserve.config import Settings, load
+from cdserve.config import RewardModelReward, Settings, load
+from cdserve.errors import ConfigError, safe_repr
 from cdserve.launch import vllm_args, worker_args
 from cdserve.launch.heads import Heads, attach
 from cdserve.launch.reward_models import RewardModels, plan
@@ -63,6 +64,7 @@ class Application:
             ConfigError: a setting or flag is invalid.
         """
         settings = load(config, changes)
+        _check_paths(settings)
         heads, models = attach(settings), plan(settings)
         server = AlignmentServer.build(settings, heads.outputs, heads.q.columns, models.outputs)
         args = vllm_args.parse(settings, heads, flags)
@@ -76,3 +78,15 @@ class Application:
     def has_worker(self) -> bool:
         """Whether vLLM's worker runs cdserve's model wrapper."""
         return worker_args.needed(self.settings, self.heads)
+
+
+def _check_paths(settings: Settings) -> None:
+    """Raises ConfigError for a model that is a path, not a name on the Hub, and does not exist."""
+    models = {"model": settings.model}
+    models |= {f"members.{name}": path for name, path in settings.members.items()}
+    for name, reward in settings.rewards.items():
+        if isinstance(reward, RewardModelReward):
+            models[f"rewards.{name}.model"] = reward.model
+    for key, model in models.items():
+        if model.startswith((".", "/", "~")) and not Path(model).exists():
+            raise ConfigError(f"{key} is {safe_repr(model)}, which does not exist")

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.api_server.entry import build_and_serve, build_async_engine_client
 from vllm.entrypoints.launchers.app import build_app
-from vllm.entrypoints.launchers.launcher import setup_server, validate_api_server_args
+from vllm.entrypoints.launchers.launcher import validate_api_server_args
 from vllm.platforms import current_platform
 from vllm.reasoning import ReasoningParserManager
 from vllm.tool_parsers import ToolParserManager
@@ -30,7 +30,7 @@ from cdserve.engine.slots import Slots
 from cdserve.engine.vllm import EngineClient
 from cdserve.errors import ConfigError, EngineError
 from cdserve.launch import api_servers, worker_args
-from cdserve.launch.api_servers import ApiServer
+from cdserve.launch.api_servers import ApiServer, listen
 from cdserve.launch.application import Application, Source
 from cdserve.observability.metrics import MEMBER_INFO, REWARD_INFO, TASKS
 from cdserve.worker.parent import ENDS_WITH_PARENT
@@ -154,9 +154,7 @@ async def _serve(
     for one in (signal.SIGINT, signal.SIGTERM):  # until uvicorn sets its own
         signal.signal(one, _interrupt)
     args = application.args
-    address, sock = (
-        (server.address, server.sock) if server else setup_server(args, reuse_port=False)
-    )
+    address, sock = (server.address, server.sock) if server else listen(args, reuse_port=False)
     async with _running(application, server, build_engine) as engine:
         loads = server and server.loads
         shutdown = await build_and_serve(engine, address, sock, args, loads)

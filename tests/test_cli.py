@@ -1,0 +1,81 @@
+"""Mistakes on the command line end it with one line on stderr."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+import yaml
+
+from cdserve import __version__
+from cdserve.cli import main
+from cdserve.demo.tiny import MODEL_DIR
+from tests.waiting import HANG_SECONDS
+
+REWARD = {"kind": "length", "target": 8}
+
+
+def serve(folder: Path, settings: dict[str, object], *flags: str) -> str:
+    """The message that ``cdserve serve`` ends with."""
+    config = folder / "cdserve.yaml"
+    config.write_text(yaml.safe_dump(settings))
+    with patch.dict(os.environ), pytest.raises(SystemExit) as ended:  # it sets variables
+        main(["serve", "--config", str(config), "--host", "127.0.0.1", *flags])
+    return str(ended.value)
+
+
+def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert (ended.value.code, capsys.readouterr().out) == (0, f"cdserve {__version__}\n")
+
+
+def test_misspelt_setting_is_told_without_importing_vllm(tmp_path: Path) -> None:
+    config = tmp_path / "cdserve.yaml"
+    config.write_text("model: m\nrewrads: {}")
+    code = (
+        "import sys; from cdserve.cli import main\n"
+        "try: main(['serve', '--config', sys.argv[1]])\n"
+        "except SystemExit as ended: print(ended)\n"
+        "print('vllm' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, str(config)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_SECONDS, check=True)
+    message, imported = done.stdout.splitlines()
+    assert message.startswith(f"cdserve: {config}: rewrads is not known; did you mean rewards; ")
+    assert imported == "False"
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"model": "./nope"}, "model"),
+        ({"model": str(MODEL_DIR), "members": {"a": "./nope"}}, "members.a"),
+        (
+            {
+                "model": str(MODEL_DIR),
+                "rewards": {"a": {"kind": "reward_model", "model": "./nope"}},
+            },
+            "rewards.a.model",
+        ),
+    ],
+)
+def test_missing_folder_of_a_model_is_named(
+    settings: dict[str, object], key: str, tmp_path: Path
+) -> None:
+    assert serve(tmp_path, settings) == f"cdserve: {key} is './nope', which does not exist"
+
+
+@pytest.mark.parametrize("servers", ["1", "2"])
+def test_port_in_use_is_named(
+    servers: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("signal.signal", lambda number, handler: None)
+    settings = {"model": str(MODEL_DIR), "rewards": {"brief": REWARD}}
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        message = serve(tmp_path, settings, "--port", port, "--api-server-count", servers)
+    assert message == f"cdserve: --port {port}: Address already in use"
