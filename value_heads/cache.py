@@ -103,6 +103,11 @@ class CachedRollouts(Sequence[Rollouts]):
         """Which responses of the set ended, bool [B]; read without the states."""
         return torch.cat([_read(path, "ended") for path in self._paths]) | self._cut_ends
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest response of the set; read without the states."""
+        return max(int(_read(path, "lengths").max()) for path in self._paths)
+
     def __len__(self) -> int:
         return len(self._paths)
 

@@ -32,6 +32,9 @@ class HeadConfig:
         mlp_width: width of the hidden layer of an "mlp"; None for the others.
         rank: inner width r of a "lowrank" Q-head; None for the others.
         vocab_size: tokens that a Q-head has values for; None for a value head.
+        position_limit: largest position that the head reads in addition to the state: the number
+            of response tokens in the prefix, as `position_features`. None for a head that reads the
+            state alone, as a "mahalanobis" head does.
         shift, scale: G numbers each; V = shift + scale * output(net(h)), in units of the raw
             reward. A "mahalanobis" head, whose value has no unit, has 0 and 1.
         base_model: name of the base model, for people.
@@ -53,6 +56,7 @@ class HeadConfig:
     mlp_width: int | None = None
     rank: int | None = None
     vocab_size: int | None = None
+    position_limit: int | None = None
     shift: tuple[float, ...]
     scale: tuple[float, ...]
     base_model: str
@@ -82,6 +86,8 @@ class HeadConfig:
         self._check_size("mlp_width", "mlp")
         self._check_size("rank", "lowrank")
         self._check_size("vocab_size", "lowrank", "tied")
+        if self.position_limit is not None:
+            self._check_size("position_limit", "linear", "mlp", "lowrank", "tied")
         numbers = f"{count} finite numbers, one for each reward"
         _check("shift", self.shift, numbers, lambda value: _is_numbers(value, count))
         positive = f"{count} positive numbers, one for each reward"
@@ -139,7 +145,8 @@ class HeadConfig:
         return cls(**data)
 
 
-_SINCE_VERSION_1 = {"rank", "vocab_size", "beta", "output"}  # older files lack them
+_SINCE_VERSION_1 = {"rank", "vocab_size", "beta", "output", "position_limit"}
+"""Fields that older files lack."""
 
 
 def _check(field: str, value: object, accepted: str, accepts: Callable[[Any], bool]) -> None:

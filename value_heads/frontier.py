@@ -57,8 +57,8 @@ def frontier(
 ) -> Frontier | None:
     """Measure a head of several rewards. One shard is in memory at a time.
 
-    A linear head or an MLP is read again, by the operation that scores while serving. For other
-    heads the given values are weighted.
+    A linear head or an MLP of the state alone is read again, by the operation that scores while
+    serving. For other heads the given values are weighted.
 
     Args:
         values, rewards: [B, G], at the last tokens of the responses that ended, on the head's

@@ -1,5 +1,6 @@
 """Heads: hidden states in, values out, and their folder on disk or on the Hub."""
 
+import math
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -14,6 +15,23 @@ from .rollouts import Rollouts
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
+POSITION_FEATURES = 2
+"""Inputs of a head that reads the position, in addition to the state."""
+
+
+def position_features(position: Tensor, limit: int) -> Tensor:
+    """Return log(1 + t) / log(1 + limit) and t / limit, float32 [..., 2], from 0 to 1.
+
+    The logarithm tells the first tokens apart, the linear feature the last ones. t is clamped to
+    the limit, since a fit has seen no later position.
+
+    Args:
+        position: int64 [...], number of response tokens t in each prefix; below 0, in the prompt,
+            it counts as 0.
+        limit: largest t, positive.
+    """
+    t = position.clamp(0, limit).float()
+    return torch.stack([t.log1p() / math.log1p(limit), t / limit], dim=-1)
 
 
 class Head(nn.Module, ModelHubMixin, library_name="cdserve", tags=["value-head"]):
@@ -65,6 +83,33 @@ class Head(nn.Module, ModelHubMixin, library_name="cdserve", tags=["value-head"]
             float32 [n, G], in reward units.
         """
         raise NotImplementedError
+
+    @property
+    def _input_size(self) -> int:
+        """Size of the inputs of a layer that reads the state, and the position if there is one."""
+        positions = 0 if self.config.position_limit is None else POSITION_FEATURES
+        return self.config.hidden_size + positions
+
+    def _inputs(self, hidden: Tensor, position: Tensor | None) -> Tensor:
+        """Return the inputs of such a layer, float32 [..., input size].
+
+        Args:
+            hidden: hidden states [..., d].
+            position: int64 [...], number of response tokens in each prefix; None is accepted by a
+                head that reads the state alone.
+
+        Raises:
+            ValueError: the head reads the position, and it is None.
+        """
+        inputs, limit = hidden.float(), self.config.position_limit
+        if limit is None:
+            return inputs
+        if position is None:
+            raise ValueError(
+                f"position is missing; a head with position_limit {limit} reads the number of "
+                "response tokens in each prefix"
+            )
+        return torch.cat([inputs, position_features(position, limit)], dim=-1)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         (save_directory / CONFIG_NAME).write_text(self.config.to_json())
@@ -126,6 +171,12 @@ class Head(nn.Module, ModelHubMixin, library_name="cdserve", tags=["value-head"]
         )
         place = "after" if config.post_norm else "before"
         what, units = self.card_terms or self._card_terms
+        if config.position_limit is not None:
+            units += (
+                " The head also reads the number of response tokens in the prefix, up to "
+                f"{config.position_limit}; longer prefixes have the position "
+                f"{config.position_limit}."
+            )
         return ModelCard(
             f"---\n{data.to_yaml()}\n---\n\n"
             f"# {self.name}: {', '.join(config.rewards)}\n\n"
@@ -157,17 +208,26 @@ class ValueHead(Head):
         if config.architecture == "mahalanobis":
             self.net: nn.Module = MinusDistance(config.hidden_size)
         elif config.mlp_width is None:
-            self.net = nn.Linear(config.hidden_size, outputs)
+            self.net = nn.Linear(self._input_size, outputs)
         else:
             self.net = nn.Sequential(
-                nn.Linear(config.hidden_size, config.mlp_width),
+                nn.Linear(self._input_size, config.mlp_width),
                 nn.GELU(),
                 nn.Linear(config.mlp_width, outputs),
             )
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Return values float32 [..., G], in reward units, of hidden states [..., d]."""
-        raw = self.logits(hidden)
+    def forward(self, hidden: Tensor, position: Tensor | None = None) -> Tensor:
+        """Return values float32 [..., G], in reward units.
+
+        Args:
+            hidden: hidden states [..., d].
+            position: int64 [...], number of response tokens in each prefix; None is accepted by a
+                head that reads the state alone.
+
+        Raises:
+            ValueError: the head reads the position, and it is None.
+        """
+        raw = self.logits(hidden, position)
         if self.config.output == "sigmoid":
             raw = raw.sigmoid()
         return self.shift + self.scale * raw
@@ -176,12 +236,15 @@ class ValueHead(Head):
         self, data: Rollouts, rows: Tensor | None = None, lm_head: Tensor | None = None
     ) -> Tensor:
         """Return the value of every prefix, read from the state after its last token."""
-        values: Tensor = self(data.states[data.after if rows is None else data.after[rows]])
+        after, position = data.after, data.number
+        if rows is not None:
+            after, position = after[rows], position[rows]
+        values: Tensor = self(data.states[after], position)
         return values
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor, position: Tensor | None = None) -> Tensor:
         """Return the net's outputs, float32 [..., G], before sigmoid, scale and shift."""
-        logits: Tensor = self.net(hidden.float())
+        logits: Tensor = self.net(self._inputs(hidden, position))
         return logits
 
     @property
@@ -214,8 +277,12 @@ class MinusDistance(nn.Module):
 class QHead(Head):
     """Head for values of every next token in one pass, read from a language model's hidden states.
 
-    Q(s, z) = shift + scale (v(h) + u(h) . B_z), with h the state after prefix s. A "lowrank" head
-    has its own B, a "tied" head uses the base model's LM head. V(s) = sum_z p(z|s) Q(s, z).
+    Q(s, z) = shift + scale (v(h) + u(h) . B_z), with h the state after prefix s, and its position
+    if the head reads that. A "lowrank" head has its own B, a "tied" head uses the base model's LM
+    head. V(s) = sum_z p(z|s) Q(s, z).
+
+    Methods take the position as int64 [...], the number of response tokens in each prefix s; None
+    is accepted by a head that reads the state alone.
 
     Source: Controlled Decoding (arXiv 2310.17022, section 3.2), token-wise, with the |V| outputs
     factored.
@@ -228,17 +295,18 @@ class QHead(Head):
         """Build the head; u starts at zero, so that Q(s, z) is the same for every z."""
         super().__init__(config, report)
         outputs, width = len(config.rewards), config.rank or config.hidden_size
-        self.state = nn.Linear(config.hidden_size, outputs)
-        self.factor = nn.Linear(config.hidden_size, outputs * width)
+        self.state = nn.Linear(self._input_size, outputs)
+        self.factor = nn.Linear(self._input_size, outputs * width)
         nn.init.zeros_(self.factor.weight)
         nn.init.zeros_(self.factor.bias)
         if config.architecture == "lowrank":
             tokens = torch.randn(outputs, config.vocab_size or 0, width) / width**0.5
             self.tokens = nn.Parameter(tokens)
 
-    def factors(self, hidden: Tensor) -> Tensor:
+    def factors(self, hidden: Tensor, position: Tensor | None = None) -> Tensor:
         """Return u, float32 [..., G, r], of hidden states [..., d]; for a tied head r = d."""
-        factors: Tensor = self.factor(hidden.float()).unflatten(-1, (len(self.config.rewards), -1))
+        flat = self.factor(self._inputs(hidden, position))
+        factors: Tensor = flat.unflatten(-1, (len(self.config.rewards), -1))
         return factors
 
     def matrix(self, lm_head: Tensor | None) -> Tensor:
@@ -258,7 +326,13 @@ class QHead(Head):
             raise ValueError(f"a tied head needs an LM head of {list(size)}, got {shape}")
         return lm_head[: size[0]].float().expand(len(self.config.rewards), -1, -1)
 
-    def q_of_token(self, hidden: Tensor, tokens: Tensor, lm_head: Tensor | None = None) -> Tensor:
+    def q_of_token(
+        self,
+        hidden: Tensor,
+        tokens: Tensor,
+        lm_head: Tensor | None = None,
+        position: Tensor | None = None,
+    ) -> Tensor:
         """Return Q(s, z) of one token per state, float32 [N, G].
 
         Args:
@@ -267,30 +341,40 @@ class QHead(Head):
             lm_head: the base model's output embedding; only a tied head reads it.
         """
         chosen = self.matrix(lm_head)[:, tokens].transpose(0, 1)
-        return self._scaled(hidden, (self.factors(hidden) * chosen).sum(-1))
+        return self._scaled(hidden, position, (self.factors(hidden, position) * chosen).sum(-1))
 
     def rollout_values(
         self, data: Rollouts, rows: Tensor | None = None, lm_head: Tensor | None = None
     ) -> Tensor:
         """Return the value of every prefix, read from the state before its last token."""
-        before, tokens = data.before, data.tokens
+        before, tokens, position = data.before, data.tokens, data.number - 1
         if rows is not None:
-            before, tokens = before[rows], tokens[rows]
-        return self.q_of_token(data.states[before], tokens, lm_head)
+            before, tokens, position = before[rows], tokens[rows], position[rows]
+        return self.q_of_token(data.states[before], tokens, lm_head, position)
 
-    def expected(self, hidden: Tensor, p: Tensor, lm_head: Tensor | None = None) -> Tensor:
+    def expected(
+        self,
+        hidden: Tensor,
+        p: Tensor,
+        lm_head: Tensor | None = None,
+        position: Tensor | None = None,
+    ) -> Tensor:
         """Return V(s) = sum_z p(z|s) Q(s, z), float32 [N, G], for states [N, d] and p [N, |V|]."""
         mean = torch.einsum("nv,gvr->ngr", p, self.matrix(lm_head))
-        return self._scaled(hidden, (self.factors(hidden) * mean).sum(-1))
+        return self._scaled(hidden, position, (self.factors(hidden, position) * mean).sum(-1))
 
-    def _scaled(self, hidden: Tensor, by_token: Tensor) -> Tensor:
-        values: Tensor = self.shift + self.scale * (self.state(hidden.float()) + by_token)
+    def _scaled(self, hidden: Tensor, position: Tensor | None, by_token: Tensor) -> Tensor:
+        by_state = self.state(self._inputs(hidden, position))
+        values: Tensor = self.shift + self.scale * (by_state + by_token)
         return values
 
-    def forward(self, hidden: Tensor, lm_head: Tensor | None = None) -> Tensor:
+    def forward(
+        self, hidden: Tensor, lm_head: Tensor | None = None, position: Tensor | None = None
+    ) -> Tensor:
         """Return values float32 [..., G, |V|], in reward units, of hidden states [..., d]."""
-        by_token = torch.einsum("...gr,gvr->...gv", self.factors(hidden), self.matrix(lm_head))
-        values: Tensor = self.state(hidden.float())[..., None] + by_token
+        factors = self.factors(hidden, position)
+        by_token = torch.einsum("...gr,gvr->...gv", factors, self.matrix(lm_head))
+        values: Tensor = self.state(self._inputs(hidden, position))[..., None] + by_token
         return self.shift[:, None] + self.scale[:, None] * values
 
 

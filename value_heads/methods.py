@@ -102,7 +102,7 @@ class ControlledQ:
         assert isinstance(source, QHead)  # by check()
         assert base is not None
         chunks = _all(data, width=len(base.lm_head))
-        expected = [_expected(source, data.states[data.after[rows]], base) for rows in chunks]
+        expected = [_expected(source, data, rows, base) for rows in chunks]
         ended = torch.zeros(len(data.tokens), dtype=torch.bool, device=data.tokens.device)
         ended[data.last] = data.ended
         return cd_q(torch.cat(expected), data.rewards[data.owner], ended)
@@ -115,11 +115,13 @@ def all_values(head: Head, data: Rollouts, base: Base | None) -> Tensor:
     return torch.cat([head.rollout_values(data, rows, lm_head) for rows in _all(data)])
 
 
-def _expected(head: QHead, states: Tensor, base: Base) -> Tensor:
+def _expected(head: QHead, data: Rollouts, rows: Tensor, base: Base) -> Tensor:
+    """Return the expectation of Q after the tokens at these places, float32 [n, G]."""
+    states, position = data.states[data.after[rows]], data.number[rows]
     log_p = base.log_p(states)[:, : head.config.vocab_size]
     if head.config.beta is None:
-        return head.expected(states, log_p.exp(), base.lm_head)
-    return soft_expectation(head(states, base.lm_head), log_p, head.config.beta)
+        return head.expected(states, log_p.exp(), base.lm_head, position)
+    return soft_expectation(head(states, base.lm_head, position), log_p, head.config.beta)
 
 
 def _all(data: Rollouts, width: int = 1) -> Iterator[Tensor]:

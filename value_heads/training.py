@@ -358,7 +358,7 @@ def _loss(
     """Return the loss at some tokens whose minimiser is a value of the head's kind."""
     targets, every = targets[rows], torch.ones_like(rows, dtype=torch.bool)
     if isinstance(head, ValueHead) and head.config.output == "sigmoid":
-        logits = head.logits(data.states[data.after[rows]])
+        logits = head.logits(data.states[data.after[rows]], data.number[rows])
         return binary_cross_entropy(logits, (targets - head.shift) / head.scale, every)
     values = head.rollout_values(data, rows, None if base is None else base.lm_head)
     if head.config.beta is not None:

@@ -21,6 +21,17 @@ def test_json_keeps_every_field() -> None:
     assert HeadConfig.from_json(MLP.to_json()) == MLP
 
 
+def test_config_from_before_positions_has_none() -> None:
+    data = json.loads(MLP.to_json())
+    del data["position_limit"]
+    assert HeadConfig.from_json(json.dumps(data)) == MLP
+
+
+def test_mahalanobis_head_refuses_positions() -> None:
+    with pytest.raises(ValueError, match="position_limit must be null, as the head is mahalanobis"):
+        replace(MLP, architecture="mahalanobis", mlp_width=None, position_limit=9)
+
+
 def test_linear_config_without_width_survives_json() -> None:
     linear = replace(MLP, architecture="linear", mlp_width=None)
     assert HeadConfig.from_json(linear.to_json()) == linear
@@ -39,6 +50,7 @@ def test_linear_config_without_width_survives_json() -> None:
         ("hidden_size", 0, "a positive integer"),
         ("hidden_size", True, "a positive integer"),
         ("mlp_width", None, "a positive integer"),
+        ("position_limit", 0, "a positive integer"),
         ("shift", [0.0], "2 finite numbers"),
         ("shift", [0.0, float("nan")], "2 finite numbers"),
         ("scale", [1.0, 0.0], "2 positive numbers"),

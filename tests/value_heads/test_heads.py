@@ -5,14 +5,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from value_heads import HeadConfig, ValueHead, check_base, hash_base
+from value_heads.heads import position_features
 
 
-def config(mlp_width: int | None = 16, base_hash: str | None = None) -> HeadConfig:
+def config(
+    mlp_width: int | None = 16, base_hash: str | None = None, position_limit: int | None = None
+) -> HeadConfig:
     return HeadConfig(
         architecture="linear" if mlp_width is None else "mlp",
         rewards=("helpful", "brief"),
         hidden_size=8,
         mlp_width=mlp_width,
+        position_limit=position_limit,
         shift=(0.5, -1.0),
         scale=(2.0, 0.1),
         base_model="tiny",
@@ -54,6 +58,37 @@ def test_values_are_float32_in_reward_units() -> None:
     expected = torch.tensor([0.5, -1.0]) + torch.tensor([2.0, 0.1]) * net
     assert values.dtype == torch.float32
     torch.testing.assert_close(values, expected)
+
+
+@pytest.mark.parametrize("mlp_width", [None, 16])
+def test_reloaded_head_with_positions_gives_the_same_values(
+    tmp_path: Path, mlp_width: int | None
+) -> None:
+    head = ValueHead(config(mlp_width, position_limit=50))
+    head.save_pretrained(tmp_path)
+    hidden, position = torch.randn(4, 8).repeat(2, 1), torch.arange(8)
+    loaded = ValueHead.from_pretrained(tmp_path)
+    assert torch.equal(loaded(hidden, position), head(hidden, position))
+    assert (head(hidden, position)[:4] != head(hidden, position)[4:]).all()
+    card = (tmp_path / "README.md").read_text()
+    assert "reads the number of response tokens in the prefix, up to 50" in card
+
+
+def test_position_features_run_from_0_to_1_at_the_limit() -> None:
+    features = position_features(torch.tensor([[-3, 0, 3, 15, 99]]), 15)
+    logarithm, line = [0.0, 0.0, 0.5, 1.0, 1.0], [0.0, 0.0, 0.2, 1.0, 1.0]
+    torch.testing.assert_close(features, torch.tensor([list(zip(logarithm, line, strict=True))]))
+
+
+def test_head_without_positions_reads_none() -> None:
+    head, hidden = ValueHead(config()), torch.randn(2, 8)
+    assert torch.equal(head(hidden, torch.tensor([1, 100])), head(hidden))
+
+
+def test_head_with_positions_refuses_states_alone() -> None:
+    head = ValueHead(config(position_limit=50))
+    with pytest.raises(ValueError, match="position is missing; a head with position_limit 50"):
+        head(torch.randn(2, 8))
 
 
 def test_head_accepts_any_leading_shape() -> None:

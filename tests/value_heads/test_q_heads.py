@@ -1,11 +1,13 @@
 """Q-heads: their values in one pass, their files, and the targets of CD-Q."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from value_heads import HeadConfig, QHead, ValueHead, cd_q
+from value_heads.heads import POSITION_FEATURES, position_features
 
 WIDTH, VOCABULARY = 8, 11
 LM_HEAD = torch.randn(VOCABULARY + 5, WIDTH, generator=torch.Generator().manual_seed(3))
@@ -114,3 +116,21 @@ class TestTargets:
             cd_q(torch.zeros(2, 1), torch.zeros(3, 1), torch.zeros(3, dtype=torch.bool))
         with pytest.raises(ValueError, match="bool"):
             cd_q(torch.zeros(2, 1), torch.zeros(2, 1), torch.zeros(2))
+
+
+def test_q_head_with_positions_reads_their_features_next_to_the_state() -> None:
+    head = QHead(replace(config(), position_limit=9))
+    torch.nn.init.normal_(head.factor.weight)
+    hidden, position = torch.randn(5, WIDTH), torch.tensor([0, 1, 5, 9, 12])
+    wide = QHead(config(width=WIDTH + POSITION_FEATURES))
+    wide.load_state_dict(head.state_dict())
+    inputs = torch.cat([hidden, position_features(position, 9)], dim=-1)
+    p, tokens = torch.randn(5, VOCABULARY).softmax(-1), torch.tensor([0, 3, 10, 3, 7])
+    torch.testing.assert_close(head(hidden, None, position), wide(inputs))
+    torch.testing.assert_close(head.factors(hidden, position), wide.factors(inputs))
+    torch.testing.assert_close(head.expected(hidden, p, None, position), wide.expected(inputs, p))
+    torch.testing.assert_close(
+        head.q_of_token(hidden, tokens, None, position), wide.q_of_token(inputs, tokens)
+    )
+    with pytest.raises(ValueError, match="position is missing; a head with position_limit 9"):
+        head(hidden)

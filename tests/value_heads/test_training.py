@@ -1,7 +1,9 @@
 """Fitting heads: what they come to, on the enumerable model "ab3" and on a linear one."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -213,6 +215,63 @@ def test_fit_recovers_a_linear_value_function(mlp_width: int | None) -> None:
         torch.testing.assert_close(
             1.5 * head.net.weight[0], torch.linspace(-1, 1, 8), atol=0.02, rtol=0
         )
+
+
+def by_position(architecture: Any, **fields: Any) -> HeadConfig:
+    return HeadConfig(
+        architecture=architecture,
+        rewards=("length",),
+        hidden_size=4,
+        position_limit=10,
+        shift=(0.0,),
+        scale=(22.0,),
+        base_model="none",
+        **fields,
+    )
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        by_position("mlp", mlp_width=16),
+        by_position("mlp", mlp_width=16, output="sigmoid"),
+        by_position("linear"),
+        by_position("lowrank", rank=2, vocab_size=1),
+    ],
+    ids=lambda config: f"{config.architecture} {config.output}",
+)
+def test_fit_with_positions_learns_a_value_that_no_state_shows(config: HeadConfig) -> None:
+    """The reward is the length, uniform from 1 to 10: V after t tokens is (t + 10) / 2."""
+    lengths = torch.arange(1, 11)
+    data = Rollouts(
+        states=torch.zeros(int(lengths.sum()) + 10, 4),
+        tokens=torch.zeros(int(lengths.sum()), dtype=torch.long),
+        lengths=lengths,
+        rewards=lengths[:, None].float(),
+        ended=torch.ones(10, dtype=torch.bool),
+        prompts=torch.zeros(10, dtype=torch.long),
+    )
+    torch.manual_seed(0)
+    head = QHead(config) if config.architecture == "lowrank" else ValueHead(config)
+    fit(head, [data], [data], options=FitOptions(lr=0.02, max_epochs=1000, patience=1000))
+    values = head.rollout_values(data)[data.owner == 9, 0]
+    torch.testing.assert_close(values, torch.arange(11, 21) / 2, atol=0.05, rtol=0)
+
+
+def test_cd_q_targets_have_the_position_after_the_token() -> None:
+    """Q is 22 t / 10 after t response tokens, whatever the state and the next token."""
+    data = linear_data(0).split(0.01)[0]
+    head = QHead(by_position("lowrank", rank=2, vocab_size=3))
+    head = QHead(replace(head.config, hidden_size=8))
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.zero_()
+        head.state.weight[0, -1] = 1.0
+    base = Base(lm_head=torch.randn(3, 8))
+    cut = Rollouts(**{**vars_of(data), "ended": torch.zeros_like(data.ended)})
+    targets = ControlledQ().targets(head, cut, base)
+    torch.testing.assert_close(targets, torch.full((8, 1), 2.2))
+    torch.testing.assert_close(head.rollout_values(cut), torch.zeros(8, 1))
 
 
 def test_fit_treats_shards_as_one_training_set() -> None:

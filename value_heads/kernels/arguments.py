@@ -145,15 +145,16 @@ class PackedHeads:
 
     @staticmethod
     def can_pack(head: ValueHead) -> bool:
-        """Return whether the head can be packed: it is linear or an MLP."""
-        return head.config.architecture in ("linear", "mlp")
+        """Return whether the head can be packed: a linear head or an MLP of the state alone."""
+        config = head.config
+        return config.architecture in ("linear", "mlp") and config.position_limit is None
 
     @classmethod
     def from_heads(cls, heads: Sequence[ValueHead]) -> Self:
         """Pack heads; their outputs keep this order.
 
         Raises:
-            ValueError: there is no head, or one is neither linear nor an MLP.
+            ValueError: there is no head, or one cannot be packed.
         """
         layers = [_layers(head) for head in heads]
         if not layers:
@@ -185,7 +186,8 @@ class _Layers(NamedTuple):
 def _layers(head: ValueHead) -> _Layers:
     if not PackedHeads.can_pack(head):
         raise ValueError(
-            f"a packed head must be linear or an MLP, got {head.config.architecture!r}"
+            "a packed head must be linear or an MLP and read the state alone, got "
+            f"{head.config.architecture!r}, position_limit {head.config.position_limit}"
         )
     if isinstance(head.net, nn.Linear):
         weight, bias = head.net.weight.detach(), head.net.bias.detach()

@@ -1,5 +1,7 @@
 """The PyTorch references of the kernels, against the heads and the formulas."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -38,7 +40,7 @@ def test_packed_heads_give_the_heads_values() -> None:
     assert REFERENCE.score(hidden, torch.tensor([0]), PackedHeads.from_heads(heads))[1] is None
 
 
-def test_packing_rejects_a_mahalanobis_head_and_an_empty_list() -> None:
+def test_packing_rejects_unsuitable_heads_and_an_empty_list() -> None:
     config = HeadConfig(
         architecture="mahalanobis",
         rewards=("a",),
@@ -47,8 +49,11 @@ def test_packing_rejects_a_mahalanobis_head_and_an_empty_list() -> None:
         scale=(1.0,),
         base_model="any",
     )
-    with pytest.raises(ValueError, match="must be linear or an MLP, got 'mahalanobis'"):
+    with pytest.raises(ValueError, match="read the state alone, got 'mahalanobis'"):
         PackedHeads.from_heads([ValueHead(config)])
+    paced = replace(config, architecture="linear", position_limit=9)
+    with pytest.raises(ValueError, match="read the state alone, got 'linear', position_limit 9"):
+        PackedHeads.from_heads([ValueHead(paced)])
     with pytest.raises(ValueError, match="there must be a head"):
         PackedHeads.from_heads([])
 
