@@ -213,7 +213,8 @@ class _Scorer:
                 f"has {len(token_ids)} tokens with the prompt; this server scores up to {limit}",
             )
         request_id, resources = f"score-{random_uuid()}", self._engine.resources
-        text = TokenSequence(token_ids=token_ids, start=start)
+        asked = WorkerRequest(response_start=start)
+        text = TokenSequence(token_ids=token_ids, start=start, worker_request=asked)
         if objective.reads_values and self._per_token:
             values = await resources.values.every(text, request_id)
         elif objective.reads_values:

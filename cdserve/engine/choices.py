@@ -182,7 +182,7 @@ class SteeredChoice:
         if params.seed is not None:
             params.seed += self._choice
         budget = self._context.policy.budget
-        asked = replace(self._context.worker_request, path_kl=path_kl, kl_budget=budget)
+        asked = replace(self._request.worker_request, path_kl=path_kl, kl_budget=budget)
         params.extra_args = asked.added_to(params.extra_args)
         return params
 
@@ -225,7 +225,7 @@ class SteeredChoice:
             token_ids=[*request.prompt, *token_ids],
             start=len(request.prompt),
             cache_salt=request.cache_salt,
-            worker_request=self._context.worker_request,
+            worker_request=request.worker_request,
             options=self._options,
         )
         values: Mapping[str, float] = {}

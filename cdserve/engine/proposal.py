@@ -167,7 +167,7 @@ class EngineProposal:
             token_ids=token_ids,
             start=start,
             cache_salt=self._request.cache_salt,
-            worker_request=self._context.worker_request,
+            worker_request=self._request.worker_request,
             options=self._options,
         )
 
@@ -192,7 +192,7 @@ class EngineProposal:
 
     def _asked(self, start: _Start, tickets: ExitStack) -> WorkerRequest:
         """Worker request of a candidate, with tickets that live as long as the stack."""
-        resources, asked = self._resources, self._context.worker_request
+        resources, asked = self._resources, self._request.worker_request
         if asked.steered:
             ticket = tickets.enter_context(resources.path_kl.ticket())
             asked = replace(asked, path_kl=ticket, kl_budget=start.budget)

@@ -1,12 +1,13 @@
 """One prompt under a policy, on its way through the engine."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cdserve.decoders import Decision
 from cdserve.engine.context import AlignmentContext
 from cdserve.engine.vllm import SamplingParams
+from cdserve.worker.request import WorkerRequest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -40,6 +41,14 @@ class AlignedRequest:
         """Salt of the prefix cache, for all engine requests of this prompt."""
         salt: str | None = self.inputs.get("cache_salt")
         return salt
+
+    @property
+    def worker_request(self) -> WorkerRequest:
+        """Part that all engine requests of this prompt ask of the worker."""
+        asked = self.context.worker_request
+        if asked.tilt is None and not self.context.objective.reads_values:
+            return asked  # no head runs
+        return replace(asked, response_start=len(self.prompt))
 
     @property
     def messages(self) -> Sequence[Mapping[str, Any]] | None:

@@ -31,6 +31,9 @@ class WorkerRequest:
         values: where V of prefixes is written; None to compute no values.
         value_length: length in tokens of the prefix whose V is computed; None for every prefix of
             the prompt.
+        response_start: tokens before the response, which is the client's prompt; a head that reads
+            the position counts from here. None for the engine request's own prompt, which in a
+            search also holds the blocks chosen so far.
         tilt: tilt by Q; None for no tilt.
         mix: logit weight by model, ``base`` included; None for the base model's own logits.
         path_kl: where the KL along the request's path is written, in nats; None to write none.
@@ -44,6 +47,7 @@ class WorkerRequest:
 
     values: Ticket | None = None
     value_length: int | None = None
+    response_start: int | None = None
     tilt: RowTilt | None = None
     mix: Mapping[str, float] | None = None
     path_kl: Ticket | None = None
@@ -80,6 +84,7 @@ class WorkerRequest:
             wire["loglik_models"] = list(self.loglik_models)
         numbers = {
             "value_length": self.value_length,
+            "response_start": self.response_start,
             "kl_budget": self.kl_budget,
             "loglik_start": self.loglik_start,
         }
@@ -92,6 +97,7 @@ class WorkerRequest:
         return cls(
             values=_ticket(wire.get("values")),
             value_length=wire.get("value_length"),
+            response_start=wire.get("response_start"),
             tilt=tilt and _tilt(**tilt),
             mix=wire.get("mix"),
             path_kl=_ticket(wire.get("path_kl")),

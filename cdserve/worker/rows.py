@@ -42,6 +42,8 @@ class ValueRows:
     """Rows of the batch, int64 ``[n]``."""
     tokens: Ints
     """Prefix lengths in tokens, int64 ``[n]``."""
+    response_starts: Ints
+    """Tokens of each prefix before the response, int64 ``[n]``."""
     destinations: Destinations
     """Where the values are written."""
 
@@ -54,6 +56,8 @@ class PromptRows:
     slots: Ints
     tokens: Ints
     """Length of each row's prefix at the end of the step."""
+    response_starts: Ints
+    """Tokens before the response."""
     loglik_start: Ints
     """Tokens before the first whose log p is summed."""
     requests: Ints
@@ -68,6 +72,8 @@ class SteeredRows:
     index: Ints
     slots: Ints
     tokens: Ints
+    response_starts: Ints
+    """Tokens before the response."""
     flags: Ints
     """``MIXED``, ``TILTED``, ``TOP_K``, ``BOUNDED``, ``MEASURED``."""
     top_k: Ints
@@ -98,6 +104,7 @@ class SteeredRows:
             index=self.index[rows],
             slots=self.slots[rows],
             tokens=self.tokens[rows],
+            response_starts=self.response_starts[rows],
             flags=flags,
             top_k=self.top_k[rows],
             coefficients=self.coefficients[rows],
@@ -164,6 +171,7 @@ class RowTable:
         self._scored_at = np.full(slots, _NEVER, np.int64)
         self._first = np.zeros(slots, np.int64)
         self._prompts = np.zeros(slots, np.int64)
+        self._response_starts = np.zeros(slots, np.int64)
         self._loglik_start = np.zeros(slots, np.int64)
         self._top_k = np.zeros(slots, np.int64)
         self._coefficients = np.zeros((slots, columns), np.float32)
@@ -199,6 +207,8 @@ class RowTable:
             self._scored_at[slot] = prompt_length if length is None else length
         self._flags[slot] = self._flags_of(request)
         self._prompts[slot] = prompt_length
+        start = request.response_start
+        self._response_starts[slot] = prompt_length if start is None else start
         self._first[slot] = max(prompt_length, tokens)
         self._loglik_start[slot] = request.loglik_start or 0
         self._top_k[slot] = (tilt and tilt.top_k) or 0
@@ -320,10 +330,12 @@ class RowTable:
         rows = chosen.nonzero()[0]
         if not len(rows):
             return None
+        slots = self._slots.take(rows)
         return ValueRows(
             index=self._index.take(rows),
             tokens=self._tokens.take(rows),
-            destinations=self._values.of(self._slots.take(rows)),
+            response_starts=self._response_starts.take(slots),
+            destinations=self._values.of(slots),
         )
 
     def _steered_rows(self) -> SteeredRows | None:
@@ -337,6 +349,7 @@ class RowTable:
             index=index,
             slots=slots,
             tokens=tokens,
+            response_starts=self._response_starts.take(slots),
             flags=flags,
             top_k=self._top_k.take(slots),
             coefficients=self._coefficients.take(slots, axis=0),
@@ -386,6 +399,7 @@ class RowTable:
             index=self._index[rows],
             slots=slots,
             tokens=self._tokens[rows],
+            response_starts=self._response_starts.take(slots),
             loglik_start=self._loglik_start.take(slots),
             requests=self._requests.take(slots),
             destinations=tickets.of(slots),

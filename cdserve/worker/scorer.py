@@ -52,7 +52,8 @@ class ValueScorer:
             hidden: hidden states of the logits, ``[rows, d]``, in the order of the batch.
             valued: rows to score.
         """
-        self._score(hidden, valued.index, valued.destinations, valued.tokens)
+        position = valued.tokens - valued.response_starts
+        self._score(hidden, valued.index, valued.destinations, valued.tokens, position)
 
     def score_every(self, hidden: torch.Tensor, rows: PromptRows, starts: Ints) -> None:
         """Scores every prefix of prompts that this step computes.
@@ -67,15 +68,26 @@ class ValueScorer:
         behind = np.arange(len(of_row)) - np.repeat(counts.cumsum(), counts)  # from -counts to -1
         ends = starts[rows.index + 1]
         destinations, lengths = rows.destinations.of(of_row), rows.tokens[of_row] + behind + 1
-        self._score(hidden, ends[of_row] + behind, destinations, lengths)
+        position = lengths - rows.response_starts[of_row]
+        self._score(hidden, ends[of_row] + behind, destinations, lengths, position)
 
     def _score(
-        self, hidden: torch.Tensor, index: Ints, destinations: Destinations, lengths: Ints
+        self,
+        hidden: torch.Tensor,
+        index: Ints,
+        destinations: Destinations,
+        lengths: Ints,
+        position: Ints,
     ) -> None:
-        """Scores rows of hidden states, and writes V of prefixes of ``lengths`` tokens."""
-        (rows,) = to_device([index], np.int64, hidden.device)
+        """Scores rows of hidden states, and writes V of prefixes of ``lengths`` tokens.
+
+        Args:
+            position: number of response tokens in each prefix; below 0 inside the prompt.
+        """
+        rows, positions = to_device([index, position], np.int64, hidden.device)
         self._back.submit(
-            self._values(hidden, rows), partial(self._tables.write, destinations, lengths)
+            self._values(hidden, rows, positions),
+            partial(self._tables.write, destinations, lengths),
         )
 
     @torch.inference_mode()
@@ -90,7 +102,7 @@ class ValueScorer:
             Number of variants compiled; one for each memory layout of the hidden states.
         """
         for head in self._tiled:
-            head(hidden.new_zeros(_TILE, hidden.shape[1]))
+            head(hidden.new_zeros(_TILE, hidden.shape[1]), hidden.new_zeros(_TILE).long())
         if self._packed is None:
             return 0
         strides = (hidden.shape[1], hidden.stride(0))
@@ -98,18 +110,20 @@ class ValueScorer:
         kinds = {stride % 16 == 0: stride for stride in strides}
         for stride in kinds.values():
             first = torch.zeros(1, dtype=torch.long, device=hidden.device)
-            self._values(hidden.new_zeros(1, stride)[:, : hidden.shape[1]], first)
+            self._values(hidden.new_zeros(1, stride)[:, : hidden.shape[1]], first, first)
         return len(kinds)
 
     @torch.inference_mode()
-    def _values(self, hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    def _values(
+        self, hidden: torch.Tensor, rows: torch.Tensor, position: torch.Tensor
+    ) -> torch.Tensor:
         """Values ``[N, G]``, float32, of rows ``[N]`` of hidden states ``[rows, d]``.
 
         Rows are passed by index: a slice may start at an address that needs another variant.
         """
         packed = iter(self._packed_values(hidden, rows))
         columns = [
-            _in_tiles(head, hidden, rows) if head in self._tiled else next(packed)
+            _in_tiles(head, hidden, rows, position) if head in self._tiled else next(packed)
             for head in self._heads
         ]
         return torch.cat(columns, dim=-1)
@@ -123,5 +137,8 @@ class ValueScorer:
         return list(torch.split(values, widths, dim=-1))
 
 
-def _in_tiles(head: ValueHead, hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    return torch.cat([head(hidden[tile]) for tile in torch.split(rows, _TILE)])
+def _in_tiles(
+    head: ValueHead, hidden: torch.Tensor, rows: torch.Tensor, position: torch.Tensor
+) -> torch.Tensor:
+    tiles = zip(torch.split(rows, _TILE), torch.split(position, _TILE), strict=True)
+    return torch.cat([head(hidden[tile], at) for tile, at in tiles])

@@ -196,8 +196,9 @@ class Steerer:
             logits: logits of the batch, float32 ``[batch, |V|]``.
             own: the same logits in the model's dtype.
         """
-        index, slots, tokens, kinds, top_k = to_device(
-            [rows.index, rows.slots, rows.tokens, rows.flags & (MIXED | TILTED), rows.top_k],
+        bits, read = rows.flags & (MIXED | TILTED), rows.tokens - rows.response_starts
+        index, slots, tokens, kinds, top_k, position = to_device(
+            [rows.index, rows.slots, rows.tokens, bits, rows.top_k, read],
             np.int64,
             logits.device,
         )
@@ -213,7 +214,7 @@ class Steerer:
             mixture = self._mixture(members(index[:mixing]), weights, own[:mixing])
         if rows.any_flags & TILTED:
             limits = (top_k, int(rows.top_k.max())) if rows.any_flags & TOP_K else None
-            tilt = self._tilt(hidden[index], rows, coefficients, limits, lm_head)
+            tilt = self._tilt(hidden[index], position, rows, coefficients, limits, lm_head)
         statistics = self._kernels.steer(
             logits,
             index,
@@ -263,6 +264,7 @@ class Steerer:
     def _tilt(
         self,
         hidden: Tensor,
+        position: Tensor,
         rows: SteeredRows,
         coefficients: Tensor,
         limits: tuple[Tensor, int] | None,
@@ -277,7 +279,7 @@ class Steerer:
             if not asked:
                 continue
             weights = (coefficients[:, columns] * head.scale)[:, :, None]
-            u = head.factors(hidden) * weights
+            u = head.factors(hidden, position) * weights
             if asked < part.size:  # keeps NaN of a head out of rows that do not use the head
                 u = torch.where(weights == 0, 0.0, u)
             if head.config.architecture == "tied":  # all rewards of a tied head share one B

@@ -55,6 +55,7 @@ def _rows(count: int, flags: int, columns: Sequence[int], width: int, members: i
         index=each,
         slots=each,
         tokens=one,
+        response_starts=one,
         flags=flags * one,
         top_k=_TOP_K * one if flags & TOP_K else 0 * one,
         coefficients=coefficients,

@@ -1,6 +1,7 @@
 """What token-wise answers of the demo are held against: Transformers, float32."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,20 +16,28 @@ TOKENWISE = {"method": "tokenwise_cd", "beta": BETA}
 
 
 class Tilted:
-    """The demo model and its Q-head in Transformers, float32."""
+    """The demo model and a Q-head in Transformers, float32."""
 
-    def __init__(self) -> None:
+    def __init__(self, head: Path = Q_HEAD_DIR) -> None:
         self._model = load_model(MODEL_DIR)
-        self._head = QHead.from_pretrained(Q_HEAD_DIR)
+        self._head = QHead.from_pretrained(head)
 
     @torch.inference_mode()
     def logits(
-        self, token_ids: Sequence[int], beta: float, top_k: int | None = None
+        self,
+        token_ids: Sequence[int],
+        beta: float,
+        top_k: int | None = None,
+        prompt_length: int = 0,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The base model's logits behind every prefix, and the tilted ones, ``[T, |V|]``."""
+        """The base model's logits behind every prefix, and the tilted ones, ``[T, |V|]``.
+
+        The prompt's length matters to a head that reads the position.
+        """
         hidden = self._model.model(input_ids=torch.tensor([token_ids])).last_hidden_state[0]
         base = self._model.lm_head(hidden)
-        delta = self._head(hidden)[:, 0] / beta
+        position = torch.arange(1, len(token_ids) + 1) - prompt_length
+        delta = self._head(hidden, None, position)[:, 0] / beta
         if top_k is not None:
             delta = centred_on_top_k(delta, base, torch.full((len(base),), top_k))
         return base, base + delta
@@ -43,8 +52,8 @@ def check_tilted(
 ) -> None:
     """Asserts logprobs and KL of a choice under TOKENWISE against the reference."""
     whole = [*choice.prompt_token_ids, *choice.token_ids]
-    base, tilted = reference.logits(whole[:-1], BETA, top_k)
     start = len(choice.prompt_token_ids) - 1
+    base, tilted = reference.logits(whole[:-1], BETA, top_k, start + 1)
     log_p, log_pi = ((z[start:] / temperature).log_softmax(-1) for z in (base, tilted))
     taken = tilted[start:].log_softmax(-1)[range(len(choice.token_ids)), choice.token_ids]
     assert choice.logprobs.token_logprobs == pytest.approx(taken.tolist(), abs=2e-3)

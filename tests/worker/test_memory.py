@@ -152,14 +152,18 @@ def test_log_likelihood_memory_stays_within_its_bound(
     assert peak.bytes <= 1.01 * measured, "vLLM measures less than a step takes"
 
 
+@pytest.mark.parametrize("position_limit", [None, 256])
 @pytest.mark.parametrize("tokens", [1, 1024, 1025, 16_384])
-def test_scoring_a_whole_prompt_takes_the_memory_of_a_tile(tmp_path: Path, tokens: int) -> None:
+def test_scoring_a_whole_prompt_takes_the_memory_of_a_tile(
+    tmp_path: Path, tokens: int, position_limit: int | None
+) -> None:
     width, units = 4096, 2048
     config = HeadConfig(
         architecture="mlp",
         rewards=("r",),
         hidden_size=width,
         mlp_width=units,
+        position_limit=position_limit,
         shift=(0.0,),
         scale=(1.0,),
         base_model="any",
@@ -171,6 +175,7 @@ def test_scoring_a_whole_prompt_takes_the_memory_of_a_tile(tmp_path: Path, token
         index=0 * one,
         slots=0 * one,
         tokens=tokens * one,
+        response_starts=0 * one,
         loglik_start=0 * one,
         requests=one,
         destinations=Destinations(-one, one, one, one),
@@ -180,6 +185,7 @@ def test_scoring_a_whole_prompt_takes_the_memory_of_a_tile(tmp_path: Path, token
         scorer.warm_up(hidden)
         measured = peak.bytes
         scorer.score_every(hidden, rows, np.array([0, tokens]))
-    indices_and_values = 2 * (8 + 4) * tokens
+    indices_and_values = 2 * (8 + 8 + 4) * tokens
     assert peak.bytes <= measured + indices_and_values
-    assert measured <= 1024 * (2 * width + 4 * width + 3 * 4 * units)
+    inputs = 1 if position_limit is None else 2  # in float32: the states, and with the position
+    assert measured <= 1.01 * 1024 * (2 * width + inputs * 4 * width + 3 * 4 * units)

@@ -15,10 +15,11 @@ from openai import OpenAI
 from cdserve.demo.tiny import HEAD_DIR, MODEL_DIR
 from cdserve.demo.tiny.build.folders import load_model, load_tokenizer
 from tests.server.served import Served, demo_settings
-from tests.server.tilted import TOKENWISE, Tilted, check_tilted
+from tests.server.tilted import BETA, TOKENWISE, Tilted, check_tilted
 from tests.server.wire import blocks, complete
 from tests.waiting import HANG_SECONDS
-from value_heads import ValueHead
+from value_heads import HeadConfig, QHead, ValueHead
+from value_heads.heads import POSITION_FEATURES
 
 from . import adapter
 
@@ -30,20 +31,21 @@ BLOCKWISE = {"method": "blockwise_cd", "k": 4, "m": 32}
 
 
 class Reference:
-    """The demo model, with an adapter if there is one, and its head in Transformers, float32."""
+    """The demo model, with an adapter if there is one, and a head in Transformers, float32."""
 
-    def __init__(self, lora: Path | None = None) -> None:
+    def __init__(self, lora: Path | None = None, head: Path = HEAD_DIR) -> None:
         self._model = load_model(MODEL_DIR)
         if lora is not None:
             adapter.merge(self._model, lora)
-        self._head = ValueHead.from_pretrained(HEAD_DIR)
+        self._head = ValueHead.from_pretrained(head)
         self.tokenizer = load_tokenizer(MODEL_DIR)
 
     @torch.inference_mode()
-    def values(self, token_ids: Sequence[int]) -> list[float]:
-        """V after each token."""
+    def values(self, token_ids: Sequence[int], prompt_length: int = 0) -> list[float]:
+        """V after each token; the prompt's length matters to a head that sees the position."""
         hidden = self._model.model(input_ids=torch.tensor([token_ids])).last_hidden_state
-        values: list[float] = self._head(hidden)[0, :, 0].tolist()
+        position = torch.arange(1, len(token_ids) + 1) - prompt_length
+        values: list[float] = self._head(hidden, position[None])[0, :, 0].tolist()
         return values
 
     @torch.inference_mode()
@@ -61,7 +63,7 @@ class Reference:
 
     def check(self, prompt: Sequence[int], token_ids: Sequence[int], report: Any, m: int) -> None:
         """Asserts the value of every decision that a trace reports of a response."""
-        values = self.values([*prompt, *token_ids])
+        values = self.values([*prompt, *token_ids], len(prompt))
         ends = [len(prompt) + m * i for i in range(1, len(blocks(token_ids, m)))]
         expected = [values[end - 1] for end in [*ends, len(values)]]
         chosen = [c["score"] for d in report["trace"] for c in d["candidates"] if c["chosen"]]
@@ -80,10 +82,15 @@ def tokens(length: int, seed: int = 0) -> list[int]:
 
 
 def score(
-    http: httpx2.Client, prompt: list[int], response: str = RESPONSE, per_token: bool = False
+    http: httpx2.Client,
+    prompt: list[int],
+    response: str = RESPONSE,
+    per_token: bool = False,
+    reward: str = "sentiment",
 ) -> dict[str, Any]:
     """One response's scores."""
     body = {"model": "demo", "prompt": prompt, "responses": [response], "per_token": per_token}
+    body["rewards"] = {reward: 1.0}
     answer = http.post("/v1/alignment/score", json=body).raise_for_status()
     scored: dict[str, Any] = answer.json()["scores"][0]
     return scored
@@ -245,7 +252,57 @@ class TestGeneration:
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def paced_head(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a head whose values depend on the state and on the first 90 positions."""
+    torch.manual_seed(0)
+    config = HeadConfig(
+        architecture="mlp",
+        rewards=("paced",),
+        hidden_size=256,
+        mlp_width=16,
+        position_limit=90,
+        shift=(0.5,),
+        scale=(2.0,),
+        base_model="demo",
+    )
+    head = ValueHead(config)
+    with torch.no_grad():
+        head.net[0].weight[:, -POSITION_FEATURES:] *= 20
+    head.save_pretrained(folder := tmp_path_factory.mktemp("heads") / "paced")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def paced_q_head(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a Q-head whose values depend on the state and on the first 90 positions."""
+    torch.manual_seed(0)
+    config = HeadConfig(
+        architecture="lowrank",
+        rewards=("paced",),
+        hidden_size=256,
+        rank=4,
+        vocab_size=1536,
+        position_limit=90,
+        shift=(0.0,),
+        scale=(0.1,),
+        base_model="demo",
+    )
+    head = QHead(config)
+    with torch.no_grad():
+        head.factor.weight[:, -POSITION_FEATURES:] = torch.randn(4, POSITION_FEATURES)
+    head.save_pretrained(folder := tmp_path_factory.mktemp("heads") / "paced-q")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def paced(paced_head: Path) -> Reference:
+    return Reference(head=paced_head)
+
+
+@pytest.fixture(scope="module")
+def small(
+    tmp_path_factory: pytest.TempPathFactory, paced_head: Path, paced_q_head: Path
+) -> Iterator[Served]:
     """A server that takes 64 tokens a step, with a KV cache of 24 blocks of 32 tokens."""
     config = json.loads((MODEL_DIR / "config.json").read_text())
     a_token = 2 * 4 * config["num_hidden_layers"] * config["num_key_value_heads"]
@@ -254,6 +311,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     flags += ["--max-num-batched-tokens", "64", "--max-num-seqs", "16", "--enable-chunked-prefill"]
     settings = demo_settings(members={}, presets={})  # members would take part of the cache
     settings["rewards"]["fluent"] = {"kind": "loglik"}
+    paced = {"kind": "value_head", "path": str(paced_head), "q_head": str(paced_q_head)}
+    settings["rewards"]["paced"] = paced
     with Served(settings, tmp_path_factory.mktemp("small"), flags) as served:
         yield served
 
@@ -274,15 +333,67 @@ class TestSmallServer:
             values = scored["per_token"]["sentiment"]
             assert values == pytest.approx(expected[length:], abs=TOLERANCE)
 
-    def test_values_after_preemption_match_transformers(
-        self, small: Served, reference: Reference
+    @pytest.mark.parametrize("length", [1, 64, 650])
+    @pytest.mark.parametrize("per_token", [False, True])
+    def test_values_of_a_head_with_positions_match_transformers(
+        self, small: Served, paced: Reference, length: int, per_token: bool
     ) -> None:
+        prompt = tokens(length, seed=12 + per_token)
+        expected = paced.values([*prompt, *paced.ended(RESPONSE)], length)
+        with small.client() as http:
+            scored = score(http, prompt, per_token=per_token, reward="paced")
+        assert scored["score"] == pytest.approx(expected[-1], abs=TOLERANCE)
+        if per_token:
+            values = scored["per_token"]["paced"]
+            assert values == pytest.approx(expected[length:], abs=TOLERANCE)
+
+    def test_blockwise_value_of_an_ended_response_has_its_position(
+        self, small: Served, paced: Reference
+    ) -> None:
+        policy = {**BLOCKWISE, "m": 16, "rewards": {"paced": 1.0}, "report": "trace"}
+        body = {
+            **{"model": "demo", "prompt": 'Review of the film "The Glass Harbour":', "seed": 1},
+            **{"max_tokens": 400, "return_token_ids": True, "alignment": policy},
+        }
+        with small.client() as http:
+            answer = http.post("/v1/completions", json=body).raise_for_status().json()
+        choice = answer["choices"][0]
+        assert choice["token_ids"][-1] == paced.tokenizer.eos_token_id
+        assert len(choice["token_ids"]) > 16, "several blocks, so that a prompt holds a block"
+        paced.check(choice["prompt_token_ids"], choice["token_ids"], answer["alignment"], 16)
+
+    def test_tilt_of_a_head_with_positions_matches_transformers(
+        self, small: Served, paced_q_head: Path
+    ) -> None:
+        """Alone, and as the proposal of a search, whose later prompts hold blocks."""
+        reference = Tilted(paced_q_head)
+        tilt = {**TOKENWISE, "rewards": {"paced": 1.0}}
+        search = {"method": "blockwise_cd", "k": 2, "m": 8, "rewards": {"paced": 1.0}}
+        url = f"{small.base_url}/v1"
+        fields = {"prompt": tokens(40, seed=14), "max_tokens": 40, "logprobs": 0}
+        fields |= {"ignore_eos": True, "seed": None}
+        with OpenAI(base_url=url, api_key="none", timeout=HANG_SECONDS) as client:
+            alone = complete(client, tilt, **fields)
+            searched = complete(client, {**search, "proposal": tilt}, **fields)
+        check_tilted(reference, alone.choices[0], alone.alignment)
+        choice = searched.choices[0]
+        whole = [*choice.prompt_token_ids, *choice.token_ids]
+        _, tilted = reference.logits(whole[:-1], BETA, None, len(choice.prompt_token_ids))
+        log_p = tilted[-len(choice.token_ids) :].log_softmax(-1)
+        taken = log_p[range(len(choice.token_ids)), choice.token_ids].tolist()
+        assert choice.logprobs.token_logprobs == pytest.approx(taken, abs=2e-3)
+
+    @pytest.mark.parametrize("reward", ["sentiment", "paced"])
+    def test_values_after_preemption_match_transformers(
+        self, small: Served, reference: Reference, paced: Reference, reward: str
+    ) -> None:
+        reference = {"sentiment": reference, "paced": paced}[reward]
         body = {
             **{"model": "demo", "prompt": tokens(200, seed=9), "max_tokens": 160, "n": 2},
             **{"ignore_eos": True, "return_token_ids": True},
         }
         for policy, m in [({"method": "best_of_n", "n": 6}, 160), ({**BLOCKWISE, "k": 6}, 32)]:
-            body["alignment"] = {**policy, "report": "trace"}
+            body["alignment"] = {**policy, "rewards": {reward: 1.0}, "report": "trace"}
             with small.client() as http:
                 answer = http.post("/v1/completions", json=body).raise_for_status().json()
             reports = answer["alignment"]["choices"]

@@ -138,6 +138,16 @@ class TestV1:
         batch.step()
         assert numbers(table) == {}
 
+    def test_response_starts_where_the_request_says_or_after_its_prompt(
+        self, table: RowTable, batch: Batch
+    ) -> None:
+        block = WorkerRequest(values=ticket(1), value_length=3, response_start=1)
+        first, second = (0, block.added_to(None), [1, 2, 3], []), (1, asks(2, 2), [1, 2], [])
+        batch.step(added=[first, second])
+        due = table.take_step().values
+        assert due is not None
+        assert (due.tokens - due.response_starts).tolist() == [2, 0]
+
     def test_request_without_prompt_ids_is_accepted(self, table: RowTable, batch: Batch) -> None:
         batch.step(added=[(0, asks(1, 1), None, [7])])
         assert numbers(table) == {0: 1}

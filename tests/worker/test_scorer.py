@@ -20,6 +20,8 @@ KINDS: list[dict[str, Any]] = [
     {"architecture": "linear", "rewards": ("a", "b"), "output": "sigmoid"},
     {"architecture": "mahalanobis", "rewards": ("c",)},
     {"architecture": "mlp", "rewards": ("d",), "mlp_width": 9},
+    {"architecture": "mlp", "rewards": ("e",), "mlp_width": 9, "position_limit": 5},
+    {"architecture": "linear", "rewards": ("f",), "position_limit": 100},
 ]
 
 
@@ -52,20 +54,24 @@ def test_scorer_writes_values_of_requesting_rows_into_the_table(
     back = ReadBack()
     scorer = ValueScorer([str(tmp_path / str(i)) for i in range(len(heads))], DEVICE, fused, back)
     hidden = torch.randn(6, WIDTH).to(dtype)
+    places, positions = [5, 1, 2, 3, 4, 5], torch.tensor([6, 2, -2, -1, 0, 1])
     with torch.no_grad():
-        expected = torch.cat([head(hidden) for head in heads], dim=-1)
+        expected = torch.cat([head(hidden[places], positions) for head in heads], dim=-1)
     hidden = hidden.to(DEVICE)
     table = SharedTable(slots=3, columns=expected.shape[1], length=8)
     try:
         last, second, every = (table.acquire() for _ in range(3))
         rows = RowTable(slots=4)
-        rows.assign(2, WorkerRequest(values=last, value_length=7), prompt_length=4)
-        rows.assign(0, WorkerRequest(values=second, value_length=5), prompt_length=4)
+        block = WorkerRequest(values=last, value_length=7, response_start=1)
+        rows.assign(2, block, prompt_length=4)
+        rows.assign(
+            0, WorkerRequest(values=second, value_length=5, response_start=3), prompt_length=4
+        )
         rows.begin_step(np.array([5, 1]), np.array([2, 0]), np.array([7, 5]))
         due = rows.take_step().values
         assert due is not None
         scorer.score_last(hidden, due)
-        rows.assign(3, WorkerRequest(values=every), prompt_length=4)
+        rows.assign(3, WorkerRequest(values=every, response_start=3), prompt_length=4)
         rows.begin_step(np.array([1]), np.array([3]), np.array([4]))
         spans = rows.prompt_value_rows()
         assert spans is not None
@@ -75,6 +81,6 @@ def test_scorer_writes_values_of_requesting_rows_into_the_table(
         found += [table.read(every, length) for length in (1, 2, 3, 4)]
     finally:
         table.close()
-    for values, place in zip(found, [5, 1, 2, 3, 4, 5], strict=True):
+    for values, right in zip(found, expected, strict=True):
         assert values is not None
-        torch.testing.assert_close(torch.from_numpy(values), expected[place], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(torch.from_numpy(values), right, rtol=1e-5, atol=1e-5)

@@ -126,6 +126,37 @@ def test_soft_q_gives_the_optimal_distribution_of_sequences(tmp_path: Path) -> N
         assert p == pytest.approx(probability(response) * math.exp(reward(response)) / z, abs=1e-6)
 
 
+@fused_or_not
+def test_tilt_by_a_head_with_positions_counts_from_the_response(
+    fused: bool, tmp_path: Path
+) -> None:
+    config = HeadConfig(
+        architecture="lowrank",
+        rewards=("r",),
+        hidden_size=len(PREFIXES),
+        rank=2,
+        vocab_size=len(P),
+        position_limit=6,
+        shift=(0.0,),
+        scale=(2.0,),
+        base_model="ab3",
+    )
+    head = QHead(config)
+    torch.nn.init.normal_(head.factor.weight)
+    head.save_pretrained(tmp_path)
+    steerer = Steerer([str(tmp_path)], DEVICE, len(P), 2, reports=True, fused=fused)
+    starts = (3, 5)  # a prompt of 3 tokens, and one whose engine prompt holds 5 tokens of blocks
+    requests = {
+        row: WorkerRequest(tilt=RowTilt({0: 1.5}, None), response_start=8 - start)
+        for row, start in enumerate(starts)
+    }
+    rows = Asking(prompt_length=8).steered(requests, tokens=8)
+    made = steerer.steer(base()[:2].to(DEVICE), HIDDEN[:2], rows, none, None).cpu()
+    q = head(HIDDEN[:2].cpu(), None, torch.tensor(starts))[:, 0]
+    expected = (base()[:2] + 1.5 * q).log_softmax(-1)
+    torch.testing.assert_close(made.log_softmax(-1), expected)
+
+
 def test_constant_added_to_q_changes_nothing(tmp_path: Path) -> None:
     with_value = tilted(q_head(tmp_path / "v", value, "lowrank"), 1.0)
     shifted = q_head(tmp_path / "c", lambda s: value(s) + 7.0 * len(s), "lowrank")

@@ -184,6 +184,7 @@ def test_warm_up_compiles_scoring(head: Path, behind: int) -> None:
                 for starts in ([0, len(hidden)], [0, 1, len(hidden)]):
                     one, row_of = np.array([1]), np.array([len(starts) - 2])
                     wanted = {"index": row_of, "slots": one, "tokens": one, "loglik_start": one}
+                    wanted["response_starts"] = one
                     spans = PromptRows(**wanted, requests=one, destinations=due.destinations)
                     scorer.score_every(hidden, spans, np.array(starts))
             assert met
