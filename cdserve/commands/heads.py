@@ -65,6 +65,8 @@ def _inspect(args: argparse.Namespace) -> None:
         f"  input: hidden_states[{config.layer}] {position} the final norm, width "
         f"{config.hidden_size}"
     )
+    if config.position_limit is not None:
+        print(f"  input: number of response tokens, up to {config.position_limit}")
     if config.vocab_size is not None:
         print(f"  output: values of {config.vocab_size} next tokens")
     print(f"  base model {config.base_model}, hash {config.base_hash or 'none (any base model)'}")

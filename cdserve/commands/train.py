@@ -121,6 +121,11 @@ def _add_head(group: "argparse._ArgumentGroup") -> None:
         metavar=("LOW", "HIGH"),
         help="range of the rewards; the head then ends in a sigmoid and is fitted by cross-entropy",
     )
+    group.add_argument(
+        "--position",
+        action="store_true",
+        help="the head also reads the number of response tokens, in addition to the hidden state",
+    )
     group.add_argument("--start", type=Path, help="folder of a head to start from")
 
 
@@ -203,6 +208,7 @@ def _job(args: argparse.Namespace) -> "TrainingJob":
             rank=args.rank,
             mlp_width=args.mlp_width,
             bounds=args.bounds and tuple(args.bounds),
+            position=args.position,
             start=args.start,
         ),
         teacher=args.teacher,

@@ -24,17 +24,18 @@ from value_heads import (
 _RANK = 64
 
 
-def new_head(job: TrainingJob, model: Path, base_hash: str, scores: Scores) -> Head:
+def new_head(job: TrainingJob, model: Path, base_hash: str, scores: Scores, longest: int) -> Head:
     """The initial head: new weights, or the weights of ``--start``.
 
     Args:
         scores: rewards; mean and standard deviation in the training set become the head's shift and
             scale.
+        longest: tokens of the longest training response; the limit of a head that reads positions.
 
     Raises:
         ConfigError: a reward is constant, or the head of ``--start`` has another configuration.
     """
-    config = _config(job, model, base_hash, scores)
+    config = _config(job, model, base_hash, scores, longest)
     torch.manual_seed(job.options.seed)
     if job.head.start is not None:
         return _start(job.head.start, config)
@@ -63,7 +64,9 @@ def method(job: TrainingJob) -> Method:
     return ControlledQ(teacher)
 
 
-def _config(job: TrainingJob, model: Path, base_hash: str, scores: Scores) -> HeadConfig:
+def _config(
+    job: TrainingJob, model: Path, base_hash: str, scores: Scores, longest: int
+) -> HeadConfig:
     text = AutoConfig.from_pretrained(model).get_text_config()
     shift, scale = _shift_and_scale(job, scores)
     head = job.head
@@ -81,6 +84,7 @@ def _config(job: TrainingJob, model: Path, base_hash: str, scores: Scores) -> He
         mlp_width=(head.mlp_width or text.hidden_size) if head.architecture == "mlp" else None,
         rank=(head.rank or _RANK) if head.architecture == "lowrank" else None,
         vocab_size=text.vocab_size if head.architecture in QHead.architectures else None,
+        position_limit=longest if head.position else None,
     )
 
 
@@ -110,6 +114,10 @@ def _start(folder: Path, config: HeadConfig) -> Head:
         actual, required = getattr(head.config, name), getattr(config, name)
         if actual != required:
             raise ConfigError(f"--start {folder} has {name} {actual}, not {required}")
+    limit = head.config.position_limit
+    if (limit is None) != (config.position_limit is None):
+        required = "none without --position" if config.position_limit is None else "one"
+        raise ConfigError(f"--start {folder} has position_limit {limit}; it must have {required}")
     return head
 
 

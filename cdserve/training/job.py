@@ -86,6 +86,7 @@ class HeadSpec:
         mlp_width: width of an mlp head; None for the base model's hidden size.
         bounds: lowest and highest reward, for a value head that ends in a sigmoid; None for an
             unbounded head.
+        position: whether the head reads the number of response tokens in addition to the state.
         start: folder of a head whose weights the fit starts from; None for new weights.
     """
 
@@ -93,6 +94,7 @@ class HeadSpec:
     rank: int | None = None
     mlp_width: int | None = None
     bounds: tuple[float, float] | None = None
+    position: bool = False
     start: Path | None = None
 
 

@@ -62,7 +62,7 @@ def train(job: TrainingJob) -> HeadReport | PairReport:
         name: CachedRollouts(cache.folder, name, rewards, cut_ends=job.score_cut)
         for name, rewards in scores.by_set.items()
     }
-    head = new_head(job, model, cache.base_hash, scores)
+    head = new_head(job, model, cache.base_hash, scores, shards["train"].longest)
     base = _base(job, model)
     job.out.mkdir(parents=True, exist_ok=True)
     checkpoint = job.out / _CHECKPOINT

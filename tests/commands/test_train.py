@@ -245,6 +245,22 @@ class TestOnTheSameResponses:
             with pytest.raises(SystemExit, match=f"has architecture {architecture}, not linear"):
                 train(prompts, cache, tmp_path / "other", *other)
 
+    def test_head_with_positions_has_the_longest_response_as_its_limit(
+        self, prompts: Path, cache: Path, tmp_path: Path, head: Path
+    ) -> None:
+        out = tmp_path / "paced"
+        train(prompts, cache, out, "--head", "linear", "--method", "td", "--position")
+        longest = CachedRollouts(cache, "train").longest
+        assert ValueHead.from_pretrained(out).config.position_limit == longest <= 160
+        assert f"response tokens in the prefix, up to {longest}" in (out / "README.md").read_text()
+        again = ("--head", "linear", "--method", "fudge", "--start", str(out))
+        train(prompts, cache, tmp_path / "again", *again, "--position")
+        q_head = ("--head", "lowrank", "--method", "cdq", "--position")
+        train(prompts, cache, tmp_path / "q", *q_head)
+        assert QHead.from_pretrained(tmp_path / "q").config.position_limit == longest
+        with pytest.raises(SystemExit, match=f"position_limit {longest}; it must have none"):
+            train(prompts, cache, tmp_path / "other", *again)
+
     @pytest.mark.parametrize(
         ("arguments", "refusal"),
         [
