@@ -8,7 +8,7 @@ from multiprocessing.sharedctypes import SynchronizedArray
 from multiprocessing.synchronize import Barrier
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cdserve.engine.demand import Demand, Server, SharedServers, parts, shared_servers
@@ -65,6 +65,7 @@ class Simulated:
             self.running += taken
 
 
+@example(1, [(0, "ask"), (0, "ask"), (1, "ask"), (1, "leave"), (0, "end")])
 @given(st.integers(1, 5), OPERATIONS)
 def test_random_operations_lend_no_slot_twice_and_serve_all_servers(
     count: int, operations: list[tuple[int, str]]
@@ -75,7 +76,7 @@ def test_random_operations_lend_no_slot_twice_and_serve_all_servers(
         servers[index].do(operation, count)
         assert sum(server.running for server in servers) <= count
     for _ in range(len(operations) + 1):
-        for server in servers:
+        for server in 2 * servers:  # the second look sees who left before the first
             server.do("look", count)
         waiting, running = (
             sum(getattr(server, name) for server in servers) for name in ("waiting", "running")
