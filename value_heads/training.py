@@ -34,6 +34,9 @@ class FitOptions:
         patience: epochs without a lower held-out loss before the fit stops.
         clip: largest change of a value towards its target per visit to a shard, in reward units
             (`clipped_squared_error`); None for no limit.
+        end_weight: weight in the loss of the last token of a response that ended; other tokens
+            have 1. With a long response the state behind its end is one of many, and best-of-n
+            reads only that one.
         seed: seed of the order of shards and tokens.
     """
 
@@ -42,6 +45,7 @@ class FitOptions:
     max_epochs: int = 20
     patience: int = 3
     clip: float | None = None
+    end_weight: int = 1
     seed: int = 0
 
 
@@ -91,7 +95,7 @@ def fit(
     run = _Run(head, options, f"{method}, {options}, {head.config}")
     return run.finish(
         lambda: _epoch(run, train, method, base, progress),
-        lambda: _held_out_loss(head, held_out, base),
+        lambda: _held_out_loss(head, held_out, base, options.end_weight),
         checkpoint,
     )
 
@@ -131,6 +135,8 @@ def fit_pairs(
         )
     if options.clip is not None:
         raise ValueError("clip is of the squared error, got pairs")
+    if options.end_weight != 1:
+        raise ValueError("end_weight is of rewards, got pairs")
     run = _Run(head, options, f"Bradley-Terry, {options}, {head.config}")
     return run.finish(
         lambda: _pair_epoch(run, train, base, progress),
@@ -250,13 +256,22 @@ def _epoch(run: _Run, train: Shards, method: Method, base: Base | None, progress
     def examples(data: Rollouts) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         targets = method.targets(head, data, base)
         before = None if clip is None else all_values(head, data, base)
-        rows = data.rows(cut=method.cut_responses)
+        rows = _weighted(data, data.rows(cut=method.cut_responses), run.options.end_weight)
         return rows, lambda batch: _loss(head, data, batch, targets, base, before, clip)
 
     loss = _visit(run, train, examples, progress)
     if loss is None:
         raise ValueError("no response to train on ended by itself, so none has a reward")
     return loss
+
+
+def _weighted(data: Rollouts, rows: Tensor, end_weight: int) -> Tensor:
+    """Return the places of tokens, with those of ends repeated `end_weight` times."""
+    if end_weight == 1:
+        return rows
+    counts = torch.ones_like(data.tokens)
+    counts[data.last[data.ended]] = end_weight
+    return rows.repeat_interleave(counts[rows])
 
 
 def _pair_epoch(run: _Run, train: Shards, base: Base | None, progress: bool) -> float:
@@ -303,12 +318,12 @@ def _visit(
 
 
 @torch.no_grad()
-def _held_out_loss(head: Head, held_out: Shards, base: Base | None) -> float:
+def _held_out_loss(head: Head, held_out: Shards, base: Base | None, end_weight: int) -> float:
     total, count = 0.0, 0
     for shard in held_out:
         data = shard.to(head.shift.device)
         rewards = data.rewards[data.owner]
-        for rows in _batches(data.rows(cut=False), 8192):
+        for rows in _batches(_weighted(data, data.rows(cut=False), end_weight), 8192):
             total += float(_loss(head, data, rows, rewards, base)) * len(rows)
             count += len(rows)
     if not count:

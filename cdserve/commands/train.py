@@ -149,6 +149,13 @@ def _add_fit(group: "argparse._ArgumentGroup") -> None:
         type=float,
         help="maximum change of a predicted value per pass over a shard (default: no limit)",
     )
+    group.add_argument(
+        "--end-weight",
+        type=int,
+        default=1,
+        help="weight in the loss of the last token of each response that ended; other tokens have "
+        "1 (default: 1)",
+    )
     group.add_argument("--lr", type=float, default=1e-3, help="learning rate (default: 0.001)")
     group.add_argument(
         "--batch",
@@ -193,7 +200,7 @@ def _job(args: argparse.Namespace) -> "TrainingJob":
     from cdserve.training.rewards import read_rewards
     from value_heads import FitOptions
 
-    for flag in ("lr", "batch", "max_epochs", "patience"):
+    for flag in ("lr", "batch", "max_epochs", "patience", "end_weight"):
         if not (value := getattr(args, flag)) > 0:
             raise ConfigError(f"--{flag.replace('_', '-')} is {value}; it must be positive")
     return TrainingJob(
@@ -220,6 +227,7 @@ def _job(args: argparse.Namespace) -> "TrainingJob":
             max_epochs=args.max_epochs,
             patience=args.patience,
             clip=args.clip,
+            end_weight=args.end_weight,
             seed=args.seed,
         ),
     )

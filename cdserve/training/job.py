@@ -176,6 +176,8 @@ class TrainingJob:
         names = " ".join(self.rewards.by_name) or None
         _only("--rewards", names, "--method fudge, td, cdq or soft", False)
         _only("--score-cut", self.score_cut or None, "--method fudge, td, cdq or soft", False)
+        weight = None if self.options.end_weight == 1 else self.options.end_weight
+        _only("--end-weight", weight, "--method fudge, td, cdq or soft", False)
 
     @property
     def needs_base(self) -> bool:

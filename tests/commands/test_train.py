@@ -486,6 +486,7 @@ class TestOnData:
         [
             (("--method", "fudge"), r"data\.jsonl has pairs, which require --method bt"),
             (("--method", "bt", "--bounds", "0", "1"), r"--bounds is \(0.0, 1.0\); it requires"),
+            (("--method", "bt", "--end-weight", "9"), "--end-weight is 9; it requires --method"),
             (("--method", "bt", "--clip", "1"), "--clip is 1.0; it requires a squared error"),
             (("--method", "bt", "--score-cut"), "--score-cut is True; it requires --method fudge"),
             (("--method", "bt", "--rewards", f"a={GOLD}"), "--rewards is a; it requires --method"),

@@ -258,6 +258,23 @@ def test_fit_with_positions_learns_a_value_that_no_state_shows(config: HeadConfi
     torch.testing.assert_close(values, torch.arange(11, 21) / 2, atol=0.05, rtol=0)
 
 
+@pytest.mark.parametrize(("weight", "mean"), [(1, 1 / 5), (5, 5 / 13)])
+def test_end_weight_counts_the_last_tokens_of_ended_responses(weight: int, mean: float) -> None:
+    """No state tells four tokens with reward 0 from one with reward 1, so V is their mean."""
+    data = Rollouts(
+        states=torch.zeros(5 + 2, 4),
+        tokens=torch.zeros(5, dtype=torch.long),
+        lengths=torch.tensor([4, 1]),
+        rewards=torch.tensor([[0.0], [1.0]]),
+        ended=torch.ones(2, dtype=torch.bool),
+        prompts=torch.zeros(2, dtype=torch.long),
+    )
+    head = ValueHead(replace(by_position("linear"), position_limit=None, scale=(1.0,)))
+    options = FitOptions(lr=0.02, max_epochs=400, patience=400, end_weight=weight)
+    fit(head, [data], [data], options=options)
+    assert float(head.rollout_values(data)[0]) == pytest.approx(mean, abs=1e-3)
+
+
 def test_cd_q_targets_have_the_position_after_the_token() -> None:
     """Q is 22 t / 10 after t response tokens, whatever the state and the next token."""
     data = linear_data(0).split(0.01)[0]
