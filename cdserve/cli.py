@@ -62,11 +62,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _serve(options: argparse.Namespace) -> None:
-    config, changes = chosen_settings(options)
-    changes = [*changes, *options.set]
-    load(config, changes)  # reports errors before the import of vLLM, which takes seconds
+    if options.config is not None:
+        load(
+            options.config, options.set
+        )  # reports errors before vLLM's import, which takes seconds
 
     from cdserve.launch.application import Application
     from cdserve.launch.serve import serve
 
-    serve(Application.build(config, changes, options.flags))
+    config, changes = chosen_settings(options)
+    serve(Application.build(config, [*changes, *options.set], options.flags))
