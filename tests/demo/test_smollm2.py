@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from openai import OpenAI
@@ -66,6 +67,15 @@ def test_blockwise_decoding_chooses_the_blocks_of_the_highest_value(demo: OpenAI
         scores = [candidate["score"] for candidate in decision["candidates"]]
         chosen = [candidate["score"] for candidate in decision["candidates"] if candidate["chosen"]]
         assert (len(scores), chosen) == (4, [max(scores)])
+
+
+def test_value_of_a_finished_text_tells_praise_from_blame(demo: OpenAI) -> None:
+    praise = " A wonderful film. I loved every minute of it."
+    blame = " A terrible film. I hated every minute of it, and the acting was awful."
+    body = {"prompt": 'Review of the film "Static":', "responses": [praise, blame]}
+    scored = demo.post("/alignment/score", body=body, cast_to=dict[str, Any])
+    high, low = (response["score"] for response in scored["scores"])
+    assert high > 0.7 > 0.3 > low
 
 
 def test_second_start_converts_nothing(demo: OpenAI, cache: Path) -> None:

@@ -25,7 +25,7 @@ HEADS = {
 def main() -> None:
     """Reads the command line and trains the heads."""
     parser = argparse.ArgumentParser(prog="python -m cdserve.demo.build", description=__doc__)
-    parser.add_argument("--reviews", type=int, default=1600, help="reviews to learn from")
+    parser.add_argument("--reviews", type=int, default=2400, help="reviews to learn from")
     parser.add_argument("--out", type=Path, default=DEMO_DIR / "heads", help="folder of the heads")
     args = parser.parse_args()
     examples = cache_dir() / f"reviews-{args.reviews}.jsonl"
@@ -33,6 +33,7 @@ def main() -> None:
     common = (
         *("--model", str(model_dir()), "--base-name", "SmolLM2-135M-Instruct, 4 bits"),
         *("--data", str(examples), "--score-cut", "--method", "fudge"),
+        *("--end-weight", "30"),
         *("--cache", str(cache_dir() / f"states-{args.reviews}")),
     )
     for name, architecture in HEADS.items():
