@@ -51,7 +51,6 @@ OWN_SERVERS = [
     TESTS / path
     for path in (
         "demo/test_smollm2.py",
-        "ray_serve/test_deployment.py",
         "server/test_admission.py",
         "server/test_dead_engines.py",
         "server/test_killed_server.py",
@@ -60,6 +59,8 @@ OWN_SERVERS = [
     )
 ]
 """Slow tests that start and stop servers of their own."""
+REPLICAS = [TESTS / "ray_serve/test_deployment.py"]
+"""Slow tests of replicas under Ray."""
 FIRST_HALF = [WIRE, TESTS / "worker"]
 """About half of `make check`, by processor time."""
 TOOLS = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
@@ -80,7 +81,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks tests that need the server or are slow; skips what model runner V2 cannot run."""
-    paths = {"slow": SLOW, "own_servers": OWN_SERVERS, "first_half": FIRST_HALF}
+    paths = {
+        "slow": SLOW,
+        "own_servers": OWN_SERVERS,
+        "replicas": REPLICAS,
+        "first_half": FIRST_HALF,
+    }
     for item in items:
         for marker, places in paths.items():
             if any(path == item.path or path in item.path.parents for path in places):

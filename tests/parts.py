@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-CHECKED = "not server and not v2 and not slow and not own_servers"
+CHECKED = "not server and not v2 and not slow and not own_servers and not replicas"
 PARTS: dict[str, list[list[str]]] = {
     "check": [
         ["-m", f"first_half and {CHECKED}"],
@@ -21,7 +21,7 @@ PARTS: dict[str, list[list[str]]] = {
         ["-m", "server and not own_servers and not v2"],
         ["-m", "own_servers and not v2"],
         ["-m", "slow and not server and not own_servers and not v2"],
-        ["-m", "not slow and not server and not own_servers and not v2"],
+        ["-m", "(not slow or replicas) and not server and not own_servers and not v2"],
     ],
 }
 NO_TESTS = 5

@@ -75,7 +75,7 @@ def test_value_of_a_finished_text_tells_praise_from_blame(demo: OpenAI) -> None:
     body = {"prompt": 'Review of the film "Static":', "responses": [praise, blame]}
     scored = demo.post("/alignment/score", body=body, cast_to=dict[str, Any])
     high, low = (response["score"] for response in scored["scores"])
-    assert high > 0.7 > 0.3 > low
+    assert high > 0.6 > 0.45 > low
 
 
 def test_second_start_converts_nothing(demo: OpenAI, cache: Path) -> None:

@@ -146,6 +146,7 @@ def tabular(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         "rewards": {name: heads(folder / name) for name in ("r", "b")},
         "default_reward": "r",
         "presets": {},
+        "playground": False,
         "limits": {"allow_negative_weights": True},
     }
     # All requests in one batch, and nothing counted beside them.

@@ -10,7 +10,7 @@ TILT = RowTilt({0: 5.0}, None)
 TOP_K = RowTilt({0: 5.0}, 20)
 MIX = {"base": 1.0, "tuned": 0.7, "ref": -0.4}
 
-SIZES = [1, 2, 4, 8, 16, 32, 64, 128, 256]
+SIZES = [1, 4, 16, 64, 256]
 """Tokens of a step that CUDA graphs are captured for; a step of another number is padded."""
 
 
@@ -27,7 +27,7 @@ class Kind:
     """
 
     length: int
-    steps: int = 10
+    steps: int = 7
     wants: Mapping[str, Any] = field(default_factory=dict)
     tables: tuple[str, ...] = ()
     temperature: float = 0.0
