@@ -69,7 +69,7 @@ def set_cpu_defaults(args: Any) -> None:
       each other by spinning, which takes a core.
     - No chunked prefill: vLLM 0.32 crashes on a seeded request whose prompt is computed in chunks.
     - A KV cache of a quarter of the free memory where less is free than the share that vLLM's
-      default requires, such as beside another server.
+      default requires, such as next to another server.
     """
     if not current_platform.is_cpu():
         return
