@@ -41,6 +41,7 @@ from cdserve.demo.tiny import MODEL_DIR
 from cdserve.demo.tiny.build.corpus import draw_prompt
 from cdserve.demo.tiny.build.folders import load_tokenizer
 from cdserve.evaluation.curves import best_of_n_mean
+from cdserve.kl import best_of_n_bound
 
 matplotlib.use("svg")
 from matplotlib import pyplot as plt
@@ -240,7 +241,7 @@ class Experiment:
                 written += best.token_ids
                 ended = best.finish_reason == "stop"
             reward = log_words(prompt, self._decode(written))
-            return Answer(reward, len(written), drawn, decisions * best_of_n_kl(k))
+            return Answer(reward, len(written), drawn, decisions * best_of_n_bound(k))
 
         return list(await asyncio.gather(*map(answer, self._prompts)))
 
@@ -268,17 +269,12 @@ class Experiment:
         return text
 
 
-def best_of_n_kl(n: float) -> float:
-    """log n - (n - 1) / n: upper bound on the KL divergence of best-of-n, in nats."""
-    return math.log(n) - (n - 1) / n
-
-
 def n_at_kl(nats: float) -> float:
     """The real n whose best-of-n has this KL bound."""
     low, high = 0.0, nats + 1.0  # of log n, whose bound is log n - 1 + 1 / n
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (low, middle) if best_of_n_kl(math.exp(middle)) > nats else (middle, high)
+        low, high = (low, middle) if best_of_n_bound(math.exp(middle)) > nats else (middle, high)
     return math.exp(low)
 
 
@@ -360,7 +356,7 @@ async def measure(base_url: str, args: argparse.Namespace) -> dict[str, Any]:
                 str(n): {
                     "reward": float(curves[:, n - 1].mean()),
                     "tokens_drawn": n * float(tokens.mean()),
-                    "kl_bound": best_of_n_kl(n),
+                    "kl_bound": best_of_n_bound(n),
                 }
                 for n in sizes
             },

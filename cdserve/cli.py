@@ -62,10 +62,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _serve(options: argparse.Namespace) -> None:
-    if options.config is not None:
-        load(
-            options.config, options.set
-        )  # reports errors before vLLM's import, which takes seconds
+    if options.config is not None and options.config.is_file():  # a pipe can be read only once
+        load(options.config, options.set)  # errors come before vLLM's import, which takes seconds
 
     from cdserve.launch.application import Application
     from cdserve.launch.serve import serve

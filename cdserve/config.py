@@ -421,7 +421,7 @@ class Settings(_Section):
         default=True,
         description="Whether Triton kernels score, tilt and mix on a GPU, instead of PyTorch.",
     )
-    playground: bool | Playground = Field(
+    playground: Playground | bool = Field(
         default=True,
         description="Whether to serve GET /playground; an object sets the page's example "
         "prompts and gold reward.",
@@ -548,7 +548,8 @@ def _with_paths(settings: Settings, folder: Path) -> Settings:
     """The settings with absolute paths where ``folder`` has the path; Hub names stay unchanged."""
 
     def resolved(value: str) -> str:
-        return str((folder / value).resolve()) if (folder / value).exists() else value
+        path = folder / Path(value).expanduser()
+        return str(path.resolve()) if os.path.exists(path) else value
 
     def with_paths(reward: Reward) -> Reward:
         match reward:

@@ -14,11 +14,14 @@ HIGH_NATS = 15.0
 _MAX_STEPS = 100
 
 
-def best_of_n_bound(n: int) -> float:
+def best_of_n_bound(n: float) -> float:
     """Bound KL(best-of-n ‖ p) ≤ log n − (n − 1)/n, in nats (arXiv 2401.01879, Theorem 3.1).
 
     The bound holds for every rule that returns one of n i.i.d. draws: no rule hits a set A with a
     probability above 1 − (1 − p(A))^n, so best-of-n's density majorises that of the rule.
+
+    Args:
+        n: number of draws; the formula interpolates between integers.
 
     Raises:
         ValueError: ``n`` < 1.

@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest.mock import patch
 
@@ -78,4 +79,22 @@ def test_port_in_use_is_named(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         message = serve(tmp_path, settings, "--port", port, "--api-server-count", servers)
-    assert message == f"cdserve: --port {port}: Address already in use"
+    assert message == f"cdserve: --host 127.0.0.1 --port {port}: Address already in use"
+
+
+def test_impossible_port_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("signal.signal", lambda number, handler: None)
+    settings = {"model": str(MODEL_DIR), "rewards": {"brief": REWARD}}
+    message = serve(tmp_path, settings, "--port", "70000")
+    assert message.startswith("cdserve: --host 127.0.0.1 --port 70000: ")
+
+
+def test_settings_from_a_pipe_are_read_once(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    text = yaml.safe_dump({"model": "./nope"})
+    with ThreadPoolExecutor() as writer:
+        writer.submit(pipe.write_text, text)
+        with patch.dict(os.environ), pytest.raises(SystemExit) as ended:
+            main(["serve", "--config", str(pipe)])
+    assert str(ended.value) == "cdserve: model is './nope', which does not exist"

@@ -208,6 +208,16 @@ class TestInvalid:
                 "model: m\nlimits: {max: 1}",
                 "limits.max is not known; did you mean max_n; accepted ",
             ),
+            (
+                "model: m\nplayground: {exampels: [a]}",
+                "playground.exampels is not known; did you mean examples",
+            ),
+            (
+                "model: m\nplayground: {examples: a}",
+                "playground.examples is 'a'; it must be ",
+            ),
+            ("model: m\nplayground: {examples: ['']}", "playground.examples.0 is ''"),
+            ("model: m\nplayground: maybe", "playground is 'maybe'; it takes"),
             ("model: m\nlimits: {max_n: 0}", "limits.max_n is 0"),
             ("model: m\nlimits: {max_k: many}", "limits.max_k is 'many'"),
             ("model: m\nkeep_alive: 0", "keep_alive is 0; it must be above 0"),

@@ -48,6 +48,11 @@ class FitOptions:
     end_weight: int = 1
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        """Raise ValueError for an `end_weight` that is not a positive integer."""
+        if not isinstance(self.end_weight, int) or self.end_weight < 1:
+            raise ValueError(f"end_weight must be an integer of at least 1, got {self.end_weight}")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitReport:
@@ -136,7 +141,7 @@ def fit_pairs(
     if options.clip is not None:
         raise ValueError("clip is of the squared error, got pairs")
     if options.end_weight != 1:
-        raise ValueError("end_weight is of rewards, got pairs")
+        raise ValueError("end_weight applies to rewards, got pairs")
     run = _Run(head, options, f"Bradley-Terry, {options}, {head.config}")
     return run.finish(
         lambda: _pair_epoch(run, train, base, progress),

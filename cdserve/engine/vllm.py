@@ -62,14 +62,19 @@ def check_version() -> None:
         )
 
 
-def set_cpu_defaults(args: Any) -> None:
-    """Sets, on a CPU, the arguments whose defaults in vLLM do not work there; given ones are kept.
+def set_cpu_defaults(args: Any, *, other_engines: bool = False) -> None:
+    """Sets, on a CPU, the arguments whose defaults in vLLM do not work there.
+
+    An argument with another value than vLLM's default is kept.
 
     - The in-process executor for an unsharded model. vLLM's default has two processes that wait for
       each other by spinning, which takes a core.
     - No chunked prefill: vLLM 0.32 crashes on a seeded request whose prompt is computed in chunks.
     - A KV cache of a quarter of the free memory where less is free than the share that vLLM's
-      default requires, such as next to another server.
+      default requires, such as next to another server, and where other engines start first.
+
+    Args:
+        other_engines: whether other engines will take memory before this one.
     """
     if not current_platform.is_cpu():
         return
@@ -81,7 +86,7 @@ def set_cpu_defaults(args: Any) -> None:
     share: float = args.gpu_memory_utilization
     if args.kv_cache_memory_bytes is None and share == EngineArgs.gpu_memory_utilization:
         memory = get_memory_node_info(get_allowed_cpu_list()[0].numa_node)
-        if memory.available_memory < share * memory.total_memory:
+        if other_engines or memory.available_memory < share * memory.total_memory:
             args.kv_cache_memory_bytes = memory.available_memory // 4
 
 

@@ -65,9 +65,11 @@ def listen(args: Namespace, *, reuse_port: bool) -> tuple[str, socket]:
     """
     try:
         address, sock = setup_server(args, reuse_port=reuse_port)
-    except OSError as error:
-        flag = f"--uds {args.uds}" if args.uds else f"--port {args.port}"
-        raise ConfigError(f"{flag}: {error.strerror or error}") from error
+    except (OSError, OverflowError) as error:
+        reason = error.strerror if isinstance(error, OSError) else None
+        host = f"--host {args.host} " if args.host else ""
+        flags = f"--uds {args.uds}" if args.uds else f"{host}--port {args.port}"
+        raise ConfigError(f"{flags}: {reason or error}") from error
     return address, sock
 
 

@@ -1,6 +1,7 @@
 """The application: settings, heads and reward models, resolved and checked before anything runs."""
 
 import logging
+import os
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import NamedTuple
 from cdserve.api.keys import Keys
 from cdserve.api.server import AlignmentServer
 from cdserve.config import RewardModelReward, Settings, load
-from cdserve.errors import ConfigError, safe_repr
+from cdserve.errors import ConfigError
 from cdserve.launch import vllm_args, worker_args
 from cdserve.launch.heads import Heads, attach
 from cdserve.launch.reward_models import RewardModels, plan
@@ -88,5 +89,5 @@ def _check_paths(settings: Settings) -> None:
         if isinstance(reward, RewardModelReward):
             models[f"rewards.{name}.model"] = reward.model
     for key, model in models.items():
-        if model.startswith((".", "/", "~")) and not Path(model).exists():
-            raise ConfigError(f"{key} is {safe_repr(model)}, which does not exist")
+        if model.startswith((".", "/", "~")) and not os.path.exists(model):
+            raise ConfigError(f"{key} is {model!r}, which does not exist")

@@ -37,7 +37,8 @@ def parse(settings: Settings, heads: Heads, flags: Sequence[str]) -> Namespace:
     if settings.served_model_name is not None and args.served_model_name is None:
         args.served_model_name = [settings.served_model_name]
     _check_servers(args, settings)
-    set_cpu_defaults(args)
+    reward_models = any(reward.kind == "reward_model" for reward in settings.rewards.values())
+    set_cpu_defaults(args, other_engines=reward_models)
     if worker_args.needed(settings, heads):
         worker_args.configure(args, settings, heads)
     return args

@@ -11,7 +11,7 @@ export class Comparison {
     const table = h("table", {}, h("thead", {}, h("tr", {}, names)), this.rows);
     const label = { id: "comparison", "aria-label": "Comparison" };
     this.element = h("section", label, this.headline, table);
-    this.clear("Run both policies to see which text is better, and by how much.");
+    this.clear();
   }
 
   /** Shows that runs are under way. */
@@ -57,7 +57,7 @@ export class Comparison {
     this.headline.textContent = scored.length > 0 ? verdict(scored.at(-1)) : "No common reward.";
   }
 
-  clear(words) {
+  clear(words = "Run both policies to see which text is better, and by how much.") {
     this.rows.replaceChildren();
     this.headline.textContent = words;
   }

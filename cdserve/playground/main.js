@@ -110,7 +110,7 @@ class Page {
   arrange() {
     by("main").dataset.lanes = this.active.length;
     this.lanes.forEach((lane) => (lane.element.hidden = !this.active.includes(lane)));
-    this.comparison.element.hidden = this.active.length < 2;
+    if (this.comparison) this.comparison.element.hidden = this.active.length < 2;
   }
 
   async run() {
@@ -124,7 +124,8 @@ class Page {
     const policies = active.map(({ editor }) => editor.value);
     this.showLink(fragment({ settings: { ...settings, seed }, policies }));
     this.running = new AbortController();
-    this.comparison.begin();
+    if (active.length > 1) this.comparison.begin();
+    else this.comparison.clear();
     this.enable();
     const body = request.body(settings, seed);
     await Promise.all(active.map((lane) => this.answer(lane, settings, body)));
@@ -158,7 +159,7 @@ class Page {
     for (const [name, values] of Object.entries(found.per_token ?? {})) {
       const { standardise } = this.server.rewards[name];
       if (standardise === true) continue; // by the head's statistics, which are not public
-      const value = values.at(-2);
+      const value = values.at(-2) ?? values.at(-1);
       const weight = rewards[name] / (standardise?.std ?? 1);
       found.score += weight * (value - found.rewards[name]);
       found.rewards[name] = value;

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from length_reward import log_words
 
+from cdserve.kl import best_of_n_bound
+
 
 @pytest.mark.parametrize("n", [1.0, 2.0, 45.0, 1e6])
 def test_n_at_kl_inverts_the_bound_of_best_of_n(n: float) -> None:
-    assert length.n_at_kl(length.best_of_n_kl(n)) == pytest.approx(n, rel=1e-6)
+    assert length.n_at_kl(best_of_n_bound(n)) == pytest.approx(n, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -23,7 +25,7 @@ def test_equal_n_interpolates_in_the_logarithm_of_n(reward: float, n: float) -> 
 def test_policy_that_draws_like_best_of_n_equals_that_n() -> None:
     rng = np.random.default_rng(0)
     curves = np.sort(rng.normal(size=(40, 8)), axis=1)
-    answers = [length.Answer(float(row[3]), 50, 200, length.best_of_n_kl(4)) for row in curves]
+    answers = [length.Answer(float(row[3]), 50, 200, best_of_n_bound(4)) for row in curves]
     found = length.figures(answers, curves, np.full(40, 50.0))
     assert found["equals_best_of"] == pytest.approx(4)
     assert found["equals_best_of_95"] == pytest.approx([4, 4])

@@ -21,9 +21,9 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return node
 
 
-def arguments(*flags: str) -> Namespace:
+def arguments(*flags: str, other_engines: bool = False) -> Namespace:
     args: Namespace = EngineArgs.add_cli_args(FlexibleArgumentParser()).parse_args(list(flags))
-    set_cpu_defaults(args)
+    set_cpu_defaults(args, other_engines=other_engines)
     return args
 
 
@@ -34,6 +34,11 @@ def test_kv_cache_takes_a_quarter_of_the_free_memory_beside_other_processes() ->
 def test_kv_cache_is_left_to_vllm_on_a_machine_of_its_own(memory: SimpleNamespace) -> None:
     memory.available_memory = 9.5 * GIB
     assert arguments().kv_cache_memory_bytes is None
+
+
+def test_kv_cache_leaves_room_for_other_engines(memory: SimpleNamespace) -> None:
+    memory.available_memory = 10 * GIB
+    assert arguments(other_engines=True).kv_cache_memory_bytes == 10 * GIB // 4
 
 
 @pytest.mark.parametrize(

@@ -275,6 +275,12 @@ def test_end_weight_counts_the_last_tokens_of_ended_responses(weight: int, mean:
     assert float(head.rollout_values(data)[0]) == pytest.approx(mean, abs=1e-3)
 
 
+@pytest.mark.parametrize("weight", [0, -1, 1.9])
+def test_end_weight_must_be_a_positive_integer(weight: Any) -> None:
+    with pytest.raises(ValueError, match=f"at least 1, got {weight}"):
+        FitOptions(end_weight=weight)
+
+
 def test_cd_q_targets_have_the_position_after_the_token() -> None:
     """Q is 22 t / 10 after t response tokens, whatever the state and the next token."""
     data = linear_data(0).split(0.01)[0]
