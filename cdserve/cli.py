@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
 from cdserve import __version__
 from cdserve.client.arguments import add_settings, chosen_settings
@@ -18,6 +19,11 @@ index.
 All other flags go to vLLM, such as --host, --port (default: 8000), --dtype, --max-model-len,
 --tensor-parallel-size and --api-key: https://docs.vllm.ai/en/stable/cli/serve.html"""
 
+_BUILDS = (
+    "torchvision is not a build for torch {torch} ({error}); nothing here needs it: "
+    "pip uninstall torchvision torchaudio torchcodec"
+)
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command; exits with one line on stderr if a flag or a setting is invalid."""
@@ -32,6 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.run(options)
     except (ConfigError, EngineError) as error:
         sys.exit(f"cdserve: {error}")
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+        sys.exit(f"cdserve: {_BUILDS.format(torch=version('torch'), error=error)}")
 
 
 def parser() -> argparse.ArgumentParser:
