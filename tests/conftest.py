@@ -50,7 +50,6 @@ SLOW = [
 OWN_SERVERS = [
     TESTS / path
     for path in (
-        "demo/test_smollm2.py",
         "server/test_admission.py",
         "server/test_dead_engines.py",
         "server/test_killed_server.py",
@@ -59,8 +58,8 @@ OWN_SERVERS = [
     )
 ]
 """Slow tests that start and stop servers of their own."""
-REPLICAS = [TESTS / "ray_serve/test_deployment.py"]
-"""Slow tests of replicas under Ray."""
+REPLICAS = [TESTS / "demo/test_smollm2.py", TESTS / "ray_serve/test_deployment.py"]
+"""Slow tests of the demo of a real model and of replicas under Ray."""
 FIRST_HALF = [WIRE, TESTS / "worker"]
 """About half of `make check`, by processor time."""
 TOOLS = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]

@@ -10,18 +10,19 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-CHECKED = "not server and not v2 and not slow and not own_servers and not replicas"
+CHECKED = "not server and not v2 and not wheel and not slow and not own_servers and not replicas"
 PARTS: dict[str, list[list[str]]] = {
     "check": [
         ["-m", f"first_half and {CHECKED}"],
         ["-m", f"not first_half and {CHECKED}"],
     ],
-    # Processes that start servers wait much of the time; four fill two cores.
+    # Processes that start servers wait much of the time; five fill two cores.
     "test": [
-        ["-m", "server and not own_servers and not v2"],
+        ["-m", "server and not v2"],
         ["-m", "own_servers and not v2"],
-        ["-m", "slow and not server and not own_servers and not v2"],
-        ["-m", "(not slow or replicas) and not server and not own_servers and not v2"],
+        ["-m", "slow and not server and not v2"],
+        ["-m", "replicas and not v2"],
+        ["-m", CHECKED],
     ],
 }
 NO_TESTS = 5

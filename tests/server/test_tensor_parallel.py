@@ -7,6 +7,7 @@ import httpx2
 import pytest
 from openai import OpenAI
 
+from .killing import gone, kill, load, started
 from .served import Served, demo_settings
 from .wire import BEST_OF_N, BLOCKWISE, PROMPT, assert_close, complete
 
@@ -29,18 +30,22 @@ POLICIES = {
 
 
 @pytest.fixture(scope="module")
-def halves(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAI]:
-    """A client of the demo on two workers."""
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The demo on two workers."""
     settings = demo_settings(presets={})
     settings["rewards"] |= {
         "fluent": {"kind": "loglik"},
         "dpo": {"kind": "log_ratio", "tuned": "tuned", "reference": "ref", "beta": 0.5},
     }
     flags = ["--tensor-parallel-size", "2"]
-    with (
-        Served(settings, tmp_path_factory.mktemp("halves"), flags) as served,
-        OpenAI(base_url=f"{served.base_url}/v1", api_key="-", max_retries=0) as client,
-    ):
+    with Served(settings, tmp_path_factory.mktemp("halves"), flags) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def halves(served: Served) -> Iterator[OpenAI]:
+    """A client of the demo on two workers."""
+    with OpenAI(base_url=f"{served.base_url}/v1", api_key="-", max_retries=0) as client:
         yield client
 
 
@@ -64,3 +69,15 @@ def test_texts_are_scored_as_by_one_worker(halves: OpenAI, http: httpx2.Client) 
     }
     ours = halves.post("/alignment/score", body=body, cast_to=dict[str, Any])
     assert_close(ours, http.post("/v1/alignment/score", json=body).raise_for_status().json())
+
+
+def test_worker_that_hangs_in_a_collective_ends_with_a_killed_server(served: Served) -> None:
+    """The last test of this server. The other worker is stopped: this one blocks."""
+    processes = started(served)
+    *others, stopped = (one for one in processes if "VLLM::" in " ".join(one.cmdline()))
+    load(served)
+    stopped.suspend()
+    kill(served)
+    assert gone(others) == []
+    stopped.resume()
+    assert gone(processes) == []

@@ -27,7 +27,7 @@ class Kind:
     """
 
     length: int
-    steps: int = 7
+    steps: int = 4
     wants: Mapping[str, Any] = field(default_factory=dict)
     tables: tuple[str, ...] = ()
     temperature: float = 0.0
@@ -48,7 +48,7 @@ HEADS = {
     "value at the prompt's end": Kind(
         length=17, steps=1, wants={"value_length": 17}, tables=("values",)
     ),
-    "value while it draws": Kind(length=14, wants={"value_length": 20}, tables=("values",)),
+    "value while it draws": Kind(length=14, wants={"value_length": 17}, tables=("values",)),
     "values of a whole prompt": Kind(
         length=40, steps=1, wants={"value_length": None}, tables=("values",)
     ),
