@@ -1,10 +1,10 @@
-"""``cdserve heads``: train, make, inspect, import and publish value heads and Q-heads."""
+"""``cdserve heads``: train, compare, make, inspect, import and publish value heads and Q-heads."""
 
 import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cdserve.commands import confidence, train
+from cdserve.commands import compare, confidence, train
 from cdserve.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -15,10 +15,11 @@ _FILES = ("config.json", "model.safetensors", "README.md", "*.json", "*.png")
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Adds the command with its sub-commands; each sets ``run``."""
-    heads = commands.add_parser("heads", help="train, inspect, import and publish value heads")
+    heads = commands.add_parser("heads", help="train, compare, inspect, import and publish heads")
     kinds = heads.add_subparsers(dest="heads_command", required=True)
 
     train.add(kinds)
+    compare.add(kinds)
     confidence.add(kinds)
 
     inspect = kinds.add_parser("inspect", help="describe a head and check its files")

@@ -3,7 +3,7 @@
 import argparse
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cdserve.errors import ConfigError
 
@@ -37,6 +37,27 @@ def add(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
 
 
 def _add_data(group: "argparse._ArgumentGroup") -> None:
+    add_responses(group)
+    group.add_argument(
+        "--test-prompts",
+        type=Path,
+        help="JSONL file of prompts for the report (default: a held-out share of --prompts)",
+    )
+    group.add_argument(
+        "--cache", type=Path, help="folder for responses and hidden states (default: OUT-cache)"
+    )
+    group.add_argument(
+        "--held-out",
+        type=float,
+        default=0.1,
+        metavar="SHARE",
+        help="share of the prompts in the validation set, and in the test set unless "
+        "--test-prompts is given (default: 0.1)",
+    )
+
+
+def add_responses(group: "argparse._ArgumentGroup") -> None:
+    """Adds the flags of responses and their rewards."""
     source = group.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--prompts",
@@ -48,11 +69,6 @@ def _add_data(group: "argparse._ArgumentGroup") -> None:
         type=Path,
         help="JSONL file of prompts with responses and rewards, labels, candidates or pairs, in "
         "place of --prompts; no response is sampled",
-    )
-    group.add_argument(
-        "--test-prompts",
-        type=Path,
-        help="JSONL file of prompts for the report (default: a held-out share of --prompts)",
     )
     group.add_argument(
         "--rewards",
@@ -71,17 +87,6 @@ def _add_data(group: "argparse._ArgumentGroup") -> None:
         action="store_true",
         help="also score responses that were cut, at --max-tokens or in the data; they then count "
         "as ended there",
-    )
-    group.add_argument(
-        "--cache", type=Path, help="folder for responses and hidden states (default: OUT-cache)"
-    )
-    group.add_argument(
-        "--held-out",
-        type=float,
-        default=0.1,
-        metavar="SHARE",
-        help="share of the prompts in the validation set, and in the test set unless "
-        "--test-prompts is given (default: 0.1)",
     )
     group.add_argument(
         "--per-prompt", type=int, help="responses per prompt of --prompts (default: 1)"
@@ -204,7 +209,7 @@ def _job(args: argparse.Namespace) -> "TrainingJob":
         if not (value := getattr(args, flag)) > 0:
             raise ConfigError(f"--{flag.replace('_', '-')} is {value}; it must be positive")
     return TrainingJob(
-        data=_data(args),
+        data=data(args, held_out=args.held_out, test_prompts=args.test_prompts),
         rewards=read_rewards(args.rewards, args.config),
         score_cut=args.score_cut,
         method=args.method,
@@ -233,20 +238,35 @@ def _job(args: argparse.Namespace) -> "TrainingJob":
     )
 
 
-def _data(args: argparse.Namespace) -> "Data | DataFile":
+def data(
+    args: argparse.Namespace, held_out: float | None, test_prompts: Path | None = None
+) -> "Data | DataFile":
+    """The responses that the flags of ``add_responses`` describe.
+
+    Args:
+        args: the parsed flags, with the model and the cache.
+        held_out, test_prompts: as in ``Data``.
+
+    Raises:
+        ConfigError: a flag is out of range or does not fit the others.
+    """
     from cdserve.training.job import Data, DataFile
 
     common = {
         "model": args.model,
-        "held_out": args.held_out,
+        "held_out": held_out,
         "temperature": args.temperature,
         "seed": args.sample_seed,
         "cache": args.cache or args.out.with_name(f"{args.out.name}-cache"),
     }
-    sampling = {
+    sampling: dict[str, Any] = {
         name: value
-        for name in ("test_prompts", "per_prompt", "max_tokens")
-        if (value := getattr(args, name)) is not None
+        for name, value in (
+            ("test_prompts", test_prompts),
+            ("per_prompt", args.per_prompt),
+            ("max_tokens", args.max_tokens),
+        )
+        if value is not None
     }
     if args.prompts is not None:
         return Data(**common, prompts=args.prompts, **sampling, flags=tuple(args.flags))

@@ -92,6 +92,8 @@ def fill_cache(data: Data, model: Path) -> FilledCache:
 def split(data: Data | DataFile, items: Sequence[Item], source: str) -> dict[str, list[Item]]:
     """Splits prompts, or other items, at random into the sets of the three purposes.
 
+    Without a held-out share all are in the test set, in their order.
+
     Args:
         source: flag and file of the prompts, in messages.
 
@@ -99,6 +101,8 @@ def split(data: Data | DataFile, items: Sequence[Item], source: str) -> dict[str
         ConfigError: there are too few items.
     """
     order = list(items)
+    if data.held_out is None:
+        return {"test": order}
     random.Random(data.seed).shuffle(order)
     count = min(max(1, round(data.held_out * len(order))), MOST_HELD_OUT)
     if len(order) < 3 * count:

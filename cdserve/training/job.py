@@ -22,7 +22,7 @@ class Data:
         test_prompts: JSONL file of prompts for the report; None to hold out some of ``prompts``.
         held_out: share of the prompts for the validation set, which decides when to stop; without
             ``test_prompts`` an equal share is held out for the report. Each set has at most
-            ``MOST_HELD_OUT`` prompts.
+            ``MOST_HELD_OUT`` prompts. None if all prompts are for a report.
         per_prompt: responses per prompt.
         max_tokens: maximum length of a response.
         temperature: sampling temperature.
@@ -34,7 +34,7 @@ class Data:
     model: str
     prompts: Path
     test_prompts: Path | None = None
-    held_out: float = 0.1
+    held_out: float | None = 0.1
     per_prompt: int = 1
     max_tokens: int = 256
     temperature: float = 1.0
@@ -44,7 +44,7 @@ class Data:
 
     def __post_init__(self) -> None:
         """Checks the ranges of the numbers."""
-        _check("--held-out", self.held_out, "above 0 and below 0.5", 0 < self.held_out < 0.5)
+        _check_share(self.held_out)
         _check("--per-prompt", self.per_prompt, "at least 1", self.per_prompt >= 1)
         _check("--max-tokens", self.max_tokens, "at least 1", self.max_tokens >= 1)
         _check("--temperature", self.temperature, "positive", self.temperature > 0)
@@ -57,7 +57,8 @@ class DataFile:
     Attributes:
         model: folder of the base model, or its name on the Hub.
         path: JSONL file of responses.
-        held_out: share of the prompts for the validation set, and an equal share for the report.
+        held_out: share of the prompts for the validation set, and an equal share for the report;
+            None if all prompts are for a report.
         temperature: temperature of the base model's next-token distribution, for cdq.
         seed: seed of the split.
         cache: folder of responses and states; other heads can be trained on the same cache.
@@ -65,14 +66,14 @@ class DataFile:
 
     model: str
     path: Path
-    held_out: float = 0.1
+    held_out: float | None = 0.1
     temperature: float = 1.0
     seed: int = 0
     cache: Path
 
     def __post_init__(self) -> None:
         """Checks the ranges of the numbers."""
-        _check("--held-out", self.held_out, "above 0 and below 0.5", 0 < self.held_out < 0.5)
+        _check_share(self.held_out)
         _check("--temperature", self.temperature, "positive", self.temperature > 0)
 
 
@@ -183,6 +184,11 @@ class TrainingJob:
     def needs_base(self) -> bool:
         """Whether training requires the base model's output layer."""
         return self.method == "cdq" or self.head.architecture == "tied"
+
+
+def _check_share(held_out: float | None) -> None:
+    holds = held_out is None or 0 < held_out < 0.5
+    _check("--held-out", held_out, "above 0 and below 0.5", holds)
 
 
 def _check(flag: str, value: object, accepted: str, holds: bool) -> None:

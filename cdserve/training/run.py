@@ -15,6 +15,7 @@ from cdserve.training.fill_cache import FilledCache, fill_cache
 from cdserve.training.head import method, new_head
 from cdserve.training.job import Data, DataFile, TrainingJob
 from cdserve.training.plot import draw, draw_pairs
+from cdserve.training.rewards import JobRewards
 from cdserve.training.score import score
 from value_heads import (
     Base,
@@ -54,10 +55,12 @@ def train(job: TrainingJob) -> HeadReport | PairReport:
     """
     if (job.out / _WEIGHTS).exists():
         raise ConfigError(f"--out {job.out} already has a head; choose another folder")
-    model = _folder(job.data.model)
-    cache = _fill_cache(job, model)
+    model = model_folder(job.data.model)
+    cache = cached(job.data, job.rewards, model, pairs=job.method == "bt")
     _check_ended(job, cache)
-    scores = score(job, cache)
+    scores = score(job.rewards, cache, job.score_cut)
+    if job.head.bounds is not None:
+        scores.check_bounds(*job.head.bounds)
     shards = {
         name: CachedRollouts(cache.folder, name, rewards, cut_ends=job.score_cut)
         for name, rewards in scores.by_set.items()
@@ -84,22 +87,33 @@ def train(job: TrainingJob) -> HeadReport | PairReport:
     return report
 
 
-def _folder(model: str) -> Path:
+def model_folder(model: str) -> Path:
+    """Folder of a model, downloaded if it is a name on the Hub."""
     if Path(model).is_dir():
         return Path(model)
     return Path(snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
 
 
-def _fill_cache(job: TrainingJob, model: Path) -> FilledCache:
-    if isinstance(job.data, Data):
-        return fill_cache(job.data, model)
-    examples = read_examples(job.data.path, with_rewards=not job.rewards.by_name)
-    if examples.pairs != (job.method == "bt"):
+def cached(data: Data | DataFile, rewards: JobRewards, model: Path, pairs: bool) -> FilledCache:
+    """The cache of the responses and states, filled.
+
+    Args:
+        rewards: rewards of ``--rewards``.
+        model: folder of the base model.
+        pairs: whether a data file must have pairs.
+
+    Raises:
+        ConfigError: the data cannot be used.
+    """
+    if isinstance(data, Data):
+        return fill_cache(data, model)
+    examples = read_examples(data.path, with_rewards=not rewards.by_name)
+    if examples.pairs != pairs:
         content = "pairs, which require" if examples.pairs else "no pairs, which are required by"
-        raise ConfigError(f"--data {job.data.path} has {content} --method bt")
-    if not (examples.pairs or examples.names or job.rewards.by_name):
-        raise ConfigError(f"--data {job.data.path} has no rewards; --rewards is required")
-    return cache_examples(job.data, examples, model)
+        raise ConfigError(f"--data {data.path} has {content} --method bt")
+    if not (examples.pairs or examples.names or rewards.by_name):
+        raise ConfigError(f"--data {data.path} has no rewards; --rewards is required")
+    return cache_examples(data, examples, model)
 
 
 def _check_ended(job: TrainingJob, cache: FilledCache) -> None:

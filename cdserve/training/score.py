@@ -15,7 +15,7 @@ from cdserve.client.journal import Journal
 from cdserve.errors import ConfigError, RewardFailure, safe_repr
 from cdserve.scoring import Response, Reward
 from cdserve.training.fill_cache import FilledCache
-from cdserve.training.job import TrainingJob
+from cdserve.training.rewards import JobRewards
 from cdserve.training.rollouts import Rollout, read
 from value_heads import CachedRollouts
 
@@ -42,29 +42,44 @@ class Scores:
     names: tuple[str, ...]
     by_set: Mapping[str, Tensor]
 
+    def check_bounds(self, low: float, high: float) -> None:
+        """Checks that no reward is outside ``--bounds``.
 
-def score(job: TrainingJob, cache: FilledCache) -> Scores:
-    """The rewards of ``--rewards``, or those in the data file if the job has none; none for pairs.
+        Raises:
+            ConfigError: names the reward and its value.
+        """
+        for column, name in enumerate(self.names):
+            rewards = torch.cat([rewards[:, column] for rewards in self.by_set.values()])
+            outside = rewards[(rewards < low) | (rewards > high)]
+            if len(outside):
+                raise ConfigError(
+                    f"reward {name} is {float(outside[0]):g} for a response; --bounds requires "
+                    f"{low:g} to {high:g}"
+                )
+
+
+def score(rewards: JobRewards, cache: FilledCache, score_cut: bool = False) -> Scores:
+    """The rewards of ``--rewards``, or those in the data file without any; none for pairs.
 
     Values of rewards with a digest are kept in the cache as they come, and are not computed again.
 
+    Args:
+        score_cut: whether responses that were cut are scored as they stand.
+
     Raises:
-        ConfigError: a reward fails, is not finite, or is outside ``--bounds``.
+        ConfigError: a reward fails or is not finite.
     """
     if cache.pairs:
         return Scores((PREFERENCE,), cache.rewards)
-    if job.rewards.by_name:
-        scores = Scores(tuple(job.rewards.by_name), asyncio.run(_computed(job, cache)))
-    else:
-        scores = Scores(cache.reward_names, _in_file(job, cache))
-    _check_bounds(job, scores)
-    return scores
+    if rewards.by_name:
+        values = asyncio.run(_computed(rewards, cache, score_cut))
+        return Scores(tuple(rewards.by_name), values)
+    return Scores(cache.reward_names, _in_file(cache, score_cut))
 
 
-def _in_file(job: TrainingJob, cache: FilledCache) -> dict[str, Tensor]:
+def _in_file(cache: FilledCache, score_cut: bool) -> dict[str, Tensor]:
     ended = {
-        name: CachedRollouts(cache.folder, name, cut_ends=job.score_cut).ended
-        for name in cache.counts
+        name: CachedRollouts(cache.folder, name, cut_ends=score_cut).ended for name in cache.counts
     }
     return {
         name: rewards.where(ended[name][:, None], math.nan)
@@ -72,12 +87,15 @@ def _in_file(job: TrainingJob, cache: FilledCache) -> dict[str, Tensor]:
     }
 
 
-async def _computed(job: TrainingJob, cache: FilledCache) -> dict[str, Tensor]:
+async def _computed(rewards: JobRewards, cache: FilledCache, score_cut: bool) -> dict[str, Tensor]:
     async with AsyncExitStack() as stack:
-        models = _LazyModels(job, stack)
+        models = _LazyModels(rewards, stack)
         return {
             name: torch.tensor(
-                [await _values(job, cache, name, reward, models) for reward in job.rewards.by_name]
+                [
+                    await _values(rewards, cache, score_cut, name, reward, models)
+                    for reward in rewards.by_name
+                ]
             ).T.contiguous()
             for name in cache.counts
         }
@@ -86,8 +104,8 @@ async def _computed(job: TrainingJob, cache: FilledCache) -> dict[str, Tensor]:
 class _LazyModels:
     """The reward models, which start with the first missing value and stop with the stack."""
 
-    def __init__(self, job: TrainingJob, stack: AsyncExitStack) -> None:
-        self._models = job.rewards.models
+    def __init__(self, rewards: JobRewards, stack: AsyncExitStack) -> None:
+        self._models = rewards.models
         self._stack = stack
 
     async def start(self, reward: Reward) -> None:
@@ -99,11 +117,16 @@ class _LazyModels:
 
 
 async def _values(
-    job: TrainingJob, cache: FilledCache, name: str, reward: str, models: _LazyModels
+    rewards: JobRewards,
+    cache: FilledCache,
+    score_cut: bool,
+    name: str,
+    reward: str,
+    models: _LazyModels,
 ) -> list[float]:
     """One reward of all responses of a set."""
-    ended = CachedRollouts(cache.folder, name, cut_ends=job.score_cut).ended.tolist()
-    digest = job.rewards.digests.get(reward)
+    ended = CachedRollouts(cache.folder, name, cut_ends=score_cut).ended.tolist()
+    digest = rewards.digests.get(reward)
     path = cache.folder / f"{name}-rewards-{digest}.jsonl"
     with nullcontext() if digest is None else Journal(path, key="response") as journal:
         values = [math.nan] * len(ended)
@@ -112,16 +135,17 @@ async def _values(
                 values[record["response"]] = record["reward"]
         missing = [end and math.isnan(value) for end, value in zip(ended, values, strict=True)]
         if any(missing):
-            await models.start(job.rewards.by_name[reward])
-        kind = job.rewards.by_name[reward].kind
+            await models.start(rewards.by_name[reward])
+        kind = rewards.by_name[reward].kind
         batches = _batches(cache, name, missing, _BATCH.get(kind, _SEQUENTIAL_BATCH))
         total, done = sum(ended), sum(ended) - sum(missing)
         with tqdm(total=total, initial=done, desc=f"{name}: {reward}", unit="response") as bar:
 
             async def call_until_done() -> None:
                 for batch in batches:  # shared with the other callers
-                    rewards = await _call(job, cache, reward, [rollout for _, rollout in batch])
-                    for (index, _), value in zip(batch, rewards, strict=True):
+                    responses = [rollout for _, rollout in batch]
+                    scored = await _call(rewards, cache, reward, responses)
+                    for (index, _), value in zip(batch, scored, strict=True):
                         if journal is not None:
                             journal.add({"response": index, "reward": value})
                         values[index] = value
@@ -147,23 +171,23 @@ def _batches(
 
 
 async def _call(
-    job: TrainingJob, cache: FilledCache, name: str, rollouts: Sequence[Rollout]
+    rewards: JobRewards, cache: FilledCache, name: str, rollouts: Sequence[Rollout]
 ) -> list[float]:
     responses = [_response(cache, rollout) for rollout in rollouts]
     try:
-        rewards = [float(value) for value in await job.rewards.by_name[name].score(responses)]
+        values = [float(value) for value in await rewards.by_name[name].score(responses)]
     except Exception as error:
         several = "" if len(rollouts) == 1 else f"one of {len(rollouts)} responses, the first "
         details = f": {error.details}" if isinstance(error, RewardFailure) else ""
         raise ConfigError(
             f"--rewards {name} failed on {several}{safe_repr(rollouts[0].text)}: {error!r}{details}"
         ) from error
-    for rollout, reward in zip(rollouts, rewards, strict=True):
-        if not math.isfinite(reward):
+    for rollout, value in zip(rollouts, values, strict=True):
+        if not math.isfinite(value):
             raise ConfigError(
-                f"--rewards {name} is {reward} for {safe_repr(rollout.text)}; it must be finite"
+                f"--rewards {name} is {value} for {safe_repr(rollout.text)}; it must be finite"
             )
-    return rewards
+    return values
 
 
 def _response(cache: FilledCache, rollout: Rollout) -> Response:
@@ -176,17 +200,3 @@ def _response(cache: FilledCache, rollout: Rollout) -> Response:
         values={},
         messages=None if isinstance(prompt, str) else prompt,
     )
-
-
-def _check_bounds(job: TrainingJob, scores: Scores) -> None:
-    if (bounds := job.head.bounds) is None:
-        return
-    low, high = bounds
-    for column, name in enumerate(scores.names):
-        rewards = torch.cat([rewards[:, column] for rewards in scores.by_set.values()])
-        outside = rewards[(rewards < low) | (rewards > high)]
-        if len(outside):
-            raise ConfigError(
-                f"reward {name} is {float(outside[0]):g} for a response; --bounds requires "
-                f"{low:g} to {high:g}"
-            )

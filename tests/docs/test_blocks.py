@@ -44,6 +44,7 @@ UNRUN = {
     "guidellm": "a load generator that needs a separate environment",
     "head": "it only cuts a file",
     "kubectl": "there is no cluster here; tests/deploy checks its files",
+    "pip": "it changes the environment; tests/test_wheel.py runs the commands",
     "serve": "Ray Serve's own command; tests/deploy starts replicas",
     "tail": "it only cuts a file",
     "trl-env/bin/pip": "TRL needs a separate environment",

@@ -73,7 +73,7 @@ def job(folder: Path, *rewards: str, **settings: Any) -> TrainingJob:
 
 
 def score(started: TrainingJob, cache: FilledCache) -> Mapping[str, torch.Tensor]:
-    return scoring.score(started, cache).by_set
+    return scoring.score(started.rewards, cache, started.score_cut).by_set
 
 
 def judge(endpoint: Endpoint, **settings: Any) -> dict[str, Any]:
