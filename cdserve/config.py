@@ -412,10 +412,10 @@ class Settings(_Section):
         "cdserve.decoders.",
     )
     keep_alive: float = Field(
-        default=5.0,
+        default=15.0,
         gt=0,
-        description="Seconds between keep-alive comments on a silent stream of a request with a "
-        "policy.",
+        description="Seconds of silence after which a stream of a request with a policy gets an "
+        "empty event, which keeps its connection open.",
     )
     kernels: bool = Field(
         default=True,

@@ -10,10 +10,10 @@ from starlette.types import Receive, Scope, Send
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 from vllm.entrypoints.serve.utils.api_utils import load_aware_call, with_cancellation
-from vllm.entrypoints.serve.utils.sse_keep_alive import with_sse_keep_alive
 from vllm.exceptions import GenerationError, GracefulHTTPError
 
 from cdserve.api.errors import from_vllm_error
+from cdserve.api.keep_alive import keep_alive
 from cdserve.api.keys import Keys
 from cdserve.api.requests import AlignedRequestMixin
 from cdserve.api.server import AlignmentServer
@@ -77,7 +77,7 @@ async def serve_aligned(
         if not isinstance(answer, AsyncGenerator):
             return JSONResponse(writer.body(answer))
         interval = raw_request.app.state.args.sse_keep_alive_interval
-        events = with_sse_keep_alive(
+        events = keep_alive(
             writer.events(answer), float(interval) or request.server.settings.keep_alive
         )
         return _Stream(events, resources.pop_all())
