@@ -11,6 +11,15 @@ CdserveError
 └── InternalError    unexpected exception: 500
 """
 
+from typing import Literal
+
+RefusalReason = Literal["invalid", "limit", "combination"]
+"""Reason for a 400.
+
+``invalid``: a field, value or name that is unknown or malformed. ``limit``: more than this server
+accepts. ``combination``: values that are valid, but not together.
+"""
+
 
 class CdserveError(Exception):
     """Base of all errors that cdserve raises on purpose."""
@@ -36,12 +45,14 @@ class PolicyError(CdserveError):
     Args:
         param: path of the field, such as ``alignment.k``.
         detail: predicate of the sentence, with the value and what is accepted.
+        reason: why the request is refused, for the metrics.
     """
 
-    def __init__(self, param: str, detail: str) -> None:
+    def __init__(self, param: str, detail: str, reason: RefusalReason = "invalid") -> None:
         super().__init__(f"{param} {detail}")
         self.param = param
         self.detail = detail
+        self.reason = reason
 
     def under(self, prefix: str) -> "PolicyError":
         """The same error with ``prefix`` in place of ``alignment`` at the start of the path.
@@ -49,7 +60,7 @@ class PolicyError(CdserveError):
         An empty prefix removes it.
         """
         path = self.param.removeprefix("alignment.")
-        return PolicyError(f"{prefix}.{path}" if prefix else path, self.detail)
+        return PolicyError(f"{prefix}.{path}" if prefix else path, self.detail, self.reason)
 
 
 class ModelError(CdserveError):

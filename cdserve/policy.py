@@ -310,7 +310,8 @@ def at_most(field: str, value: int, limit: int) -> None:
         PolicyError: ``value`` is above ``limit``.
     """
     if value > limit:
-        raise PolicyError(field, f"is {safe_repr(value)}; this server accepts 1 to {limit}")
+        detail = f"is {safe_repr(value)}; this server accepts 1 to {limit}"
+        raise PolicyError(field, detail, reason="limit")
 
 
 def parse(

@@ -26,7 +26,7 @@ async def _on_cdserve_error(_: Request, error: Exception) -> JSONResponse:
     All others are a 500 without a retry, which would draw all candidates again.
     """
     if isinstance(error, PolicyError):
-        REFUSED.inc()
+        REFUSED.labels(error.reason).inc()
         return error_response(str(error), "BadRequestError", 400, param=error.param)
     if isinstance(error, ModelError):
         return error_response(str(error), "NotFoundError", 404, param="model")

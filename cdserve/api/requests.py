@@ -72,6 +72,7 @@ class AlignedRequestMixin(BaseModel):
                     FIELD,
                     f"cannot be combined with model {safe_repr(self.model)}, a preset; use model "
                     f"{safe_repr(server.settings.model_name)}",
+                    reason="combination",
                 )
             self.alignment, self.model = preset, server.settings.model_name
         self._server = server
@@ -211,7 +212,8 @@ class AlignedResponsesRequest(AlignedRequestMixin, ResponsesRequest):  # type: i
         """Resolves the policy; rejects ``background``."""
         context = super().resolve(server)
         if context is not None and self.background:
-            raise PolicyError("background", f"is true; it cannot be combined with {FIELD}")
+            detail = f"is true; it cannot be combined with {FIELD}"
+            raise PolicyError("background", detail, reason="combination")
         return context
 
 
@@ -243,6 +245,7 @@ def _check_combination(request: AlignedRequestMixin, context: AlignmentContext) 
         raise PolicyError(
             "use_beam_search",
             f"cannot be combined with method {method!r}, which samples its candidates",
+            reason="combination",
         )
     if not context.policy.scores_prefixes:
         return
@@ -252,6 +255,7 @@ def _check_combination(request: AlignedRequestMixin, context: AlignmentContext) 
             field,
             f"is {safe_repr(value)}; it counts output tokens only, which method {method!r} cannot "
             "honour across blocks (repetition_penalty, which counts the whole text, is supported)",
+            reason="combination",
         )
     if request.grammar is not None:
         _check_grammar(context, request.grammar)
@@ -265,6 +269,7 @@ def _check_grammar(context: AlignmentContext, field: str) -> None:
             "requires grammar-constrained output, which cannot be combined with method "
             f"{context.policy.method!r}: the state of the grammar is lost between blocks; use "
             "'best_of_n'",
+            reason="combination",
         )
 
 
@@ -291,6 +296,7 @@ def _check_params(
             "temperature",
             f"is 0; all {width} candidates would be the same, so method "
             f"{context.policy.method!r} needs a temperature above 0",
+            reason="combination",
         )
     tokens = width * params.max_tokens * choices
     if tokens > limit:
@@ -299,4 +305,5 @@ def _check_params(
             length_field,
             f"is {params.max_tokens}; {width} candidates{times} would be {tokens} tokens, and this "
             f"server accepts up to {limit}",
+            reason="limit",
         )

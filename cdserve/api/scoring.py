@@ -95,7 +95,9 @@ async def score(
     limit = server.settings.limits.max_n
     if len(request.responses) > limit:
         raise PolicyError(
-            "responses", f"has {len(request.responses)} items; this server accepts 1 to {limit}"
+            "responses",
+            f"has {len(request.responses)} items; this server accepts 1 to {limit}",
+            reason="limit",
         )
     objective = _objective(request, server)
     prompt = await _render_prompt(request, state)
@@ -211,6 +213,7 @@ class _Scorer:
             raise PolicyError(
                 f"responses.{index}",
                 f"has {len(token_ids)} tokens with the prompt; this server scores up to {limit}",
+                reason="limit",
             )
         request_id, resources = f"score-{random_uuid()}", self._engine.resources
         asked = WorkerRequest(response_start=start)

@@ -167,11 +167,13 @@ class AlignmentServer:
                 f"{FIELD}.method",
                 f"is {safe_repr(sent['method'])}, which does not support a KL budget; "
                 f"this server bounds the KL at {limit:g} nats",
+                reason="limit",
             )
         if budget is None or (isinstance(budget, int | float) and budget > limit):
             raise PolicyError(
                 f"{FIELD}.kl_budget",
                 f"is {safe_repr(budget)}; this server accepts 0 to {limit:g} nats",
+                reason="limit",
             )
         return sent
 

@@ -93,6 +93,7 @@ def _admit(
         raise PolicyError(
             field,
             f"asks for {candidates} candidates; this server accepts up to {admission.capacity}",
+            reason="limit",
         )
     return admission.admit(candidates, request.server.key, request.server.max_candidates)
 

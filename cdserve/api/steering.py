@@ -56,6 +56,7 @@ def _mix_weights(mix: Mix, settings: Settings, field: str, operator: bool) -> di
                 where,
                 f"gives {safe_repr(name)} the weight {weight:g}; this server accepts weights of at "
                 "least 0 (limits.allow_negative_weights is false)",
+                reason="limit",
             )
     return weights
 
@@ -78,6 +79,7 @@ def _coefficients(
                 f"{field}.rewards",
                 f"names {safe_repr(name)}, which has no next-token values (no q_head); rewards "
                 f"with next-token values: {available}",
+                reason="combination",
             )
     coefficients = {columns[name]: weight / tilt.beta for name, weight in weights.items()}
     return {column: value for column, value in coefficients.items() if value != 0}

@@ -46,6 +46,7 @@ class BestOfPoissonPolicy(SearchPolicy):
                 f"{FIELD}.mu",
                 f"is {safe_repr(self.mu)}, which draws up to {self.width} responses; this server "
                 f"accepts up to {limits.max_n}, a mu of 0 to {largest_mu(limits.max_n)}",
+                reason="limit",
             )
 
 

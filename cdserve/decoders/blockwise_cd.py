@@ -56,6 +56,7 @@ class BlockwiseCDPolicy(SelectingPolicy):
                 f"is {safe_repr(self.beam_width)}, which draws {safe_repr(self.width)} blocks at "
                 f"once; this server accepts up to {limits.max_k}, a beam_width of 1 to "
                 f"{limits.max_k // k} with k = {k}",
+                reason="limit",
             )
 
 

@@ -3,11 +3,12 @@
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, get_args
 
 from prometheus_client import Counter, Gauge, Histogram
 
 from cdserve.decoders import Decision
+from cdserve.errors import RefusalReason
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60)
 _SCORES = (-100, -30, -10, -3, -1, -0.3, -0.1, 0, 0.1, 0.3, 1, 3, 10, 30, 100)
@@ -64,7 +65,15 @@ REJECTED = Counter(
 DEADLINES = Counter(
     "cdserve_deadlines_passed", "Finished responses ended by their deadline.", ["method"]
 )
-REFUSED = Counter("cdserve_refused", "Requests rejected with 400 by cdserve's own checks.")
+REFUSED = Counter(
+    "cdserve_refused",
+    "Requests rejected with 400 by cdserve's own checks, by reason: invalid (an unknown or "
+    "malformed field, value or name), limit (more than this server accepts) or combination (values "
+    "that are valid, but not together).",
+    ["reason"],
+)
+for _reason in get_args(RefusalReason):
+    REFUSED.labels(_reason)  # from 0, so that a rate includes the first refusal
 FIRST_BLOCK_SECONDS = Histogram(
     "cdserve_time_to_first_block_seconds",
     "Time from the start of a response in the engine to its first output, in seconds.",

@@ -165,5 +165,6 @@ def objective(
                 f"{FIELD}.rewards.{name}",
                 f"scores finished responses only, and {policy.method!r} scores prefixes; use it "
                 "with 'best_of_n'",
+                reason="combination",
             )
     return Objective(weights, {name: rewards[name] for name in weights}, details)

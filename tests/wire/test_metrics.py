@@ -9,6 +9,7 @@ import httpx2
 import pytest
 from openai import OpenAI
 
+from tests.conftest import LIMITS
 from tests.server.served import Served
 from tests.server.wire import BEST_OF_N, BLOCKWISE, complete
 from tests.waiting import until
@@ -73,8 +74,54 @@ def test_every_outcome_is_counted(server: Served, client: OpenAI, http: httpx2.C
         f'{of}"error"': 1.0,
         f'{of}"cancelled"': 1.0,
     }
-    assert grown["cdserve_refused_total"] == {"": 1.0}
+    assert grown["cdserve_refused_total"] == {'reason="invalid"': 1.0}
     assert grown["cdserve_reward_failures_total"] == {'on_failure="error",reward="broken"': 1.0}
+
+
+@pytest.mark.parametrize(
+    ("policy", "reason"),
+    [
+        ("unheard-of", "invalid"),
+        ({**BEST_OF_N, "m": 4}, "invalid"),
+        ({**BEST_OF_N, "rewards": {"unheard-of": 1}}, "invalid"),
+        ({**BEST_OF_N, "n": LIMITS["max_n"] + 1}, "limit"),
+        ({**BLOCKWISE, "k": 4, "beam_width": 4}, "limit"),
+        ({"method": "best_of_poisson", "mu": 16}, "limit"),
+        ({"method": "logit_mixing", "weights": {"base": 2, "tuned": -1}}, "limit"),
+        ({**BLOCKWISE, "rewards": {"json": 1}}, "combination"),
+        ({"method": "tokenwise_cd", "beta": 1, "rewards": {"brevity": 1}}, "combination"),
+    ],
+)
+def test_refused_policies_are_counted_by_reason(
+    http: httpx2.Client, policy: Any, reason: str
+) -> None:
+    check_refusal(http, {"alignment": policy}, reason)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"temperature": 0}, "combination"),
+        ({"use_beam_search": True}, "combination"),
+        ({"presence_penalty": 1}, "combination"),
+        ({"model": "demo:safe"}, "combination"),
+        ({"alignement": {}}, "invalid"),
+        ({"max_tokens": 512, "n": 8}, "limit"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else value,
+)
+def test_refused_fields_are_counted_by_reason(
+    http: httpx2.Client, fields: dict[str, Any], reason: str
+) -> None:
+    check_refusal(http, {"alignment": BLOCKWISE, **fields}, reason)
+
+
+def check_refusal(http: httpx2.Client, fields: dict[str, Any], reason: str) -> None:
+    """Asserts a 400 that is counted under the reason."""
+    before = read(http)
+    body = {"model": "demo", "prompt": "A review.", "max_tokens": 16, **fields}
+    assert http.post("/v1/completions", json=body).status_code == 400
+    assert changes(http, before)["cdserve_refused_total"] == {f'reason="{reason}"': 1.0}
 
 
 async def _given_up(server: Served, body: dict[str, Any]) -> None:
