@@ -74,7 +74,7 @@ benchmarks/fairness.py --rounds 4 --seconds 10`, on the machine of the other tab
 
 ## Load your own server
 
-Both tools send a policy in one field of the body, as any client does:
+Both tools send a policy in one field of the body, as any [client](clients.md) does:
 
 ```sh
 vllm bench serve --backend openai --base-url http://localhost:8000 --model demo \\

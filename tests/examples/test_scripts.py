@@ -51,3 +51,4 @@ def test_langchain_script_prints_answers_with_reports(server: Served) -> None:
     printed = run(server, sys.executable, EXAMPLES / "langchain_chat.py")
     assert re.search(r"^blockwise: +\w", printed, re.MULTILINE)
     assert len(re.findall(r"^best-of-8: \w", printed, re.MULTILINE)) == 2
+    assert len(re.findall(r"score -?\d\.\d\d", printed)) == 3
