@@ -2,7 +2,6 @@
 
 import itertools
 import re
-import shutil
 import subprocess
 from typing import Any
 
@@ -24,6 +23,7 @@ from .files import (
     panels,
     queries,
 )
+from .programs import program
 
 QUERIES = list(queries())
 OF_PROMETHEUS = {"up"}
@@ -133,6 +133,6 @@ def test_prometheus_operator_rules_match_the_alerts() -> None:
     assert rules["spec"] == document(MONITORING / "alerts.yaml")
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool comes with Prometheus")
 def test_promtool_alert_tests_pass() -> None:
-    subprocess.run(["promtool", "test", "rules", "alerts.test.yaml"], cwd=MONITORING, check=True)
+    command = [program("promtool"), "test", "rules", "alerts.test.yaml"]
+    subprocess.run(command, cwd=MONITORING, check=True)
