@@ -108,22 +108,12 @@ class AlignedRequestMixin(BaseModel):
         values = {name: getattr(self, name, None) for name in _OUTPUT_ONLY}
         return {n: v for n, v in values.items() if v is not None and v != _OUTPUT_ONLY[n]}
 
-    @property
-    def grammar(self) -> str | None:
-        """Name of the field that constrains the output by a grammar; None if there is none."""
-        if self.extract_structured_outputs() is None:  # type: ignore[attr-defined]
-            return None
-        form = getattr(self, "response_format", None)
-        return "structured_outputs" if form is None else "response_format"
-
     def to_sampling_params(self, *args: Any, **kwargs: Any) -> SamplingParams:
         """vLLM's sampling parameters, with the policy in ``extra_args``."""
         params = super().to_sampling_params(*args, **kwargs)  # type: ignore[misc]
         if self._context is not None:
             limit = self._server.settings.limits.max_candidate_tokens
             _check_params(params, self._context, self.choice_count, self.length_field, limit)
-            if params.structured_outputs is not None:  # a tool call that vLLM forces
-                _check_grammar(self._context, "tools")
             params.extra_args = {**(params.extra_args or {}), CONTEXT_KEY: self._context}
         return params
 
@@ -178,11 +168,6 @@ class AlignedBatchRequest(AlignedRequestMixin, BatchChatCompletionRequest):  # t
     def choice_counts(self) -> Mapping[str, int]:
         return {"messages": len(self.messages)}
 
-    @property
-    def grammar(self) -> str | None:
-        chat: AlignedChatCompletionRequest = self.to_chat_completion_request(self.messages[0])
-        return chat.grammar
-
     def resolve(self, server: AlignmentServer) -> AlignmentContext | None:
         """Resolves the policy and adds the messages, which rewards may read, to its context."""
         context = super().resolve(server)
@@ -203,11 +188,6 @@ class AlignedResponsesRequest(AlignedRequestMixin, ResponsesRequest):  # type: i
     def length_field(self) -> str:
         return "max_output_tokens"
 
-    @property
-    def grammar(self) -> str | None:
-        field = super().grammar
-        return field if field is None or self.structured_outputs is not None else "text.format"
-
     def resolve(self, server: AlignmentServer) -> AlignmentContext | None:
         """Resolves the policy; rejects ``background``."""
         context = super().resolve(server)
@@ -224,11 +204,6 @@ class AlignedMessagesRequest(AlignedRequestMixin, AnthropicMessagesRequest):  # 
     def output_only(self) -> Mapping[str, Any]:
         budget = getattr(self.thinking, "budget_tokens", None)
         return {} if budget is None else {"thinking.budget_tokens": budget}
-
-    @property
-    def grammar(self) -> str | None:
-        config = self.output_config
-        return None if config is None or config.format is None else "output_config.format"
 
     def with_policy(self, chat: ChatCompletionRequest) -> AlignedChatCompletionRequest:
         """Adds the policy to the chat request that vLLM converted this request to."""
@@ -255,20 +230,6 @@ def _check_combination(request: AlignedRequestMixin, context: AlignmentContext) 
             field,
             f"is {safe_repr(value)}; it counts output tokens only, which method {method!r} cannot "
             "honour across blocks (repetition_penalty, which counts the whole text, is supported)",
-            reason="combination",
-        )
-    if request.grammar is not None:
-        _check_grammar(context, request.grammar)
-
-
-def _check_grammar(context: AlignmentContext, field: str) -> None:
-    """Raises PolicyError if the method decodes in blocks, which lose a grammar's state."""
-    if context.policy.scores_prefixes:
-        raise PolicyError(
-            field,
-            "requires grammar-constrained output, which cannot be combined with method "
-            f"{context.policy.method!r}: the state of the grammar is lost between blocks; use "
-            "'best_of_n'",
             reason="combination",
         )
 

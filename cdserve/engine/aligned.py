@@ -35,7 +35,10 @@ from cdserve.worker.request import REQUEST_KEY, WorkerRequest
 
 _POLL = 0.05
 """Seconds between checks for running requests while the server drains."""
-PASSED_ON = ("lora_request", "trace_headers", "priority", "data_parallel_rank", "session_id")
+PASSED_ON = (
+    *("lora_request", "trace_headers", "priority", "data_parallel_rank", "session_id"),
+    *("reasoning_ended", "reasoning_parser_kwargs"),
+)
 
 
 class AlignedEngine(EngineProxy):

@@ -193,6 +193,9 @@ class EngineProposal:
     def _asked(self, start: _Start, tickets: ExitStack) -> WorkerRequest:
         """Worker request of a candidate, with tickets that live as long as the stack."""
         resources, asked = self._resources, self._request.worker_request
+        prompt = len(self._request.prompt)
+        if self._params.structured_outputs is not None and len(start.token_ids) > prompt:
+            asked = replace(asked, response_start=prompt)  # where the grammar begins
         if asked.steered:
             ticket = tickets.enter_context(resources.path_kl.ticket())
             asked = replace(asked, path_kl=ticket, kl_budget=start.budget)

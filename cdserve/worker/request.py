@@ -31,9 +31,9 @@ class WorkerRequest:
         values: where V of prefixes is written; None to compute no values.
         value_length: length in tokens of the prefix whose V is computed; None for every prefix of
             the prompt.
-        response_start: tokens before the response, which is the client's prompt; a head that reads
-            the position counts from here. None for the engine request's own prompt, which in a
-            search also holds the blocks chosen so far.
+        response_start: tokens before the response, which is the client's prompt; here a grammar
+            begins, and the positions that heads read. None for the engine request's own prompt,
+            which in a search also holds the blocks chosen so far.
         tilt: tilt by Q; None for no tilt.
         mix: logit weight by model, ``base`` included; None for the base model's own logits.
         path_kl: where the KL along the request's path is written, in nats; None to write none.

@@ -1,5 +1,6 @@
 """Several conversations in one request, each answered as if it were alone."""
 
+import re
 from typing import Any
 
 import httpx2
@@ -60,7 +61,8 @@ def test_limit_covers_all_conversations_of_a_batch(http: httpx2.Client) -> None:
     assert "× 16 answers would be 10240 tokens" in error["message"]
 
 
-def test_batch_with_a_grammar_across_blocks_is_refused(http: httpx2.Client) -> None:
-    answer = ask(http, BLOCKWISE, response_format={"type": "json_object"})
-    assert answer.status_code == 400
-    assert answer.json()["error"]["param"] == "response_format"
+def test_batch_continues_a_grammar_across_blocks(http: httpx2.Client) -> None:
+    policy = {**BLOCKWISE, "m": 2}
+    answer = ask(http, policy, structured_outputs={"regex": "(good|bad){3}"}).raise_for_status()
+    for choice in answer.json()["choices"]:
+        assert re.fullmatch("(good|bad){3}", choice["message"]["content"])

@@ -253,6 +253,53 @@ async def test_served_distribution_of_an_exact_tilt_has_the_published_values(
     assert sum(spent) / ANSWERS == pytest.approx(0.40142906, abs=0.06)
 
 
+ACCEPTED = [(A, A, B), (A, B, A), (A, E), (B, A, A), (B, B, E)]
+"""Responses of the grammar."""
+EOS = 3
+"""Ends a response of the grammar; it is a token of the last block, or of one more."""
+
+
+def masked(prefix: Tokens, m: int) -> dict[Tokens, float]:
+    """Probability of each block of at most ``m`` tokens where every step is masked."""
+    if m == 0 or prefix[-1:] == (EOS,):
+        return {(): 1.0}
+    n = len(prefix)
+    allowed = {y[n] for y in ACCEPTED if y[:n] == prefix and len(y) > n}
+    p = {z: P[z] / sum(P[other] for other in allowed) for z in allowed} or {EOS: 1.0}
+    return {(z, *rest): p[z] * q for z in p for rest, q in masked((*prefix, z), m - 1).items()}
+
+
+def masked_search(k: int, m: int, prefix: Tokens = ()) -> Counter[Tokens]:
+    """Distribution of responses by the best of ``k`` masked blocks; V is 0 after EOS."""
+    if prefix[-1:] == (EOS,):
+        return Counter({prefix[:-1]: 1.0})
+    blocks = masked(prefix, m)
+    values = {z: 0.0 if z[-1] == EOS else value((*prefix, *z)) for z in blocks}
+    responses: Counter[Tokens] = Counter()
+    for block, p in blocks.items():
+        below = sum(q for z, q in blocks.items() if values[z] < values[block])
+        equal = sum(q for z, q in blocks.items() if values[z] == values[block])
+        best = ((below + equal) ** k - below**k) * p / equal
+        for response, q in masked_search(k, m, (*prefix, *block)).items():
+            responses[response] += best * q
+    return responses
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("k", "m"), [(1, 1), (2, 1), (2, 2)])
+async def test_served_distribution_under_a_grammar_is_that_of_the_masked_model(
+    tabular: Served, k: int, m: int
+) -> None:
+    texts = {
+        "".join(chr(ord("A") + NODES.index(y[:i])) for i in range(1, len(y) + 1)): y
+        for y in ACCEPTED
+    }
+    policy = {"method": "blockwise_cd", "k": k, "m": m}
+    choices, _ = await answers(tabular, policy, structured_outputs={"choice": list(texts)})
+    found = Counter(texts[choice["text"]] for choice in choices)
+    assert_follows(found, masked_search(k, m))
+
+
 LEAVES = [node for node in NODES if ended(node)]
 
 
@@ -260,18 +307,25 @@ async def ab3(server: Served, policy: dict[str, Any]) -> tuple[Counter[Tokens], 
     """Responses to the empty prefix, and their reports."""
     first = FIRST + STATES
     stops = [first + i for i, node in enumerate(NODES) if ended(node)]
+    choices, reports = await answers(server, policy, stop_token_ids=stops)
+    return Counter(NODES[choice["token_ids"][-1] - first] for choice in choices), reports
+
+
+async def answers(
+    server: Served, policy: dict[str, Any], **fields: Any
+) -> tuple[list[dict[str, Any]], list[Any]]:
+    """Choices of the answers to the empty prefix, and their reports."""
     body = {
-        **{"model": "demo", "prompt": [first], "max_tokens": LENGTH + 1, "n": 16},
-        **{"return_token_ids": True, "stop_token_ids": stops},
-        "alignment": {**policy, "rewards": {"b": 1.0}},
+        **{"model": "demo", "prompt": [FIRST + STATES], "max_tokens": LENGTH + 1, "n": 16},
+        **{"return_token_ids": True, "alignment": {**policy, "rewards": {"b": 1.0}}},
+        **fields,
     }
     async with server.async_client() as http:
         posts = (http.post("/v1/completions", json=body) for _ in range(ANSWERS // 16))
-        answers = [made.raise_for_status().json() for made in await asyncio.gather(*posts)]
-    choices = [choice for answer in answers for choice in answer["choices"]]
+        bodies = [got.raise_for_status().json() for got in await asyncio.gather(*posts)]
+    choices = [choice for answer in bodies for choice in answer["choices"]]
     assert {choice["finish_reason"] for choice in choices} == {"stop"}
-    found = Counter(NODES[choice["token_ids"][-1] - first] for choice in choices)
-    return found, [made for answer in answers for made in answer["alignment"]["choices"]]
+    return choices, [report for answer in bodies for report in answer["alignment"]["choices"]]
 
 
 def assert_follows(found: Counter[Tokens], expected: Mapping[Tokens, float]) -> None:

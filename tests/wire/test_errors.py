@@ -86,14 +86,6 @@ COMBINATIONS: dict[str, tuple[Any, dict[str, Any], str, list[str]]] = {
         *(BLOCKWISE, {"bad_words": ["awful"]}),
         *("bad_words", ["awful", "blockwise_cd"]),
     ),
-    "blockwise, a grammar": (
-        *(BLOCKWISE, {"structured_outputs": {"regex": "(good|bad)"}}),
-        *("structured_outputs", ["grammar", "blockwise_cd", "best_of_n"]),
-    ),
-    "blockwise, a response format": (
-        *(BLOCKWISE, {"response_format": {"type": "json_object"}}),
-        *("response_format", ["grammar", "blockwise_cd", "best_of_n"]),
-    ),
     "best_of_n, temperature 0": (
         *(BEST_OF_N, {"temperature": 0}),
         *("temperature", ["0", "best_of_n", "same"]),
@@ -195,18 +187,6 @@ def test_length_error_names_the_field_of_the_request(client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         chat(client, {"method": "best_of_n", "n": 16}, **sent)
     check(caught.value, "max_completion_tokens", ["600", "16", "9600", "8192"])
-
-
-NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
-AGREE = {"name": "agree", "strict": True, "parameters": NOTHING}
-TOOL_CALL = {"tools": [{"type": "function", "function": AGREE}], "tool_choice": "required"}
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_blockwise_refuses_forced_tool_calls(client: OpenAI, stream: bool) -> None:
-    with pytest.raises(openai.BadRequestError) as caught:
-        chat(client, BLOCKWISE, stream=stream, **TOOL_CALL)
-    check(caught.value, "tools", ["grammar", "blockwise_cd", "best_of_n"])
 
 
 def test_policy_with_one_candidate_accepts_temperature_zero(client: OpenAI) -> None:

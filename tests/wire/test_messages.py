@@ -96,14 +96,12 @@ def test_failed_reward_of_a_message_is_an_error_in_the_stream(claude: Anthropic)
         list(message(claude, policy, stream=True))
 
 
-JSON = {"format": {"type": "json_schema", "schema": {"type": "object"}}}
 THINKING = {"type": "enabled", "budget_tokens": 1024}
 REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     # name: (policy, fields, the error's param)
     "a policy's field": ({**BLOCKWISE, "k": 0}, {}, "alignment.k"),
     "greedy": (BLOCKWISE, {"temperature": 0.0}, "temperature"),
     "too many tokens": ({**BEST_OF_N, "n": 16}, {"max_tokens": 1500}, "max_tokens"),
-    "a grammar across blocks": (BLOCKWISE, {"output_config": JSON}, "output_config.format"),
     "a budget across blocks": (
         BLOCKWISE,
         {"thinking": THINKING, "max_tokens": 1030},

@@ -111,11 +111,6 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "greedy": (BLOCKWISE, {"temperature": 0.0}, "temperature"),
     "too many tokens": ({**BEST_OF_N, "n": 16}, {"max_output_tokens": 1500}, "max_output_tokens"),
     "in the background": (BLOCKWISE, {"background": True}, "background"),
-    "a grammar across blocks": (
-        BLOCKWISE,
-        {"text": {"format": {"type": "json_object"}}},
-        "text.format",
-    ),
 }
 
 

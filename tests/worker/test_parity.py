@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -420,6 +421,18 @@ class TestSmallServer:
             whole = [*choice["prompt_token_ids"], *choice["token_ids"]]
             expected = sum(reference.logprobs(whole)[199:])
             assert report["rewards"]["fluent"] == pytest.approx(expected, abs=2e-3)
+
+    def test_grammar_continues_across_blocks_after_preemption(self, small: Served) -> None:
+        before = small.metric("num_preemptions_total")
+        grammar = "((good|bad) ){25}end"
+        body = {
+            **{"model": "demo", "prompt": tokens(200, seed=12), "max_tokens": 160, "n": 2},
+            **{"structured_outputs": {"regex": grammar}, "alignment": {**BLOCKWISE, "k": 6}},
+        }
+        with small.client() as http:
+            answer = http.post("/v1/completions", json=body).raise_for_status().json()
+        assert small.metric("num_preemptions_total") > before
+        assert all(re.fullmatch(grammar, choice["text"]) for choice in answer["choices"])
 
     def test_path_kl_continues_after_preemption(self, small: Served) -> None:
         """Each prompt is computed in four chunks; KL goes on from where it was."""
