@@ -79,6 +79,7 @@ class AlignedRequestMixin(BaseModel):
         self._context = server.resolve(self.alignment)
         if self._context is not None:
             _check_combination(self, self._context)
+            self._context.tools = bool(getattr(self, "tools", None))
         return self._context
 
     @property

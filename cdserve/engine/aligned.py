@@ -122,6 +122,7 @@ class AlignedEngine(EngineProxy):
                 request_id=request_id,
                 engine_id=f"{request_id}-{random_uuid():.8}",
                 options={k: v for k, v in options.items() if k in PASSED_ON and v is not None},
+                parsed=context.tools or options.get("reasoning_parser_kwargs") is not None,
             )
         )
 
@@ -208,15 +209,18 @@ class AlignedEngine(EngineProxy):
             streams = merge_async_iterators(
                 *(metrics.observe_outputs(method, one.outputs(), one.spans.end) for one in choices)
             )
-            async with aclosing(streams) as outputs:
-                async for index, output in outputs:
-                    if output.finished():
-                        finished[index] = output
-                    done = len(finished) == count
-                    if done or not final_only:
-                        ready = [finished[i] for i in sorted(finished)] if final_only else [output]
-                        first = read or choices[index].first
-                        yield _request_output(request, ready, done, first)
+            async with aclosing(streams) as blocks:
+                async for index, outputs in blocks:
+                    first = read or choices[index].first
+                    for output in outputs:
+                        if output.finished():
+                            finished[index] = output
+                        done = len(finished) == count
+                        if not final_only:
+                            yield _request_output(request, [output], done, first)
+                        elif done:
+                            ready = [finished[i] for i in sorted(finished)]
+                            yield _request_output(request, ready, done, first)
 
     @contextmanager
     def _placed(self, request: AlignedRequest) -> Iterator[AlignedRequest]:

@@ -40,13 +40,13 @@ class Choice(Protocol):
         """First output of the engine; it tells how much of the prompt was cached."""
         ...
 
-    def outputs(self) -> AsyncGenerator[CompletionOutput, None]:
+    def outputs(self) -> AsyncGenerator[Sequence[CompletionOutput], None]:
         """The response as it is decoded; its report is added before its last output."""
         ...
 
 
 class SearchedChoice:
-    """A response decoded by a search, one output per decision.
+    """A response decoded by a search, whose outputs come decision by decision.
 
     Args:
         resources: the engine with its readers and slots.
@@ -68,7 +68,9 @@ class SearchedChoice:
         self._choice = choice
         self._search = search
         self._proposal = EngineProposal(resources, request, choice, spans)
-        self._writer = ResponseWriter(choice, request.prompt, request.params, resources.tokenizer)
+        self._writer = ResponseWriter(
+            choice, request.prompt, request.params, resources.tokenizer, parsed=request.parsed
+        )
         self.spans = spans
         self.alive = self._proposal.alive
 
@@ -76,7 +78,7 @@ class SearchedChoice:
     def first(self) -> RequestOutput | None:
         return self._proposal.first
 
-    async def outputs(self) -> AsyncGenerator[CompletionOutput, None]:
+    async def outputs(self) -> AsyncGenerator[Sequence[CompletionOutput], None]:
         context = self._request.context
         seed = self._request.params.seed
         seeded = None if seed is None else random.Random(f"{seed}/{self._choice}").getrandbits(63)
@@ -88,15 +90,15 @@ class SearchedChoice:
                     self.spans.end_decision(decision)
                     self._request.record(decision, self._choice)
                     decisions.append(decision)
-                    output = self._writer.append(decision.candidate)
-                    if output.finished():
+                    outputs = self._writer.append(decision.candidate)
+                    if outputs[-1].finished():
                         report = context.add_report(decisions, self._request.index, self._choice)
                         self.spans.set_report(report)
-                    yield output
-                    if output.finished():
+                    yield outputs
+                    if outputs[-1].finished():
                         return
         except Stopped as stopped:
-            yield self._writer.stop(stopped.reason)
+            yield [self._writer.stop(stopped.reason)]
 
 
 class SteeredChoice:
@@ -127,7 +129,7 @@ class SteeredChoice:
         self.first: RequestOutput | None = None
         """First output of the engine."""
 
-    async def outputs(self) -> AsyncGenerator[CompletionOutput, None]:
+    async def outputs(self) -> AsyncGenerator[Sequence[CompletionOutput], None]:
         token_ids: list[int] = []
         text = ""
         with self._resources.path_kl.ticket() as path_kl:
@@ -148,7 +150,7 @@ class SteeredChoice:
                     if ended and self._reports:
                         reason = "deadline" if late else output.finish_reason
                         await self._report(token_ids, text, reason, path_kl)
-                    yield output
+                    yield [output]
 
     async def _drawn(self, params: SamplingParams) -> AsyncGenerator[CompletionOutput, None]:
         """Outputs of the engine request, once there is a slot; the deadline aborts it."""

@@ -26,6 +26,7 @@ class AlignmentContext:
         decoder: the decoder of its method.
         objective: what it maximises.
         worker_request: part that all of its engine requests ask of the worker: tilt, mix, members.
+        tools: whether the request has tools, for whose calls vLLM parses the text.
         conversations: messages of each prompt of a chat request, for rewards that read them.
         prompts: token ids of the prompts so far; a completions request may hold several.
         reports: by prompt and choice; there before the last output of a choice.
@@ -37,6 +38,7 @@ class AlignmentContext:
     decoder: type[Decoder]
     objective: Objective
     worker_request: WorkerRequest = field(default_factory=WorkerRequest)
+    tools: bool = False
     conversations: Sequence[Sequence[Mapping[str, Any]]] = ()
     prompts: list[Sequence[int]] = field(default_factory=list)
     reports: dict[tuple[int, int], Report] = field(default_factory=dict)

@@ -24,6 +24,7 @@ class AlignedRequest:
         request_id: vLLM's id. Clients choose it, so concurrent requests may share it.
         engine_id: prefix of the ids of this request's engine requests; unique.
         options: further arguments of ``EngineClient.generate`` (LoRA, priority, tracing).
+        parsed: whether vLLM parses the text for tool calls or reasoning.
     """
 
     context: AlignmentContext
@@ -35,6 +36,7 @@ class AlignedRequest:
     request_id: str
     engine_id: str
     options: Mapping[str, Any]
+    parsed: bool
 
     @property
     def cache_salt(self) -> str | None:

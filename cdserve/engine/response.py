@@ -1,6 +1,7 @@
 """Turns accepted blocks of tokens into vLLM's output objects."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from cdserve.decoders import Candidate
@@ -26,19 +27,39 @@ class ResponseWriter:
         index: index of the choice.
         prompt: prompt token ids.
         params: the client's sampling parameters.
+        parsed: whether vLLM parses a stream for tool calls or reasoning.
     """
 
     def __init__(
-        self, index: int, prompt: Sequence[int], params: SamplingParams, tokenizer: TokenizerLike
+        self,
+        index: int,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        tokenizer: TokenizerLike,
+        *,
+        parsed: bool = False,
     ) -> None:
         self._index = index
         self._kind = params.output_kind
+        self._by_token = parsed and self._kind == RequestOutputKind.DELTA
         self._detokenizer = detokenizer(tokenizer, list(prompt), params)
         self._logprobs: Any = None if params.logprobs is None else []
         self._cumulative_logprob = None if params.logprobs is None else 0.0
 
-    def append(self, candidate: Candidate) -> CompletionOutput:
-        """Returns the output after one more accepted block: the delta, or all text so far."""
+    def append(self, candidate: Candidate) -> list[CompletionOutput]:
+        """Returns the outputs of one more accepted block: the delta, or all text so far.
+
+        One output, but for a parsed stream one per token, as in plain decoding: of a whole call in
+        one delta some clients read only the name.
+        """
+        outputs: list[CompletionOutput] = []
+        for part in _tokens(candidate) if self._by_token else (candidate,):
+            outputs.append(self._append(part))
+            if outputs[-1].finished():
+                break
+        return outputs
+
+    def _append(self, candidate: Candidate) -> CompletionOutput:
         ended = candidate.finish_reason == "stop"
         by_token = ended and not isinstance(candidate.stop_reason, str)
         written = self._detokenizer.num_output_tokens()
@@ -75,3 +96,21 @@ class ResponseWriter:
             logprobs=self._logprobs if self._logprobs is None or not delta else [],
             finish_reason=reason,
         )
+
+
+def _tokens(candidate: Candidate) -> Iterator[Candidate]:
+    """The candidate as blocks of one token; as it is if it has none."""
+    last = max(0, len(candidate.token_ids) - 1)
+    for i in range(last):
+        yield replace(
+            candidate,
+            token_ids=candidate.token_ids[i : i + 1],
+            logprobs=candidate.logprobs and candidate.logprobs[i : i + 1],
+            finish_reason=None,
+            stop_reason=None,
+        )
+    yield replace(
+        candidate,
+        token_ids=candidate.token_ids[last:],
+        logprobs=candidate.logprobs and candidate.logprobs[last:],
+    )

@@ -160,24 +160,24 @@ Output = TypeVar("Output", bound=_Output)
 
 
 async def observe_outputs(
-    method: str, outputs: AsyncGenerator[Output, None], on_end: Callable[[str], object]
-) -> AsyncGenerator[Output, None]:
+    method: str, outputs: AsyncGenerator[Sequence[Output], None], on_end: Callable[[str], object]
+) -> AsyncGenerator[Sequence[Output], None]:
     """Yields a response's outputs unchanged and records their timing and the outcome.
 
     Args:
         method: method of the policy.
-        outputs: outputs of the response.
+        outputs: outputs of the response, block by block.
         on_end: called once with the outcome: vLLM's finish reason, ``error`` or ``cancelled``.
     """
     last, histogram, outcome = time.perf_counter(), FIRST_BLOCK_SECONDS, "cancelled"
     try:
         async with aclosing(outputs):
-            async for output in outputs:
+            async for block in outputs:
                 now = time.perf_counter()
                 histogram.labels(method).observe(now - last)
                 last, histogram = now, INTER_BLOCK_SECONDS
-                outcome = output.finish_reason or outcome
-                yield output
+                outcome = block[-1].finish_reason or outcome
+                yield block
     except Exception:
         outcome = "error"
         raise

@@ -27,6 +27,7 @@ FILES = [
     "server/test_chat.py",
     "server/test_batches.py",
     "server/test_search_methods.py",
+    "server/test_grammars.py",
     # Clients that leave, failures, several processes.
     "server/test_leaving_scores.py",
     "server/test_nothing_lost.py",
