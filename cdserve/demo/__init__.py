@@ -35,4 +35,6 @@ def settings(name: str) -> DemoSettings:
         return DemoSettings(tiny.DEMO_DIR / "cdserve.yaml", ())
     from cdserve.demo.model import model_dir
 
-    return DemoSettings(DEMO_DIR / "cdserve.yaml", (f"model={model_dir()}",))
+    template = DEMO_DIR / "chat_template.jinja"
+    changes = (f"model={model_dir()}", f"engine.chat_template={template}")
+    return DemoSettings(DEMO_DIR / "cdserve.yaml", changes)

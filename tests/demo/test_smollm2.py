@@ -1,5 +1,6 @@
 """``cdserve serve`` without settings, from an empty cache: the demo of a real language model."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,12 +10,22 @@ from typing import Any
 
 import pytest
 from openai import OpenAI
+from transformers import AutoTokenizer
 
 from cdserve.client.server import healthy
+from cdserve.demo import DEMO_DIR
 from tests.server.served import free_port
 from tests.waiting import HANG_SECONDS, until
 
 CONVERTED = "converting the model"
+CITY = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "maxLength": 20}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+WEATHER = {"type": "function", "function": {"name": "get_weather", "parameters": CITY}}
+ASKED = {"role": "user", "content": "What is the weather in Paris?"}
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +87,41 @@ def test_value_of_a_finished_text_tells_praise_from_blame(demo: OpenAI) -> None:
     scored = demo.post("/alignment/score", body=body, cast_to=dict[str, Any])
     high, low = (response["score"] for response in scored["scores"])
     assert high > 0.6 > 0.45 > low
+
+
+@pytest.mark.parametrize("policy", [{"method": "best_of_n", "n": 2}, "blockwise"], ids=str)
+def test_demo_calls_a_tool_and_reads_its_result(demo: OpenAI, policy: Any) -> None:
+    fields = {"model": "demo", "tools": [WEATHER], "temperature": 0.7, "seed": 1}
+    fields |= {"extra_body": {"alignment": policy}}
+    answer = demo.chat.completions.create(
+        messages=[ASKED], tool_choice="required", max_tokens=80, **fields
+    )
+    (choice,) = answer.choices
+    assert choice.finish_reason == "tool_calls"
+    (call,) = choice.message.tool_calls
+    assert json.loads(call.function.arguments).keys() == {"city"}
+    assert answer.alignment["score"] > 0  # type: ignore[attr-defined]
+    result = {"role": "tool", "tool_call_id": call.id, "content": "sunny"}
+    called = choice.message.model_dump(exclude_none=True)
+    answer = demo.chat.completions.create(
+        messages=[ASKED, called, result], tool_choice="auto", max_tokens=16, **fields
+    )
+    assert answer.choices[0].message.content
+
+
+def test_template_without_tools_renders_as_the_models_own(demo: OpenAI, cache: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(next(cache.rglob("model.safetensors")).parent)
+    system = {"role": "system", "content": "You write reviews.\n"}
+    template = (DEMO_DIR / "chat_template.jinja").read_text()
+    for chat in ([ASKED], [system, ASKED, {"role": "assistant", "content": " Sunny. "}, ASKED]):
+        for add in (False, True):
+            own, ours = (
+                tokenizer.apply_chat_template(
+                    chat, tokenize=False, add_generation_prompt=add, chat_template=source
+                )
+                for source in (None, template)
+            )
+            assert ours == own
 
 
 def test_second_start_converts_nothing(demo: OpenAI, cache: Path) -> None:
