@@ -23,6 +23,7 @@ from tests.server.wire import (
 SEARCHES = pytest.mark.parametrize("policy", [BEST_OF_N, BLOCKWISE], ids=lambda p: p["method"])
 ROUTES = pytest.mark.parametrize("ask", [complete, chat])
 FIVE_BLOCKS = {"max_tokens": 80, "ignore_eos": True}
+TOOL = {"type": "function", "function": {"name": "agree"}}
 BLOCK = 16 * 14
 """Characters of a block at most: a token of the demo has up to 14."""
 
@@ -41,6 +42,29 @@ def test_blockwise_sends_one_chunk_per_block(client: OpenAI, ask: Ask) -> None:
     chunks = list(ask(client, BLOCKWISE, stream=True, **FIVE_BLOCKS))
     texts = [text_of(choice) for chunk in chunks for choice in chunk.choices]
     assert sum(1 for text in texts if text) == 5
+
+
+@SEARCHES
+@pytest.mark.parametrize("stop", [False, True])
+def test_stream_with_tools_has_one_token_per_chunk(
+    client: OpenAI, policy: dict[str, Any], stop: bool
+) -> None:
+    fields: dict[str, Any] = {"tools": [TOOL], "logprobs": True}
+    if stop:
+        text = text_of(chat(client, policy, **fields).choices[0])
+        fields["stop"] = [text[40:44]]
+    whole = chat(client, policy, **fields)
+    chunks = list(chat(client, policy, **fields, stream=True))
+    deltas = [choice for chunk in chunks for choice in chunk.choices][1:]
+    assert joined(chunks) == text_of(whole.choices[0])
+    assert [token for delta in deltas for token in delta.token_ids] == whole.choices[0].token_ids
+    assert all(len(delta.token_ids) == len(delta.logprobs.content) == 1 for delta in deltas)
+    assert [row for delta in deltas for row in delta.logprobs.content] == (
+        whole.choices[0].logprobs.content
+    )
+    assert deltas[-1].finish_reason == whole.choices[0].finish_reason
+    assert deltas[-1].stop_reason == whole.choices[0].stop_reason
+    assert chunks[-1].alignment == whole.alignment
 
 
 @ROUTES
