@@ -18,7 +18,7 @@ MAX_REWARDS = 64
 MAX_SCHEDULE = 1024
 
 Weight = Annotated[float, Field(ge=-1e6, le=1e6)]
-Report = Literal["none", "summary", "trace"]
+Report = Literal["none", "summary", "trace", "live"]
 
 
 class Limits(Protocol):
@@ -169,7 +169,9 @@ class Policy(RewardedMethod):
     """Base of the policies of all methods."""
 
     report: Report = Field(
-        default="summary", description="How much detail the `alignment` report contains."
+        default="summary",
+        description="How much detail the `alignment` report contains. `live` is `trace`, and a "
+        "stream of completions or chat completions also shows the candidates under way.",
     )
     deadline_ms: int | None = Field(
         default=None,
@@ -185,6 +187,11 @@ class Policy(RewardedMethod):
     """Whether the method makes one decision, between whole responses."""
     needs_rewards: ClassVar[bool] = True
     """Whether the method requires at least one reward."""
+
+    @property
+    def traced(self) -> bool:
+        """Whether the report lists the candidates of every decision."""
+        return self.report in ("trace", "live")
 
     @property
     def width(self) -> int:

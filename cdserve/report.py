@@ -108,6 +108,31 @@ class TracedDecision(TypedDict):
 
 
 @_documented
+class LiveCandidate(TypedDict):
+    """One candidate that the engine is drawing."""
+
+    text: str
+    """Text of the candidate so far, without the prefix before it."""
+    tokens: int
+    """Length of the candidate so far, in tokens."""
+    score: float | None
+    """Weighted sum of the rewards of the text so far; null before the first value, and for
+    policies with a reward that reads more than value heads and lengths."""
+
+
+@_documented
+class LiveDraw(TypedDict):
+    """Candidates that are drawn at the same time, in a stream's `alignment_candidates`."""
+
+    choice: int
+    """Index of the response among the request's."""
+    draw: int
+    """Draws of the response before this one."""
+    candidates: list[LiveCandidate]
+    """Candidates in the order of their decision."""
+
+
+@_documented
 class Report(TypedDict):
     """How a response was decoded. With several choices, counts are sums over the choices, scores
     are means, and `kl` is that of the choice with the largest bound.
@@ -140,7 +165,7 @@ class Report(TypedDict):
     """Decisions made without a failed reward, by reward (with `on_failure` `skip` or `base`);
     present if there are any. `rewards` omits a reward that failed in the last decision."""
     trace: NotRequired[list[TracedDecision]]
-    """All decisions in order; present with `report: "trace"`."""
+    """All decisions in order; present with `report: "trace"` or `"live"`."""
     choices: NotRequired[list["Report"]]
     """Report of each choice; present if there are several."""
 

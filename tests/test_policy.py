@@ -311,7 +311,7 @@ class TestWords:
             {"method": "blockwise_cd", "m": 1, "k": 2, "beam_width": 2, "kl_budget": 1},
             "beam_width is 2; it must be 1 with a kl_budget",
         ),
-        (best_of(report="all"), "report is 'all'; it must be 'none', 'summary' or 'trace'"),
+        (best_of(report="all"), "report is 'all'; it must be 'none', 'summary', 'trace' or 'live'"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

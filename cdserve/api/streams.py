@@ -72,16 +72,20 @@ class ChoiceEnds:
         self._open -= ended
         return bool(ended) and not self._open
 
-    def _final_chunk(self, index: int) -> dict[str, Any]:
-        request = self._request
-        prompt = self._prompts[index * len(self._prompts) // request.choice_count]
-        chunk = {
+    def chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        """A chunk with these choices."""
+        return {
             "id": self._raw_request.state.request_metadata.request_id,
             "object": self._kind,
             "created": self._created,
-            "model": request.model,
-            "choices": [self._choice(index, prompt)],
+            "model": self._request.model,
+            "choices": choices,
         }
+
+    def _final_chunk(self, index: int) -> dict[str, Any]:
+        request = self._request
+        prompt = self._prompts[index * len(self._prompts) // request.choice_count]
+        chunk = self.chunk([self._choice(index, prompt)])
         if self._has_usage():
             tokens = len(prompt)
             usage = {"prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": tokens}

@@ -9,6 +9,10 @@ from typing import Any
 
 from vllm.entrypoints.openai.responses.api_router import _convert_stream_to_sse_events
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
+from vllm.entrypoints.serve.utils.sse_keep_alive import (
+    SSE_KEEP_ALIVE_COMMENT,
+    with_sse_keep_alive,
+)
 from vllm.exceptions import VLLMError
 
 from cdserve.api.streams import ChoiceEnds, parse_chunk
@@ -17,6 +21,8 @@ from cdserve.errors import CdserveError, InternalError
 from cdserve.failures import log_failure
 
 _LOGGER = logging.getLogger("vllm.cdserve")
+DRAFTS_SECONDS = 0.15
+"""Seconds of silence after which a stream with ``report: "live"`` shows candidates under way."""
 
 
 class AnswerWriter(ABC):
@@ -66,12 +72,24 @@ class CompletionsWriter(AnswerWriter):
         return {**answer.model_dump(), **self._model, **self._report()}
 
     async def events(self, stream: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
-        async with aclosing(stream):
-            async for event in stream:
+        # With an interval of 0 the stream is returned as it is.
+        interval = 0.0 if self._context.drafts is None else DRAFTS_SECONDS
+        async with aclosing(with_sse_keep_alive(stream, interval)) as events:
+            async for event in events:
+                if event == SSE_KEEP_ALIVE_COMMENT:
+                    async for drafts in self._drafts():
+                        yield drafts
+                    continue
                 chunk = parse_chunk(event)
                 for end in self._ends.missing(chunk):
                     yield self._event(end)
                 yield event if chunk is None else self._event(chunk)
+
+    async def _drafts(self) -> AsyncGenerator[str, None]:
+        """An event without choices for the candidates under way, if there is news of them."""
+        drafts = self._context.drafts
+        if drafts is not None and (news := await drafts.news()):
+            yield self._event({**self._ends.chunk([]), "alignment_candidates": news})
 
     def _event(self, chunk: dict[str, Any]) -> str:
         last = self._ends.record(chunk)

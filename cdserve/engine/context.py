@@ -7,6 +7,7 @@ from typing import Any
 
 from cdserve import report
 from cdserve.decoders import Decision, Decoder
+from cdserve.engine.drafts import Drafts
 from cdserve.observability import metrics
 from cdserve.policy import Policy
 from cdserve.report import Report, TracedDecision
@@ -31,6 +32,7 @@ class AlignmentContext:
         prompts: token ids of the prompts so far; a completions request may hold several.
         reports: by prompt and choice; there before the last output of a choice.
         decisions: with the index of their choice; there before the output of a decision.
+        drafts: candidates that the engine draws now; None unless the policy's report is ``live``.
         started_at: when the request arrived, by ``time.monotonic``.
     """
 
@@ -43,7 +45,11 @@ class AlignmentContext:
     prompts: list[Sequence[int]] = field(default_factory=list)
     reports: dict[tuple[int, int], Report] = field(default_factory=dict)
     decisions: list[tuple[int, Decision]] = field(default_factory=list)
+    drafts: Drafts | None = field(init=False)
     started_at: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.drafts = Drafts(self.objective) if self.policy.report == "live" else None
 
     def __repr__(self) -> str:
         """Short: vLLM may log the sampling parameters that hold it."""
@@ -73,7 +79,7 @@ class AlignmentContext:
 
     def traced(self, start: int) -> list[TracedDecision]:
         """The decisions from index ``start`` on, if the policy asks for a trace."""
-        if self.policy.report != "trace":
+        if not self.policy.traced:
             return []
         return [
             {**report.traced(decision), "choice": choice}
@@ -84,7 +90,7 @@ class AlignmentContext:
         """Adds the report of a choice's decisions, and counts them in the metrics."""
         policy = self.policy
         added = report.report(
-            policy.method, decisions, policy.report == "trace", policy.budget, policy.deadline_ms
+            policy.method, decisions, policy.traced, policy.budget, policy.deadline_ms
         )
         self.reports[prompt, choice] = added
         metrics.count_response(added, decisions)

@@ -5,13 +5,14 @@ import copy
 import hashlib
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
 from cdserve.decoders import Candidate, Prefix, Score
 from cdserve.engine.deadline import ended_at_deadline
+from cdserve.engine.drafts import Draft
 from cdserve.engine.prefill import TokenSequence, final_output
 from cdserve.engine.request import AlignedRequest
 from cdserve.engine.resources import EngineResources
@@ -80,9 +81,7 @@ class EngineProposal:
         self._choice = choice
         self._spans = spans
         self._reads_text = (
-            self._context.policy.report == "trace"
-            or self._objective.reads_text
-            or bool(request.params.stop)
+            self._context.policy.traced or self._objective.reads_text or bool(request.params.stop)
         )
         self._draws = 0
         self.alive: set[str] = set()
@@ -120,18 +119,30 @@ class EngineProposal:
         blocks = [self._start(prefix, max_tokens, budget) for prefix in prefixes]
         starts = [start for start in blocks for _ in range(count)]
         draw, self._draws = self._draws, self._draws + 1
+        drafts = self._drafts(starts, draw)
         try:
             ended = ended_at_deadline(self._resources.engine, self._context, self.alive)
             traced = self._spans.span("generate", candidates=len(starts))
             with GENERATE_SECONDS.time(), traced, ended:
                 async with asyncio.TaskGroup() as group:
                     tasks = [
-                        group.create_task(self._candidate(start, draw, i))
-                        for i, start in enumerate(starts)
+                        group.create_task(self._candidate(start, draw, i, draft))
+                        for i, (start, draft) in enumerate(zip(starts, drafts, strict=True))
                     ]
         except* Exception as failures:
             raise failures.exceptions[0] from None
         return [task.result() for task in tasks]
+
+    def _drafts(self, starts: Sequence[_Start], draw: int) -> Sequence[Draft | None]:
+        """A draft of each candidate, if the client watches them."""
+        if self._context.drafts is None:
+            return [None] * len(starts)
+        written = len(self._request.prompt)
+        drafts = [
+            Draft(length=start.length, before=len(start.token_ids) - written) for start in starts
+        ]
+        self._context.drafts.begin(self._request.choice_index(self._choice), draw, drafts)
+        return drafts
 
     async def score(self, prefixes: Sequence[Prefix]) -> Sequence[Score]:
         """Scores each prefix by the objective."""
@@ -182,11 +193,13 @@ class EngineProposal:
             budget=budget,
         )
 
-    async def _candidate(self, start: _Start, draw: int, index: int) -> Candidate:
+    async def _candidate(
+        self, start: _Start, draw: int, index: int, draft: Draft | None
+    ) -> Candidate:
         request_id = f"{self._request.engine_id}-{self._choice}.{draw}.{index}"
         with ExitStack() as tickets:
             asked = self._asked(start, tickets)
-            output = await self._run(start, asked, draw, index, request_id)
+            output = await self._run(start, asked, draw, index, request_id, draft)
             candidate = self._read(output, start)
             return await self._with_results(candidate, start, asked, request_id)
 
@@ -202,7 +215,8 @@ class EngineProposal:
         if self._objective.reads_values:
             ticket = tickets.enter_context(resources.values.ticket())
             length = len(start.token_ids) + start.length
-            asked = replace(asked, values=ticket, value_length=length)
+            watched = self._context.drafts is not None
+            asked = replace(asked, values=ticket, value_length=length, drawn_values=watched)
         if self._objective.models:
             asked = replace(asked, loglik=tickets.enter_context(resources.loglik.ticket()))
         return asked
@@ -237,7 +251,13 @@ class EngineProposal:
         return await self._resources.values.last(sequence, f"{request_id}.end")
 
     async def _run(
-        self, start: _Start, asked: WorkerRequest, draw: int, index: int, request_id: str
+        self,
+        start: _Start,
+        asked: WorkerRequest,
+        draw: int,
+        index: int,
+        request_id: str,
+        draft: Draft | None,
     ) -> CompletionOutput:
         """Runs one engine request once there is a slot."""
         context = self._context
@@ -246,11 +266,12 @@ class EngineProposal:
             if not granted or context.deadline_passed:
                 return nothing(params)
             prompt = tokens_input(start.token_ids.copy(), cache_salt=self._request.cache_salt)
+            outputs = self._resources.engine.generate(prompt, params, request_id, **self._options)
+            if draft is not None:
+                outputs = self._watched(outputs, draft, start, asked)
             self.alive.add(request_id)
             try:
-                drawn = await final_output(
-                    self._resources.engine.generate(prompt, params, request_id, **self._options)
-                )
+                drawn = await final_output(outputs)
             finally:
                 self.alive.discard(request_id)
         if draw == index == 0:
@@ -260,6 +281,22 @@ class EngineProposal:
         if aborted or output.finish_reason == "error":
             raise Stopped(output.finish_reason)
         return output
+
+    async def _watched(
+        self,
+        outputs: AsyncGenerator[RequestOutput, None],
+        draft: Draft,
+        start: _Start,
+        asked: WorkerRequest,
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """The outputs of an engine request, each of which its draft learns."""
+        async for output in outputs:
+            (drawn,) = output.outputs
+            values = None
+            if asked.values is not None:
+                values = self._resources.values.latest(asked.values, len(start.token_ids) + 1)
+            draft.update(drawn.text, len(drawn.token_ids), values)
+            yield output
 
     def _read(self, output: CompletionOutput, start: _Start) -> Candidate:
         """The engine's output cut to the block, with stop strings that begin before the block."""
@@ -312,6 +349,9 @@ class EngineProposal:
         params.min_tokens = min(params.min_tokens, start.length)
         params.output_kind = RequestOutputKind.FINAL_ONLY
         params.detokenize = bool(params.stop) or params.logprobs is not None
+        if self._context.drafts is not None:
+            params.output_kind = RequestOutputKind.CUMULATIVE
+            params.detokenize = True
         params.skip_clone = True
         without_prompt_logprobs(params)
         return params

@@ -58,6 +58,11 @@ class ValueReader(TableReader):
         row = self._table.read(ticket, length)
         return None if row is None else self._by_name(row)
 
+    def latest(self, ticket: Ticket, least: int) -> Mapping[str, float] | None:
+        """V of the last prefix that was written, if it has at least ``least`` tokens."""
+        row = self._table.read_from(ticket, least)
+        return None if row is None else self._by_name(row)
+
     async def last(self, sequence: TokenSequence, request_id: str) -> Mapping[str, float]:
         """V of a whole sequence, from a one-token request behind its cached prefix.
 

@@ -58,5 +58,12 @@ class AlignedRequest:
         return self.context.messages(self.index)
 
     def record(self, decision: Decision, choice: int) -> None:
-        """Records a decision; the context counts choices over all prompts."""
-        self.context.decisions.append((self.index * self.params.n + choice, decision))
+        """Records a decision, which ends its drafts."""
+        index = self.choice_index(choice)
+        self.context.decisions.append((index, decision))
+        if self.context.drafts is not None:
+            self.context.drafts.end(index)
+
+    def choice_index(self, choice: int) -> int:
+        """Index of a choice of this prompt among the choices of all prompts."""
+        return self.index * self.params.n + choice

@@ -336,7 +336,9 @@ class _Core(EngineCoreClient):  # type: ignore[misc]
         asked, prompt = running.asked, running.request.num_prompt_tokens
         if asked.values is not None:
             every = range(1, prompt + 1) if first and asked.value_length is None else []
-            lengths = every or ([len(written)] if len(written) == asked.value_length else [])
+            reached = len(written) - (asked.value_length or 0)
+            drawn = asked.drawn_values and not first and reached < 0
+            lengths = every or ([len(written)] if drawn or reached == 0 else [])
             _write(asked.values, {n: self._values(written[:n]) for n in lengths})
         if asked.loglik is not None and asked.loglik_start is None:
             _write(asked.loglik, {len(written): self._sums(written[prompt:], asked.loglik_models)})

@@ -31,6 +31,8 @@ class WorkerRequest:
         values: where V of prefixes is written; None to compute no values.
         value_length: length in tokens of the prefix whose V is computed; None for every prefix of
             the prompt.
+        drawn_values: whether V of each shorter prefix that the request draws is written as well;
+            each overwrites the one before it.
         response_start: tokens before the response, which is the client's prompt; here a grammar
             begins, and the positions that heads read. None for the engine request's own prompt,
             which in a search also holds the blocks chosen so far.
@@ -47,6 +49,7 @@ class WorkerRequest:
 
     values: Ticket | None = None
     value_length: int | None = None
+    drawn_values: bool = False
     response_start: int | None = None
     tilt: RowTilt | None = None
     mix: Mapping[str, float] | None = None
@@ -80,6 +83,8 @@ class WorkerRequest:
             wire["tilt"] = {"coefficients": by, "top_k": self.tilt.top_k}
         if self.mix is not None:
             wire["mix"] = dict(self.mix)
+        if self.drawn_values:
+            wire["drawn_values"] = True
         if self.loglik_models:
             wire["loglik_models"] = list(self.loglik_models)
         numbers = {
@@ -97,6 +102,7 @@ class WorkerRequest:
         return cls(
             values=_ticket(wire.get("values")),
             value_length=wire.get("value_length"),
+            drawn_values=wire.get("drawn_values", False),
             response_start=wire.get("response_start"),
             tilt=tilt and _tilt(**tilt),
             mix=wire.get("mix"),

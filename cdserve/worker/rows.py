@@ -23,11 +23,11 @@ Masks = npt.NDArray[np.bool_]
 
 MIXED, TILTED = 1, 2
 """Flags of a steered row: logits mixed, logits tilted. The kernels use the same values."""
-TOP_K, BOUNDED, MEASURED, VALUED, PROMPT_VALUES, DRAWN_LOGPROBS, TEXT_LOGPROBS = (
-    1 << i for i in range(2, 9)
+TOP_K, BOUNDED, MEASURED, VALUED, PROMPT_VALUES, DRAWN_LOGPROBS, TEXT_LOGPROBS, DRAWN_VALUES = (
+    1 << i for i in range(2, 10)
 )
 """Further flags: tilt of the top k only; KL budget; KL measured; V of some prefix; V of every
-prompt prefix; log p of drawn tokens; log p of given tokens."""
+prompt prefix; log p of drawn tokens; log p of given tokens; V of every drawn prefix."""
 _MEMBERS = 16
 """Bit of the first member; set where a row needs that member to run."""
 _MOST_MEMBERS = 63 - _MEMBERS
@@ -246,6 +246,7 @@ class RowTable:
             BOUNDED: request.path_kl is not None and bounded,
             MEASURED: request.path_kl is not None,
             PROMPT_VALUES: request.values is not None and request.value_length is None,
+            DRAWN_VALUES: request.values is not None and request.drawn_values,
             DRAWN_LOGPROBS: request.loglik is not None and request.loglik_start is None,
             TEXT_LOGPROBS: request.loglik is not None and request.loglik_start is not None,
         }
@@ -327,6 +328,9 @@ class RowTable:
             # Each chunk too: a one-token chunk may run in a CUDA graph, which does not call
             # ``prompt_value_rows``.
             chosen |= (self._asked & PROMPT_VALUES != 0) & (self._tokens < last)
+        if self._union & DRAWN_VALUES:
+            drawn = (self._prompts.take(self._slots) < self._tokens) & (self._tokens < last)
+            chosen |= (self._asked & DRAWN_VALUES != 0) & drawn
         rows = chosen.nonzero()[0]
         if not len(rows):
             return None

@@ -128,6 +128,19 @@ class TestV1:
         batch.step()
         assert numbers(table) == {}
 
+    def test_every_drawn_prefix_is_scored_up_to_the_requested_length(
+        self, table: RowTable, batch: Batch
+    ) -> None:
+        request = WorkerRequest(values=ticket(1), value_length=5, drawn_values=True)
+        output: list[int] = []
+        batch.step(added=[(0, request.added_to(None), [1, 2, 3], output)])
+        scored = [numbers(table)]
+        for token in (7, 8, 9):
+            output.append(token)
+            batch.step()
+            scored.append(numbers(table))
+        assert scored == [{}, {0: 1}, {0: 1}, {}]
+
     def test_whole_prompt_is_scored_at_its_end_and_not_beyond(
         self, table: RowTable, batch: Batch
     ) -> None:
