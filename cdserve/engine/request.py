@@ -66,4 +66,5 @@ class AlignedRequest:
 
     def choice_index(self, choice: int) -> int:
         """Index of a choice of this prompt among the choices of all prompts."""
-        return self.index * self.params.n + choice
+        count: int = self.params.n
+        return self.index * count + choice

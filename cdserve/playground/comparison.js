@@ -17,6 +17,7 @@ export class Comparison {
   /** Shows that runs are under way. */
   begin() {
     this.clear("Running …");
+    this.element.dataset.state = "running";
   }
 
   /** Shows that a text is missing. */
@@ -53,11 +54,13 @@ export class Comparison {
       row("first text", "", runs.map(({ first }) => first), duration),
       row("total time", "", runs.map(({ total }) => total), duration),
     );
+    delete this.element.dataset.state;
     this.rows.replaceChildren(...rows);
     this.headline.textContent = scored.length > 0 ? verdict(scored.at(-1)) : "No common reward.";
   }
 
   clear(words = "Run both policies to see which text is better, and by how much.") {
+    delete this.element.dataset.state;
     this.rows.replaceChildren();
     this.headline.textContent = words;
   }

@@ -6,26 +6,49 @@ import { branches, branchOf, initial, nameOf, range } from "./schema.js";
 const OF_THE_PAGE = ["method", "report"]; // the page chooses the one and needs the other as it is
 const IN_SIGHT = ["rewards", "weights"]; // optional fields that are not folded
 const WORDS = {
-  alpha: "First threshold",
+  "cards.alpha": "First threshold",
+  "recipe.alpha": "Strength of the shift",
+  "speculative_rejection.alpha": "Share dropped",
   beam_width: "Beams",
   beta: "Reward units per nat",
+  "tokenwise_cd.beta": "Strength of the base model",
   deadline_ms: "Deadline in ms",
   eta: "Reward units per nat",
   k: "Candidates per block",
+  "cards.k": "Blocks drawn at a time",
+  kind: "Kind",
   kl_budget: "KL budget in nats",
+  lambda: "Strength λ",
   m: "Tokens per block",
+  "speculative_rejection.m": "Tokens between comparisons",
   max_draws: "Maximum draws",
   mu: "Mean draws less one",
-  n: "Responses drawn",
+  n: "Answers drawn",
+  pessimistic: "Level β",
   proposal: "Proposal",
   r_max: "Upper bound of reward",
   r_star: "Target value",
+  ratio: "Ratio of KL penalties",
+  reference: "Reference model",
   recipe: "Recipe",
   rewards: "Rewards",
   rise: "Blocks to target",
   selection: "Selection",
+  softmax: "Temperature λ",
   top_k: "Tokens steered",
+  tuned: "Tuned model",
   weights: "Model weights",
+};
+const CHOICES = {
+  argmax: "highest score",
+  logit_mixing: "mixture of models",
+  mixture: "several goals",
+  pessimistic: "pessimistic, at random",
+  proxy: "shift of a smaller pair",
+  rescale: "other KL penalty",
+  softmax: "at random, the better the likelier",
+  tokenwise_cd: "every token steered",
+  worst_case: "best in its worst reward",
 };
 const SLIDER = { min: -2, max: 2, step: 0.05 };
 
@@ -94,7 +117,8 @@ export class PolicyForm {
     const options = branches(property, this.schema);
     const key = path.at(-1);
     const about = { property, path, required, id: this.id(path, "input") };
-    const words = WORDS[key] ? [WORDS[key], " ", h("code", {}, key)] : key;
+    const plain = WORDS[`${path.at(-2) ?? this.policy.method}.${key}`] ?? WORDS[key];
+    const words = plain ? [plain, " ", h("code", {}, key)] : key;
     const label = required ? words : [words, h("span", { class: "optional" }, " optional")];
     const hint = [property.description, range(options[0])].filter(Boolean).join(" ");
     return h(
@@ -167,14 +191,16 @@ export class PolicyForm {
       this.set(path, chosen && (initial(chosen, this.schema) ?? ""));
       this.show(this.schema, this.policy);
     };
-    const absent = required ? "choose …" : fallback === null ? "–" : `${fallback} (default)`;
+    const usual = CHOICES[fallback] ? `${CHOICES[fallback]} (${fallback})` : `${fallback} (default)`;
+    const absent = required ? "choose …" : fallback === null ? "–" : usual;
     const named = options.map(nameOf).filter((name) => name !== fallback || value === fallback);
     const select = h(
       "select",
       { id, onchange: listen },
       h("option", { value: "" }, absent),
       named.map((name) => {
-        return h("option", { value: name, selected: branch && nameOf(branch) === name }, name);
+        const label = CHOICES[name] ? `${CHOICES[name]} (${name})` : name;
+        return h("option", { value: name, selected: branch && nameOf(branch) === name }, label);
       }),
     );
     return [select, ...(branch ? this.nested(branch, path) : [])];

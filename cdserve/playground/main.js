@@ -3,25 +3,27 @@
 import { ApiError, discover, score } from "./api.js";
 import { extent } from "./chart.js";
 import { Comparison } from "./comparison.js";
-import { h } from "./dom.js";
+import { copied, h } from "./dom.js";
 import { complain } from "./form.js";
 import { fragment, read } from "./link.js";
 import { PolicyEditor } from "./policy.js";
 import * as request from "./request.js";
 import { Run } from "./run.js";
+import { meaning } from "./scale.js";
 import { ResultView } from "./view.js";
 
 const KEY = "cdserve-api-key";
 const PLAIN = { method: "none" };
+const PHONE = matchMedia("(max-width: 700px)");
 const NEUTRAL_PROMPT = "Write a short story about a lighthouse keeper.";
 const by = (id) => document.getElementById(id);
 
 /** A policy and its result. */
 class Lane {
-  constructor(name, server, values) {
+  constructor(name, server, values, code) {
     this.name = name;
     const prefix = name.toLowerCase();
-    this.editor = new PolicyEditor(prefix, server, () => {});
+    this.editor = new PolicyEditor(prefix, server, () => {}, () => code(this));
     this.view = new ResultView(prefix, name, values);
     const heading = h("h2", { class: "lane-name" }, `Policy ${name}`);
     const label = { class: "editor", "aria-label": `Policy ${name}` };
@@ -43,6 +45,7 @@ class Page {
     by("stop").addEventListener("click", () => this.stop());
     by("compare").addEventListener("change", () => this.arrange());
     by("copy").addEventListener("click", () => this.copyLink());
+    by("edit").addEventListener("click", () => this.unfold());
     addEventListener("keydown", (event) => this.keydown(event));
     addEventListener("hashchange", () => this.load(read(location.hash)));
   }
@@ -67,10 +70,15 @@ class Page {
       return;
     }
     by("model").textContent = this.server.model;
-    const values = { known: (run) => this.valued(run) !== null, of: (run) => this.valuesOf(run) };
+    const values = {
+      known: (run) => this.valued(run) !== null,
+      of: (run) => this.valuesOf(run),
+      meaning: (run, reward) => this.meaning(run, reward),
+    };
+    const code = (lane) => this.coded(lane);
     const edited = this.lanes.map(({ editor }) => editor.value);
     this.lanes.forEach(({ element }) => element.remove());
-    this.lanes = ["A", "B"].map((name) => new Lane(name, this.server, values));
+    this.lanes = ["A", "B"].map((name) => new Lane(name, this.server, values, code));
     this.lanes[1].editor.value = PLAIN;
     this.comparison?.element.remove();
     this.comparison = new Comparison();
@@ -99,6 +107,7 @@ class Page {
   /** Fills the page with the run of a link. */
   load({ settings, policies }) {
     if (this.lanes.length === 0) return;
+    this.unfold();
     request.forgive();
     request.fill(settings);
     policies.forEach((policy, i) => (this.lanes[i].editor.value = policy));
@@ -127,6 +136,8 @@ class Page {
     if (active.length > 1) this.comparison.begin();
     else this.comparison.clear();
     this.enable();
+    if (PHONE.matches) this.fold(settings.prompt);
+    else reveal(active.length > 1 ? this.comparison.element : active[0].view.element);
     const body = request.body(settings, seed);
     await Promise.all(active.map((lane) => this.answer(lane, settings, body)));
     this.running = null;
@@ -189,6 +200,26 @@ class Page {
     return [...needed, { name: gold, rewards: { [gold]: 1 }, gold: true }];
   }
 
+  /** What the scores of a run mean, or the values of one of its rewards. */
+  meaning({ policy }, reward) {
+    const { rewards } = this.server;
+    const defaultReward = Object.keys(rewards).find((name) => rewards[name].default);
+    return meaning(reward ? { [reward]: 1 } : (this.weights(policy) ?? { [defaultReward]: 1 }), rewards);
+  }
+
+  /** A lane's request, for code that sends it. The seed is that of its last run, if none is set. */
+  coded({ editor, view }) {
+    const settings = request.settings();
+    const seed = settings.seed === undefined ? view.run?.seed : Number(settings.seed);
+    const { stream, stream_options: options, ...body } = request.body(settings, seed);
+    return {
+      base: new URL("v1", document.baseURI).href,
+      route: settings.route,
+      body: { model: this.server.model, ...body, alignment: editor.value },
+      keyed: this.key !== "",
+    };
+  }
+
   /** The reward weights of a policy; undefined for the default reward. */
   weights(policy) {
     return (typeof policy === "string" ? this.server.presets[policy] : policy)?.rewards;
@@ -198,7 +229,6 @@ class Page {
     const run = new Run(editor.value, body.seed);
     run.asked = { ...body, model: this.server.model, alignment: editor.sent };
     view.begin(run);
-    if (this.lanes[0].view === view) view.reveal();
     const { key } = this;
     const { signal } = this.running;
     await run.go(settings.route, run.asked, { key, signal }, () => view.update());
@@ -209,8 +239,23 @@ class Page {
     this.running?.abort();
   }
 
+  /** Folds the form to a line, so that the text and its candidates have a phone's screen. */
+  fold(prompt) {
+    by("folded-prompt").textContent = prompt;
+    by("folded-policy").textContent = this.active.map(({ editor }) => editor.title).join("  ·  ");
+    by("folded").hidden = false;
+    by("main").dataset.folded = "";
+    scrollTo({ top: 0 });
+  }
+
+  unfold() {
+    by("folded").hidden = true;
+    delete by("main").dataset.folded;
+  }
+
   /** Puts an error's words next to the field it names. */
   explain(error, editor, name) {
+    if (error.param) this.unfold();
     if (error.status === 401) this.askForKey(error);
     if (!error.param) return;
     const whose = this.active.length > 1 ? `${name}: ` : "";
@@ -260,12 +305,8 @@ class Page {
   }
 
   async copyLink() {
-    try {
-      await navigator.clipboard.writeText(location.href);
-      by("copied").textContent = "copied";
-    } catch {
-      by("copied").textContent = "The browser blocked copying; copy the link from the address bar.";
-    }
+    const blocked = "The browser blocked copying; copy the link from the address bar.";
+    by("copied").textContent = (await copied(location.href)) ? "copied" : blocked;
   }
 
   /** What `/v1/alignment/score` is asked for a run's values after each token; null if it has none. */
@@ -280,6 +321,11 @@ class Page {
   async valuesOf(run) {
     return (await score(this.valued(run), { key: this.key })).per_token;
   }
+}
+
+/** Brings an element into sight where it begins in the lower half of the window. */
+function reveal(element) {
+  if (element.getBoundingClientRect().top > innerHeight / 2) element.scrollIntoView({ block: "start" });
 }
 
 /** Draws the scores of both lanes on one scale, where they are of the same rewards. */

@@ -1,8 +1,21 @@
 // One policy: chosen by method or preset, edited as a form or as JSON, both in step.
 
-import { h } from "./dom.js";
+import { copied, h } from "./dom.js";
 import { complain, PolicyForm, problem } from "./form.js";
 import { initial } from "./schema.js";
+import { curl, python } from "./snippets.js";
+
+const METHODS = {
+  none: "Plain decoding",
+  best_of_n: "Best of n answers",
+  best_of_poisson: "Best of a random number of answers",
+  blockwise_cd: "Best of k blocks",
+  cards: "First block that is good enough",
+  logit_mixing: "Mixture of models",
+  rejection: "First answer that is accepted",
+  speculative_rejection: "Best of n answers, weak ones dropped early",
+  tokenwise_cd: "Every token steered",
+};
 
 /** The editor of the `alignment` field: an object with a method, or a preset's name. */
 export class PolicyEditor {
@@ -10,11 +23,13 @@ export class PolicyEditor {
    * @param prefix what the ids of its elements begin with.
    * @param server the answer of `GET /v1/alignment`.
    * @param onchange called after each change.
+   * @param requested gives the request that runs this policy, as `snippets.js` takes it.
    */
-  constructor(prefix, server, onchange) {
+  constructor(prefix, server, onchange, requested) {
     this.prefix = prefix;
     this.server = server;
     this.onchange = onchange;
+    this.requested = requested;
     this.preset = null;
     const defaultReward = Object.keys(server.rewards).find((name) => server.rewards[name].default);
     const models = ["base", ...Object.keys(server.members)];
@@ -36,10 +51,10 @@ export class PolicyEditor {
     this.show();
   }
 
-  /** What goes into the request: with a trace, unless the policy says otherwise. */
+  /** What goes into the request: with a report that can be watched, unless the policy has one. */
   get sent() {
     const plain = typeof this.policy === "string" || this.policy.method === "none";
-    return plain ? this.policy : { report: "trace", ...this.policy };
+    return plain ? this.policy : { report: "live", ...this.policy };
   }
 
   /** A line that tells this policy from another. */
@@ -83,7 +98,7 @@ export class PolicyEditor {
     this.chooser = h(
       "select",
       { id, onchange: () => this.choose(this.chooser.value) },
-      h("optgroup", { label: "Methods" }, options("method", methods)),
+      h("optgroup", { label: "Methods" }, options("method", methods, METHODS)),
       h("optgroup", { label: "Presets" }, options("preset", presets)),
     );
     this.chooserField = h(
@@ -110,6 +125,10 @@ export class PolicyEditor {
       problem(),
     ]);
     const json = h("details", {}, h("summary", {}, "JSON"), this.jsonField);
+    const code = h("details", { class: "code" }, h("summary", {}, "Code"), [
+      this.snippet("curl", curl),
+      this.snippet("Python", python),
+    ]);
     this.heading = h("summary", {});
     this.details = h(
       "details",
@@ -120,8 +139,23 @@ export class PolicyEditor {
       this.form.element,
       this.help,
       json,
+      code,
     );
     return this.details;
+  }
+
+  /** Code that sends the request, written when it is seen or copied. */
+  snippet(language, written) {
+    const text = h("pre", { tabindex: 0, "aria-label": `${language} code`, hidden: true });
+    const status = h("span", { role: "status" });
+    const write = () => (text.textContent = written(this.requested()));
+    const copy = async () => {
+      write();
+      status.textContent = (await copied(text.textContent)) ? "copied" : "Select the code to copy it.";
+      text.hidden = false;
+    };
+    const button = h("button", { type: "button", onclick: copy }, `Copy as ${language}`);
+    return h("div", { class: "snippet" }, button, status, text);
   }
 
   first() {
@@ -229,14 +263,17 @@ export class PolicyEditor {
       this.onchange();
     };
     return [
-      `Copy of the preset ${this.preset}, with a trace. `,
+      `Copy of the preset ${this.preset}, with its candidates in sight. `,
       h("button", { type: "button", class: "link", onclick: name }, "Send the preset's name"),
     ];
   }
 }
 
-function options(kind, names) {
-  return Object.keys(names).map((name) => h("option", { value: `${kind} ${name}` }, name));
+function options(kind, names, words = {}) {
+  return Object.keys(names).map((name) => {
+    const label = words[name] ? `${words[name]} (${name})` : name;
+    return h("option", { value: `${kind} ${name}` }, label);
+  });
 }
 
 /** The first paragraph of a method's description, without its markup. */

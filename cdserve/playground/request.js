@@ -15,11 +15,13 @@ export function settings() {
   return Object.fromEntries(values.filter(([, value]) => value.trim() !== ""));
 }
 
-/** Fills the fields that have a value. */
+/** Fills the fields that have a value; opens those of rare use if it is not the usual one. */
 export function fill(values) {
   for (const name of FIELDS) {
     if (name in values) input(name).value = values[name];
   }
+  const { route = "chat/completions", top_p: topP = "1" } = values;
+  if (route !== "chat/completions" || Number(topP) !== 1) input("more").open = true;
 }
 
 /** Whether the fields can be sent; if not, words why stand next to the first that cannot. */
@@ -51,6 +53,7 @@ export function complainOf(param, message) {
   const name = ALIASES[first] ?? first;
   if (!FIELDS.includes(name)) return false;
   complain(field(name), message);
+  if (field(name).closest("#more")) input("more").open = true;
   return true;
 }
 

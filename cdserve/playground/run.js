@@ -3,8 +3,8 @@
 import { ApiError, stream } from "./api.js";
 
 /**
- * What has come of a run so far: `blocks` of text, the decisions `made`, then the `report`, and how
- * it ended.
+ * What has come of a run so far: `blocks` of text, the decisions `made`, the `drafts` of the next
+ * one, then the `report`, and how it ended.
  */
 export class Run {
   constructor(policy, seed) {
@@ -14,6 +14,7 @@ export class Run {
     this.blocks = [];
     this.tokens = 0;
     this.made = [];
+    this.drafts = null;
     this.report = null;
     this.finish = null;
     this.error = null;
@@ -34,6 +35,7 @@ export class Run {
       if (this.state === "failed") this.error = error;
       if (this.state === "failed" && !(error instanceof ApiError)) console.error(error);
     }
+    this.drafts = null;
     this.total = this.elapsed;
     onchange();
   }
@@ -78,7 +80,10 @@ export class Run {
   }
 
   add(chunk) {
-    this.made.push(...(chunk.alignment_decisions ?? []));
+    const decisions = chunk.alignment_decisions ?? [];
+    this.made.push(...decisions);
+    if (decisions.length > 0) this.drafts = null;
+    this.drafts = chunk.alignment_candidates?.[0].candidates ?? this.drafts;
     this.report = chunk.alignment ?? this.report;
     this.tokens = chunk.usage?.completion_tokens ?? this.tokens;
     for (const choice of chunk.choices) {

@@ -3,94 +3,185 @@
 import { extent, klChart, tokenChart, valueChart } from "./chart.js";
 import { DecisionList } from "./decisions.js";
 import { counted, duration, h, number } from "./dom.js";
+import { join, Race } from "./race.js";
+import { fraction, Legend } from "./scale.js";
 
 const NARROWEST = 320; // a chart's width in pixels where two stand side by side
 const GAP = 10;
+const FLAGS = {
+  inspect: "8 nats or more: read some answers",
+  high: "15 nats or more: likely over-optimised",
+};
 
 /** The result of one policy. */
 export class ResultView {
   /**
    * @param prefix what the ids of its elements begin with.
    * @param name what it is called: "A" or "B".
-   * @param values gives V after each token of a run's answer, by reward.
+   * @param values `known`, `of`: V after each token of a run's answer, by reward; `meaning` of the
+   *     scores of a run, or of a reward.
    */
   constructor(prefix, name, values) {
     this.prefix = prefix;
     this.values = values;
-    this.progress = h("p", { class: "progress" }, "No run yet.");
+    this.words = h("span", {}, "No run yet.");
+    this.clock = h("span", { class: "clock", role: "timer", "aria-live": "off" });
+    const pulse = h("span", { class: "pulse", "aria-hidden": "true" }, [h("i"), h("i"), h("i")]);
+    this.progress = h("p", { class: "progress" }, pulse, this.words, this.clock);
     this.announcement = h("p", { class: "hidden", role: "status" });
-    this.text = h("div", { class: "text", role: "region", "aria-label": `Text ${name}` });
+    const text = { class: "text", role: "region", "aria-label": `Text ${name}`, "aria-live": "polite" };
+    this.text = h("div", text);
+    this.legend = new Legend();
+    this.race = new Race((i) => this.inspect(i));
     this.details = h("div", { class: "made" });
     const heading = h("h2", { class: "lane-name" }, `Result ${name}`);
-    const parts = [heading, this.progress, this.announcement, this.text, this.details];
-    this.element = h("section", { class: "result", "aria-label": `Result ${name}` }, parts);
+    const parts = [heading, this.progress, this.announcement, this.text, this.legend.element];
+    const attributes = { class: "result", "aria-label": `Result ${name}` };
+    this.element = h("section", attributes, parts, this.race.element, this.details);
     new ResizeObserver(() => this.draw()).observe(this.details);
   }
 
   /** Shows a run that begins. */
   begin(run) {
     this.run = run;
-    this.shown = 0;
+    this.shown = { blocks: 0, decisions: 0 };
+    this.decisions = [];
+    this.marks = [];
+    this.covered = 0;
+    this.rest = h("span", { class: "block" });
     this.domain = null;
     this.tokenValues = null;
     this.charts = null;
     this.list = new DecisionList(this.prefix);
     this.text.replaceChildren();
+    this.legend.hide();
+    this.race.clear(run.policy.m ?? run.asked.max_tokens);
     this.details.replaceChildren(this.list.element);
     this.text.setAttribute("aria-busy", "true");
     this.element.dataset.state = "running";
-    this.progress.textContent = "Waiting for the first text …";
+    this.words.textContent = "Waiting for the first text";
     this.announcement.textContent = "Running.";
-  }
-
-  /** Brings it into sight where it begins below what is seen. */
-  reveal() {
-    const { top } = this.element.getBoundingClientRect();
-    if (top > innerHeight * 0.8) this.element.scrollIntoView({ block: "start" });
+    this.tick();
+    this.ticking = setInterval(() => this.tick(), 100);
   }
 
   /** Shows what has come since the last time. */
   update() {
-    const { run } = this;
-    for (const { text } of run.blocks.slice(this.shown)) {
-      this.text.append(h("span", { class: "block" }, text));
+    const { run, shown } = this;
+    const decided = run.made.length > shown.decisions;
+    const grown = run.blocks.length > shown.blocks;
+    if (decided || grown) {
+      this.decisions = run.decisions;
+      this.write();
+      if (run.made.length > 0) this.list.show(this.decisions);
+      // Blocks are announced as they come, tokens once they all have.
+      if (decided) this.text.setAttribute("aria-busy", "false");
     }
-    this.shown = run.blocks.length;
-    if (run.made.length > 0) this.list.show(run.decisions);
-    if (run.state !== "running") this.end();
-    else if (this.shown > 0) {
-      const tokens = counted(run.tokens, "token");
-      const first = `first after ${duration(run.first)}`;
-      this.progress.textContent = `${counted(this.shown, "chunk")}, ${tokens}, ${first}`;
-    }
+    this.shown = { blocks: run.blocks.length, decisions: run.made.length };
+    if (run.state !== "running") return this.end();
+    this.colour(running(this.decisions, run.drafts));
+    if (decided) this.settle(this.decisions.length - 1);
+    else if (run.drafts?.length > 1) this.race.draw(this.underWay());
+    this.words.textContent = progress(run);
   }
 
   /** Draws the scores between these bounds, which another run may share. */
   scale(domain) {
-    this.domain = domain;
+    this.colour(domain);
     this.draw();
+  }
+
+  tick() {
+    this.clock.textContent = `${(this.run.elapsed / 1000).toFixed(1)} s`;
+  }
+
+  /** Writes the text so far: a span for each decision that it has reached, then the rest. */
+  write() {
+    const { text } = this.run;
+    const reached = this.decisions.filter(({ end }) => end !== null);
+    const marks = reached.slice(this.marks.length).map(({ chosen, start, end }, i) => {
+      const index = this.marks.length + i;
+      const title = `decision ${index + 1}: ${number(chosen.score)}`;
+      const attributes = { class: "block decided", title, onclick: () => this.inspect(index) };
+      return h("span", attributes, text.slice(start, end));
+    });
+    this.marks.push(...marks);
+    this.covered = reached.at(-1)?.end ?? 0;
+    this.rest.textContent = text.slice(this.covered);
+    const more = this.rest.textContent !== "";
+    if (marks.length === 0 && this.rest.isConnected === more) return;
+    this.rest.remove();
+    this.text.append(...marks, ...(more ? [this.rest] : []));
+  }
+
+  /** Colours each block of the text by its value in a domain, and says so in the legend. */
+  colour(domain) {
+    this.domain = domain;
+    if (!domain || this.marks.length === 0) return;
+    this.marks.forEach(({ style }, i) => {
+      style.setProperty("--value", fraction(this.decisions[i].chosen.score, domain));
+    });
+    const about = this.single ? "Value of the text" : "Value after each block";
+    if (domain[0] < domain[1]) this.legend.show(about, domain, this.values.meaning(this.run));
+  }
+
+  /** Whether the run decides between whole answers. */
+  get single() {
+    const { policy, state } = this.run;
+    return policy.m === undefined || (state !== "running" && this.decisions.length === 1);
+  }
+
+  /** What the race shows of the candidates under way. */
+  underWay() {
+    const { drafts } = this.run;
+    const index = this.decisions.length;
+    const from = this.decisions.at(-1)?.chosen.score ?? null;
+    const domain = this.domain ?? [0, 1];
+    return { index, candidates: drafts, from, domain, single: this.single };
+  }
+
+  /** Shows the outcome of a decision between several candidates; its winner joins the text. */
+  settle(index, { over = false } = {}) {
+    const decision = this.decisions[index];
+    if (!decision || decision.candidates.length < 2) return;
+    const from = this.decisions[index - 1]?.chosen.score ?? null;
+    const count = this.decisions.length;
+    const about = { index, count, from, domain: this.domain, over, single: this.single };
+    const winner = this.race.settle(decision, about);
+    if (!over) join(winner, this.marks[index]);
+  }
+
+  /** Shows the candidates of a decision of a run that has ended, and marks its block. */
+  inspect(index) {
+    if (this.run.state === "running") return this.list.open(index);
+    this.settle(index, { over: true });
+    this.marks.forEach(({ classList }, i) => classList.toggle("current", i === index));
+    this.race.element.scrollIntoView({ block: "nearest" });
   }
 
   end() {
     const { run } = this;
+    clearInterval(this.ticking);
     this.text.setAttribute("aria-busy", "false");
     this.element.dataset.state = run.state;
     const words = ending(run);
-    this.progress.textContent = words;
+    this.words.textContent = words;
+    this.clock.textContent = "";
     this.announcement.textContent = words;
     const list = this.list.element;
     this.figures = run.blocks.length > 0 || run.report ? figures(run, []) : null;
     if (this.figures) list.before(this.figures);
+    if (this.decisions.length > 0) this.colour(extent(this.decisions));
+    if (this.decisions.length === 0) this.race.clear();
+    else this.settle(this.decisions.length - 1, { over: true });
     if (run.report === null) return;
     this.charts = h("div", { class: "charts" });
     list.before(this.charts);
-    this.decisions = run.decisions;
     if (this.decisions.length === 0) {
       const words = "The policy's report has no trace, so the candidates are not shown.";
       list.replaceWith(h("p", { class: "note" }, words));
       return;
     }
-    if (this.decisions.at(-1).end !== null) this.mark();
     this.scale(extent(this.decisions));
   }
 
@@ -101,18 +192,19 @@ export class ResultView {
     this.figures = figured;
   }
 
-  /** Marks in the text what each decision has given, the darker the higher its score. */
-  mark() {
-    const [low, high] = extent(this.decisions);
-    const { text } = this.run;
-    const spans = this.decisions.map(({ chosen, start, end }, i) => {
-      const title = `decision ${i + 1}: ${number(chosen.score)}`;
-      const attributes = { class: "block decided", title, onclick: () => this.list.open(i) };
-      const span = h("span", attributes, text.slice(start, end));
-      span.style.setProperty("--value", high > low ? (chosen.score - low) / (high - low) : 1);
+  /** Colours each token by its value, if each came as a chunk. */
+  colourTokens() {
+    const [[name, values]] = Object.entries(this.tokenValues);
+    const { blocks } = this.run;
+    if (![values.length, values.length - 1].includes(blocks.length)) return;
+    const domain = [Math.min(...values), Math.max(...values)];
+    const spans = blocks.map(({ text }, i) => {
+      const span = h("span", { class: "block valued", title: number(values[i]) }, text);
+      span.style.setProperty("--value", fraction(values[i], domain));
       return span;
     });
-    this.text.replaceChildren(...spans, text.slice(this.decisions.at(-1).end));
+    this.text.replaceChildren(...spans);
+    this.legend.show("Value after each token", domain, this.values.meaning(this.run, name));
   }
 
   draw() {
@@ -147,6 +239,7 @@ export class ResultView {
       target.disabled = true;
       try {
         this.tokenValues = await this.values.of(this.run);
+        this.colourTokens();
         this.draw();
       } catch (error) {
         target.replaceWith(h("p", { class: "problem", role: "alert" }, error.message));
@@ -166,6 +259,24 @@ function figure(title, chart) {
 function steered({ report, decisions }) {
   const rest = report.kl.bound - decisions.at(-1).spent;
   return rest > 1e-9 ? rest : 0;
+}
+
+/** Bounds of all scores of a run under way; null before the first. */
+function running(decisions, drafts) {
+  const decided = decisions.length > 0 ? extent(decisions) : [];
+  const drafted = (drafts ?? []).map(({ score }) => score).filter((score) => score !== null);
+  const scores = [...decided, ...drafted];
+  return scores.length > 0 ? [Math.min(...scores), Math.max(...scores)] : null;
+}
+
+/** How far a run is, in words. */
+function progress({ blocks, tokens, first, drafts }) {
+  if (blocks.length > 0) {
+    return `${counted(blocks.length, "chunk")}, ${counted(tokens, "token")}, first after ${duration(first)}`;
+  }
+  if (!drafts) return "Waiting for the first text";
+  const longest = Math.max(...drafts.map((draft) => draft.tokens));
+  return `${counted(drafts.length, "candidate")} under way, ${counted(longest, "token")}`;
 }
 
 /** How a run ended, in words. */
@@ -211,7 +322,7 @@ function aligned(report, tokens) {
     ["candidates", candidates.toLocaleString("en"), ties > 0 ? counted(ties, "tie") : ""],
     ["tokens drawn", report.candidate_tokens.toLocaleString("en"), ratio],
   ];
-  if (kl.flag !== "ok") found.push(["KL flag", kl.flag, "see docs/methods.md"]);
+  if (kl.flag !== "ok") found.push(["KL flag", kl.flag, FLAGS[kl.flag]]);
   if (kl.limited?.decisions) found.push(["limited", counted(kl.limited.decisions, "decision")]);
   if (kl.limited?.tokens) found.push(["not steered", counted(kl.limited.tokens, "token")]);
   if (report.deadline) {
