@@ -88,7 +88,7 @@ export class Run {
     this.tokens = chunk.usage?.completion_tokens ?? this.tokens;
     for (const choice of chunk.choices) {
       const text = choice.text ?? choice.delta?.content ?? "";
-      if (text !== "") this.blocks.push({ text, at: this.elapsed });
+      if (text !== "") this.blocks.push({ text, at: this.elapsed, tokens: this.tokens });
       this.finish = choice.finish_reason ?? this.finish;
     }
   }

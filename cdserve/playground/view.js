@@ -81,7 +81,7 @@ export class ResultView {
     if (run.state !== "running") return this.end();
     this.colour(running(this.decisions, run.drafts));
     if (decided) this.settle(this.decisions.length - 1);
-    else if (run.drafts?.length > 1) this.race.draw(this.underWay());
+    else if (run.drafts?.length > 1 || (run.drafts && !this.single)) this.race.draw(this.underWay());
     this.words.textContent = progress(run);
   }
 
@@ -143,7 +143,7 @@ export class ResultView {
   /** Shows the outcome of a decision between several candidates; its winner joins the text. */
   settle(index, { over = false } = {}) {
     const decision = this.decisions[index];
-    if (!decision || decision.candidates.length < 2) return;
+    if (!decision || (this.single && decision.candidates.length < 2)) return;
     const from = this.decisions[index - 1]?.chosen.score ?? null;
     const count = this.decisions.length;
     const about = { index, count, from, domain: this.domain, over, single: this.single };
@@ -192,15 +192,17 @@ export class ResultView {
     this.figures = figured;
   }
 
-  /** Colours each token by its value, if each came as a chunk. */
+  /** Colours a text that came token by token by the value after each; a chunk may hold several. */
   colourTokens() {
     const [[name, values]] = Object.entries(this.tokenValues);
-    const { blocks } = this.run;
-    if (![values.length, values.length - 1].includes(blocks.length)) return;
+    const { blocks, tokens } = this.run;
+    const same = [tokens, tokens + 1].includes(values.length); // the last may be EOS
+    if (blocks.length <= this.decisions.length || !same) return;
     const domain = [Math.min(...values), Math.max(...values)];
-    const spans = blocks.map(({ text }, i) => {
-      const span = h("span", { class: "block valued", title: number(values[i]) }, text);
-      span.style.setProperty("--value", fraction(values[i], domain));
+    const spans = blocks.map(({ text, tokens: length }) => {
+      const value = values[length - 1];
+      const span = h("span", { class: "block valued", title: number(value) }, text);
+      span.style.setProperty("--value", fraction(value, domain));
       return span;
     });
     this.text.replaceChildren(...spans);

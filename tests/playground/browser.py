@@ -137,8 +137,15 @@ class Playground:
 
     def scheme(self, scheme: str) -> None:
         """Has the system prefer light or dark."""
-        feature = {"name": "prefers-color-scheme", "value": scheme}
-        self.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+        self.prefers(color_scheme=scheme)
+
+    def prefers(self, **preferences: str) -> None:
+        """Sets preferences of the system, by the name of their media feature; resets others."""
+        features = [
+            {"name": f"prefers-{name.replace('_', '-')}", "value": value}
+            for name, value in preferences.items()
+        ]
+        self.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
 
     def requested(self) -> list[str]:
         """The URLs of all that the page has loaded or asked for."""

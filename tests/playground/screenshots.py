@@ -67,30 +67,47 @@ def take(page: Playground) -> None:
     page.one("#run").click()
     page.until(lambda: not page.all("#comparison tbody tr"))
     page.until(lambda: page.all("#comparison tbody tr"))
+    settled(page)
     save(page, "compare.png")
 
-    page.resize(1280, 900)
+    page.resize(1280, 1220)
     page.open({**BLOCKWISE, **WEIGHED}, **SETTINGS)
     page.run()
     page.until(lambda: "sentiment_gold" in page.text("#lane-a .figures"))
-    page.all("#lane-a .decision summary")[1].click()
+    page.all("#lane-a .block.decided")[1].click()
+    settled(page)
     save(page, "decision.png")
 
+    page.resize(1280, 830)
     page.scheme("dark")
-    page.open({**BLOCKWISE, "m": 16}, **SETTINGS)
+    page.open(BLOCKWISE, **SETTINGS)
     page.one("#run").click()
-    page.until(lambda: page.all("#lane-a .decision summary"))[0].click()
-    page.until(lambda: len(page.all("#lane-a .decision")) > 3)
+    under_way(page, block=3, tokens=20)
     save(page, "live.png")
     page.press(Keys.ESCAPE)
 
     page.scheme("light")
     page.resize(390, 844, mobile=True)
-    page.open(BLOCKWISE, {"method": "none"}, **SETTINGS)
+    page.open(BLOCKWISE, **SETTINGS)
     page.one("#run").click()
-    page.until(lambda: page.all("#comparison tbody tr"))
-    page.js("scrollTo(0, 0)")
+    under_way(page, block=2, tokens=20)
     save(page, "phone.png")
+    page.press(Keys.ESCAPE)
+
+
+def under_way(page: Playground, block: int, tokens: int) -> None:
+    """Waits until each candidate of a block has so many tokens."""
+    page.until(lambda: page.text("#lane-a .race h3") == f"Block {block}", f"block {block}")
+    drawn = """
+      const notes = [...document.querySelectorAll("#lane-a .card .facts")];
+      return notes.every((note) => parseInt(note.textContent) >= arguments[0]);
+    """
+    page.until(lambda: page.js(drawn, tokens), f"{tokens} tokens of each candidate")
+
+
+def settled(page: Playground) -> None:
+    """Waits until nothing moves."""
+    page.until(lambda: not page.js("return document.getAnimations().length"), "the end of motion")
 
 
 def save(page: Playground, name: str) -> None:

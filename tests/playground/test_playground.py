@@ -1,8 +1,13 @@
 """The playground in a real browser, against a real server."""
 
+import builtins
+import json
 import math
 import re
+import shlex
+from types import SimpleNamespace
 from typing import Any, ClassVar
+from unittest import mock
 
 import httpx2
 import pytest
@@ -21,6 +26,7 @@ ROUTE = {"prompt": PROMPT, "route": "completions", "max_tokens": 48, "temperatur
 LONG = {**ROUTE, "max_tokens": 400}
 HELD = {"method": "blockwise_cd", "k": 8, "m": 1, "rewards": {"gate": 1.0}}
 """Goes no further than the gate lets it."""
+GATED = {"method": "blockwise_cd", "k": 4, "m": 8, "rewards": {"gate": 1.0}}
 WATCH = """
 window.seen = [];
 const text = document.querySelector("#lane-a .text");
@@ -68,7 +74,7 @@ class TestRun:
         assert texts == ["".join(blocks[: i + 1]) for i in range(len(blocks))]
         assert page.answer() == expected["choices"][0]["text"]
         assert "48 tokens, reached max_tokens" in page.text("#lane-a .progress")
-        assert page.text("#lane-a [role=status]") == page.text("#lane-a .progress")
+        assert page.text("#lane-a .result > [role=status]") == page.text("#lane-a .progress")
 
     def test_decisions_open_while_more_are_made(self, page: Playground, server: Served) -> None:
         page.open(HELD, **LONG)
@@ -277,6 +283,147 @@ class TestReport:
         assert page.all("#lane-a .decision")[2].get_property("open")
 
 
+class TestRace:
+    """The candidates of a block, side by side."""
+
+    def test_candidates_are_shown_before_their_decision(
+        self, page: Playground, server: Served, http: httpx2.Client
+    ) -> None:
+        page.open(GATED, **{**ROUTE, "max_tokens": 8})
+        with server.gate.closed():
+            page.one("#run").click()
+            page.until(lambda: [c for c in cards(page) if c["note"] == "8 tokens"][3:])
+            shown = cards(page)
+            assert {card["state"] for card in shown} == {"running"}
+            assert page.answer() == ""
+            assert page.all("#lane-a .decision") == []
+            assert page.text("#lane-a .race h3") == "Block 1"
+            assert page.text("#lane-a .progress > span:nth-child(2)") == (
+                "4 candidates under way, 8 tokens"
+            )
+            assert re.fullmatch(r"\d+\.\d s", page.text("#lane-a .clock"))
+        page.wait("done")
+        (decision,) = asked(http, GATED, max_tokens=8)["alignment"]["trace"]
+        texts = [candidate["text"].removeprefix(" ") for candidate in decision["candidates"]]
+        assert [card["text"] for card in shown] == texts
+
+    def test_bars_grow_from_the_value_of_the_prefix_and_losers_are_marked(
+        self, page: Playground
+    ) -> None:
+        page.open(BLOCKWISE, **ROUTE)
+        page.js(SCRIPTED)
+        page.one("#run").click()
+        page.until(lambda: page.js("return Boolean(window.sent)"))
+        assert page.js("return sent.alignment.report") == "live"
+        send(page, drafts(("A", 0.25), ("The", None)))
+        page.until(lambda: [card["score"] for card in cards(page)] == ["0.250", "–"])
+        send(page, drafts(("A film", 0.75), ("The play", 0.5)))
+        page.until(lambda: [card["bar"] for card in cards(page)] == [1, 0])
+        assert page.answer() == ""
+        send(page, decision(("A film", 0.75), ("The play", 0.5)), text="A film")
+        page.until(lambda: [card["state"] for card in cards(page)] == ["taken", "lost"])
+        assert page.answer() == "A film"
+        send(page, drafts((" is", 0.8), (" was", 0.6)))
+        page.until(lambda: [card["text"] for card in cards(page)] == ["is", "was"])
+        starts = page.js(
+            "return [...document.querySelectorAll('#lane-a .track')]"
+            ".map((bar) => Number(bar.style.getPropertyValue('--from')))"
+        )
+        assert starts == [pytest.approx((0.75 - 0.5) / (0.8 - 0.5))] * 2
+        page.press(Keys.ESCAPE)
+        page.wait("stopped")
+
+    def test_outcome_of_each_block_can_be_seen_again(
+        self, page: Playground, http: httpx2.Client
+    ) -> None:
+        page.open(BLOCKWISE, **ROUTE)
+        page.run()
+        trace = asked(http, BLOCKWISE)["alignment"]["trace"]
+        count = len(trace)
+        for number in (count, count - 1):
+            assert page.text("#lane-a .race h3") == f"Block {number} of {count}"
+            expected = [
+                (
+                    candidate["text"].removeprefix(" "),
+                    "taken" if candidate["chosen"] else "lost",
+                    pytest.approx(candidate["score"], abs=1e-3),
+                )
+                for candidate in trace[number - 1]["candidates"]
+            ]
+            shown = [(card["text"], card["state"], value(card["score"])) for card in cards(page)]
+            assert shown == expected
+            page.one("#lane-a .steps > button").click()
+        page.all("#lane-a .block.decided")[0].click()
+        assert page.text("#lane-a .race h3") == f"Block 1 of {count}"
+        assert page.js("return document.querySelectorAll('#lane-a .current').length") == 1
+
+    def test_legend_names_the_reward_its_units_and_its_range(
+        self, page: Playground, http: httpx2.Client
+    ) -> None:
+        page.open(BLOCKWISE, **ROUTE)
+        page.run()
+        trace = asked(http, BLOCKWISE)["alignment"]["trace"]
+        scores = [candidate["score"] for each in trace for candidate in each["candidates"]]
+        legend = page.one("#lane-a .legend").text
+        assert "Value after each block: sentiment (expected reward)" in legend
+        low, high = (
+            page.text(f"#lane-a .legend-range > :{end}-child") for end in ("first", "last")
+        )
+        assert value(low) == pytest.approx(min(scores), abs=1e-3)
+        assert value(high) == pytest.approx(max(scores), abs=1e-3)
+
+    def test_legend_of_a_weighted_sum_names_its_terms(self, page: Playground) -> None:
+        page.open({**BLOCKWISE, "rewards": {"sentiment": 0.7, "brevity": -0.3}}, **ROUTE)
+        page.run()
+        assert "0.7 sentiment − 0.3 brevity (weighted sum)" in page.text("#lane-a .legend")
+
+    def test_tokens_are_coloured_by_their_values(self, page: Playground) -> None:
+        page.open({"method": "tokenwise_cd", "beta": 0.5}, **ROUTE)
+        page.run()
+        assert not page.one("#lane-a .race").is_displayed()
+        text = page.answer()
+        page.one("#lane-a .charts button").click()
+        page.until(lambda: page.all("#lane-a .block.valued"))
+        assert page.answer() == text
+        assert "Value after each token: sentiment" in page.text("#lane-a .legend")
+
+    def test_text_is_announced_and_motion_is_not(self, page: Playground) -> None:
+        page.open(BLOCKWISE, **ROUTE)
+        page.run()
+        assert page.one("#lane-a .text").get_attribute("aria-live") == "polite"
+        for part in ("progress", "race", "clock"):
+            live = f"document.querySelector('#lane-a .{part}').closest('[aria-live=polite]')"
+            assert page.js(f"return {live}") is None
+
+
+class TestCode:
+    """The request as code."""
+
+    def test_copied_code_reproduces_the_text(self, page: Playground, http: httpx2.Client) -> None:
+        page.open(BLOCKWISE, **{**ROUTE, "prompt": 'Review: the author\'s "travel" kettle.'})
+        page.run()
+        page.js("document.querySelector('#lane-a .code').open = true")
+        curl, python = (self.copied(page, i) for i in (1, 2))
+        words = shlex.split(curl.replace("\\\n", ""))
+        assert words[:2] == ["curl", f"{page.base_url}/v1/completions"]
+        body = words[words.index("-d") + 1]
+        headers = {"content-type": "application/json"}
+        answer = http.post("/v1/completions", content=body, headers=headers).json()
+        assert answer["choices"][0]["text"] == page.answer()
+        calls: list[dict[str, Any]] = []
+        exec(python, {"__builtins__": {**vars(builtins), "__import__": fake_openai(calls)}})
+        (call,) = calls
+        extra = call.pop("extra_body")
+        assert {**call, **extra} == json.loads(body)
+
+    def copied(self, page: Playground, i: int) -> str:
+        """The code of the i-th button, shown once it is copied."""
+        snippet = f"#lane-a .snippet:nth-of-type({i})"
+        page.one(f"{snippet} > button").click()
+        page.until(lambda: page.one(f"{snippet} > pre").is_displayed())
+        return page.text(f"{snippet} > pre")
+
+
 class TestLink:
     def test_link_reproduces_the_text(self, page: Playground) -> None:
         page.open(BLOCKWISE, **{**ROUTE, "seed": ""})
@@ -430,7 +577,7 @@ class TestKeyboard:
             visited.append(page.js("return document.activeElement.id"))
             page.press(Keys.TAB)
         named = [name for name in visited if name]
-        expected = ["prompt", "route", "max_tokens", "temperature", "top_p", "seed", "compare"]
+        expected = ["prompt", "max_tokens", "temperature", "seed", "route", "top_p", "compare"]
         assert named == [*expected, "run", "a-chooser", "a-k-input", "a-m-input", *named[11:]]
 
     def test_every_control_has_a_name(self, page: Playground) -> None:
@@ -469,11 +616,41 @@ class TestLooks:
         policy = {**BLOCKWISE, "rewards": {"sentiment": 1.0}, "proposal": proposal}
         page.open(policy, **ROUTE)
         page.run()
+        page.one("#edit").click()
         page.js("document.querySelectorAll('details').forEach((one) => (one.open = true))")
         assert page.js("return document.documentElement.scrollWidth") == 390
         parts = [page.one(part).rect for part in ("#request", "#lane-a .editor", "#lane-a .result")]
         assert len({part["x"] for part in parts}) == 1
         assert [part["y"] for part in parts] == sorted(part["y"] for part in parts)
+
+    def test_form_folds_on_a_phone_after_run(self, page: Playground) -> None:
+        page.resize(390, 844, mobile=True)
+        page.open(BLOCKWISE, **ROUTE)
+        assert not page.one("#folded").is_displayed()
+        page.run()
+        assert page.text("#folded-prompt") == PROMPT
+        assert page.text("#folded-policy") == "blockwise_cd k=4 m=8"
+        assert not page.one("#prompt").is_displayed()
+        assert not page.one("#lane-a .editor").is_displayed()
+        assert page.one("#lane-a .text").rect["y"] < 844 / 2
+        assert page.js("return document.documentElement.scrollWidth") == 390
+        page.one("#edit").click()
+        assert page.one("#prompt").is_displayed()
+        assert page.one("#lane-a .editor").is_displayed()
+        page.type("#a-k-input", "9")
+        page.run("failed")
+        assert "1 to 8" in problem(page, "a-k-field")
+
+    def test_reduced_motion_stops_all_animations(self, page: Playground, server: Served) -> None:
+        page.open(GATED, **ROUTE)
+        with server.gate.closed():
+            for preference, moves in (("no-preference", True), ("reduce", False)):
+                page.prefers(reduced_motion=preference)
+                page.one("#run").click()
+                page.until(lambda: page.all("#lane-a .card"))
+                assert bool(page.js("return document.getAnimations().length")) is moves
+                page.press(Keys.ESCAPE)
+                page.wait("stopped")
 
     def test_dark_scheme_changes_the_colours(self, page: Playground) -> None:
         page.open(BLOCKWISE, **ROUTE)
@@ -535,6 +712,70 @@ arguments[0].value = arguments[1];
 arguments[0].dispatchEvent(new Event("change", { bubbles: true }));
 """
 OPEN_JSON = "document.getElementById('a-json').closest('details').open = true"
+
+
+SCRIPTED = """
+const { fetch } = window;
+window.fetch = (url, options) => {
+  if (!url.endsWith("v1/completions")) return fetch(url, options);
+  window.sent = JSON.parse(options.body);
+  const body = new ReadableStream({
+    start(stream) {
+      const text = new TextEncoder();
+      window.send = (chunk) => stream.enqueue(text.encode(`data: ${JSON.stringify(chunk)}\\n\\n`));
+      options.signal.onabort = () => stream.error(new DOMException("stopped", "AbortError"));
+    },
+  });
+  return Promise.resolve(new Response(body));
+};
+"""
+"""Answers of completions that ``send`` writes, chunk by chunk."""
+
+
+def send(page: Playground, fields: dict[str, Any], text: str | None = None) -> None:
+    """Sends a chunk of the scripted answer."""
+    choices = [] if text is None else [{"index": 0, "text": text, "finish_reason": None}]
+    page.js("send(arguments[0])", {"choices": choices, **fields})
+
+
+def drafts(*candidates: tuple[str, float | None]) -> dict[str, Any]:
+    """Fields of a chunk with candidates under way, each a text and a score."""
+    drawn = [{"text": text, "tokens": 2, "score": score} for text, score in candidates]
+    return {"alignment_candidates": [{"choice": 0, "draw": 0, "candidates": drawn}]}
+
+
+def decision(*candidates: tuple[str, float]) -> dict[str, Any]:
+    """Fields of a chunk with a decision for the first candidate."""
+    rest = {"tokens": 2, "rewards": {}, "logprob": None, "finish_reason": None}
+    listed = [
+        {"text": text, "score": score, "chosen": i == 0, **rest}
+        for i, (text, score) in enumerate(candidates)
+    ]
+    kl = {"bound": 0.2, "estimate": 0.2}
+    return {"alignment_decisions": [{"kl": kl, "candidates": listed, "choice": 0}]}
+
+
+def cards(page: Playground) -> list[dict[str, Any]]:
+    """The cards of lane A's race."""
+    found: list[dict[str, Any]] = page.js("""
+      return [...document.querySelectorAll("#lane-a .card")].map((card) => ({
+        state: card.dataset.state,
+        score: card.querySelector(".score").textContent,
+        note: card.querySelector(".facts").textContent,
+        text: card.querySelector(".card-text").textContent,
+        bar: Number(card.querySelector(".track").style.getPropertyValue("--value")),
+      }));
+    """)
+    return found
+
+
+def fake_openai(calls: list[dict[str, Any]]) -> Any:
+    """An ``__import__`` whose OpenAI client records the arguments of completions."""
+    answer = mock.MagicMock()
+    client = mock.MagicMock()
+    client.completions.create.side_effect = lambda **fields: calls.append(fields) or answer
+    module = SimpleNamespace(OpenAI=lambda **_: client)
+    return lambda *_: module
 
 
 def chosen(decision: dict[str, Any]) -> dict[str, Any]:
