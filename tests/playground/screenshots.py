@@ -59,7 +59,7 @@ def settings() -> dict[str, Any]:
 
 def take(page: Playground) -> None:
     """Takes the pictures of a server's page."""
-    page.resize(1280, 1180)
+    page.resize(1280, 1260)
     page.scheme("light")
     page.open(BLOCKWISE, {"method": "none"}, **SETTINGS)
     page.run()  # the first run is slower
@@ -67,6 +67,7 @@ def take(page: Playground) -> None:
     page.one("#run").click()
     page.until(lambda: not page.all("#comparison tbody tr"))
     page.until(lambda: page.all("#comparison tbody tr"))
+    page.js("document.querySelectorAll('.policy').forEach((policy) => (policy.open = false))")
     settled(page)
     save(page, "compare.png")
 
@@ -78,15 +79,15 @@ def take(page: Playground) -> None:
     settled(page)
     save(page, "decision.png")
 
-    page.resize(1280, 830)
-    page.scheme("dark")
+    page.resize(1280, 870)
+    page.prefers(color_scheme="dark", reduced_motion="reduce")  # a bar shows the score next to it
     page.open(BLOCKWISE, **SETTINGS)
     page.one("#run").click()
     under_way(page, block=3, tokens=20)
     save(page, "live.png")
     page.press(Keys.ESCAPE)
 
-    page.scheme("light")
+    page.prefers(color_scheme="light", reduced_motion="reduce")
     page.resize(390, 844, mobile=True)
     page.open(BLOCKWISE, **SETTINGS)
     page.one("#run").click()
