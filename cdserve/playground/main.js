@@ -204,7 +204,8 @@ class Page {
   meaning({ policy }, reward) {
     const { rewards } = this.server;
     const defaultReward = Object.keys(rewards).find((name) => rewards[name].default);
-    return meaning(reward ? { [reward]: 1 } : (this.weights(policy) ?? { [defaultReward]: 1 }), rewards);
+    if (reward) return meaning({ [reward]: 1 }, rewards);
+    return meaning(this.weights(policy) ?? { [defaultReward]: 1 }, rewards);
   }
 
   /** A lane's request, for code that sends it. The seed is that of its last run, if none is set. */
@@ -325,7 +326,8 @@ class Page {
 
 /** Brings an element into sight where it begins in the lower half of the window. */
 function reveal(element) {
-  if (element.getBoundingClientRect().top > innerHeight / 2) element.scrollIntoView({ block: "start" });
+  const { top } = element.getBoundingClientRect();
+  if (top > innerHeight / 2) element.scrollIntoView({ block: "start" });
 }
 
 /** Draws the scores of both lanes on one scale, where they are of the same rewards. */

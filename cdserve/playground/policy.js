@@ -144,15 +144,15 @@ export class PolicyEditor {
     return this.details;
   }
 
-  /** Code that sends the request, written when it is seen or copied. */
+  /** A button that copies the request as code, and shows it. */
   snippet(language, written) {
     const text = h("pre", { tabindex: 0, "aria-label": `${language} code`, hidden: true });
     const status = h("span", { role: "status" });
-    const write = () => (text.textContent = written(this.requested()));
     const copy = async () => {
-      write();
-      status.textContent = (await copied(text.textContent)) ? "copied" : "Select the code to copy it.";
+      text.textContent = written(this.requested());
       text.hidden = false;
+      const done = await copied(text.textContent);
+      status.textContent = done ? "copied" : "Select the code to copy it.";
     };
     const button = h("button", { type: "button", onclick: copy }, `Copy as ${language}`);
     return h("div", { class: "snippet" }, button, status, text);

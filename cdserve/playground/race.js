@@ -7,7 +7,6 @@ const HOLD = 900; // milliseconds that an outcome stays before the next candidat
 const MANY = 8; // more candidates than these have smaller cards
 const CHARACTER = 7.2; // pixels of width
 const TOKEN = 4.8; // characters
-const LINES = 2; // of a card at least
 const PHONE = matchMedia("(max-width: 700px)");
 const STILL = matchMedia("(prefers-reduced-motion: reduce)");
 
@@ -41,7 +40,9 @@ export class Race {
     this.length = length;
     this.busyUntil = 0;
     this.pending = null;
-    this.fill(0, null, false);
+    this.index = null;
+    this.list.replaceChildren();
+    this.cards = [];
     this.element.hidden = true;
     this.steps.hidden = true;
   }
@@ -49,8 +50,8 @@ export class Race {
   /**
    * Shows candidates under way, once the last outcome has been seen.
    *
-   * @param state `index` of the decision, `candidates`, `from`: the prefix's score or null, `domain`,
-   *     and `single`: whether there is one decision only.
+   * @param state `index` of the decision; `candidates`; `from`: score of the prefix, or null; the
+   *     `domain` of the bars; `single`: whether there is one decision only.
    */
   draw(state) {
     const wait = this.busyUntil - performance.now();
@@ -61,90 +62,91 @@ export class Race {
     this.pending = state;
   }
 
-  drawNow({ index, candidates, from, domain, single }) {
+  drawNow(state) {
+    const { index, candidates, single } = state;
     this.pending = null;
-    if (this.index !== index || this.state !== "running" || this.cards.length !== candidates.length) {
-      this.fill(candidates.length, from === null ? 0 : fraction(from, domain), single);
-    }
-    this.index = index;
-    this.element.dataset.state = this.state = "running";
     this.steps.hidden = true;
     this.heading.textContent = single ? "Candidates" : `Block ${index + 1}`;
     this.facts.textContent = `${counted(candidates.length, "candidate")} under way`;
-    candidates.forEach((candidate, i) => this.cards[i].show(candidate, domain, "running"));
-    this.element.hidden = false;
+    this.show(state, "running", () => "running");
   }
 
   /**
    * Shows the outcome of a decision.
    *
    * @param decision as of `Run.decisions`.
-   * @param about as of `draw`, with the `count` of the decisions, and `over`: whether the run is.
+   * @param state as of `draw`, with the `count` of the decisions, and `over`: whether the run is.
    * @returns the text of the card that was selected.
    */
-  settle(decision, { index, count, from, domain, over, single }) {
+  settle({ candidates, kl, milliseconds }, state) {
+    const { index, count, over, single } = state;
     clearTimeout(this.timer);
     this.pending = null;
     this.busyUntil = performance.now() + HOLD;
-    const { candidates } = decision;
-    if (this.index !== index || this.cards.length !== candidates.length) {
-      this.fill(candidates.length, from === null ? 0 : fraction(from, domain), single);
-    }
-    this.index = index;
-    this.element.dataset.state = this.state = "settled";
     const block = `Block ${index + 1}${over ? ` of ${count}` : ""}`;
     this.heading.textContent = single ? "Candidates" : block;
-    const { kl, milliseconds } = decision;
     const facts = [
       `selected from ${candidates.length}`,
       kl.bound > 0 ? `KL ≤ ${number(kl.bound)} nats` : null,
       milliseconds === null ? null : duration(milliseconds),
     ];
     this.facts.textContent = facts.filter(Boolean).join(" · ");
-    candidates.forEach((candidate, i) => {
-      this.cards[i].show(candidate, domain, candidate.chosen ? "taken" : "lost");
-    });
     this.steps.hidden = !over || count < 2;
     this.previous.disabled = index === 0;
     this.next.disabled = index === count - 1;
-    this.element.hidden = false;
+    const outcome = ({ chosen }) => (chosen ? "taken" : "lost");
+    this.show({ ...state, candidates }, "settled", outcome);
     return this.cards[candidates.findIndex(({ chosen }) => chosen)].text;
   }
 
-  /** Empty cards whose bars begin at the value of the prefix, with room for their texts. */
-  fill(count, from, single) {
-    this.cards = Array.from({ length: count }, () => new Card(from));
+  /** Shows candidates; those of another block on new cards, whose bars begin at the prefix. */
+  show({ index, candidates, from, domain, single }, state, outcome) {
+    const start = from === null ? null : fraction(from, domain);
+    const begins = state === "running" && this.state !== "running";
+    this.element.hidden = false;
+    this.element.dataset.state = this.state = state;
+    if (begins || this.index !== index || this.cards.length !== candidates.length) {
+      this.fill(candidates.length, start ?? 0, single);
+    }
+    this.index = index;
+    candidates.forEach((one, i) => this.cards[i].show(one, { start, domain, state: outcome(one) }));
+  }
+
+  fill(count, start, single) {
+    this.cards = Array.from({ length: count }, () => new Card(start));
     this.list.replaceChildren(...this.cards.map(({ element }) => element));
     this.list.classList.toggle("whole", single);
     const columns = count > 6 ? 4 : count > 4 ? 3 : Math.max(1, count);
     const width = this.element.parentElement.clientWidth / (PHONE.matches ? 2 : columns) - 36;
     const lines = Math.ceil((this.length * TOKEN * CHARACTER) / width);
+    const most = !single ? 14 : count > MANY ? 3 : count > 4 ? 7 : 10; // whole answers can be long
     this.list.style.setProperty("--columns", columns);
-    const most = !single ? 14 : count > MANY ? 3 : count > 4 ? 7 : 10;
-    this.list.style.setProperty("--lines", Math.min(most, Math.max(LINES, lines)));
-    this.index = null;
+    this.list.style.setProperty("--lines", Math.min(most, Math.max(2, lines)));
     void this.list.offsetWidth; // the bars' transitions start from here
   }
 }
 
 class Card {
-  constructor(from) {
+  constructor(start) {
     this.score = h("b", { class: "score" });
     this.note = h("span", { class: "facts" });
     this.bar = h("span", { class: "track", "aria-hidden": "true" });
     this.text = h("p", { class: "card-text" });
     const head = h("div", { class: "card-head" }, this.score, this.note);
-    this.element = h("li", { class: "card" }, head, this.bar, h("div", { class: "window" }, this.text));
-    this.bar.style.setProperty("--value", from);
-    this.bar.style.setProperty("--from", from);
+    const body = h("div", { class: "window" }, this.text);
+    this.element = h("li", { class: "card" }, head, this.bar, body);
+    this.bar.style.setProperty("--value", start);
   }
 
-  show({ text, tokens, score }, domain, state) {
+  /** `start`: where the prefix's score lies in the domain; null for none. */
+  show({ text, tokens, score }, { start, domain, state }) {
     this.element.dataset.state = state;
     this.score.textContent = score === null ? "–" : number(score);
     const outcome = { taken: "taken", lost: "dropped" }[state];
     this.note.textContent = outcome ?? counted(tokens, "token");
     if (score !== null) this.bar.style.setProperty("--value", fraction(score, domain));
+    if (start !== null) this.bar.style.setProperty("--from", start);
+    this.bar.toggleAttribute("data-from", start !== null);
     const shown = text.replace(/^ /, "");
     if (this.text.textContent !== shown) this.text.textContent = shown;
   }

@@ -5,7 +5,7 @@ const KEY = "CDSERVE_API_KEY";
 /**
  * A shell command.
  *
- * @param request `base`: the URL that ends in /v1, `route`, `body`, and `keyed`: whether it needs a key.
+ * @param request `base`: the URL that ends in /v1; `route`; `body`; `keyed`: whether a key is sent.
  */
 export function curl({ base, route, body, keyed }) {
   const lines = [`curl ${base}/${route}`, `-H 'content-type: application/json'`];
@@ -40,6 +40,6 @@ function literal(value) {
   if (typeof value === "boolean") return value ? "True" : "False";
   if (Array.isArray(value)) return `[${value.map(literal).join(", ")}]`;
   if (typeof value !== "object") return JSON.stringify(value);
-  const items = Object.entries(value).map(([key, item]) => `${JSON.stringify(key)}: ${literal(item)}`);
+  const items = Object.entries(value).map(([key, item]) => `${literal(key)}: ${literal(item)}`);
   return `{${items.join(", ")}}`;
 }

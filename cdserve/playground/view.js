@@ -29,8 +29,8 @@ export class ResultView {
     const pulse = h("span", { class: "pulse", "aria-hidden": "true" }, [h("i"), h("i"), h("i")]);
     this.progress = h("p", { class: "progress" }, pulse, this.words, this.clock);
     this.announcement = h("p", { class: "hidden", role: "status" });
-    const text = { class: "text", role: "region", "aria-label": `Text ${name}`, "aria-live": "polite" };
-    this.text = h("div", text);
+    const label = { role: "region", "aria-label": `Text ${name}`, "aria-live": "polite" };
+    this.text = h("div", { class: "text", ...label });
     this.legend = new Legend();
     this.race = new Race((i) => this.inspect(i));
     this.details = h("div", { class: "made" });
@@ -47,7 +47,6 @@ export class ResultView {
     this.shown = { blocks: 0, decisions: 0 };
     this.decisions = [];
     this.marks = [];
-    this.covered = 0;
     this.rest = h("span", { class: "block" });
     this.domain = null;
     this.tokenValues = null;
@@ -81,7 +80,7 @@ export class ResultView {
     if (run.state !== "running") return this.end();
     this.colour(running(this.decisions, run.drafts));
     if (decided) this.settle(this.decisions.length - 1);
-    else if (run.drafts?.length > 1 || (run.drafts && !this.single)) this.race.draw(this.underWay());
+    else if (run.drafts?.length > (this.single ? 1 : 0)) this.race.draw(this.underWay());
     this.words.textContent = progress(run);
   }
 
@@ -106,8 +105,7 @@ export class ResultView {
       return h("span", attributes, text.slice(start, end));
     });
     this.marks.push(...marks);
-    this.covered = reached.at(-1)?.end ?? 0;
-    this.rest.textContent = text.slice(this.covered);
+    this.rest.textContent = text.slice(reached.at(-1)?.end ?? 0);
     const more = this.rest.textContent !== "";
     if (marks.length === 0 && this.rest.isConnected === more) return;
     this.rest.remove();
@@ -125,10 +123,10 @@ export class ResultView {
     if (domain[0] < domain[1]) this.legend.show(about, domain, this.values.meaning(this.run));
   }
 
-  /** Whether the run decides between whole answers. */
+  /** Whether there is one decision only, as far as the policy and the decisions so far say. */
   get single() {
     const { policy, state } = this.run;
-    return policy.m === undefined || (state !== "running" && this.decisions.length === 1);
+    return this.decisions.length < 2 && (policy.m === undefined || state !== "running");
   }
 
   /** What the race shows of the candidates under way. */
@@ -146,8 +144,8 @@ export class ResultView {
     if (!decision || (this.single && decision.candidates.length < 2)) return;
     const from = this.decisions[index - 1]?.chosen.score ?? null;
     const count = this.decisions.length;
-    const about = { index, count, from, domain: this.domain, over, single: this.single };
-    const winner = this.race.settle(decision, about);
+    const state = { index, count, from, domain: this.domain, over, single: this.single };
+    const winner = this.race.settle(decision, state);
     if (!over) join(winner, this.marks[index]);
   }
 
@@ -274,7 +272,8 @@ function running(decisions, drafts) {
 /** How far a run is, in words. */
 function progress({ blocks, tokens, first, drafts }) {
   if (blocks.length > 0) {
-    return `${counted(blocks.length, "chunk")}, ${counted(tokens, "token")}, first after ${duration(first)}`;
+    const sizes = `${counted(blocks.length, "chunk")}, ${counted(tokens, "token")}`;
+    return `${sizes}, first after ${duration(first)}`;
   }
   if (!drafts) return "Waiting for the first text";
   const longest = Math.max(...drafts.map((draft) => draft.tokens));
