@@ -72,12 +72,12 @@ class CompletionsWriter(AnswerWriter):
         return {**answer.model_dump(), **self._model, **self._report()}
 
     async def events(self, stream: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
-        # With an interval of 0 the stream is returned as it is.
+        # An interval of 0 leaves the stream as it is.
         interval = 0.0 if self._context.drafts is None else DRAFTS_SECONDS
         async with aclosing(with_sse_keep_alive(stream, interval)) as events:
             async for event in events:
                 if event == SSE_KEEP_ALIVE_COMMENT:
-                    async for drafts in self._drafts():
+                    if drafts := await self._drafts():
                         yield drafts
                     continue
                 chunk = parse_chunk(event)
@@ -85,11 +85,10 @@ class CompletionsWriter(AnswerWriter):
                     yield self._event(end)
                 yield event if chunk is None else self._event(chunk)
 
-    async def _drafts(self) -> AsyncGenerator[str, None]:
-        """An event without choices for the candidates under way, if there is news of them."""
-        drafts = self._context.drafts
-        if drafts is not None and (news := await drafts.news()):
-            yield self._event({**self._ends.chunk([]), "alignment_candidates": news})
+    async def _drafts(self) -> str | None:
+        """An event without choices, with the candidates that have grown; None if none have."""
+        news = self._context.drafts and await self._context.drafts.news()
+        return self._event(self._ends.chunk([]) | {"alignment_candidates": news}) if news else None
 
     def _event(self, chunk: dict[str, Any]) -> str:
         last = self._ends.record(chunk)
