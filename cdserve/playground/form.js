@@ -39,6 +39,7 @@ const WORDS = {
   tuned: "Tuned model",
   weights: "Model weights",
 };
+const ABSENT = { deadline_ms: "none", kl_budget: "none", proposal: "base model", top_k: "all" };
 const CHOICES = {
   argmax: "highest score",
   logit_mixing: "mixture of models",
@@ -150,7 +151,7 @@ export class PolicyForm {
 
   input({ id, path, property }, attributes, parse) {
     const value = this.get(path);
-    const fallback = property.default ?? attributes.placeholder ?? "";
+    const fallback = property.default ?? attributes.placeholder ?? ABSENT[path.at(-1)] ?? "";
     const listen = ({ target }) => {
       const given = target.value.trim();
       this.set(path, given === "" ? undefined : parse(given));
@@ -192,7 +193,8 @@ export class PolicyForm {
       this.show(this.schema, this.policy);
     };
     const usual = CHOICES[fallback] ? `${CHOICES[fallback]} (${fallback})` : `${fallback} (default)`;
-    const absent = required ? "choose …" : fallback === null ? "–" : usual;
+    const none = ABSENT[path.at(-1)] ?? "–";
+    const absent = required ? "choose …" : fallback === null ? none : usual;
     const named = options.map(nameOf).filter((name) => name !== fallback || value === fallback);
     const select = h(
       "select",

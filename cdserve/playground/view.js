@@ -38,7 +38,8 @@ export class ResultView {
     const parts = [heading, this.progress, this.announcement, this.text, this.legend.element];
     const attributes = { class: "result", "aria-label": `Result ${name}` };
     this.element = h("section", attributes, parts, this.race.element, this.details);
-    new ResizeObserver(() => this.draw()).observe(this.details);
+    const resized = () => this.details.clientWidth !== this.width && this.draw();
+    new ResizeObserver(resized).observe(this.details);
   }
 
   /** Shows a run that begins. */
@@ -174,6 +175,7 @@ export class ResultView {
     else this.settle(this.decisions.length - 1, { over: true });
     if (run.report === null) return;
     this.charts = h("div", { class: "charts" });
+    this.asker = this.offer(); // one for all drawings: a drawing between press and release keeps it
     list.before(this.charts);
     if (this.decisions.length === 0) {
       const words = "The policy's report has no trace, so the candidates are not shown.";
@@ -210,6 +212,7 @@ export class ResultView {
   draw() {
     const room = this.details.clientWidth;
     if (!this.charts || !this.domain || room === 0) return;
+    this.width = room;
     const width = room >= 2 * NARROWEST + GAP ? Math.floor((room - GAP) / 2) : room;
     const { decisions, run, domain } = this;
     const single = decisions.length === 1;
@@ -229,12 +232,12 @@ export class ResultView {
     for (const [name, values] of Object.entries(this.tokenValues ?? {})) {
       charts.push(figure(`${name} after each token`, tokenChart({ values, width })));
     }
-    this.charts.replaceChildren(...charts, ...this.asker());
+    this.charts.replaceChildren(...charts, ...(this.tokenValues ? [] : this.asker));
   }
 
-  /** Asks for the value after each token, once. */
-  asker() {
-    if (this.tokenValues || !this.values.known(this.run)) return [];
+  /** A button that asks for the value after each token, if a head gives it. */
+  offer() {
+    if (!this.values.known(this.run)) return [];
     const ask = async ({ target }) => {
       target.disabled = true;
       try {
