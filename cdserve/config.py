@@ -415,7 +415,7 @@ class Settings(_Section):
         default=15.0,
         gt=0,
         description="Seconds of silence after which a stream of a request with a policy gets an "
-        "empty event, which keeps its connection open.",
+        "comment, which keeps its connection open.",
     )
     kernels: bool = Field(
         default=True,
