@@ -75,6 +75,7 @@ def take(page: Playground) -> None:
     page.open({**BLOCKWISE, **WEIGHED}, **SETTINGS)
     page.run()
     page.until(lambda: "sentiment_gold" in page.text("#lane-a .figures"))
+    settled(page)
     page.all("#lane-a .block.decided")[1].click()
     settled(page)
     save(page, "decision.png")
