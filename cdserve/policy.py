@@ -280,9 +280,38 @@ class WorstCaseSelection(_Object):
 Selection = Literal["argmax"] | SoftmaxSelection | PessimisticSelection | WorstCaseSelection
 
 
+class PolicySampling(_Object):
+    """Sampling parameters for requests with temperature 0, whose candidates would be equal."""
+
+    temperature: float = Field(default=1.0, ge=0.01, le=100, description="Sampling temperature.")
+    top_p: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Probability of the smallest set of most likely tokens that is sampled from.",
+    )
+    top_k: int | None = Field(
+        default=None,
+        ge=2,
+        le=1_000_000,
+        description="Number of most likely tokens that are sampled from; all if absent.",
+    )
+    min_p: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Lowest probability of a sampled token, relative to the most likely token's.",
+    )
+
+
 class SearchPolicy(Policy):
     """Base of the policies of search methods."""
 
+    sampling: PolicySampling | None = Field(
+        default=None,
+        description="Sampling parameters that replace those of a request with temperature 0 if the "
+        "method draws several candidates. If absent, such a request is rejected.",
+    )
     proposal: Annotated[Tilt | Mix, Field(discriminator="method")] | None = Field(
         default=None,
         description="Distribution that candidates are drawn from; the base model's if absent.",

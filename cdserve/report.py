@@ -64,6 +64,22 @@ class Deadline(TypedDict):
 
 
 @_documented
+class UsedSampling(TypedDict):
+    """Sampling parameters that replaced those of a request with temperature 0."""
+
+    temperature: float
+    """Sampling temperature."""
+    top_p: float
+    """Probability of the smallest set of most likely tokens that was sampled from."""
+    top_k: int | None
+    """Number of most likely tokens that were sampled from; null for all."""
+    min_p: float
+    """Lowest probability of a sampled token, relative to the most likely token's."""
+    seed: int
+    """Seed of the request; 0 if the request has none."""
+
+
+@_documented
 class TracedCandidate(TypedDict):
     """One candidate of a decision."""
 
@@ -156,6 +172,9 @@ class Report(TypedDict):
     """Decisions in which the two highest scores (`worst_case`: worst-case sums) were equal."""
     kl: KL
     """KL divergence of the response's distribution from the base model's."""
+    sampling: NotRequired[UsedSampling]
+    """Sampling parameters that replaced those of the request; present if any were replaced, because
+    the request has temperature 0 and the policy has `sampling`."""
     deadline: NotRequired[Deadline]
     """Outcome of the deadline; present if the request has a `deadline_ms`."""
     accepted: NotRequired[bool]
@@ -176,6 +195,7 @@ def report(
     trace: bool,
     budget: float | None = None,
     deadline: int | None = None,
+    sampling: UsedSampling | None = None,
 ) -> Report:
     """Builds the report of one response.
 
@@ -185,6 +205,7 @@ def report(
         trace: whether to include the candidates of every decision.
         budget: upper limit on the KL bound, in nats; None for no limit.
         deadline: deadline of the request, in milliseconds; None for no deadline.
+        sampling: sampling parameters that replaced the request's; None if the request's were used.
     """
     last = decisions[-1].score
     totals = [score.total for decision in decisions for score in decision.scores]
@@ -202,6 +223,8 @@ def report(
     if budget is not None:
         result["kl"]["budget"] = budget
         result["kl"]["limited"] = _limited(decisions)
+    if sampling is not None:
+        result["sampling"] = sampling
     if deadline is not None:
         passed = decisions[-1].candidate.finish_reason == "deadline"
         result["deadline"] = {"ms": deadline, "passed": passed}
@@ -219,7 +242,8 @@ def merged(reports: Sequence[Report]) -> Report:
     """Merges the reports of a request's choices; a single report is returned unchanged.
 
     Counts are summed and scores averaged; ``kl`` is that of the choice with the largest bound,
-    ``accepted`` holds if all choices were, and ``choices`` lists the reports.
+    ``accepted`` holds if all choices were, ``sampling`` is the same for all, and ``choices`` lists
+    the reports.
     """
     if len(reports) == 1:
         return reports[0]
@@ -245,6 +269,8 @@ def merged(reports: Sequence[Report]) -> Report:
     }
     if failed:
         result["failed"] = dict(failed)
+    if "sampling" in reports[0]:
+        result["sampling"] = reports[0]["sampling"]
     if "deadline" in reports[0]:
         result["deadline"] = _merged_deadline(reports)
     if "accepted" in reports[0]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cdserve.decoders import BestOfNPolicy, BlockwiseCDPolicy, load
 from cdserve.errors import PolicyError
-from cdserve.policy import Policy, SoftmaxSelection, parse
+from cdserve.policy import Policy, PolicySampling, SoftmaxSelection, parse
 from tests.schemas import pydantics_words, wrong_fields, wrong_values
 
 METHODS = {name: decoder.policy for name, decoder in load([]).items()}
@@ -40,7 +40,10 @@ def best_of(**fields: object) -> dict[str, object]:
     return {"method": "best_of_n", "n": 2, **fields}
 
 
-ACCEPTED = "accepted here: deadline_ms, kl_budget, method, n, proposal, report, rewards, selection"
+ACCEPTED = (
+    "accepted here: deadline_ms, kl_budget, method, n, proposal, report, rewards, "
+    "sampling, selection"
+)
 
 
 class TestAccepted:
@@ -74,6 +77,11 @@ class TestAccepted:
         policy = parse({"method": "blockwise_cd", "k": 8, "m": 32}, METHODS, PRESETS)
         assert policy == SAFE
         assert (SAFE.rewards, SAFE.selection, SAFE.report) == (None, "argmax", "summary")
+
+    def test_empty_sampling_has_temperature_one_and_no_truncation(self) -> None:
+        policy = parse(best_of(sampling={}), METHODS, PRESETS)
+        assert isinstance(policy, BestOfNPolicy)
+        assert policy.sampling == PolicySampling(temperature=1, top_p=1, top_k=None, min_p=0)
 
     def test_width_is_the_number_of_candidates_over_all_draws(self) -> None:
         assert SAFE.width == 8
@@ -141,7 +149,7 @@ class TestInvalid:
             (
                 {"mu": 1, "n": 2},
                 "n",
-                "accepted here: deadline_ms, method, mu, proposal, report, rewards",
+                "accepted here: deadline_ms, method, mu, proposal, report, rewards, sampling",
             ),
             ({}, "mu", "missing"),
         ],
@@ -312,6 +320,26 @@ class TestWords:
             "beam_width is 2; it must be 1 with a kl_budget",
         ),
         (best_of(report="all"), "report is 'all'; it must be 'none', 'summary', 'trace' or 'live'"),
+        (best_of(sampling=1), "sampling is 1; it must be an object"),
+        (
+            best_of(sampling={"temperature": 0}),
+            "sampling.temperature is 0; it must be at least 0.01",
+        ),
+        (
+            best_of(sampling={"temperature": 101}),
+            "sampling.temperature is 101; it must be at most 100",
+        ),
+        (best_of(sampling={"top_p": 0}), "sampling.top_p is 0; it must be above 0"),
+        (best_of(sampling={"top_k": 1}), "sampling.top_k is 1; it must be at least 2"),
+        (best_of(sampling={"min_p": 1}), "sampling.min_p is 1; it must be below 1"),
+        (
+            best_of(sampling={"seed": 1}),
+            "sampling.seed is not known; accepted here: min_p, temperature, top_k, top_p",
+        ),
+        (
+            {"method": "tokenwise_cd", "beta": 1, "sampling": {}},
+            "sampling is not known; accepted here: beta, deadline_ms, ",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

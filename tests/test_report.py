@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cdserve.decoders import Candidate, Decision, Score
-from cdserve.report import merged, report
+from cdserve.report import UsedSampling, merged, report
 
 SHAPE = {
     "method": str,
@@ -174,6 +174,14 @@ class TestMerged:
     def test_merged_kl_is_that_of_the_choice_with_the_largest_bound(self) -> None:
         assert merged(self.CHOICES)["kl"] == self.CHOICES[0]["kl"]
         assert merged(self.CHOICES[::-1])["kl"]["flag"] == "inspect"
+
+
+class TestSampling:
+    USED = UsedSampling(temperature=0.7, top_p=0.9, top_k=None, min_p=0.0, seed=3)
+
+    def test_sampling_of_the_policy_is_in_the_report_and_in_the_merged_report(self) -> None:
+        each = report("best_of_n", [decision(1.0, 2.0)], trace=False, sampling=self.USED)
+        assert each["sampling"] == merged([each, each])["sampling"] == self.USED
 
 
 class TestFailedRewards:

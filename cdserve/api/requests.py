@@ -17,7 +17,7 @@ from vllm.sampling_params import SamplingParams
 from cdserve.api.server import AlignmentServer
 from cdserve.engine.context import CONTEXT_KEY, AlignmentContext
 from cdserve.errors import PolicyError, safe_key, safe_repr
-from cdserve.policy import FIELD
+from cdserve.policy import FIELD, SearchPolicy
 from cdserve.validation import did_you_mean
 from cdserve.worker.request import REQUEST_KEY
 
@@ -27,11 +27,16 @@ _DESCRIPTION = (
 )
 
 
+_GREEDY_SEED = 0
+"""Seed of requests with temperature 0 and no seed, so that equal requests have equal answers."""
+
+
 class AlignedRequestMixin(BaseModel):
     """Base of all request classes with a policy, to be placed before vLLM's class."""
 
     if TYPE_CHECKING:
         model: str | None
+        temperature: float | None
 
     alignment: Any = Field(default=None, description=_DESCRIPTION)
     _context: AlignmentContext | None = PrivateAttr(None)
@@ -109,14 +114,50 @@ class AlignedRequestMixin(BaseModel):
         values = {name: getattr(self, name, None) for name in _OUTPUT_ONLY}
         return {n: v for n, v in values.items() if v is not None and v != _OUTPUT_ONLY[n]}
 
-    def to_sampling_params(self, *args: Any, **kwargs: Any) -> SamplingParams:
-        """vLLM's sampling parameters, with the policy in ``extra_args``."""
-        params = super().to_sampling_params(*args, **kwargs)  # type: ignore[misc]
+    def to_sampling_params(
+        self, max_tokens: int, default_sampling_params: Mapping[str, Any] | None = None
+    ) -> SamplingParams:
+        """vLLM's sampling parameters, with the policy in ``extra_args``.
+
+        At temperature 0 the policy's ``sampling``, if there is one, replaces the request's fields.
+
+        Raises:
+            PolicyError: the policy or a limit excludes the parameters.
+        """
+        if self._context is not None:
+            self._replace_greedy(self._context, default_sampling_params or {})
+        params = super().to_sampling_params(  # type: ignore[misc]
+            max_tokens, default_sampling_params
+        )
         if self._context is not None:
             limit = self._server.settings.limits.max_candidate_tokens
             _check_params(params, self._context, self.choice_count, self.length_field, limit)
             params.extra_args = {**(params.extra_args or {}), CONTEXT_KEY: self._context}
         return params
+
+    def _replace_greedy(self, context: AlignmentContext, defaults: Mapping[str, Any]) -> None:
+        """Replaces greedy sampling of several candidates by the policy's ``sampling``.
+
+        Done before vLLM checks the fields: it rejects greedy sampling with ``n`` above 1.
+        """
+        policy, temperature = context.policy, self.temperature
+        if temperature is None:
+            temperature = defaults.get("temperature")
+        if temperature != 0 or policy.width == 1 or not isinstance(policy, SearchPolicy):
+            return
+        if (sampling := policy.sampling) is None:
+            return
+        seed = getattr(self, "seed", None)
+        context.sampling = {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "min_p": sampling.min_p,
+            "seed": _GREEDY_SEED if seed is None else seed,
+        }
+        # vLLM takes 0 for all tokens; None would stand for the model's default.
+        for name, value in {**context.sampling, "top_k": sampling.top_k or 0}.items():
+            setattr(self, name, value)
 
 
 class AlignedCompletionRequest(AlignedRequestMixin, CompletionRequest):  # type: ignore[misc]
@@ -254,10 +295,15 @@ def _check_params(
         raise PolicyError(field, f"is reserved; use the field {FIELD!r}")
     width = context.policy.width
     if width > 1 and params.temperature == 0:
+        remedy = (
+            "; a policy with 'sampling', such as {'temperature': 1}, accepts temperature 0"
+            if isinstance(context.policy, SearchPolicy)
+            else ""
+        )
         raise PolicyError(
             "temperature",
             f"is 0; all {width} candidates would be the same, so method "
-            f"{context.policy.method!r} needs a temperature above 0",
+            f"{context.policy.method!r} needs a temperature above 0{remedy}",
             reason="combination",
         )
     tokens = width * params.max_tokens * choices

@@ -10,7 +10,7 @@ from cdserve.decoders import Decision, Decoder
 from cdserve.engine.drafts import Drafts
 from cdserve.observability import metrics
 from cdserve.policy import Policy
-from cdserve.report import Report, TracedDecision
+from cdserve.report import Report, TracedDecision, UsedSampling
 from cdserve.scoring import Objective
 from cdserve.worker.request import WorkerRequest
 
@@ -33,6 +33,7 @@ class AlignmentContext:
         reports: by prompt and choice; there before the last output of a choice.
         decisions: with the index of their choice; there before the output of a decision.
         drafts: candidates that the engine draws now; None unless the policy's report is ``live``.
+        sampling: sampling parameters that replaced the request's; None if the request's are used.
         started_at: when the request arrived, by ``time.monotonic``.
     """
 
@@ -46,6 +47,7 @@ class AlignmentContext:
     reports: dict[tuple[int, int], Report] = field(default_factory=dict)
     decisions: list[tuple[int, Decision]] = field(default_factory=list)
     drafts: Drafts | None = field(init=False)
+    sampling: UsedSampling | None = None
     started_at: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -90,7 +92,12 @@ class AlignmentContext:
         """Adds the report of a choice's decisions, and counts them in the metrics."""
         policy = self.policy
         added = report.report(
-            policy.method, decisions, policy.traced, policy.budget, policy.deadline_ms
+            policy.method,
+            decisions,
+            policy.traced,
+            policy.budget,
+            policy.deadline_ms,
+            self.sampling,
         )
         self.reports[prompt, choice] = added
         metrics.count_response(added, decisions)

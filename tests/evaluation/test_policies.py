@@ -96,14 +96,15 @@ class TestFile:
         path = of_file(
             tmp_path,
             {
-                "mine": {"method": "best_of_n", "n": 4},
+                "mine": {"method": "best_of_n", "n": 4, "sampling": {"temperature": 0.8}},
                 "theirs": "best-of-8",
                 "steered": {"method": "tokenwise_cd", "sweep": {"beta": [0.5, 1]}},
             },
         )
         policies = {policy.name: policy for policy in read_policies(path, ["none"])}
         assert list(policies) == ["mine", "theirs", "steered beta=0.5", "steered beta=1", "none"]
-        assert policies["mine"].alignment == {"method": "best_of_n", "n": 4}
+        mine = {"method": "best_of_n", "n": 4, "sampling": {"temperature": 0.8}}
+        assert policies["mine"].alignment == mine
         assert policies["theirs"].alignment == "best-of-8"
         assert policies["steered beta=1"].alignment == {"method": "tokenwise_cd", "beta": 1}
         assert policies["steered beta=1"].sweep == "steered"

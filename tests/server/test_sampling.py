@@ -48,6 +48,19 @@ class TestSeed:
         assert len({answer.choices[0].text for answer in answers}) == 3
 
 
+class TestPolicySampling:
+    @pytest.mark.parametrize("preset", ["best-of-8", "blockwise"])
+    @ROUTES
+    def test_equal_requests_with_a_preset_at_temperature_zero_have_equal_answers(
+        self, client: OpenAI, ask: Ask, preset: str
+    ) -> None:
+        asked = {"model": f"demo:{preset}", "temperature": 0, "seed": None}
+        first, second = ask(client, **asked), ask(client, **asked)
+        assert first.choices == second.choices
+        used = {"temperature": 1.0, "top_p": 1.0, "top_k": None, "min_p": 0.0, "seed": 0}
+        assert first.alignment["sampling"] == second.alignment["sampling"] == used
+
+
 class TestIdentities:
     """Bit for bit, with a seed."""
 

@@ -88,11 +88,11 @@ COMBINATIONS: dict[str, tuple[Any, dict[str, Any], str, list[str]]] = {
     ),
     "best_of_n, temperature 0": (
         *(BEST_OF_N, {"temperature": 0}),
-        *("temperature", ["0", "best_of_n", "same"]),
+        *("temperature", ["0", "best_of_n", "same", "sampling"]),
     ),
     "blockwise, temperature 0": (
         *(BLOCKWISE, {"temperature": 0}),
-        *("temperature", ["0", "blockwise_cd", "same"]),
+        *("temperature", ["0", "blockwise_cd", "same", "sampling"]),
     ),
     "a preset's model and a policy": (
         *(BEST_OF_N, {"model": "demo:safe"}),
