@@ -78,7 +78,9 @@ def test_count_tokens_accepts_presets(claude: Anthropic) -> None:
 
 
 def test_stop_sequence_ends_a_message(claude: Anthropic) -> None:
-    answer = message(claude, {**BEST_OF_N, "n": 8}, stop_sequences=["."])
+    policy = {**BEST_OF_N, "n": 8, "sampling": {"temperature": 0.7}}
+    seeded = {"temperature": 0}  # a fixed seed
+    answer = message(claude, policy, extra_body=seeded, stop_sequences=["."])
     assert (answer.stop_reason, answer.stop_sequence) == ("stop_sequence", ".")
 
 
