@@ -10,6 +10,7 @@ from cdserve.client.arguments import add_settings, chosen_settings
 from cdserve.commands import collect, evaluate, heads
 from cdserve.config import load
 from cdserve.errors import ConfigError, EngineError
+from cdserve.hub import check_models, has_token, models_of
 
 _DESCRIPTION = """Serve a model with alignment decoding on vLLM.
 
@@ -73,7 +74,9 @@ def parser() -> argparse.ArgumentParser:
 
 def _serve(options: argparse.Namespace) -> None:
     if options.config is not None and options.config.is_file():  # a pipe can be read only once
-        load(options.config, options.set)  # errors come before vLLM's import, which takes seconds
+        # Errors come before vLLM's import, which takes seconds.
+        settings = load(options.config, options.set)
+        check_models(models_of(settings), has_token=has_token(settings, options.flags))
 
     from cdserve.launch.application import Application
     from cdserve.launch.serve import serve

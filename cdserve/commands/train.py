@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdserve.errors import ConfigError
+from cdserve.hub import check_models
 
 if TYPE_CHECKING:
     from cdserve.training.job import Data, DataFile, TrainingJob
@@ -181,6 +182,7 @@ def _add_fit(group: "argparse._ArgumentGroup") -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
+    check_models({"--model": args.model}, has_token="--hf-token" in args.flags)
     from cdserve.training.run import train
     from value_heads import PairReport
 

@@ -1,7 +1,6 @@
 """The application: settings, heads and reward models, resolved and checked before anything runs."""
 
 import logging
-import os
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,8 +9,8 @@ from typing import NamedTuple
 
 from cdserve.api.keys import Keys
 from cdserve.api.server import AlignmentServer
-from cdserve.config import RewardModelReward, Settings, load
-from cdserve.errors import ConfigError
+from cdserve.config import Settings, load
+from cdserve.hub import check_models, has_token, models_of
 from cdserve.launch import vllm_args, worker_args
 from cdserve.launch.heads import Heads, attach
 from cdserve.launch.reward_models import RewardModels, plan
@@ -65,7 +64,7 @@ class Application:
             ConfigError: a setting or flag is invalid.
         """
         settings = load(config, changes)
-        _check_paths(settings)
+        check_models(models_of(settings), has_token=has_token(settings, flags))
         heads, models = attach(settings), plan(settings)
         server = AlignmentServer.build(settings, heads.outputs, heads.q.columns, models.outputs)
         args = vllm_args.parse(settings, heads, flags)
@@ -79,15 +78,3 @@ class Application:
     def has_worker(self) -> bool:
         """Whether vLLM's worker runs cdserve's model wrapper."""
         return worker_args.needed(self.settings, self.heads)
-
-
-def _check_paths(settings: Settings) -> None:
-    """Raises ConfigError for a model that is a path, not a name on the Hub, and does not exist."""
-    models = {"model": settings.model}
-    models |= {f"members.{name}": path for name, path in settings.members.items()}
-    for name, reward in settings.rewards.items():
-        if isinstance(reward, RewardModelReward):
-            models[f"rewards.{name}.model"] = reward.model
-    for key, model in models.items():
-        if model.startswith((".", "/", "~")) and not os.path.exists(model):
-            raise ConfigError(f"{key} is {model!r}, which does not exist")

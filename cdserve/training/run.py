@@ -91,7 +91,11 @@ def model_folder(model: str) -> Path:
     """Folder of a model, downloaded if it is a name on the Hub."""
     if Path(model).is_dir():
         return Path(model)
-    return Path(snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
+    try:
+        return Path(snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
+    except (OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"--model {model} cannot be fetched: {reason}") from error
 
 
 def cached(data: Data | DataFile, rewards: JobRewards, model: Path, pairs: bool) -> FilledCache:
