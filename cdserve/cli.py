@@ -1,11 +1,12 @@
 """Command line: ``cdserve serve``, ``collect``, ``eval`` and ``heads``."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from cdserve import __version__
+from cdserve import __version__, interrupts
 from cdserve.client.arguments import add_settings, chosen_settings
 from cdserve.commands import collect, evaluate, heads
 from cdserve.config import load
@@ -27,7 +28,7 @@ _BUILDS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs a command; exits with one line on stderr if a flag or a setting is invalid."""
+    """Runs a command; exits with one line on stderr if it fails or is interrupted."""
     commands = parser()
     options, flags = commands.parse_known_args(arguments)
     if flags and not options.takes_flags:
@@ -43,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if "torchvision::" not in str(error):
             raise
         sys.exit(f"cdserve: {_BUILDS.format(torch=version('torch'), error=error)}")
+    except KeyboardInterrupt:
+        interrupts.report()
+        sys.exit(128 + signal.SIGINT)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -71,10 +71,7 @@ def test_missing_folder_of_a_model_is_named(
 
 
 @pytest.mark.parametrize("servers", ["1", "2"])
-def test_port_in_use_is_named(
-    servers: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("signal.signal", lambda number, handler: None)
+def test_port_in_use_is_named(servers: str, tmp_path: Path) -> None:
     settings = {"model": str(MODEL_DIR), "rewards": {"brief": REWARD}}
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
@@ -82,8 +79,7 @@ def test_port_in_use_is_named(
     assert message == f"cdserve: --host 127.0.0.1 --port {port}: Address already in use"
 
 
-def test_impossible_port_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("signal.signal", lambda number, handler: None)
+def test_impossible_port_is_named(tmp_path: Path) -> None:
     settings = {"model": str(MODEL_DIR), "rewards": {"brief": REWARD}}
     message = serve(tmp_path, settings, "--port", "70000")
     assert message.startswith("cdserve: --host 127.0.0.1 --port 70000: ")

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cdserve import interrupts
 from cdserve.client import arguments
 from cdserve.collection.formats import FORMATS, Filters
 from cdserve.errors import ConfigError
@@ -89,12 +90,10 @@ def _collect(args: argparse.Namespace) -> None:
     from cdserve.collection.run import ANSWERS, collect
 
     try:
-        result = collect(job)
+        with interrupts.as_keyboard_interrupt():
+            result = collect(job)
     except KeyboardInterrupt:
-        print(
-            f"cdserve: interrupted; run the same command again to resume from {job.out / ANSWERS}",
-            file=sys.stderr,
-        )
+        interrupts.report(f"run the same command again to resume from {job.out / ANSWERS}")
         sys.exit(130)
     _print_summary(job, result)
 

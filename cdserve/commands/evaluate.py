@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cdserve import interrupts
 from cdserve.client import arguments
 from cdserve.client.policies import NamedPolicy, read_policies
 from cdserve.client.server import serving
@@ -90,13 +91,10 @@ def _evaluate(args: argparse.Namespace) -> None:
             return await evaluate(job, client)
 
     try:
-        with serving(server) as base_url:
+        with interrupts.as_keyboard_interrupt(), serving(server) as base_url:
             results = asyncio.run(run(base_url))
     except KeyboardInterrupt:
-        print(
-            f"cdserve: interrupted; run the same command again to resume from {job.out}",
-            file=sys.stderr,
-        )
+        interrupts.report(f"run the same command again to resume from {job.out}")
         sys.exit(130)
     print(f"{tables(results)}\n\nReport: {job.out / 'report.md'}")
 

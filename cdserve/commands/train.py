@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cdserve import interrupts
 from cdserve.errors import ConfigError
 from cdserve.hub import check_models
 
@@ -187,6 +188,7 @@ def _train(args: argparse.Namespace) -> None:
     from value_heads import PairReport
 
     job = _job(args)
+    interrupts.prepare_to_spawn("run the same command again to resume")
     report = train(job)
     if isinstance(report, PairReport):
         print(

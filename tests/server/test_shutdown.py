@@ -80,6 +80,7 @@ async def test_draining_server_refuses_requests_and_finishes_scores(
                         assert "this server is shutting down" in refused.text
             assert (await held).raise_for_status().json()["scores"][0]["score"] == 5.0
         assert await asyncio.to_thread(served.wait) == 0
+        assert "Traceback" not in served.log()
 
 
 async def _ask(http: httpx2.AsyncClient, route: str, policy: Any) -> httpx2.Response:
