@@ -33,13 +33,24 @@ const WORDS = {
   recipe: "Recipe",
   rewards: "Rewards",
   rise: "Blocks to target",
+  sampling: "Sampling for temperature 0",
+  "sampling.min_p": "Least probability, relative",
+  "sampling.temperature": "Temperature",
+  "sampling.top_k": "Most likely tokens",
+  "sampling.top_p": "Nucleus",
   selection: "Selection",
   softmax: "Temperature λ",
   top_k: "Tokens steered",
   tuned: "Tuned model",
   weights: "Model weights",
 };
-const ABSENT = { deadline_ms: "none", kl_budget: "none", proposal: "base model", top_k: "all" };
+const ABSENT = {
+  deadline_ms: "none",
+  kl_budget: "none",
+  proposal: "base model",
+  sampling: "none",
+  top_k: "all",
+};
 const CHOICES = {
   argmax: "highest score",
   logit_mixing: "mixture of models",
