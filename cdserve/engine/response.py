@@ -49,8 +49,8 @@ class ResponseWriter:
     def append(self, candidate: Candidate) -> list[CompletionOutput]:
         """Returns the outputs of one more accepted block: the delta, or all text so far.
 
-        One output, but for a parsed stream one per token, as in plain decoding: of a whole call in
-        one delta some clients read only the name.
+        A parsed stream has one output per token, as in plain decoding: some clients read only the
+        name of a call that arrives whole. Otherwise there is one output.
         """
         outputs: list[CompletionOutput] = []
         for part in _tokens(candidate) if self._by_token else (candidate,):

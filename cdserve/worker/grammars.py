@@ -1,9 +1,9 @@
 """Grammars that continue from block to block.
 
 vLLM starts a request's grammar at the first token that the request draws. A candidate of a later
-block is a request whose prompt ends with the blocks accepted so far. Its grammar reads them before
-the first step, by vLLM's own code, as if the request had drawn them one by one. So its tokens are
-masked as in plain decoding, also where a reasoning parser delays the grammar.
+block is a request whose prompt ends with the accepted blocks. Here the candidate's grammar first
+reads those blocks, by vLLM's own code, as if the request had drawn them token by token. So each
+token is masked as in plain decoding, also where a reasoning parser delays the grammar.
 """
 
 from dataclasses import replace
@@ -19,12 +19,12 @@ _compile = StructuredOutputManager._create_grammar
 
 
 def install() -> None:
-    """Extends vLLM's manager of grammars in this process; only ``EngineCore`` has one."""
+    """Extends vLLM's manager of grammars, which only the ``EngineCore`` process uses."""
     StructuredOutputManager._create_grammar = _create_grammar
 
 
 def _create_grammar(manager: StructuredOutputManager, request: Request) -> StructuredOutputGrammar:
-    """As vLLM's; the grammar has read the part of the response that is in the prompt."""
+    """As vLLM's, after reading the part of the response that is in the prompt."""
     grammar = _compile(manager, request)
     asked = WorkerRequest.of(request.sampling_params.extra_args)
     start = None if asked is None else asked.response_start
@@ -46,7 +46,7 @@ def _read_response(
     """
     structured = replace(request.structured_output_request, _grammar=grammar)
     prompt = request.prompt_token_ids
-    # The request as it was when it had drawn the tokens up to and including ``token``.
+    # Stands for the request while it drew these tokens.
     drawing = SimpleNamespace(
         request_id=request.request_id,
         use_structured_output=True,
