@@ -211,7 +211,7 @@ class TestResuming:
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
         requested: list[Any],
-        capsys: pytest.CaptureFixture[str],
+        capfd: pytest.CaptureFixture[str],
     ) -> None:
         answer = Client.answer
 
@@ -226,7 +226,7 @@ class TestResuming:
         with pytest.raises(SystemExit) as stopped:
             collect(server.base_url, prompts, out, *few, "--limit", "4")
         assert stopped.value.code == 130
-        assert "run the same command again to resume" in capsys.readouterr().err
+        assert "run the same command again to resume" in capfd.readouterr().err
         assert [record["index"] for record in lines_of(out / "answers.jsonl")] == [0, 1]
         assert not list(out.glob("sft-*"))
         requested.clear()
