@@ -21,7 +21,7 @@ from .programs import program
 
 BLOCK = 16 * 14
 """Maximum number of characters per block: a token of the demo has up to 14."""
-READ_TIMEOUT = 2
+READ_TIMEOUT = 4
 """``proxy_read_timeout`` of the tests, in seconds; ``keep_alive`` of their server is 0.2."""
 MAIN = """
 daemon off;
@@ -88,7 +88,7 @@ def test_nginx_sends_each_block_once_accepted(server: Served, proxied: OpenAI) -
     assert chunks >= 10
 
 
-def test_empty_events_outlast_the_read_timeout_of_nginx(server: Served, proxied: OpenAI) -> None:
+def test_comments_outlast_the_read_timeout_of_nginx(server: Served, proxied: OpenAI) -> None:
     policy = {**BEST_OF_N, "rewards": {"gate": 1.0}}
     with server.gate.closed():
         stream = complete(proxied, policy, stream=True)
