@@ -1,4 +1,4 @@
-# make serve | check | test | test-v2 | test-wheel | laws | lint | demo | bench; each sets up .venv first, once.
+# make serve | check | test | test-v2 | test-deploy | laws | lint | demo | bench; each sets up .venv first, once.
 PORT ?= 8000
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3,$(if $(shell $(p) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo ok),$(p))))
 BUILD ?= $(if $(shell nvidia-smi -L 2>/dev/null),gpu,cpu)
@@ -12,7 +12,7 @@ else
 TORCH := $(if $(filter cpu,$(BUILD)),--torch-backend cpu)
 endif
 
-.PHONY: serve check test test-v2 test-wheel laws lint format demo bench clean
+.PHONY: serve check test test-v2 test-deploy laws lint format demo bench clean
 
 serve: $(STAMP)
 	$(BIN)/cdserve serve $(if $(DEMO),--demo $(DEMO)) --port $(PORT) $(ARGS)
@@ -26,8 +26,8 @@ test: $(STAMP)
 test-v2: $(STAMP)
 	$(BIN)/python -m tests.v2.suite $(ARGS)
 
-test-wheel: $(STAMP)
-	$(BIN)/python -m pytest -m wheel $(ARGS)
+test-deploy: $(STAMP)
+	$(BIN)/python -m pytest -m deploy $(ARGS)
 
 laws: $(STAMP)
 	LAW_DRAWS=100000 $(BIN)/python -m pytest tests/server/test_laws.py tests/decoders/test_distribution.py $(ARGS)

@@ -50,6 +50,7 @@ SLOW = [
 OWN_SERVERS = [
     TESTS / path
     for path in (
+        "demo/test_smollm2.py",
         "server/test_admission.py",
         "server/test_dead_engines.py",
         "server/test_killed_server.py",
@@ -58,8 +59,16 @@ OWN_SERVERS = [
     )
 ]
 """Slow tests that start and stop servers of their own."""
-REPLICAS = [TESTS / "demo/test_smollm2.py", TESTS / "ray_serve/test_deployment.py"]
-"""Slow tests of the demo of a real model and of replicas under Ray."""
+DEPLOY = [
+    TESTS / path
+    for path in (
+        "deploy/test_nginx.py",
+        "deploy/test_prometheus.py",
+        "ray_serve/test_deployment.py",
+        "test_wheel.py",
+    )
+]
+"""Tests of replicas, of the wheel, and of other programs next to a server."""
 FIRST_HALF = [WIRE, TESTS / "worker"]
 """About half of `make check`, by processor time."""
 TOOLS = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
@@ -83,7 +92,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     paths = {
         "slow": SLOW,
         "own_servers": OWN_SERVERS,
-        "replicas": REPLICAS,
+        "deploy": DEPLOY,
         "first_half": FIRST_HALF,
     }
     for item in items:

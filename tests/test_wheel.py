@@ -12,7 +12,6 @@ from cdserve.client.server import healthy
 from tests.server.served import free_port
 from tests.waiting import HANG_SECONDS, until
 
-pytestmark = pytest.mark.wheel
 ROOT = Path(__file__).parents[1]
 UV = [sys.executable, "-m", "uv"]
 OUTSIDE = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

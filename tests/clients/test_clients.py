@@ -28,6 +28,14 @@ SEPARATE = {
     LOAD_GENERATOR: GUIDELLM,
 }
 EACH_CLIENT = pytest.mark.parametrize("client", CLIENTS, ids=lambda client: client.script)
+EACH_RUN = pytest.mark.parametrize(
+    "client",
+    [
+        pytest.param(client, marks=[] if client.environment == BASE else [pytest.mark.deploy])
+        for client in CLIENTS
+    ],
+    ids=lambda client: client.script,
+)
 
 
 def interpreter(client: Client) -> str:
@@ -47,7 +55,7 @@ def interpreter(client: Client) -> str:
     return str(environment.python)
 
 
-@EACH_CLIENT
+@EACH_RUN
 def test_client_reads_answers_and_reports(server: Served, client: Client) -> None:
     command = [interpreter(client), SCRIPTS / f"{client.script}.py"]
     if client.tokenizer:
