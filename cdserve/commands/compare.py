@@ -5,7 +5,9 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from cdserve import interrupts
 from cdserve.commands.train import add_responses, data
+from cdserve.hub import check_models
 
 _DESCRIPTION = """Compares heads of one model on the same responses, by any reward.
 
@@ -36,9 +38,11 @@ def add(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
 
 
 def _compare(args: argparse.Namespace) -> None:
+    check_models({"--model": args.model}, has_token="--hf-token" in args.flags)
     from cdserve.training.compare import compare, table
     from cdserve.training.rewards import read_rewards
 
+    interrupts.prepare_to_spawn("run the same command again to resume")
     rewards = read_rewards(args.rewards, args.config)
     reports = compare(args.heads, data(args, held_out=None), rewards, args.score_cut)
     print(table(reports))

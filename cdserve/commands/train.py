@@ -195,13 +195,19 @@ def _train(args: argparse.Namespace) -> None:
             f"{job.out}: loss {report.loss:.4g} nats (constant predictor: {math.log(2):.4g}); pair "
             f"accuracy of whole responses: {report.at_end:.3f}"
         )
-        return
-    for name, figures in report.rewards.items():
-        at_end = "undefined" if figures.at_end is None else f"{figures.at_end:.3f}"
-        print(
-            f"{job.out}: {name}: half squared error {figures.half_squared_error:.4g} (constant "
-            f"predictor: {figures.baseline:.4g}); correlation of final value and reward: {at_end}"
-        )
+    else:
+        for name, figures in report.rewards.items():
+            at_end = "undefined" if figures.at_end is None else f"{figures.at_end:.3f}"
+            print(
+                f"{job.out}: {name}: half squared error {figures.half_squared_error:.4g} (constant "
+                f"predictor: {figures.baseline:.4g}); correlation of final value and reward: "
+                f"{at_end}"
+            )
+    size = sum(path.stat().st_size for path in job.data.cache.rglob("*") if path.is_file())
+    print(
+        f"Head, model card and report: {job.out}\n"
+        f"Responses and hidden states, {size / 1e6:.0f} MB, for other heads: {job.data.cache}"
+    )
 
 
 def _job(args: argparse.Namespace) -> "TrainingJob":

@@ -453,7 +453,9 @@ class TestOnData:
         out = self.train(tmp_path, rows(), *arguments)
         assert load_head(out).config.rewards == (name,)
 
-    def test_labels_train_a_bounded_head(self, tmp_path: Path) -> None:
+    def test_labels_train_a_bounded_head(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         labelled = [
             {"prompt": row["prompt"], "completion": row["response"], "label": row["reward"] > 0}
             for row in rows()
@@ -462,6 +464,9 @@ class TestOnData:
         out = self.train(tmp_path, labelled, "--head", "linear", "--method", "fudge", *bounds)
         config = ValueHead.from_pretrained(out).config
         assert (config.rewards, config.shift, config.scale) == (("label",), (0.0,), (1.0,))
+        printed = capsys.readouterr().out
+        assert f"Head, model card and report: {out}\n" in printed
+        assert printed.endswith(f" MB, for other heads: {out}-cache\n")
 
     @pytest.mark.parametrize("architecture", ["linear", "lowrank"])
     def test_pairs_train_a_head_of_preferences(
