@@ -34,7 +34,7 @@ class Classifier(NamedTuple):
 
 def sentiment_gold(prompt: str, response: str) -> float:
     """Log-odds that a response is positive; about 0 for a text that is neither."""
-    return log_odds(response, _classifier())
+    return log_odds(response, _gold())
 
 
 def log_odds(text: str, classifier: Classifier) -> float:
@@ -58,8 +58,13 @@ def terms(text: str) -> Iterator[str]:
     yield from (f"{first} {second}" for first, second in pairwise(words))
 
 
-@cache
-def _classifier() -> Classifier:
-    content = json.loads(GOLD_PATH.read_text(encoding="utf-8"))
+def load_classifier(path: Path) -> Classifier:
+    """Reads a classifier that ``cdserve.demo.build.gold.save`` wrote."""
+    content = json.loads(path.read_text(encoding="utf-8"))
     features = {term: Feature(*numbers) for term, numbers in content["features"].items()}
     return Classifier(content["bias"], features)
+
+
+@cache
+def _gold() -> Classifier:
+    return load_classifier(GOLD_PATH)

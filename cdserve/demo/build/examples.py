@@ -1,4 +1,4 @@
-"""Training examples of the heads: beginnings of labelled reviews, as completions and as chats."""
+"""What the heads learn from: beginnings of labelled reviews, or prompts that the model answers."""
 
 import json
 import random
@@ -36,6 +36,14 @@ _REQUESTS = (
 INSTRUCTIONS = tuple(map("".join, product(_SITUATIONS, _REQUESTS)))
 """Instructions that a review answers."""
 
+_TITLES = [
+    f"The {adjective} {noun}"
+    for adjective, noun in product(
+        ("Silent", "Golden", "Broken", "Northern", "Paper", "Crimson", "Lost", "Hollow"),
+        ("Garden", "Hour", "Train", "Letters", "Coast", "Machine", "Winter", "Mirror"),
+    )
+]
+
 
 def write_examples(reviews: Sequence[Review], path: Path) -> None:
     """Writes one row per review: completions and chats, cut responses and ended ones, in turn.
@@ -48,6 +56,21 @@ def write_examples(reviews: Sequence[Review], path: Path) -> None:
     with path.open("w", encoding="utf-8") as file:
         for row in _rows(reviews, generator):
             file.write(json.dumps(row) + "\n")
+
+
+def write_prompts(reviews: Sequence[Review], path: Path) -> None:
+    """Writes two prompts per review: the opening of the review, and an instruction."""
+    generator = random.Random(1)
+    with path.open("w", encoding="utf-8") as file:
+        for number, review in enumerate(reviews):
+            titles = [generator.choice(_TITLES) for _ in range(2)]
+            instruction = INSTRUCTIONS[number % len(INSTRUCTIONS)]
+            instruction = instruction.replace("the film", f'the film "{titles[0]}"', 1)
+            about = f'a review of the film "{titles[1]}"'
+            instruction = instruction.replace("a film review", about, 1)
+            opening = " ".join(review.text.split()[:_OPENING])
+            for prompt in (opening, [{"role": "user", "content": instruction}]):
+                file.write(json.dumps({"prompt": prompt}) + "\n")
 
 
 def _rows(reviews: Sequence[Review], generator: random.Random) -> Iterator[dict[str, Any]]:

@@ -4,6 +4,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -24,15 +25,20 @@ def main() -> None:
     """Fits the classifier, writes it, and prints its accuracy on held-out reviews."""
     reviews = read_reviews()
     classifier = fit(reviews.gold)
-    features = {
-        term: [feature.idf, feature.weight] for term, feature in classifier.features.items()
-    }
-    content = json.dumps({"bias": classifier.bias, "features": features}, separators=(",", ":"))
-    GOLD_PATH.write_text(content + "\n", encoding="utf-8")
+    save(classifier, GOLD_PATH)
     for length in _LENGTHS:
         print(
             f"first {length} words: accuracy {_accuracy(classifier, reviews.held_out, length):.3f}"
         )
+
+
+def save(classifier: Classifier, path: Path) -> None:
+    """Writes a classifier for ``load_classifier``."""
+    features = {
+        term: [feature.idf, feature.weight] for term, feature in classifier.features.items()
+    }
+    content = json.dumps({"bias": classifier.bias, "features": features}, separators=(",", ":"))
+    path.write_text(content + "\n", encoding="utf-8")
 
 
 def fit(reviews: Sequence[Review]) -> Classifier:
