@@ -180,8 +180,9 @@ class Head(nn.Module, ModelHubMixin, library_name="cdserve", tags=["value-head"]
         return ModelCard(
             f"---\n{data.to_yaml()}\n---\n\n"
             f"# {self.name}: {', '.join(config.rewards)}\n\n"
-            f"Head of architecture {config.architecture} ({what}) on `hidden_states[{config.layer}]`"
-            f" of `{config.base_model}`, {place} the final norm, {config.hidden_size} wide.\n"
+            f"Head of architecture {config.architecture} ({what}) on "
+            f"`hidden_states[{config.layer}]` of `{config.base_model}`, {place} the final norm, "
+            f"{config.hidden_size} wide.\n"
             f"{units}\n\n{self.report}"
         )
 

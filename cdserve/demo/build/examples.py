@@ -1,4 +1,4 @@
-"""What the heads learn from: beginnings of labelled reviews, or prompts that the model answers."""
+"""Training data of the heads: beginnings of labelled reviews, and prompts to the model."""
 
 import json
 import random
