@@ -6,8 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from cdserve import interrupts
-from cdserve.commands.train import add_responses, data
-from cdserve.hub import check_models
+from cdserve.commands.train import add_responses, data, prepare
 
 _DESCRIPTION = """Compares heads of one model on the same responses, by any reward.
 
@@ -38,13 +37,13 @@ def add(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
 
 
 def _compare(args: argparse.Namespace) -> None:
-    check_models({"--model": args.model}, has_token="--hf-token" in args.flags)
+    prepare(args)
     from cdserve.training.compare import compare, table
     from cdserve.training.rewards import read_rewards
 
+    rewards, responses = read_rewards(args.rewards, args.config), data(args, held_out=None)
     interrupts.prepare_to_spawn("run the same command again to resume")
-    rewards = read_rewards(args.rewards, args.config)
-    reports = compare(args.heads, data(args, held_out=None), rewards, args.score_cut)
+    reports = compare(args.heads, responses, rewards, args.score_cut)
     print(table(reports))
     if args.out is not None:
         content = {folder: asdict(report) for folder, report in reports.items()}

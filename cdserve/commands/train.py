@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -182,8 +183,18 @@ def _add_fit(group: "argparse._ArgumentGroup") -> None:
     group.add_argument("--seed", type=int, default=0, help="seed of the fit (default: 0)")
 
 
-def _train(args: argparse.Namespace) -> None:
+def prepare(args: argparse.Namespace) -> None:
+    """Checks that the model exists, and sends vLLM's log to stderr.
+
+    Raises:
+        ConfigError: the model does not exist.
+    """
     check_models({"--model": args.model}, has_token="--hf-token" in args.flags)
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # read when it is imported
+
+
+def _train(args: argparse.Namespace) -> None:
+    prepare(args)
     from cdserve.training.run import train
     from value_heads import PairReport
 
