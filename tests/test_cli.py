@@ -94,3 +94,20 @@ def test_settings_from_a_pipe_are_read_once(tmp_path: Path) -> None:
         with patch.dict(os.environ), pytest.raises(SystemExit) as ended:
             main(["serve", "--config", str(pipe)])
     assert str(ended.value) == "cdserve: model is './nope', which does not exist"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--portx", "1"],
+            "--portx is not a flag of cdserve serve or of vLLM; did you mean --port",
+        ),
+        (["--dtype", "int3"], "argument --dtype: invalid choice: 'int3' (choose from "),
+    ],
+)
+def test_invalid_flag_of_vllm_is_one_line(flags: list[str], message: str, tmp_path: Path) -> None:
+    settings = {"model": str(MODEL_DIR), "rewards": {"r": REWARD}, "default_reward": "r"}
+    refusal = serve(tmp_path, settings, *flags)
+    assert refusal.startswith(f"cdserve: {message}")
+    assert "\n" not in refusal

@@ -3,6 +3,7 @@
 import os
 from argparse import Namespace
 from collections.abc import Sequence
+from typing import NoReturn
 
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
 from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
@@ -14,9 +15,23 @@ from cdserve.errors import ConfigError
 from cdserve.launch import worker_args
 from cdserve.launch.heads import Heads
 from cdserve.launch.members import check_tokenizers
+from cdserve.validation import did_you_mean
 
+_UNKNOWN = "unrecognized arguments: "
 _DRAIN_SECONDS = 30
 """Time for requests to end after a SIGTERM, unless --shutdown-timeout is given."""
+
+
+class _Parser(FlexibleArgumentParser):  # type: ignore[misc]
+    """Parser whose errors are one line, without vLLM's hundreds of flags."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises ConfigError; suggests a flag for an unknown one."""
+        flag = message.removeprefix(_UNKNOWN).split()[0].partition("=")[0]
+        if message.startswith(_UNKNOWN):
+            hint = did_you_mean(flag, self._option_string_actions)
+            message = f"{flag} is not a flag of cdserve serve or of vLLM{hint}"
+        raise ConfigError(message)
 
 
 def parse(settings: Settings, heads: Heads, flags: Sequence[str]) -> Namespace:
@@ -28,7 +43,7 @@ def parse(settings: Settings, heads: Heads, flags: Sequence[str]) -> Namespace:
     check_version()
     check_tokenizers(settings)
     cli_env_setup()
-    parser = make_arg_parser(FlexibleArgumentParser(prog="cdserve serve", add_help=False))
+    parser = make_arg_parser(_Parser(prog="cdserve serve", add_help=False))
     parser.set_defaults(shutdown_timeout=_DRAIN_SECONDS)
     engine_flags = [*as_flags(settings.engine), *flags]
     args: Namespace = parser.parse_args([settings.model, *engine_flags])
