@@ -39,6 +39,7 @@ ELSEWHERE = {
 }
 UNRUN = {
     "cd": "it only changes the folder",
+    "cp": "it changes the system",
     "docker": "there is no container engine here; tests/deploy checks its files",
     "export": "it sets a variable for Ray's own command",
     "guidellm": "a load generator that needs a separate environment",
@@ -46,6 +47,7 @@ UNRUN = {
     "kubectl": "there is no cluster here; tests/deploy checks its files",
     "pip": "it changes the environment; tests/test_wheel.py runs the commands",
     "serve": "Ray Serve's own command; tests/deploy starts replicas",
+    "systemctl": "systemd does not run here; tests/deploy checks the unit",
     "tail": "it only cuts a file",
     "trl-env/bin/pip": "TRL needs a separate environment",
     "trl-env/bin/python": "TRL needs a separate environment",
