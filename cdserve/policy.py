@@ -283,7 +283,7 @@ Selection = Literal["argmax"] | SoftmaxSelection | PessimisticSelection | WorstC
 class PolicySampling(_Object):
     """Sampling parameters for requests with temperature 0, whose candidates would be equal."""
 
-    temperature: float = Field(default=1.0, ge=0.01, le=100, description="Sampling temperature.")
+    temperature: float = Field(default=1.0, ge=0.01, le=2, description="Sampling temperature.")
     top_p: float = Field(
         default=1.0,
         gt=0,

@@ -326,8 +326,8 @@ class TestWords:
             "sampling.temperature is 0; it must be at least 0.01",
         ),
         (
-            best_of(sampling={"temperature": 101}),
-            "sampling.temperature is 101; it must be at most 100",
+            best_of(sampling={"temperature": 3}),
+            "sampling.temperature is 3; it must be at most 2",
         ),
         (best_of(sampling={"top_p": 0}), "sampling.top_p is 0; it must be above 0"),
         (best_of(sampling={"top_k": 1}), "sampling.top_k is 1; it must be at least 2"),

@@ -36,5 +36,6 @@ def check_base(config: HeadConfig, base_dir: Path, *, force: bool = False) -> No
     if actual != config.base_hash:
         raise ValueError(
             f"base_hash of the head ({config.base_model}) is {config.base_hash[:12]}..., but "
-            f"{base_dir} has {actual[:12]}...; attach it to its own base model, or force it"
+            f"{base_dir} has {actual[:12]}...; use the head with the model that it was trained on "
+            "(`force: true` in the settings skips this check)"
         )

@@ -30,6 +30,8 @@ def compare(
     model = model_folder(data.model)
     heads = {}
     for folder in folders:
+        if not folder.is_dir():
+            raise ConfigError(f"{folder} is not the folder of a head")
         try:
             heads[str(folder)] = load_head(folder)
             check_base(heads[str(folder)].config, model)
