@@ -258,7 +258,8 @@ def test_reloaded_confidence_head_gives_the_same_values(tmp_path: Path) -> None:
         assert loaded.config.rewards == ("sure",)
         assert np.array_equal(values(loaded, PLAIN), values(head, PLAIN))
     card = (tmp_path / "README.md").read_text()
-    assert "A mahalanobis head (minus a distance) on `hidden_states[-1]` of `tiny`" in card
+    begins = "Head of architecture mahalanobis (minus a distance) on `hidden_states[-1]` of `tiny`"
+    assert begins in card
     assert "units of the raw reward" not in card
     assert "Made of 200 responses that ended, λ = 0.5." in card
 
