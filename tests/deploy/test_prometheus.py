@@ -1,5 +1,6 @@
 """A Prometheus that scrapes the demo evaluates the dashboard's queries and the alert rules."""
 
+import json
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
@@ -30,7 +31,8 @@ class Prometheus:
 
     def ready(self) -> bool:
         """Whether it has scraped the server."""
-        with suppress(httpx2.TransportError, KeyError):
+        # While it starts, it answers 503 with a plain text.
+        with suppress(httpx2.TransportError, KeyError, json.JSONDecodeError):
             return bool(self.query('up{job="cdserve"} == 1'))
         return False
 
