@@ -1,6 +1,7 @@
 """Errors in Anthropic's format, for the routes of its API."""
 
 import json
+import re
 from http import HTTPStatus
 from typing import Any
 
@@ -8,7 +9,8 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 PATHS = ("/v1/messages", "/v1/messages/count_tokens")
-_ERROR_EVENT = b"event: error\n"
+_ERROR_EVENT = re.compile(rb"^event: error\ndata: (.*)$", re.MULTILINE)
+"""An error event, also behind a comment or another event in the same part of a stream."""
 _TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -57,8 +59,8 @@ class _ErrorConverter:
             self._body += message.get("body", b"")
             if not message.get("more_body"):
                 await self._send_error(self._start)
-        elif (body := message.get("body", b"")).startswith(_ERROR_EVENT):
-            await self._send({**message, "body": _convert_event(body)})
+        elif "body" in message:
+            await self._send({**message, "body": _ERROR_EVENT.sub(_convert_event, message["body"])})
         else:
             await self._send(message)
 
@@ -71,14 +73,10 @@ class _ErrorConverter:
         await self._send({"type": "http.response.body", "body": body})
 
 
-def _convert_event(event: bytes) -> bytes:
+def _convert_event(event: re.Match[bytes]) -> bytes:
     """An error event in Anthropic's format; the type is that of a 500, since the status is sent."""
-    name, mark, rest = event.partition(b"data: ")
-    data, end, after = rest.partition(b"\n\n")
-    converted = json.dumps(
-        to_anthropic_error(_inner_error(data), HTTPStatus.INTERNAL_SERVER_ERROR)
-    ).encode()
-    return name + mark + converted + end + after
+    error = to_anthropic_error(_inner_error(event[1]), HTTPStatus.INTERNAL_SERVER_ERROR)
+    return b"event: error\ndata: " + json.dumps(error).encode()
 
 
 def _inner_error(body: bytes) -> Any:

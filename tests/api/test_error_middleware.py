@@ -134,18 +134,19 @@ async def test_error_on_another_route_is_unchanged() -> None:
     }
 
 
-async def test_error_event_in_a_stream_has_anthropics_type() -> None:
+@pytest.mark.parametrize("before", ["", ":\n\n", ": keep-alive\n\n:\n\n"])
+async def test_error_event_in_a_stream_has_anthropics_type(before: str) -> None:
     delta = 'event: content_block_delta\ndata: {"type":"content_block_delta"}\n\n'
     error = '{"type":"error","error":{"type":"internal_error","message":"it died"}}'
 
     async def events() -> AsyncIterator[str]:
         yield delta
-        yield f"event: error\ndata: {error}\n\n"
+        yield f"{before}event: error\ndata: {error}\n\n"
         yield "data: [DONE]\n\n"
 
     answer = await post("/v1/messages", StreamingResponse(events()))
     converted = '{"type": "error", "error": {"type": "api_error", "message": "it died"}}'
-    assert answer.text == f"{delta}event: error\ndata: {converted}\n\ndata: [DONE]\n\n"
+    assert answer.text == f"{delta}{before}event: error\ndata: {converted}\n\ndata: [DONE]\n\n"
 
 
 @pytest.mark.parametrize("path", [*PATHS, "/v1/completions"])

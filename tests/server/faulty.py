@@ -27,6 +27,12 @@ def leaks(prompt: str, response: str) -> float:
     raise RuntimeError(f"{SECRET} {response}")
 
 
+def leaks_late(prompt: str, response: str) -> float:
+    """Raises after a silence in which a stream gets comments."""
+    time.sleep(0.5)
+    return leaks(prompt, response)
+
+
 def counts(prompt: str, response: str) -> int:
     """Counts in integers."""
     return len(response)

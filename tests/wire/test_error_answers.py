@@ -28,7 +28,7 @@ SKIPS = {"method": "best_of_n", "n": 2, "rewards": {"leaks_skip": 1.0}, "report"
 COUNTS = {"method": "best_of_n", "n": 2, "rewards": {"counts": 1.0, "agrees": 1}, "report": "trace"}
 FAULTY = {
     name: {"kind": "python", "callable": f"tests.server.faulty:{name}"}
-    for name in ("leaks", "counts", "agrees")
+    for name in ("leaks", "leaks_late", "counts", "agrees")
 }
 FAULTY["leaks_skip"] = {**FAULTY["leaks"], "on_failure": "skip"}
 ROUTES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -369,11 +369,14 @@ class TestAnthropicErrors:
             message(claude, LEAKS)
         check_shape(failed.value, "api_error")
 
-    def test_failed_reward_in_a_messages_stream_is_an_api_error(self, claude: Anthropic) -> None:
+    @pytest.mark.parametrize("reward", ["leaks", "leaks_late"])
+    def test_failed_reward_in_a_messages_stream_is_an_api_error(
+        self, claude: Anthropic, reward: str
+    ) -> None:
         with pytest.raises(anthropic.APIStatusError) as failed:
-            list(message(claude, LEAKS, stream=True))
+            list(message(claude, {**LEAKS, "rewards": {reward: 1.0}}, stream=True))
         check_shape(failed.value, "api_error")
-        assert "reward 'leaks' failed" in failed.value.body["error"]["message"]
+        assert f"reward '{reward}' failed" in failed.value.body["error"]["message"]
 
 
 def check_shape(error: anthropic.APIStatusError, kind: str) -> None:
