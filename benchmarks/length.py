@@ -1,4 +1,4 @@
-"""Length experiment of Controlled Decoding (arXiv 2310.17022, section 5) on the tiny demo.
+"""Length experiment of Controlled Decoding (arXiv 2310.17022, section 5) on a demo.
 
 The reward is log(words / 1024). Blockwise CD by value heads is compared with best-of-n by the true
 reward, whose curve for every n comes from one pool of draws per prompt. The heads are FUDGE on the
@@ -7,8 +7,8 @@ has the n of best-of-n that earns the same reward, with a 95 % bootstrap interva
 a ceiling: the n whose KL bound is the policy's. In some policies V* estimated by nested rollouts
 takes the head's place, which separates the loss due to the head from the loss due to the search.
 
-    python benchmarks/length.py --cache length-cache --output benchmarks/results/length.json \
-        --plot docs/length.svg
+    python benchmarks/length.py --demo tiny --cache length-cache \
+        --output benchmarks/results/length.json --plot docs/length.svg
 
 Trained heads and responses stay in the cache folder; a second run takes them from there.
 """
@@ -18,7 +18,6 @@ import asyncio
 import json
 import math
 import os
-import random
 import subprocess
 import sys
 import time
@@ -30,16 +29,15 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from frontier import held_out, written
+from demos import Demo, demo
 from length_reward import log_words
 from models import machine
 from numpy.typing import NDArray
 from openai import AsyncOpenAI
 from server import Server
+from transformers import AutoTokenizer
 
-from cdserve.demo.tiny import MODEL_DIR
-from cdserve.demo.tiny.build.corpus import draw_prompt
-from cdserve.demo.tiny.build.folders import load_tokenizer
+from cdserve.demo import NAMES
 from cdserve.evaluation.curves import best_of_n_mean
 from cdserve.kl import best_of_n_bound
 
@@ -49,18 +47,16 @@ from matplotlib import pyplot as plt
 Floats = NDArray[np.float64]
 
 MAX_TOKENS = 256
-"""Response limit in training and in decoding; the base's longest responses are shorter."""
+"""Response limit in training and in decoding; few of the base's responses reach it."""
 SIZES = (2, 4, 6, 8, 16)
 """K, candidates per block."""
-BLOCKS = (16, 32)
-"""M, tokens per block."""
 NESTED = ((4, 16), (6, 16), (4, 32), (6, 32), (16, 32))
 """K and M of the policies by nested rollouts."""
-TRAINING_PROMPTS, TEST_PROMPTS, PER_PROMPT = 2000, 300, 3
-SEED = 2310
+PER_PROMPT = 3
+"""Responses per training prompt."""
 ENGINE = (
-    *("--dtype", "float32", "--enforce-eager", "--max-model-len", "512"),
-    *("--block-size", "32", "--kv-cache-memory-bytes", str(512 << 20)),
+    *("--dtype", "float32", "--enforce-eager", "--max-model-len", "1024"),
+    *("--block-size", "32", "--kv-cache-memory-bytes", str(1 << 30)),
 )
 MLP = ("--head", "mlp", "--method")
 Q_HEAD = ("--head", "lowrank", "--position", "--method")
@@ -82,16 +78,11 @@ NESTED_NAME, TRUE_NAME = "nested rollouts", "served best-of-n by the true reward
 COLOURS = dict(zip((*SERVED, NESTED_NAME, TRUE_NAME), ("C7", "C0", "C1", "C2", "C3"), strict=True))
 
 
-def train(cache: Path) -> dict[str, Any]:
+def train(served: Demo, cache: Path) -> dict[str, Any]:
     """Trains the heads that the cache lacks; returns the reports of all heads by name."""
     cache.mkdir(parents=True, exist_ok=True)
-    for name, count, unseen in (
-        ("prompts", TRAINING_PROMPTS, False),
-        ("test-prompts", TEST_PROMPTS, True),
-    ):
-        rng = random.Random(SEED + unseen)
-        drawn = [draw_prompt(rng, held_out=unseen).text for _ in range(count)]
-        lines = [json.dumps({"prompt": prompt}) + "\n" for prompt in drawn]
+    for name, held_out in (("prompts", False), ("test-prompts", True)):
+        lines = [json.dumps({"prompt": prompt}) + "\n" for prompt in served.prompts(held_out)]
         (cache / f"{name}.jsonl").write_text("".join(lines))
     for name, recipe in RECIPES.items():
         if (cache / name / "model.safetensors").is_file():
@@ -99,10 +90,11 @@ def train(cache: Path) -> dict[str, Any]:
         arguments = [str(cache / value) if value in RECIPES else value for value in recipe]
         subprocess.run(
             [
-                *(sys.executable, "-m", "cdserve", "heads", "train", "--model", str(MODEL_DIR)),
+                *(sys.executable, "-m", "cdserve", "heads", "train", "--model", str(served.model)),
                 *("--prompts", str(cache / "prompts.jsonl"), "--per-prompt", str(PER_PROMPT)),
                 *("--test-prompts", str(cache / "test-prompts.jsonl")),
-                *("--max-tokens", str(MAX_TOKENS), "--rewards", "words=length_reward:log_words"),
+                *("--max-tokens", str(MAX_TOKENS), "--temperature", str(served.temperature)),
+                *("--rewards", "words=length_reward:log_words", "--score-cut"),
                 *("--cache", str(cache / "responses"), "--out", str(cache / name)),
                 *arguments,
                 *ENGINE,
@@ -112,17 +104,17 @@ def train(cache: Path) -> dict[str, Any]:
     return {name: json.loads((cache / name / "report.json").read_text()) for name in RECIPES}
 
 
-def settings(cache: Path) -> Path:
+def settings(served: Demo, cache: Path) -> Path:
     """Settings that serve the heads and the true reward."""
     rewards: dict[str, Any] = {
         name: {"kind": "value_head", "path": str(cache / name)} for name in SERVED
     }
     rewards["words"] = {"kind": "python", "callable": "length_reward:log_words"}
     engine = {
-        **{"dtype": "float32", "enforce_eager": True, "max_model_len": 512},
-        **{"block_size": 32, "kv_cache_memory_bytes": 512 << 20},
+        **{"dtype": "float32", "enforce_eager": True, "max_model_len": 1024},
+        **{"block_size": 32, "kv_cache_memory_bytes": 1 << 30},
     }
-    return written(rewards=rewards, default_reward="fudge-position", engine=engine)
+    return served.settings(rewards=rewards, default_reward="fudge-position", engine=engine)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,15 +144,19 @@ class Experiment:
 
     Args:
         base_url: address of the server.
+        served: the demo on the server.
         prompts: prompts to answer.
         concurrency: requests at once.
     """
 
-    def __init__(self, base_url: str, prompts: Sequence[str], concurrency: int) -> None:
+    def __init__(
+        self, base_url: str, served: Demo, prompts: Sequence[str], concurrency: int
+    ) -> None:
+        self._temperature = served.temperature
         self._client = AsyncOpenAI(base_url=f"{base_url}/v1", api_key="-", max_retries=0)
         self._prompts = prompts
         self._slots = asyncio.Semaphore(concurrency)
-        self._tokenizer = load_tokenizer(MODEL_DIR)
+        self._tokenizer = AutoTokenizer.from_pretrained(served.model)
 
     async def pool(self, size: int) -> tuple[Floats, Floats]:
         """True rewards and tokens of draws from the base, ``[prompts, size]`` each."""
@@ -188,6 +184,7 @@ class Experiment:
                     model="demo",
                     prompt=prompt,
                     max_tokens=MAX_TOKENS,
+                    temperature=self._temperature,
                     seed=seed(json.dumps(policy), prompt),
                     extra_body={"alignment": policy},
                 )
@@ -255,6 +252,7 @@ class Experiment:
                 prompt=prompt,
                 n=count,
                 max_tokens=max_tokens,
+                temperature=self._temperature,
                 seed=name,
                 extra_body={"return_token_ids": True},
             )
@@ -339,10 +337,10 @@ def show(name: str, made: dict[str, Any]) -> None:
     )
 
 
-async def measure(base_url: str, args: argparse.Namespace) -> dict[str, Any]:
+async def measure(base_url: str, served: Demo, args: argparse.Namespace) -> dict[str, Any]:
     """The pool's curve, and the figures of every policy by series and K."""
-    prompts = held_out(args.prompts)
-    experiment = Experiment(base_url, prompts, args.concurrency)
+    prompts = served.prompts(True)[: args.prompts]
+    experiment = Experiment(base_url, served, prompts, args.concurrency)
     rewards, tokens = await experiment.pool(args.pool)
     every_n = range(1, args.pool + 1)
     curves = np.array([[best_of_n_mean(row, row, n) for n in every_n] for row in rewards])
@@ -371,14 +369,16 @@ async def measure(base_url: str, args: argparse.Namespace) -> dict[str, Any]:
         found["series"].setdefault(series, {})[name] = made
         show(f"{series}, {name}", made)
 
-    served = {"method": "best_of_n", "n": 16, "rewards": {"words": 1.0}}
-    add(TRUE_NAME, "n=16", await experiment.answers(served))
+    policy = {"method": "best_of_n", "n": 16, "rewards": {"words": 1.0}}
+    add(TRUE_NAME, "n=16", await experiment.answers(policy))
     for head in SERVED:
-        for m in BLOCKS:
+        for m in args.blocks:
             for k in SIZES:
                 policy = {"method": "blockwise_cd", "k": k, "m": m, "rewards": {head: 1.0}}
                 add(f"{head}, M={m}", f"K={k}", await experiment.answers(policy))
-    for k, m in NESTED if args.rollouts else ():
+    for k, m in NESTED:
+        if not args.rollouts or m not in args.blocks:
+            continue
         answers = await experiment.nested(k, m, args.rollouts)
         add(f"{NESTED_NAME}, M={m}", f"K={k}", answers)
     return found
@@ -446,7 +446,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--demo", choices=NAMES, required=True)
     parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument(
+        "--blocks", type=int, nargs="+", default=[16, 32], help="block lengths in tokens"
+    )
     parser.add_argument("--pool", type=int, default=256, help="draws from the base per prompt")
     parser.add_argument(
         "--rollouts", type=int, default=16, help="rollouts per value of V*; 0 to leave V* out"
@@ -463,13 +467,15 @@ def main() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, path))
     cached = any((args.cache / name).exists() for name in ("responses", *RECIPES))
     begun = time.monotonic()
-    heads = accuracy(train(args.cache.resolve()))
+    served = demo(args.demo)
+    heads = accuracy(train(served, args.cache.resolve()))
     trained = time.monotonic()
-    with Server(settings(args.cache.resolve())) as server:
-        found = asyncio.run(measure(server.base_url, args))
+    with Server(settings(served, args.cache.resolve())) as server:
+        found = asyncio.run(measure(server.base_url, served, args))
     if args.plot:
         draw(found, args.plot)
     setting = {
+        "demo": args.demo,
         "prompts": args.prompts,
         "max_tokens": MAX_TOKENS,
         "rollouts": args.rollouts,

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-from frontier import held_out, written
+from demos import demo
 from models import machine
 from server import Server
 
@@ -38,7 +38,7 @@ def settings(folder: Path) -> Path:
     make_reward_model(folder)
     model = {"kind": "reward_model", "model": str(folder), "prefixes": True}
     head = {"kind": "value_head", "path": str(HEAD_DIR)}
-    return written(rewards={"sentiment": head, "model": model})
+    return demo("tiny").settings(rewards={"sentiment": head, "model": model})
 
 
 async def responses(http: Client, prompt: str) -> list[str]:
@@ -134,7 +134,7 @@ async def share(
 
 
 async def measure(base_url: str, count: int, rounds: int) -> dict[str, Any]:
-    prompts = held_out(count)
+    prompts = demo("tiny").prompts(True)[:count]
     async with Client(base_url=base_url, timeout=300) as http:
         found: dict[str, Any] = {"throughput": await throughput(http, prompts, rounds)}
         for concurrency in (1, 8):
