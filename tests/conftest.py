@@ -23,54 +23,11 @@ from openai import OpenAI
 
 from cdserve.demo.tiny.build.reward_model import make_reward_model
 
+from .parts import DEPLOY, FIRST_HALF, OWN_SERVERS, SLOW, WIRE
 from .server.served import Served, demo_settings
 from .v2 import mode
 from .waiting import HANG_SECONDS
 
-TESTS = Path(__file__).parent
-WIRE = TESTS / "wire"
-"""Tests of the wire, whose server has no model."""
-SLOW = [
-    TESTS / path
-    for path in (
-        "benchmarks/test_gpu_check.py",
-        "benchmarks/test_kernel_resources.py",
-        "commands/test_train.py",
-        "demo/test_build.py",
-        "docs/test_heads.py",
-        "launch/test_process_reward_model.py",
-        "training/test_rollouts.py",
-        "v2",
-        "value_heads/kernels/test_interpreter.py",
-        "worker/test_adapter.py",
-        "worker/test_parent.py",
-    )
-]
-"""Tests that start engines or servers of their own, build the demo or interpret kernels."""
-OWN_SERVERS = [
-    TESTS / path
-    for path in (
-        "demo/test_smollm2.py",
-        "server/test_admission.py",
-        "server/test_dead_engines.py",
-        "server/test_killed_server.py",
-        "server/test_several.py",
-        "server/test_shutdown.py",
-    )
-]
-"""Slow tests that start and stop servers of their own."""
-DEPLOY = [
-    TESTS / path
-    for path in (
-        "deploy/test_nginx.py",
-        "deploy/test_prometheus.py",
-        "ray_serve/test_deployment.py",
-        "test_wheel.py",
-    )
-]
-"""Tests of replicas, of the wheel, and of other programs next to a server."""
-FIRST_HALF = [WIRE, TESTS / "worker"]
-"""About half of `make check`, by processor time."""
 TOOLS = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
 EXTENSION = Path(__file__).parents[1] / "examples" / "extension"
 LIMITS = {"max_n": 16, "max_k": 8, "max_candidate_tokens": 8192}

@@ -9,30 +9,80 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 
+TESTS = Path(__file__).parent
+WIRE = TESTS / "wire"
+"""Tests of the wire, whose server has no model."""
+SLOW = [
+    TESTS / path
+    for path in (
+        "benchmarks/test_gpu_check.py",
+        "benchmarks/test_kernel_resources.py",
+        "commands/test_train.py",
+        "demo/test_build.py",
+        "docs/test_heads.py",
+        "v2",
+        "value_heads/kernels/test_interpreter.py",
+        "worker/test_parent.py",
+    )
+]
+"""Tests that build the demo, train heads, interpret kernels or run model runner V2."""
+OWN_SERVERS = [
+    TESTS / path
+    for path in (
+        "demo/test_smollm2.py",
+        "launch/test_process_reward_model.py",
+        "server/test_admission.py",
+        "server/test_dead_engines.py",
+        "server/test_killed_server.py",
+        "server/test_several.py",
+        "server/test_shutdown.py",
+        "training/test_rollouts.py",
+        "worker/test_adapter.py",
+    )
+]
+"""Slow tests that start and stop engines or servers of their own."""
+DEPLOY = [
+    TESTS / path
+    for path in (
+        "deploy/test_nginx.py",
+        "deploy/test_prometheus.py",
+        "ray_serve/test_deployment.py",
+        "test_wheel.py",
+    )
+]
+"""Tests of replicas, of the wheel, and of other programs next to a server."""
+FIRST_HALF = [WIRE, TESTS / "worker"]
+"""About half of `make check`, by processor time."""
 ELSEWHERE = "(deploy or v2)"
 """Tests of other make targets."""
 CHECKED = f"not (server or slow or own_servers or {ELSEWHERE})"
-PARTS: dict[str, list[list[str]]] = {
+PARTS: dict[str, list[tuple[str, list[Path]]]] = {
     "check": [
-        ["-m", f"first_half and {CHECKED}"],
-        ["-m", f"not first_half and {CHECKED}"],
+        (f"first_half and {CHECKED}", []),
+        (f"not first_half and {CHECKED}", []),
     ],
     # Processes that start servers wait much of the time; four fill two cores.
     "test": [
-        ["-m", f"server and not {ELSEWHERE}"],
-        ["-m", f"own_servers and not {ELSEWHERE}"],
-        ["-m", f"slow and not server and not {ELSEWHERE}"],
-        ["-m", CHECKED],
+        (f"server and not {ELSEWHERE}", []),
+        (f"own_servers and not {ELSEWHERE}", OWN_SERVERS),
+        (f"slow and not server and not {ELSEWHERE}", []),
+        (CHECKED, []),
     ],
 }
+"""Tests of each process: a marker expression, and the files that have such tests; none for any."""
 NO_TESTS = 5
 """Exit status of pytest if it chose no test, as with a file in the arguments."""
 
 
 def main(name: str, arguments: Sequence[str]) -> int:
     """Runs the parts; 1 if a test failed or none was chosen."""
-    first, *rest = ([sys.executable, "-m", "pytest", *part, *arguments] for part in PARTS[name])
+    named = any(Path(argument.partition("::")[0]).exists() for argument in arguments)
+    first, *rest = (
+        [sys.executable, "-m", "pytest", "-m", markers, *([] if named else files), *arguments]
+        for markers, files in PARTS[name]
+    )
     with ExitStack() as stack:
         logs = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in rest]
         running = [

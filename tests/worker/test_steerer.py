@@ -342,13 +342,13 @@ def test_warm_up_changes_neither_logits_nor_tables(tmp_path: Path, dtype: torch.
     """The logits bit for bit, NaN among them, and no table is opened."""
     vocabulary, width = 53, 7
     paths = random_heads(tmp_path, width, vocabulary)
-    steerer = Steerer(paths, DEVICE, vocabulary, 18, False, True, ("tuned",))
-    logits = torch.randn(18, 64, device=DEVICE).to(dtype)
-    logits[3], logits[5, ::2] = torch.nan, -torch.inf
+    steerer = Steerer(paths, DEVICE, vocabulary, 6, False, True, ("tuned",))
+    logits = torch.randn(6, 64, device=DEVICE).to(dtype)
+    logits[1], logits[3, ::2] = torch.nan, -torch.inf
     before = logits.clone()
-    hidden = torch.randn(18, width, device=DEVICE).to(dtype)
+    hidden = torch.randn(6, width, device=DEVICE).to(dtype)
     lm_head = torch.randn(vocabulary, width, device=DEVICE).to(dtype)
-    member = torch.randn(18, vocabulary, device=DEVICE)
+    member = torch.randn(6, vocabulary, device=DEVICE)
     asked = []
 
     def members(rows: Tensor) -> dict[str, Tensor]:
@@ -359,7 +359,7 @@ def test_warm_up_changes_neither_logits_nor_tables(tmp_path: Path, dtype: torch.
     assert torch.equal(logits.view(torch.uint8), before.view(torch.uint8))
     assert asked
     assert not steerer._tables._open
-    unfused = Steerer([], DEVICE, vocabulary, 18, True)
+    unfused = Steerer([], DEVICE, vocabulary, 6, True)
     assert not unfused.warm_up(logits, hidden, members, lm_head)
 
 
