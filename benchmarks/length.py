@@ -52,8 +52,8 @@ SIZES = (2, 4, 6, 8, 16)
 """K, candidates per block."""
 NESTED = ((4, 16), (6, 16), (4, 32), (6, 32), (16, 32))
 """K and M of the policies by nested rollouts."""
-PER_PROMPT = 3
-"""Responses per training prompt."""
+PER_PROMPT = {"tiny": 3, "smollm2": 12}
+"""Responses per training prompt, by demo."""
 ENGINE = (
     *("--dtype", "float32", "--enforce-eager", "--max-model-len", "1024"),
     *("--block-size", "32", "--kv-cache-memory-bytes", str(1 << 30)),
@@ -69,45 +69,56 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "cdq-position": (*MLP, "cdq", "--teacher", "q-cdq", "--position", "--max-epochs", "12"),
 }
 """Arguments of ``heads train`` by folder; ``--start`` and ``--teacher`` name earlier folders."""
-SERVED = ("fudge-state", "fudge-position", "cdq-position")
+SERVED = {
+    "tiny": ("fudge-state", "fudge-position", "cdq-position"),
+    "smollm2": ("fudge-state", "fudge-position"),
+}
+"""Heads that decode, by demo. CD-Q needs the values of all next tokens: too slow for 49,152."""
 POOL_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 PART = 64
 """Draws of one request."""
 RESAMPLES = 2000
 NESTED_NAME, TRUE_NAME = "nested rollouts", "served best-of-n by the true reward"
-COLOURS = dict(zip((*SERVED, NESTED_NAME, TRUE_NAME), ("C7", "C0", "C1", "C2", "C3"), strict=True))
+COLOURS = dict(
+    zip((*SERVED["tiny"], NESTED_NAME, TRUE_NAME), ("C7", "C0", "C1", "C2", "C3"), strict=True)
+)
 
 
-def train(served: Demo, cache: Path) -> dict[str, Any]:
+def recipes(name: str) -> dict[str, tuple[str, ...]]:
+    """Recipes of the heads that decode a demo, and of those that they learn from."""
+    return RECIPES if name == "tiny" else {head: RECIPES[head] for head in SERVED[name]}
+
+
+def train(name: str, served: Demo, cache: Path) -> dict[str, Any]:
     """Trains the heads that the cache lacks; returns the reports of all heads by name."""
     cache.mkdir(parents=True, exist_ok=True)
-    for name, held_out in (("prompts", False), ("test-prompts", True)):
+    for file, held_out in (("prompts", False), ("test-prompts", True)):
         lines = [json.dumps({"prompt": prompt}) + "\n" for prompt in served.prompts(held_out)]
-        (cache / f"{name}.jsonl").write_text("".join(lines))
-    for name, recipe in RECIPES.items():
-        if (cache / name / "model.safetensors").is_file():
+        (cache / f"{file}.jsonl").write_text("".join(lines))
+    for head, recipe in recipes(name).items():
+        if (cache / head / "model.safetensors").is_file():
             continue
         arguments = [str(cache / value) if value in RECIPES else value for value in recipe]
         subprocess.run(
             [
                 *(sys.executable, "-m", "cdserve", "heads", "train", "--model", str(served.model)),
-                *("--prompts", str(cache / "prompts.jsonl"), "--per-prompt", str(PER_PROMPT)),
+                *("--prompts", str(cache / "prompts.jsonl"), "--per-prompt", str(PER_PROMPT[name])),
                 *("--test-prompts", str(cache / "test-prompts.jsonl")),
                 *("--max-tokens", str(MAX_TOKENS), "--temperature", str(served.temperature)),
                 *("--rewards", "words=length_reward:log_words", "--score-cut"),
-                *("--cache", str(cache / "responses"), "--out", str(cache / name)),
+                *("--cache", str(cache / "responses"), "--out", str(cache / head)),
                 *arguments,
                 *ENGINE,
             ],
             check=True,
         )
-    return {name: json.loads((cache / name / "report.json").read_text()) for name in RECIPES}
+    return {head: json.loads((cache / head / "report.json").read_text()) for head in recipes(name)}
 
 
-def settings(served: Demo, cache: Path) -> Path:
+def settings(name: str, served: Demo, cache: Path) -> Path:
     """Settings that serve the heads and the true reward."""
     rewards: dict[str, Any] = {
-        name: {"kind": "value_head", "path": str(cache / name)} for name in SERVED
+        head: {"kind": "value_head", "path": str(cache / head)} for head in SERVED[name]
     }
     rewards["words"] = {"kind": "python", "callable": "length_reward:log_words"}
     engine = {
@@ -371,7 +382,7 @@ async def measure(base_url: str, served: Demo, args: argparse.Namespace) -> dict
 
     policy = {"method": "best_of_n", "n": 16, "rewards": {"words": 1.0}}
     add(TRUE_NAME, "n=16", await experiment.answers(policy))
-    for head in SERVED:
+    for head in SERVED[args.demo]:
         for m in args.blocks:
             for k in SIZES:
                 policy = {"method": "blockwise_cd", "k": k, "m": m, "rewards": {head: 1.0}}
@@ -468,9 +479,9 @@ def main() -> None:
     cached = any((args.cache / name).exists() for name in ("responses", *RECIPES))
     begun = time.monotonic()
     served = demo(args.demo)
-    heads = accuracy(train(served, args.cache.resolve()))
+    heads = accuracy(train(args.demo, served, args.cache.resolve()))
     trained = time.monotonic()
-    with Server(settings(served, args.cache.resolve())) as server:
+    with Server(settings(args.demo, served, args.cache.resolve())) as server:
         found = asyncio.run(measure(server.base_url, served, args))
     if args.plot:
         draw(found, args.plot)
