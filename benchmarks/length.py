@@ -52,7 +52,7 @@ SIZES = (2, 4, 6, 8, 16)
 """K, candidates per block."""
 NESTED = ((4, 16), (6, 16), (4, 32), (6, 32), (16, 32))
 """K and M of the policies by nested rollouts."""
-PER_PROMPT = {"tiny": 3, "smollm2": 12}
+PER_PROMPT = {"tiny": 3, "smollm2": 4}
 """Responses per training prompt, by demo."""
 ENGINE = (
     *("--dtype", "float32", "--enforce-eager", "--max-model-len", "1024"),
