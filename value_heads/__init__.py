@@ -20,7 +20,7 @@ from .metrics import Bin, calibration, correlation, correlation_by_bucket, pair_
 from .mix import mixed
 from .pair_report import PairAccuracy, PairReport, measure_pairs
 from .pairs import PrefixPairs
-from .report import HeadReport, RewardReport, measure
+from .report import HeadReport, Remaining, RewardReport, measure
 from .rollouts import Rollouts, Shards
 from .targets import cd_q, lambda_returns, mean_over_rollouts, monte_carlo, soft_expectation
 from .tilt import centred_on_top_k, kl
@@ -42,6 +42,7 @@ __all__ = [
     "PairReport",
     "PrefixPairs",
     "QHead",
+    "Remaining",
     "RewardReport",
     "Rollouts",
     "ShardWriter",

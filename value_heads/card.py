@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from .frontier import Frontier, FrontierPoint
 from .metrics import Selected
 from .pair_report import PairReport
-from .report import Bucket, HeadReport, RewardReport
+from .report import GAIN_SIZES, Bucket, HeadReport, RewardReport
 
 
 def markdown(report: HeadReport) -> str:
@@ -35,6 +35,7 @@ def markdown(report: HeadReport) -> str:
             f"Pairs of responses, {_of_pairs(report)}, whose values have the order of their "
             "rewards:\n",
             _table("tokens read", [*prefixes, "all"], pairs),
+            *_remaining(rewards),
             *_selection(rewards),
             *_frontier(report.frontier),
         ]
@@ -92,6 +93,31 @@ def _residual(report: HeadReport) -> str:
 
 def _of_pairs(report: HeadReport) -> str:
     return "both to the same prompt" if report.pairs == "same prompt" else "to any two prompts"
+
+
+def _remaining(rewards: dict[str, RewardReport]) -> list[str]:
+    """Return a paragraph and a table for each reward, or nothing without a prefix."""
+    tables = []
+    for name, report in rewards.items():
+        rests = report.remaining
+        columns = [f"{rest.low}-{rest.high - 1}" for rest in rests]
+        rows = {
+            "tokens to come, mean": [f"{rest.tokens:.1f}" for rest in rests],
+            "reward - value, standard deviation": [_number(rest.deviation) for rest in rests],
+            **{
+                f"gain of the best of {n}": [_number(rest.gains[i]) for rest in rests]
+                for i, n in enumerate(GAIN_SIZES)
+                if n in (1, 4, 16)
+            },
+        }
+        if rests:
+            tables.append(_table(f"tokens read, {name}", columns, rows))
+    introduction = (
+        "Rest of the response after an unfinished prefix. Gains are the mean of reward - value of "
+        "the prefix with the highest later change of its value, out of n of the highest sixteenth:"
+        "\n"
+    )
+    return [introduction, *tables] if tables else []
 
 
 def _selection(rewards: dict[str, RewardReport]) -> list[str]:

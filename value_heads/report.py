@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Literal, NamedTuple
@@ -30,7 +30,10 @@ from .targets import mean_over_rollouts
 Pairs = Literal["same prompt", "any two"]
 Residual = Literal["sampled", "exact"]
 
+GAIN_SIZES = (1, 2, 4, 8, 16, 32, 64)
+"""Numbers n of prefixes in ``Remaining.gains``."""
 _FIRST_NUMBER = 8
+_HIGHEST = 1 / 16
 _FRACTIONS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 
@@ -63,6 +66,28 @@ class PairsAt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Remaining:
+    """Rest of the response after prefixes of low <= tokens < high that do not end it.
+
+    Attributes:
+        low, high: bounds of the tokens of the prefix.
+        prefixes: number of prefixes.
+        tokens: mean number of tokens still to come.
+        deviation: standard deviation of reward - value, in reward units.
+        gains: mean of reward - value for the best of n = 1, 2, 4, ..., 64 prefixes by the change of
+            their value up to the last token, in reward units: what best-of-n by the final value
+            adds. Of the sixteenth of the prefixes with the highest values, which a search holds.
+    """
+
+    low: int
+    high: int
+    prefixes: int
+    tokens: float
+    deviation: float
+    gains: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RewardReport:
     """Quality of one output of a head.
 
@@ -90,6 +115,8 @@ class RewardReport:
             beta log mean exp(residual / beta), which is 0 at the exact value.
         bellman_rms: root mean square of the residual. For sampled residuals it includes the
             variance of the sampled token, so it is not an error by itself.
+        remaining: rest of the response after prefixes of 1 to 7, 8 to 15, 16 to 31, ... tokens;
+            without the lengths that no prefix has.
     """
 
     reward_mean: float
@@ -108,6 +135,7 @@ class RewardReport:
     calibration_gap: float
     bellman_bias: float | None
     bellman_rms: float | None
+    remaining: tuple[Remaining, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,6 +289,7 @@ def _reward_report(
         calibration_gap=math.sqrt(gap),
         bellman_bias=bias,
         bellman_rms=rms,
+        remaining=tuple(_remaining(data, output)),
     )
 
 
@@ -313,6 +342,39 @@ def _pairs_by_number(data: _Measurements, output: int, groups: Tensor) -> list[P
         accuracy = pair_accuracy(values, data.rewards[longer, output], groups[longer])
         pairs.append(PairsAt(number=number, responses=int(longer.sum()), accuracy=accuracy))
     return pairs
+
+
+def _remaining(data: _Measurements, output: int) -> Iterator[Remaining]:
+    lengths = data.lengths.repeat_interleave(data.lengths)
+    values, rewards = data.values[:, output], data.rewards[:, output]
+    at_end = values[data.lengths.cumsum(0) - 1]
+    residual = rewards.repeat_interleave(data.lengths) - values
+    change = at_end.repeat_interleave(data.lengths) - values
+    for low, high in pairwise(_edges(int(data.lengths.max()))):
+        inside = (data.number >= low) & (data.number < high) & (data.number < lengths)
+        if not inside.any():
+            continue
+        highest = _highest(values[inside])
+        yield Remaining(
+            low=low,
+            high=high,
+            prefixes=int(inside.sum()),
+            tokens=float((lengths - data.number)[inside].double().mean()),
+            deviation=float(residual[inside].std(correction=0)),
+            gains=_gains(residual[inside][highest], change[inside][highest]),
+        )
+
+
+def _highest(values: Tensor) -> Tensor:
+    """Mask of the highest values; equal values are in or out together."""
+    return values >= values.topk(math.ceil(_HIGHEST * len(values))).values[-1]
+
+
+def _gains(residual: Tensor, change: Tensor) -> tuple[float, ...]:
+    """Expected residual of the highest of n changes, drawn with replacement, for each size n."""
+    residual = residual[change.argsort(stable=True)]
+    at_most = torch.arange(len(change) + 1, dtype=torch.float64) / len(change)
+    return tuple(float(at_most.pow(n).diff() @ residual) for n in GAIN_SIZES)
 
 
 def _defined(number: float) -> float | None:

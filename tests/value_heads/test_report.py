@@ -18,7 +18,7 @@ from tests.decoders.toy import reward as reward_of
 from value_heads import Base, HeadConfig, QHead, Rollouts, ValueHead
 from value_heads.card import markdown
 from value_heads.metrics import Selected
-from value_heads.report import HeadReport, measure
+from value_heads.report import GAIN_SIZES, HeadReport, measure
 
 from .ab3 import RESPONSES as ROWS
 from .ab3 import STATES
@@ -135,6 +135,26 @@ class TestExactValues:
         assert made.bellman_bias == pytest.approx(0, abs=1e-6)
         expected = math.sqrt(0.8 * 0.4284 / (0.8 + 0.64))
         assert made.bellman_rms == pytest.approx(expected, abs=1e-6)
+
+    def test_rest_after_unfinished_prefixes_matches_enumeration(self, exact: HeadReport) -> None:
+        """Of 1000 responses 800 go on after one token, and 640 after two.
+
+        The sixteenth with the highest values is bb, whose reward is its 2 or 3, each by chance.
+        """
+        (rest,) = exact.rewards["r"].remaining
+        assert (rest.low, rest.high, rest.prefixes) == (1, 8, 1440)
+        assert rest.tokens == pytest.approx((800 * 1.8 + 640 * 1) / 1440)
+        expected = math.sqrt((800 * 0.4284 + 640 * 0.21) / 1440)
+        assert rest.deviation == pytest.approx(expected, abs=1e-6)
+        assert rest.gains == pytest.approx([0.7 - 0.7**n for n in GAIN_SIZES], abs=1e-6)
+
+    def test_value_that_falls_as_the_reward_rises_has_negative_gains(self) -> None:
+        (rest,) = measure(value_head(lambda s: -value(s)), [rollouts()]).rewards["r"].remaining
+        assert list(rest.gains) == sorted(rest.gains, reverse=True)
+        assert rest.gains[-1] < rest.gains[0]
+
+    def test_card_lists_the_rest_after_unfinished_prefixes(self, exact: HeadReport) -> None:
+        assert "| tokens to come, mean | 1.4 |" in markdown(exact)
 
     def test_report_is_independent_of_shards(self, exact: HeadReport) -> None:
         parts = [rollouts(ROWS[:1]), rollouts(ROWS[1:400]), rollouts(ROWS[400:])]
