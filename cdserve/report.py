@@ -149,6 +149,20 @@ class LiveDraw(TypedDict):
 
 
 @_documented
+class Ends(TypedDict):
+    """Decisions between candidates of which some had ended the response and others had not."""
+
+    decisions: int
+    """Number of these decisions."""
+    candidates: int
+    """Candidates of these decisions."""
+    ended: int
+    """Candidates of these decisions that had ended the response."""
+    selected: int
+    """Number of these decisions that selected a candidate that had ended the response."""
+
+
+@_documented
 class Report(TypedDict):
     """How a response was decoded. With several choices, counts are sums over the choices, scores
     are means, and `kl` is that of the choice with the largest bound.
@@ -172,6 +186,8 @@ class Report(TypedDict):
     """Decisions in which the two highest scores (`worst_case`: worst-case sums) were equal."""
     kl: KL
     """KL divergence of the response's distribution from the base model's."""
+    ends: NotRequired[Ends]
+    """Decisions between ended and unfinished candidates; present for methods that select blocks."""
     sampling: NotRequired[UsedSampling]
     """Sampling parameters that replaced those of the request; present if any were replaced, because
     the request has temperature 0 and the policy has `sampling`."""
@@ -196,6 +212,7 @@ def report(
     budget: float | None = None,
     deadline: int | None = None,
     sampling: UsedSampling | None = None,
+    ends: bool = False,
 ) -> Report:
     """Builds the report of one response.
 
@@ -206,6 +223,7 @@ def report(
         budget: upper limit on the KL bound, in nats; None for no limit.
         deadline: deadline of the request, in milliseconds; None for no deadline.
         sampling: sampling parameters that replaced the request's; None if the request's were used.
+        ends: whether to count the decisions between ended and unfinished candidates.
     """
     last = decisions[-1].score
     totals = [score.total for decision in decisions for score in decision.scores]
@@ -223,6 +241,8 @@ def report(
     if budget is not None:
         result["kl"]["budget"] = budget
         result["kl"]["limited"] = _limited(decisions)
+    if ends:
+        result["ends"] = _ends(decisions)
     if sampling is not None:
         result["sampling"] = sampling
     if deadline is not None:
@@ -269,6 +289,14 @@ def merged(reports: Sequence[Report]) -> Report:
     }
     if failed:
         result["failed"] = dict(failed)
+    if "ends" in reports[0]:
+        counts = [each["ends"] for each in reports]
+        result["ends"] = {
+            "decisions": sum(each["decisions"] for each in counts),
+            "candidates": sum(each["candidates"] for each in counts),
+            "ended": sum(each["ended"] for each in counts),
+            "selected": sum(each["selected"] for each in counts),
+        }
     if "sampling" in reports[0]:
         result["sampling"] = reports[0]["sampling"]
     if "deadline" in reports[0]:
@@ -296,6 +324,22 @@ def _kl(decisions: Sequence[Decision]) -> KL:
         "estimate": sum(decision.kl_estimate for decision in decisions) + steering,
         "estimator": estimator,
         "flag": kl.flag(bound),
+    }
+
+
+def _ends(decisions: Sequence[Decision]) -> Ends:
+    """Counts of the decisions in which some candidates had ended and others had not."""
+    ended = [[c.finish_reason is not None for c in decision.candidates] for decision in decisions]
+    mixed = [
+        (each, decision.chosen)
+        for each, decision in zip(ended, decisions, strict=True)
+        if any(each) and not all(each)
+    ]
+    return {
+        "decisions": len(mixed),
+        "candidates": sum(len(each) for each, _ in mixed),
+        "ended": sum(sum(each) for each, _ in mixed),
+        "selected": sum(each[chosen] for each, chosen in mixed),
     }
 
 

@@ -104,6 +104,31 @@ class TestReport:
         assert result["kl"]["flag"] == flag
 
 
+class TestEnds:
+    """Counts of the decisions between ended and unfinished candidates."""
+
+    MIXED = decision(1.0, 2.0, 6.0, chosen=2)
+    LIVE_WINS = decision(4.0, 3.0)
+    ALL_LIVE = decision(1.0)
+
+    def test_ends_count_decisions_between_ended_and_unfinished_candidates(self) -> None:
+        decisions = [self.MIXED, self.ALL_LIVE, self.LIVE_WINS]
+        result = report("blockwise_cd", decisions, trace=False, ends=True)
+        assert list(result) == [*SHAPE, "ends"]
+        assert result["ends"] == {"decisions": 2, "candidates": 5, "ended": 3, "selected": 1}
+
+    def test_decision_between_ended_candidates_only_does_not_count(self) -> None:
+        candidates = [replace(c, finish_reason="length") for c in self.MIXED.candidates]
+        last = replace(self.MIXED, candidates=candidates)
+        result = report("blockwise_cd", [last], trace=False, ends=True)
+        assert result["ends"] == {"decisions": 0, "candidates": 0, "ended": 0, "selected": 0}
+
+    def test_merged_ends_are_sums(self) -> None:
+        each = report("blockwise_cd", [self.MIXED, self.LIVE_WINS], trace=False, ends=True)
+        expected = {"decisions": 4, "candidates": 10, "ended": 6, "selected": 2}
+        assert merged([each, each])["ends"] == expected
+
+
 class TestTrace:
     def test_trace_lists_the_candidates_of_every_decision(self) -> None:
         result = report("blockwise_cd", TestReport.DECISIONS, trace=True)

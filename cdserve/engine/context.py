@@ -98,6 +98,7 @@ class AlignmentContext:
             policy.budget,
             policy.deadline_ms,
             self.sampling,
+            policy.scores_prefixes,
         )
         self.reports[prompt, choice] = added
         metrics.count_response(added, decisions)

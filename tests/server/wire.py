@@ -79,6 +79,7 @@ def check_report(report: dict[str, Any], policy: dict[str, Any], tokens: int) ->
         "candidate_tokens": int,
         "ties": int,
         "kl": dict,
+        **({"ends": dict} if "m" in policy else {}),
     }
     assert report["method"] == policy["method"]
     assert set(report["rewards"]) == set(policy.get("rewards", {"sentiment": 1.0}))
@@ -89,6 +90,11 @@ def check_report(report: dict[str, Any], policy: dict[str, Any], tokens: int) ->
     assert report["candidates"] == width * decisions
     assert report["candidate_tokens"] >= tokens
     assert 0 <= report["ties"] <= decisions
+    if "m" in policy:
+        ends = report["ends"]
+        assert 0 <= ends["selected"] <= ends["decisions"] <= decisions
+        assert ends["candidates"] == width * ends["decisions"]
+        assert ends["decisions"] <= ends["ended"] <= ends["candidates"]
     assert set(report["kl"]) == {"bound", "estimate", "estimator", "flag"}
     assert math.isclose(report["kl"]["bound"], decisions * (math.log(width) - (width - 1) / width))
     assert 0 <= report["kl"]["estimate"] <= report["kl"]["bound"] + 1e-9
