@@ -202,6 +202,11 @@ class Policy(RewardedMethod):
         raise NotImplementedError
 
     @property
+    def outlook_field(self) -> str | None:
+        """Field that is "auto" and computed from ``Proposal.outlook``; None without one."""
+        return None
+
+    @property
     def proposal_policy(self) -> Tilt | Mix | None:
         """Distribution that tokens are drawn from; None for the base model's."""
         return None

@@ -69,7 +69,7 @@ class TestAccepted:
         sent = {"method": "blockwise_cd", "k": [4, 2], "m": 8, "selection": selection}
         policy = parse(sent, METHODS, PRESETS)
         assert policy is not None
-        expected = {**sent, "beam_width": 1, "report": "summary"}
+        expected = {**sent, "beam_width": 1, "continuation_gain": 0.0, "report": "summary"}
         assert policy.model_dump(exclude_none=True) == expected
         assert policy.width == 4
 
@@ -77,6 +77,14 @@ class TestAccepted:
         policy = parse({"method": "blockwise_cd", "k": 8, "m": 32}, METHODS, PRESETS)
         assert policy == SAFE
         assert (SAFE.rewards, SAFE.selection, SAFE.report) == (None, "argmax", "summary")
+
+    @pytest.mark.parametrize("gain", ["auto", 0, 0.25, 3])
+    def test_continuation_gain_is_auto_or_a_number(self, gain: float | str) -> None:
+        sent = {"method": "blockwise_cd", "k": 8, "m": 32, "continuation_gain": gain}
+        policy = parse(sent, METHODS, PRESETS)
+        assert isinstance(policy, BlockwiseCDPolicy)
+        assert policy.continuation_gain == gain
+        assert policy.outlook_field == ("continuation_gain" if gain == "auto" else None)
 
     def test_empty_sampling_has_temperature_one_and_no_truncation(self) -> None:
         policy = parse(best_of(sampling={}), METHODS, PRESETS)
@@ -120,6 +128,26 @@ class TestInvalid:
         error = policy_error({"method": "best_of_n", "n": value})
         assert error.param == "alignment.n"
         assert f"alignment.n is {value!r}; " in str(error)
+
+    @pytest.mark.parametrize("value", [-0.1, "much", None, True, [1.0], math.nan, 1e13])
+    def test_invalid_continuation_gain_is_rejected(self, value: object) -> None:
+        error = policy_error({"method": "blockwise_cd", "k": 2, "m": 2, "continuation_gain": value})
+        assert error.param == "alignment.continuation_gain"
+        assert f"alignment.continuation_gain is {value!r}; it takes 'auto' or a number" in str(
+            error
+        )
+
+    @pytest.mark.parametrize(
+        "selection", [{"softmax": 0.5}, {"pessimistic": 1.0}, {"worst_case": {"lambda": 1.0}}]
+    )
+    def test_automatic_continuation_gain_requires_argmax(self, selection: object) -> None:
+        sent = {"method": "blockwise_cd", "k": 2, "m": 2, "selection": selection}
+        assert parse({**sent, "continuation_gain": 0.5}, METHODS, PRESETS) is not None
+        error = policy_error({**sent, "continuation_gain": "auto"})
+        assert str(error) == (
+            "alignment.continuation_gain is 'auto'; it must be a number unless selection is "
+            "'argmax'"
+        )
 
     @pytest.mark.parametrize(
         ("k", "param"),

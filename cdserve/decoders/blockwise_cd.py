@@ -1,11 +1,12 @@
 """Blockwise controlled decoding: best-of-K over blocks of M tokens (arXiv 2310.17022)."""
 
 from collections.abc import AsyncGenerator
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from cdserve.decoders.candidate import Decision, Proposal
+from cdserve.decoders.continuation_gain import continuation_gain
 from cdserve.decoders.registry import decoder
 from cdserve.decoders.search import search
 from cdserve.decoders.selection import Beam, rule
@@ -28,6 +29,13 @@ class BlockwiseCDPolicy(SelectingPolicy):
         description="Prefixes kept, each continued by k blocks; the best finished one is returned.",
     )
 
+    continuation_gain: Literal["auto"] | Annotated[float, Field(ge=0, le=1e12)] = Field(
+        default=0.0,
+        description="Added to the score of unfinished candidates in decisions in which others have "
+        "ended, in units of the score: the gain of the decisions still to come. 'auto' estimates "
+        "it from the value head's figures on held-out responses.",
+    )
+
     scores_prefixes: ClassVar[bool] = True
 
     @field_validator("beam_width")
@@ -38,6 +46,17 @@ class BlockwiseCDPolicy(SelectingPolicy):
         if beam_width > 1 and info.data.get("kl_budget") is not None:
             raise ValueError("it must be 1 with a kl_budget")
         return beam_width
+
+    @field_validator("continuation_gain")
+    @classmethod
+    def _is_of_the_highest(cls, gain: float | str, info: ValidationInfo) -> float | str:
+        if gain == "auto" and info.data.get("selection", "argmax") != "argmax":
+            raise ValueError("it must be a number unless selection is 'argmax'")
+        return gain
+
+    @property
+    def outlook_field(self) -> str | None:
+        return "continuation_gain" if self.continuation_gain == "auto" else None
 
     @property
     def width(self) -> int:
@@ -70,10 +89,17 @@ class BlockwiseCD:
     def run(
         cls, policy: BlockwiseCDPolicy, proposal: Proposal, seed: int | None
     ) -> AsyncGenerator[Decision, None]:
+        m, schedule = policy.m, [policy.k] if isinstance(policy.k, int) else policy.k
+
+        def gain(draws: int) -> float:
+            if policy.continuation_gain != "auto":
+                return policy.continuation_gain
+            later = schedule[draws:] or schedule[-1:]
+            return continuation_gain(proposal.outlook(draws * m), m, later)
+
         if policy.beam_width == 1:
             select, budget = rule(policy, seed), policy.kl_budget
-            return search(proposal, k=policy.k, m=policy.m, select=select, budget=budget)
-        first, *rest = [policy.k, policy.k] if isinstance(policy.k, int) else policy.k
+            return search(proposal, k=policy.k, m=m, select=select, budget=budget, gain=gain)
         # All beams begin as the prompt, which draws the blocks of all of them.
-        counts = [policy.beam_width * first, *(rest or [first])]
-        return search(proposal, k=counts, m=policy.m, select=Beam(policy.beam_width))
+        counts = [policy.beam_width * schedule[0], *(schedule[1:] or schedule)]
+        return search(proposal, k=counts, m=m, select=Beam(policy.beam_width), gain=gain)

@@ -77,6 +77,22 @@ class Decision:
         return self.scores[self.chosen]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outlook:
+    """Rest of a response after an unfinished prefix, as measured on held-out responses.
+
+    Attributes:
+        tokens: mean number of tokens still to come.
+        deviation: standard deviation of the final reward from the value of the prefix.
+        gains: expected rise of the final reward above the value, for the best of n = 1, 2, 4, ...
+            such responses by their final values.
+    """
+
+    tokens: float
+    deviation: float
+    gains: Sequence[float]
+
+
 Prefix = tuple[Candidate, ...]
 """The candidates selected so far, one per decision; the empty tuple is the prompt alone."""
 
@@ -107,4 +123,11 @@ class Proposal(Protocol):
 
     async def score(self, prefixes: Sequence[Prefix]) -> Sequence[Score]:
         """The request's rewards of each prefix, ended or not, the prompt alone included."""
+        ...
+
+    def outlook(self, tokens: int) -> Outlook:
+        """Rest of a response after an unfinished prefix of ``tokens`` tokens, in score units.
+
+        Defined for policies whose ``outlook_field`` is not None.
+        """
         ...

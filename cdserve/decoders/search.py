@@ -7,13 +7,16 @@ keeps several makes the search a beam search (arXiv 2405.19262) or speculative r
 """
 
 import math
-from collections.abc import AsyncGenerator, Hashable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, repeat
 
 from cdserve import kl
 from cdserve.decoders.candidate import Candidate, Decision, Prefix, Proposal, Score
 from cdserve.decoders.selection import Argmax, SelectionRule
+
+Gain = Callable[[int], float]
+"""Gain of the decisions after a number of draws, in units of the score."""
 
 
 async def search(
@@ -23,6 +26,7 @@ async def search(
     m: int | None,
     select: SelectionRule,
     budget: float | None = None,
+    gain: Gain | None = None,
 ) -> AsyncGenerator[Decision, None]:
     """Decodes one response until every kept prefix has ended; the best of them is the response.
 
@@ -47,6 +51,8 @@ async def search(
         budget: upper limit, in nats, on the decisions' KL bounds plus the KL of steering. Each draw
             has as many candidates as the rest of the budget allows, and steering may cost what
             remains.
+        gain: added to the ranks of unfinished prefixes where they are compared with ended ones;
+            None for no gain.
     """
     counts = _counts(k)
     kept: Sequence[Prefix] = [()]
@@ -54,7 +60,7 @@ async def search(
     settled = 0
     while True:
         growing = [prefix for prefix in kept if not _ended(prefix)]
-        current = _Round(ended=[prefix for prefix in kept if _ended(prefix)])
+        current = _Round(len(rounds) + 1, [prefix for prefix in kept if _ended(prefix)])
         indices: Sequence[int] | None = None
         while indices is None:
             count = 1 if proposal.deadline_passed else current.affordable(next(counts), budget)
@@ -62,7 +68,7 @@ async def search(
             late = proposal.deadline_passed
             blocks = [_final(block) for block in blocks] if late else blocks
             await current.add([(*growing[i // count], b) for i, b in enumerate(blocks)], proposal)
-            current.rank(select)
+            current.rank(select, gain)
             indices = select.keep(current.ranks)
             if indices is None and late:
                 indices = [Argmax().choose(current.ranks)]
@@ -84,6 +90,8 @@ async def search(
 class _Round:
     """Prefixes that are compared with each other."""
 
+    number: int
+    """Number of the round, from 1: draws of an unfinished prefix."""
     ended: list[Prefix]
     """Kept prefixes that ended in an earlier round; they are compared too, and come first."""
     prefixes: list[Prefix] = field(default_factory=list)
@@ -123,10 +131,17 @@ class _Round:
             self.score_by_key |= zip(unscored, scores, strict=True)
         self.scores += [self.score_by_key[key] for key in keys]
 
-    def rank(self, select: SelectionRule) -> None:
-        """Ranks all prefixes; those that the deadline cut short come last."""
+    def rank(self, select: SelectionRule, gain: Gain | None) -> None:
+        """Ranks all prefixes; those that the deadline cut short come last.
+
+        The gain is added to the ranks of unfinished prefixes if others have ended.
+        """
         cut = [prefix[-1].cut for prefix in self.prefixes]
         self.ranks = select.rank(self.scores)
+        ended = [_ended(prefix) for prefix in self.prefixes]
+        if gain is not None and any(ended) and not all(ended):
+            added, ranks = gain(self.number), zip(ended, self.ranks, strict=True)
+            self.ranks = [rank if end else rank + added for end, rank in ranks]
         if any(cut) and not all(cut):
             ranks = zip(cut, self.ranks, strict=True)
             self.ranks = [-math.inf if late else rank for late, rank in ranks]

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cdserve.decoders import Candidate, Prefix, Score
+from cdserve.decoders import Candidate, Outlook, Prefix, Score
 from cdserve.engine.deadline import ended_at_deadline
 from cdserve.engine.drafts import Draft
 from cdserve.engine.prefill import TokenSequence, final_output
@@ -151,6 +151,13 @@ class EngineProposal:
             scores = await self._objective.score(responses, self._request.engine_id)
         self.scored_at = time.perf_counter()
         return scores
+
+    def outlook(self, tokens: int) -> Outlook:
+        """Rest of a response after an unfinished prefix, within the request's ``max_tokens``."""
+        outlook = self._objective.outlook(tokens)
+        assert outlook is not None  # checked with the policy
+        left = self._params.max_tokens - tokens
+        return replace(outlook, tokens=min(outlook.tokens, float(left)))
 
     async def _response(self, prefix: Prefix) -> Response:
         return Response(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cdserve.config import Settings, ValueHeadReward
 from cdserve.errors import ConfigError
-from cdserve.scoring import HeadOutput
+from cdserve.scoring import HeadOutput, HeldOut
 from value_heads import Head, HeadConfig, QHead, ValueHead, check_base
 
 
@@ -65,9 +65,10 @@ class Heads:
                 shift=shift,
                 scale=scale,
                 prefixes=config.architecture != "mahalanobis",  # scores whole responses only
+                held_out=HeldOut.read(Path(path), output),
             )
-            for config in self.values.configs.values()
-            for shift, scale in zip(config.shift, config.scale, strict=True)
+            for path, config in self.values.configs.items()
+            for output, shift, scale in zip(config.rewards, config.shift, config.scale, strict=True)
         ]
         return {name: outputs[column] for name, column in self.values.columns.items()}
 

@@ -6,6 +6,7 @@ import { branches, branchOf, initial, nameOf, range } from "./schema.js";
 const OF_THE_PAGE = ["method", "report"]; // the page chooses the one and needs the other as it is
 const IN_SIGHT = ["rewards", "weights"]; // optional fields that are not folded
 const WORDS = {
+  continuation_gain: "Gain of later decisions",
   "cards.alpha": "First threshold",
   "recipe.alpha": "Strength of the shift",
   "speculative_rejection.alpha": "Share dropped",

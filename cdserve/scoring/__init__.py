@@ -1,8 +1,18 @@
 """Rewards, and the objectives of requests: weighted sums of rewards."""
 
 from cdserve.scoring.build import HeadOutput, build
+from cdserve.scoring.held_out import HeldOut
 from cdserve.scoring.objective import Objective, objective
 from cdserve.scoring.reward import Response, Reward
 from cdserve.scoring.reward_model import ModelOutput
 
-__all__ = ["HeadOutput", "ModelOutput", "Objective", "Response", "Reward", "build", "objective"]
+__all__ = [
+    "HeadOutput",
+    "HeldOut",
+    "ModelOutput",
+    "Objective",
+    "Response",
+    "Reward",
+    "build",
+    "objective",
+]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from cdserve import config
 from cdserve.errors import ConfigError
 from cdserve.scoring.ensemble import AGGREGATES, Ensemble, lower_bound
+from cdserve.scoring.held_out import HeldOut
 from cdserve.scoring.judge import Judge, endpoint
 from cdserve.scoring.programmatic import (
     JsonValid,
@@ -31,6 +32,8 @@ class HeadOutput:
     scale: float
     prefixes: bool = True
     """Whether the output is defined for unfinished responses."""
+    held_out: HeldOut | None = None
+    """Figures on held-out responses; None if the head's folder has none."""
 
 
 def build(
@@ -53,6 +56,8 @@ def build(
     for name, reward in sorted(settings.items(), key=lambda item: item[1].kind == "ensemble"):
         rewards[name] = _reward(name, reward, heads.get(name), models, rewards)
         rewards[name].options = _options(reward, heads.get(name))
+        if (head := heads.get(name)) is not None and head.kind == "mean":
+            rewards[name].held_out = head.held_out
     return {name: rewards[name] for name in settings}
 
 

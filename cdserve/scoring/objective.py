@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cdserve.decoders.candidate import Score
+from cdserve.decoders.candidate import Outlook, Score
 from cdserve.errors import PolicyError, RewardFailure, ScoringError, safe_repr
 from cdserve.failures import Details, log_failure
 from cdserve.observability.metrics import REWARD_FAILURES
@@ -40,6 +40,33 @@ class Objective:
     def models(self) -> list[str]:
         """Models whose log-likelihoods of responses the engine must compute."""
         return sorted(set[str]().union(*(reward.models for reward in self.rewards.values())))
+
+    def outlook(self, tokens: int) -> Outlook | None:
+        """Rest of a response after an unfinished prefix, in units of the weighted sum.
+
+        Deviations and positive gains add as those of uncorrelated rewards: the root of the sum of
+        their squares. The tokens to come are the fewest that a reward's figures have.
+
+        Args:
+            tokens: length of the prefix, at least 1.
+
+        Returns:
+            None if a reward of nonzero weight has no figures.
+        """
+        rewards = [
+            (weight / self.rewards[name].options.std, self.rewards[name].held_out)
+            for name, weight in self.weights.items()
+            if weight != 0
+        ]
+        scaled = [(scale, figures.at(tokens)) for scale, figures in rewards if figures is not None]
+        if len(scaled) < len(rewards):
+            return None
+        gains = [[scale * max(0.0, gain) for gain in outlook.gains] for scale, outlook in scaled]
+        return Outlook(
+            tokens=min((outlook.tokens for _, outlook in scaled), default=0.0),
+            deviation=math.hypot(*(scale * outlook.deviation for scale, outlook in scaled)),
+            gains=[math.hypot(*same_n) for same_n in zip(*gains, strict=False)],
+        )
 
     async def score(self, responses: Sequence[Response], request_id: str = "") -> list[Score]:
         """Weighted sum and its parts, for each candidate of one decision.
@@ -160,6 +187,8 @@ def objective(
                 f"{FIELD}.rewards",
                 f"names {safe_repr(name)}; this server has {', '.join(sorted(rewards)) or 'none'}",
             )
+        if policy.outlook_field and weights[name] != 0:
+            _check_outlook(policy.outlook_field, name, weights[name], rewards[name])
         if policy.scores_prefixes and not rewards[name].prefixes:
             raise PolicyError(
                 f"{FIELD}.rewards.{name}",
@@ -168,3 +197,22 @@ def objective(
                 reason="combination",
             )
     return Objective(weights, {name: rewards[name] for name in weights}, details)
+
+
+def _check_outlook(field: str, name: str, weight: float, reward: Reward) -> None:
+    """Checks that a reward has what a field with the value "auto" is computed from."""
+    detail = None
+    if reward.held_out is None:
+        detail = (
+            "has none: it must be a value head of mean values whose report.json has them "
+            "(docs/heads.md)"
+        )
+    elif weight < 0:
+        detail = "has a negative weight, and the figures are those of high values"
+    if detail is not None:
+        raise PolicyError(
+            f"{FIELD}.{field}",
+            "is 'auto', which is computed from figures on held-out responses; reward "
+            f"{safe_repr(name)} {detail}",
+            reason="combination",
+        )

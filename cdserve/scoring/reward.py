@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from cdserve.scoring.held_out import HeldOut
+
 OnFailure = Literal["error", "skip", "base"]
 
 
@@ -61,6 +63,8 @@ class Reward(ABC):
     models: frozenset[str] = frozenset()
     """Models (members, or ``base``) whose log-likelihoods of the response the reward reads."""
     options: RewardOptions = RewardOptions()
+    held_out: HeldOut | None = None
+    """Figures on held-out responses; None unless a head of mean values has been measured."""
 
     @abstractmethod
     async def score(self, responses: Sequence[Response]) -> Sequence[float]:

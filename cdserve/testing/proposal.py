@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Sequence
 from itertools import product
 
-from cdserve.decoders import Candidate, Decision, Prefix, Proposal, Score
+from cdserve.decoders import Candidate, Decision, Outlook, Prefix, Proposal, Score
 from cdserve.testing.model import TinyModel
 
 Tokens = tuple[int, ...]
@@ -46,6 +46,10 @@ class TinyProposal:
             for tokens in map(_tokens, prefixes)
         ]
         return [Score(total, {"value": total}) for total in totals]
+
+    def outlook(self, tokens: int) -> Outlook:
+        """No outlook: nothing is measured on held-out responses."""
+        raise NotImplementedError
 
     def _length(self, written: Tokens, max_tokens: int | None) -> int:
         left = self._max_tokens - len(written)

@@ -1,13 +1,17 @@
 """Methods and rules beyond best-of-n and blocks of K, served."""
 
 import math
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import httpx2
 import pytest
 from openai import InternalServerError, OpenAI
 
 from cdserve import kl
+from cdserve.decoders.continuation_gain import continuation_gain
+from cdserve.demo.tiny import HEAD_DIR
+from cdserve.scoring import HeldOut
 
 from .wire import BEST_OF_N, BLOCKWISE, blocks, check_refused, complete, joined, of_seeds
 
@@ -96,6 +100,36 @@ class TestSchedule:
     def test_schedule_of_one_number_equals_that_k(self, client: OpenAI) -> None:
         listed = complete(client, {**BLOCKWISE, "k": [4]})
         assert listed.choices == complete(client, BLOCKWISE).choices
+
+
+class TestContinuationGain:
+    POLICY: ClassVar = {"method": "blockwise_cd", "k": 4, "m": 32, "report": "trace"}
+
+    @pytest.mark.parametrize("gain", ["auto", 0.3, 1e6])
+    def test_winner_has_the_highest_score_with_the_gain_of_unfinished_candidates(
+        self, client: OpenAI, gain: float | str
+    ) -> None:
+        held_out, mixed, selected = HeldOut.read(HEAD_DIR, "sentiment"), 0, 0
+        assert held_out is not None
+        policy = {**self.POLICY, "continuation_gain": gain}
+        for answer in of_seeds(client, range(12), policy, max_tokens=96):
+            for number, candidates in enumerate(traced(answer), 1):
+                ended = [c["finish_reason"] is not None for c in candidates]
+                outlook = held_out.at(32 * number)
+                outlook = replace(outlook, tokens=min(outlook.tokens, 96 - 32 * number))
+                added = continuation_gain(outlook, 32, [4]) if gain == "auto" else gain
+                ranks = [
+                    c["score"] + (0 if end else added)
+                    for c, end in zip(candidates, ended, strict=True)
+                ]
+                (chosen,) = (i for i, c in enumerate(candidates) if c["chosen"])
+                assert ranks[chosen] == max(ranks)
+                if any(ended) and not all(ended):
+                    mixed, selected = mixed + 1, selected + ended[chosen]
+            ends = answer.alignment["ends"]
+            assert ends["selected"] <= ends["decisions"] <= len(answer.alignment["trace"])
+        assert mixed > 0
+        assert gain != 1e6 or selected == 0
 
 
 class TestBeams:
@@ -211,6 +245,12 @@ class TestWorstCase:
         ({**BLOCKWISE, "k": [4, 9]}, "alignment.k.1", ["9", "1 to 8"]),
         ({**BLOCKWISE, "k": []}, "alignment.k", ["at least 1"]),
         ({**BLOCKWISE, "k": 4, "beam_width": 3}, "alignment.beam_width", ["3", "12", "1 to 2"]),
+        (
+            {**BLOCKWISE, "continuation_gain": "auto", "rewards": TWO},
+            "alignment.continuation_gain",
+            ["'brevity' has none"],
+        ),
+        ({**BLOCKWISE, "continuation_gain": -1}, "alignment.continuation_gain", ["-1", "'auto'"]),
         ({**SPECULATIVE, "n": 17}, "alignment.n", ["17", "1 to 16"]),
         ({**SPECULATIVE, "alpha": 1.0}, "alignment.alpha", ["1.0", "below 1"]),
         ({**BLOCKWISE, "selection": {"worst_case": {}}}, "alignment.selection", ["lambda", "> 0"]),
