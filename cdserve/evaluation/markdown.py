@@ -98,7 +98,7 @@ def _cost_row(name: str, figures: Figures) -> list[str]:
 def _text(results: Results) -> str:
     titles = [
         *("policy", "tokens", "truncated", "distinct-1", "distinct-2", "distinct-3", "tie rate"),
-        "reward–length correlation",
+        *("ended candidates", "ended selected", "reward–length correlation"),
     ]
     gold = results.settings["gold"] is not None
     titles += ["held-out reward–length correlation"] if gold else []
@@ -111,6 +111,8 @@ def _text(results: Results) -> str:
                 f"{100 * figures.cut:.0f} %",
                 *(_number(share, 3) for share in figures.distinct),
                 _number(figures.tie_rate, 3),
+                _number(figures.ended_candidates, 2),
+                _number(figures.ended_selected, 2),
                 _number(figures.reward_length, 2),
                 *([_number(figures.gold_length, 2)] if gold else []),
             ]

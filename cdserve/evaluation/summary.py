@@ -92,6 +92,8 @@ class Figures:
         distinct: distinct-1, -2 and -3.
         reward_length, gold_length: correlation of the rewards with the length, over answers.
         tie_rate: share of decisions between several candidates whose two best scores are equal.
+        ended_candidates, ended_selected: shares of candidates, and of selected candidates, that had
+            ended, in decisions between ended and unfinished ones; None without such decisions.
         candidate_tokens: tokens drawn per token returned; None if the server does not report them.
     """
 
@@ -106,6 +108,8 @@ class Figures:
     reward_length: float | None
     gold_length: float | None
     tie_rate: float | None
+    ended_candidates: float | None
+    ended_selected: float | None
     candidate_tokens: float | None
     latency: Latency
 
@@ -120,6 +124,7 @@ def summarise(records: Sequence[Record], base: Sequence[Record], *, plain: bool)
     """
     lengths = [record.tokens for record in records]
     golds = gold_of(records)
+    ended_candidates, ended_selected = _ended(records)
     return Figures(
         answers=len(records),
         prompts=len({record.prompt for record in records}),
@@ -132,6 +137,8 @@ def summarise(records: Sequence[Record], base: Sequence[Record], *, plain: bool)
         reward_length=correlation([record.reward for record in records], lengths),
         gold_length=None if golds is None else correlation(golds, lengths),
         tie_rate=None if plain else _tie_rate(records),
+        ended_candidates=ended_candidates,
+        ended_selected=ended_selected,
         candidate_tokens=1.0 if plain else _candidate_tokens(records),
         latency=_latency(records),
     )
@@ -217,6 +224,19 @@ def _tie_rate(records: Sequence[Record]) -> float | None:
     ties: int = sum(report["ties"] for report in several)
     decisions: int = sum(report["decisions"] for report in several)
     return ties / decisions
+
+
+def _ended(records: Sequence[Record]) -> tuple[float | None, float | None]:
+    """Shares of ended ones among the candidates and among the selected, where both kinds met."""
+    ends = [(record.report or {}).get("ends") for record in records]
+    counts = [each for each in ends if each is not None]
+    decisions: int = sum(each["decisions"] for each in counts)
+    if not decisions:
+        return None, None
+    candidates: int = sum(each["candidates"] for each in counts)
+    ended: int = sum(each["ended"] for each in counts)
+    selected: int = sum(each["selected"] for each in counts)
+    return ended / candidates, selected / decisions
 
 
 def _candidate_tokens(records: Sequence[Record]) -> float | None:

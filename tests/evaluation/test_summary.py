@@ -122,6 +122,21 @@ class TestCost:
         single = report(0.0, 0.0, candidates=2, ties=0)
         assert summarise([of(0, 0.0, report=single)], all_of([0]), plain=False).tie_rate is None
 
+    def test_shares_of_ended_candidates_come_from_reports(self) -> None:
+        ends = [
+            {"decisions": 1, "candidates": 3, "ended": 1, "selected": 1},
+            {"decisions": 1, "candidates": 3, "ended": 2, "selected": 0},
+        ]
+        records = [of(i, 0.0, report=report(1.0, 0.5, ends=each)) for i, each in enumerate(ends)]
+        figures = summarise([*records, of(2, 0.0)], all_of([0, 0, 0]), plain=False)
+        assert (figures.ended_candidates, figures.ended_selected) == (0.5, 0.5)
+
+    def test_shares_of_ended_candidates_are_none_without_such_decisions(self) -> None:
+        ends = {"decisions": 0, "candidates": 0, "ended": 0, "selected": 0}
+        records = [of(0, 0.0, report=report(1.0, 0.5, ends=ends)), of(1, 0.0)]
+        figures = summarise(records, all_of([0, 0]), plain=False)
+        assert (figures.ended_candidates, figures.ended_selected) == (None, None)
+
     def test_latency_figures_equal_hand_computed_values(self) -> None:
         records = [of(0, 0.0), of(1, 0.0), of(9, 0.0)]
         figures = summarise(records, records, plain=False)
