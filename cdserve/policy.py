@@ -207,6 +207,11 @@ class Policy(RewardedMethod):
         return None
 
     @property
+    def concurrent(self) -> int:
+        """Most candidates that run or wait for the engine at the same time, for admission."""
+        return self.width
+
+    @property
     def proposal_policy(self) -> Tilt | Mix | None:
         """Distribution that tokens are drawn from; None for the base model's."""
         return None
@@ -281,6 +286,26 @@ class WorstCaseSelection(_Object):
         description="Parameters; the objectives are the request's rewards."
     )
 
+
+class StopByGain(_Object):
+    """Stop once the expected gain of another candidate per expected token is below a price."""
+
+    gain_per_token: float = Field(
+        ge=0,
+        le=1e6,
+        description="Price of a token, in units of the score; 0 never stops.",
+    )
+
+
+class StopAtThreshold(_Object):
+    """Stop at the first candidate that is good enough."""
+
+    threshold: float = Field(
+        ge=-1e12, le=1e12, description="Score from which a candidate is good enough."
+    )
+
+
+Stop = StopByGain | StopAtThreshold
 
 Selection = Literal["argmax"] | SoftmaxSelection | PessimisticSelection | WorstCaseSelection
 
@@ -413,17 +438,27 @@ def parse_object(
         raise _policy_error(error, methods[method], sent, field) from error
 
 
+_ACCEPTED = {
+    "selection": (
+        "'argmax', {'softmax': λ}, {'pessimistic': β} or {'worst_case': {'lambda': λ}}, with λ and "
+        "β > 0; the λ of worst_case is at most 1e6"
+    ),
+    "stop": (
+        "{'gain_per_token': λ}, with λ from 0 to 1e6 units of the score per token, or "
+        "{'threshold': τ}, with τ from -1e12 to 1e12"
+    ),
+}
+"""Accepted values of fields whose alternatives are objects."""
+
+
 def _policy_error(
     error: ValidationError, policy: type[Policy], sent: Mapping[str, Any], field: str
 ) -> PolicyError:
     path, predicate = explain(error, policy, sent)
-    if path[:1] == ["selection"] and "selection" in policy.model_fields:
+    field_name = str(path[0]) if path else ""
+    if field_name in _ACCEPTED and field_name in policy.model_fields:
         path = path[:1]
-        predicate = (
-            f"is {safe_repr(sent['selection'])}; it takes 'argmax', {{'softmax': λ}}, "
-            "{'pessimistic': β} or {'worst_case': {'lambda': λ}}, with λ and β > 0; the λ of "
-            "worst_case is at most 1e6"
-        )
+        predicate = f"is {safe_repr(sent[field_name])}; it takes {_ACCEPTED[field_name]}"
     return PolicyError(".".join([field, *(safe_key(str(part)) for part in path)]), predicate)
 
 

@@ -64,6 +64,16 @@ class Deadline(TypedDict):
 
 
 @_documented
+class Draws(TypedDict):
+    """Number of candidates, for a policy that need not draw all of them."""
+
+    made: int
+    """Candidates begun, including those ended early."""
+    allowed: int
+    """Most candidates: `n`, or fewer with a KL budget."""
+
+
+@_documented
 class UsedSampling(TypedDict):
     """Sampling parameters that replaced those of a request with temperature 0."""
 
@@ -191,6 +201,11 @@ class Report(TypedDict):
     sampling: NotRequired[UsedSampling]
     """Sampling parameters that replaced those of the request; present if any were replaced, because
     the request has temperature 0 and the policy has `sampling`."""
+    draws: NotRequired[Draws]
+    """Candidates begun, of those allowed; present for `best_of_n` with `stop` or `at_once`."""
+    saved_tokens: NotRequired[int]
+    """Tokens that all allowed candidates would have taken, estimated by the mean length of those
+    considered, less `candidate_tokens`; present together with `draws`."""
     deadline: NotRequired[Deadline]
     """Outcome of the deadline; present if the request has a `deadline_ms`."""
     accepted: NotRequired[bool]
@@ -227,14 +242,15 @@ def report(
     """
     last = decisions[-1].score
     totals = [score.total for decision in decisions for score in decision.scores]
+    drawn = [c for decision in decisions for c in (*decision.candidates, *decision.unused)]
     result: Report = {
         "method": method,
         "score": last.total,
         "rewards": dict(last.rewards),
         "scores": {"mean": sum(totals) / len(totals), "max": max(totals), "min": min(totals)},
         "decisions": len(decisions),
-        "candidates": len(totals),
-        "candidate_tokens": sum(len(c.token_ids) for d in decisions for c in d.candidates),
+        "candidates": len(drawn),
+        "candidate_tokens": sum(len(candidate.token_ids) for candidate in drawn),
         "ties": sum(decision.tie for decision in decisions),
         "kl": _kl(decisions),
     }
@@ -245,6 +261,9 @@ def report(
         result["ends"] = _ends(decisions)
     if sampling is not None:
         result["sampling"] = sampling
+    if decisions[-1].allowed is not None:
+        result["draws"] = _draws(decisions[-1], decisions[-1].allowed)
+        result["saved_tokens"] = _saved_tokens(decisions[-1], decisions[-1].allowed)
     if deadline is not None:
         passed = decisions[-1].candidate.finish_reason == "deadline"
         result["deadline"] = {"ms": deadline, "passed": passed}
@@ -299,6 +318,12 @@ def merged(reports: Sequence[Report]) -> Report:
         }
     if "sampling" in reports[0]:
         result["sampling"] = reports[0]["sampling"]
+    if "draws" in reports[0]:
+        result["draws"] = {
+            "made": sum(each["draws"]["made"] for each in reports),
+            "allowed": sum(each["draws"]["allowed"] for each in reports),
+        }
+        result["saved_tokens"] = sum(each["saved_tokens"] for each in reports)
     if "deadline" in reports[0]:
         result["deadline"] = _merged_deadline(reports)
     if "accepted" in reports[0]:
@@ -310,6 +335,19 @@ def merged(reports: Sequence[Report]) -> Report:
 def _merged_deadline(reports: Sequence[Report]) -> Deadline:
     """The deadline of a choice that it ended, if there is one."""
     return max((each["deadline"] for each in reports), key=lambda item: item["passed"])
+
+
+def _draws(decision: Decision, allowed: int) -> Draws:
+    """Candidates begun in the decision, of those allowed."""
+    return {"made": len(decision.candidates) + len(decision.unused), "allowed": allowed}
+
+
+def _saved_tokens(decision: Decision, allowed: int) -> int:
+    """Estimate of the tokens that the rest of the allowed candidates would have taken, or 0."""
+    tokens = sum(len(candidate.token_ids) for candidate in decision.candidates)
+    unused = sum(len(candidate.token_ids) for candidate in decision.unused)
+    considered = len(decision.candidates)
+    return max(0, round((allowed - considered) * tokens / considered - unused))
 
 
 def _kl(decisions: Sequence[Decision]) -> KL:

@@ -41,8 +41,8 @@ def best_of(**fields: object) -> dict[str, object]:
 
 
 ACCEPTED = (
-    "accepted here: deadline_ms, kl_budget, method, n, proposal, report, rewards, "
-    "sampling, selection"
+    "accepted here: at_once, deadline_ms, kl_budget, method, n, proposal, report, rewards, "
+    "sampling, selection, stop"
 )
 
 

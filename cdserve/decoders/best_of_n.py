@@ -9,19 +9,46 @@ from cdserve.decoders.candidate import Decision, Proposal
 from cdserve.decoders.registry import decoder
 from cdserve.decoders.search import search
 from cdserve.decoders.selection import rule
+from cdserve.decoders.stopping import best_of, stop_rule
 from cdserve.decoders.width import WidthField
-from cdserve.policy import SelectingPolicy
+from cdserve.errors import PolicyError
+from cdserve.policy import FIELD, Limits, SelectingPolicy, Stop
 
 
 class BestOfNPolicy(WidthField, SelectingPolicy):
-    """Samples ``n`` whole responses and returns one by its final reward."""
+    """Samples up to ``n`` whole responses and returns one by its final reward."""
 
     method: Literal["best_of_n"]
-    n: int = Field(ge=1, description="Responses drawn for each one returned.")
+    n: int = Field(ge=1, description="Responses drawn for each one returned; the most with `stop`.")
+    stop: Stop | None = Field(
+        default=None,
+        description="When fewer than n responses are enough; all n are drawn if absent. Requires "
+        "the selection argmax.",
+    )
+    at_once: int | None = Field(
+        default=None,
+        ge=1,
+        description="Responses drawn at the same time; the next one begins once one has been drawn "
+        "and scored. All n if absent.",
+    )
 
     whole_responses: ClassVar[bool] = True
     width_field: ClassVar[str] = "n"
     width_limit: ClassVar[str] = "max_n"
+
+    @property
+    def concurrent(self) -> int:
+        return min(self.n, self.at_once or self.n)
+
+    def check_limits(self, limits: Limits) -> None:
+        super().check_limits(limits)
+        if self.stop is not None and self.selection != "argmax":
+            raise PolicyError(
+                f"{FIELD}.stop",
+                "cannot be combined with another selection than 'argmax', the selection that it "
+                "saves draws for",
+                reason="combination",
+            )
 
 
 @decoder("best_of_n")
@@ -35,4 +62,14 @@ class BestOfN:
         cls, policy: BestOfNPolicy, proposal: Proposal, seed: int | None
     ) -> AsyncGenerator[Decision, None]:
         select = rule(policy, seed)
-        return search(proposal, k=policy.n, m=None, select=select, budget=policy.kl_budget)
+        if policy.stop is None and policy.at_once is None:
+            return search(proposal, k=policy.n, m=None, select=select, budget=policy.kl_budget)
+        variance = proposal.score_variance
+        return best_of(
+            proposal,
+            n=policy.n,
+            at_once=policy.at_once or policy.n,
+            select=select,
+            stop=None if policy.stop is None else stop_rule(policy.stop, variance),
+            budget=policy.kl_budget,
+        )

@@ -65,6 +65,10 @@ class Decision:
     """Whether a KL budget allowed fewer candidates than were asked for."""
     accepted: bool | None = None
     """Whether the candidate passed the rule's own test; None for rules that have none."""
+    allowed: int | None = None
+    """Most candidates that could have been drawn, if the number drawn depends on the scores."""
+    unused: Sequence[Candidate] = ()
+    """Further candidates that had begun when the rule stopped; ended early or not considered."""
 
     @property
     def candidate(self) -> Candidate:
@@ -129,5 +133,27 @@ class Proposal(Protocol):
         """Rest of a response after an unfinished prefix of ``tokens`` tokens, in score units.
 
         Defined for policies whose ``outlook_field`` is not None.
+        """
+        ...
+
+    @property
+    def score_variance(self) -> float | None:
+        """Variance of a score by the operator's statistics of the rewards; None if unknown."""
+        ...
+
+    async def draw(self, index: int, budget: float | None = None) -> Candidate:
+        """One whole response: the candidate of this index in the first ``sample`` of the prompt.
+
+        Args:
+            index: index among the candidates of the response.
+            budget: nats that the steering of the response may cost; None for no limit.
+        """
+        ...
+
+    async def abandon(self) -> None:
+        """Ends all calls of ``draw`` under way, and returns once they have ended.
+
+        Candidates that run are returned with the tokens drawn so far. Candidates that have not
+        begun are cancelled.
         """
         ...

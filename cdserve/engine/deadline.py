@@ -8,7 +8,7 @@ from cdserve.engine.context import AlignmentContext
 from cdserve.engine.slots import EARLY
 from cdserve.engine.vllm import EngineClient
 
-_AGAIN = 0.02
+AGAIN = 0.02
 """Seconds between aborts: the engine does not know a request that is just being added."""
 
 
@@ -35,4 +35,4 @@ async def _end(engine: EngineClient, context: AlignmentContext, alive: Set[str])
     await asyncio.sleep((context.seconds_left or 0.0) + EARLY)
     while True:
         await engine.abort(list(alive))
-        await asyncio.sleep(_AGAIN)
+        await asyncio.sleep(AGAIN)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cdserve.decoders import Candidate, Outlook, Prefix, Score
-from cdserve.engine.deadline import ended_at_deadline
+from cdserve.engine.deadline import AGAIN, ended_at_deadline
 from cdserve.engine.drafts import Draft
 from cdserve.engine.prefill import TokenSequence, final_output
 from cdserve.engine.request import AlignedRequest
@@ -84,6 +84,12 @@ class EngineProposal:
             self._context.policy.traced or self._objective.reads_text or bool(request.params.stop)
         )
         self._draws = 0
+        self._drafts_drawn: list[Draft] = []
+        self._drawing: set[asyncio.Task[Any]] = set()
+        """Tasks inside ``draw``."""
+        self._waiting: set[asyncio.Task[Any]] = set()
+        """Tasks of ``_drawing`` whose candidate waits for a slot."""
+        self._abandoned = False
         self.alive: set[str] = set()
         """Ids of its engine requests that run now."""
         self.scored_at = time.perf_counter()
@@ -132,6 +138,51 @@ class EngineProposal:
         except* Exception as failures:
             raise failures.exceptions[0] from None
         return [task.result() for task in tasks]
+
+    async def draw(self, index: int, budget: float | None = None) -> Candidate:
+        """Draws a whole response, with the seed of this candidate in the first ``sample``.
+
+        Args:
+            index: index among the candidates of the response.
+            budget: nats that steering may cost; None for no bound.
+        """
+        start = self._start((), None, budget)
+        draft = None
+        if self._context.drafts is not None:
+            draft = Draft(length=start.length, before=0)
+            self._drafts_drawn.append(draft)
+            choice = self._request.choice_index(self._choice)
+            self._context.drafts.begin(choice, 0, self._drafts_drawn)
+        task = asyncio.current_task()
+        assert task is not None
+        self._drawing.add(task)
+        self._waiting.add(task)
+        ended = ended_at_deadline(self._resources.engine, self._context, self.alive)
+        traced = self._spans.span("generate", candidates=1)
+        try:
+            with GENERATE_SECONDS.time(), traced, ended:
+                return await self._candidate(start, 0, index, draft)
+        finally:
+            self._drawing.discard(task)
+            self._waiting.discard(task)
+
+    async def abandon(self) -> None:
+        """Ends all calls of ``draw`` under way, and returns once they have ended.
+
+        Candidates that run are returned with the tokens drawn so far. Candidates that wait for a
+        slot are cancelled.
+        """
+        self._abandoned = True
+        for task in self._waiting:
+            task.cancel()
+        while self._drawing:
+            await self._resources.engine.abort(list(self.alive))
+            await asyncio.wait(self._drawing, timeout=AGAIN)
+
+    @property
+    def score_variance(self) -> float | None:
+        """Variance of a score by the operator's statistics of the rewards; None if unknown."""
+        return self._objective.score_variance
 
     def _drafts(self, starts: Sequence[_Start], draw: int) -> Sequence[Draft | None]:
         """A draft of each candidate, if the client watches them."""
@@ -208,6 +259,8 @@ class EngineProposal:
             asked = self._asked(start, tickets)
             output = await self._run(start, asked, draw, index, request_id, draft)
             candidate = self._read(output, start)
+            if self._abandoned:
+                return candidate  # nothing else of it is used
             return await self._with_results(candidate, start, asked, request_id)
 
     def _asked(self, start: _Start, tickets: ExitStack) -> WorkerRequest:
@@ -270,6 +323,8 @@ class EngineProposal:
         context = self._context
         params = self._block_params(start, asked, self._seed(draw, index))
         async with self._resources.slots.slot(context, context.seconds_left) as granted:
+            if (task := asyncio.current_task()) is not None:
+                self._waiting.discard(task)
             if not granted or context.deadline_passed:
                 return nothing(params)
             prompt = tokens_input(start.token_ids.copy(), cache_salt=self._request.cache_salt)
@@ -284,7 +339,8 @@ class EngineProposal:
         if draw == index == 0:
             self.first = drawn
         (output,) = drawn.outputs
-        aborted = output.finish_reason == "abort" and not context.deadline_passed
+        intended = context.deadline_passed or self._abandoned
+        aborted = output.finish_reason == "abort" and not intended
         if aborted or output.finish_reason == "error":
             raise Stopped(output.finish_reason)
         return output

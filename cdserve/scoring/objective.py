@@ -68,6 +68,17 @@ class Objective:
             gains=[math.hypot(*same_n) for same_n in zip(*gains, strict=False)],
         )
 
+    @property
+    def score_variance(self) -> float | None:
+        """Variance of the weighted sum of independent standardised rewards.
+
+        None unless all rewards of nonzero weight are standardised.
+        """
+        weighted = {name: weight for name, weight in self.weights.items() if weight != 0}
+        if not weighted or not all(self.rewards[name].options.has_statistics for name in weighted):
+            return None
+        return math.fsum(weight * weight for weight in weighted.values())
+
     async def score(self, responses: Sequence[Response], request_id: str = "") -> list[Score]:
         """Weighted sum and its parts, for each candidate of one decision.
 

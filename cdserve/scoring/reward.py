@@ -45,6 +45,11 @@ class RewardOptions:
     mean: float = 0.0
     std: float = 1.0
 
+    @property
+    def has_statistics(self) -> bool:
+        """Whether ``mean`` and ``std`` are statistics of the reward, and not the neutral values."""
+        return (self.mean, self.std) != (0.0, 1.0)
+
     def standardised(self, value: float) -> float:
         """The value as it enters a weighted sum."""
         return (value - self.mean) / self.std

@@ -51,6 +51,17 @@ class TinyProposal:
         """No outlook: nothing is measured on held-out responses."""
         raise NotImplementedError
 
+    @property
+    def score_variance(self) -> float | None:
+        return None
+
+    async def draw(self, index: int, budget: float | None = None) -> Candidate:
+        (candidate,) = await self.sample([()], 1, None, budget)
+        return candidate
+
+    async def abandon(self) -> None:
+        """Does nothing: no candidate takes time."""
+
     def _length(self, written: Tokens, max_tokens: int | None) -> int:
         left = self._max_tokens - len(written)
         return left if max_tokens is None else min(left, max_tokens)

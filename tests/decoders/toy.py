@@ -123,6 +123,19 @@ class Toy:
         totals = [value(self.tokens(prefix)) for prefix in prefixes]
         return [Score(total, {"b": total}) for total in totals]
 
+    @property
+    def score_variance(self) -> float | None:
+        """No statistics of the reward."""
+        return None
+
+    async def draw(self, index: int, budget: float | None = None) -> Candidate:
+        """A whole response."""
+        (candidate,) = await self.sample([()], 1, None, budget)
+        return candidate
+
+    async def abandon(self) -> None:
+        """Does nothing: no candidate takes time."""
+
     def tokens(self, prefix: Prefix) -> Tokens:
         """All of a prefix's tokens."""
         return self._start + tuple(token for one in prefix for token in one.token_ids)

@@ -1,0 +1,255 @@
+"""Best-of-n with candidates that begin one after another, until another is not worth its tokens.
+
+Optimal stopping as in Pandora's box (arXiv 2510.01394), with a distribution of the scores that is
+estimated per prompt (as in AdaBoN, arXiv 2505.12050).
+"""
+
+import asyncio
+import math
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import fmean
+from typing import Protocol
+
+from cdserve import kl
+from cdserve.decoders.candidate import Candidate, Decision, Proposal, Score
+from cdserve.decoders.selection import SelectionRule
+from cdserve.policy import Stop, StopAtThreshold
+
+
+class StopRule(Protocol):
+    """Decides when enough candidates have been drawn."""
+
+    def enough(self, scores: Sequence[float], tokens: Sequence[int]) -> bool:
+        """Whether to stop after the candidates with these scores and lengths, in order drawn."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class AtThreshold:
+    """Stops at the first score that reaches ``threshold``."""
+
+    threshold: float
+
+    def enough(self, scores: Sequence[float], tokens: Sequence[int]) -> bool:
+        return max(scores) >= self.threshold
+
+
+@dataclass(frozen=True, slots=True)
+class ByGain:
+    """Stops once the expected gain of another candidate is below its expected price.
+
+    Args:
+        gain_per_token: λ, price of a token in units of the score.
+        variance: prior variance of the score; None without a prior.
+    """
+
+    gain_per_token: float
+    variance: float | None = None
+
+    def enough(self, scores: Sequence[float], tokens: Sequence[int]) -> bool:
+        return expected_gain(scores, self.variance) < self.gain_per_token * fmean(tokens)
+
+
+def stop_rule(stop: Stop, variance: float | None) -> StopRule:
+    """Stop rule of a policy; ``variance`` is the prior variance of the score, None without one."""
+    if isinstance(stop, StopAtThreshold):
+        return AtThreshold(stop.threshold)
+    return ByGain(stop.gain_per_token, variance)
+
+
+def expected_gain(scores: Sequence[float], variance: float | None = None) -> float:
+    """E[(r - best)⁺] of the next score r, in units of the score.
+
+    r is normal with unknown mean and variance. The prior is flat in the mean; that of the variance
+    is scaled inverse χ² with one degree of freedom, or 1/σ² without a prior variance. So r has
+    Student's t distribution around the mean of the scores.
+
+    Args:
+        scores: scores so far; at least one.
+        variance: prior variance; None without a prior.
+
+    Returns:
+        The expected gain; ∞ if the scores do not determine it: up to one degree of freedom, or
+        equal scores without a prior variance.
+    """
+    count, mean = len(scores), fmean(scores)
+    freedom = count - 1 if variance is None else count
+    if freedom < 2 or (variance is None and max(scores) == min(scores)):
+        return math.inf
+    squares = math.fsum((score - mean) ** 2 for score in scores) + (variance or 0.0)
+    scale = math.sqrt(squares / freedom * (1.0 + 1.0 / count))
+    return scale * t_excess((max(scores) - mean) / scale, freedom)
+
+
+def t_excess(z: float, freedom: int) -> float:
+    """E[(T - z)⁺] of Student's t: f(z) (ν + z²) / (ν - 1) - z P(T > z).
+
+    Args:
+        z: level.
+        freedom: ν, degrees of freedom; at least 2.
+    """
+    log_density = (
+        math.lgamma((freedom + 1) / 2)
+        - math.lgamma(freedom / 2)
+        - 0.5 * math.log(freedom * math.pi)
+        - (freedom + 1) / 2 * math.log1p(z * z / freedom)
+    )
+    excess = math.exp(log_density) * (freedom + z * z) / (freedom - 1) - z * _t_tail(z, freedom)
+    return max(0.0, excess)
+
+
+def _t_tail(z: float, freedom: int) -> float:
+    """P(T > z) of Student's t (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
+    angle = math.atan(z / math.sqrt(freedom))
+    sine, cosine = math.sin(angle), math.cos(angle)
+    odd = freedom % 2
+    term, total = (cosine if odd else 1.0), 0.0
+    for k in range(1 + odd, freedom, 2):
+        total += term
+        term *= cosine * cosine * k / (k + 1)
+    within = 2.0 / math.pi * (angle + sine * total) if odd else sine * total
+    return (1.0 - within) / 2.0
+
+
+async def best_of(
+    proposal: Proposal,
+    *,
+    n: int,
+    at_once: int,
+    select: SelectionRule,
+    stop: StopRule | None = None,
+    budget: float | None = None,
+) -> AsyncGenerator[Decision, None]:
+    """Decodes one response: one decision between up to ``n`` whole responses.
+
+    The stop rule sees the candidates in the order in which they were begun, whichever ends first.
+    So the response depends on the candidates alone, and not on what runs at the same time. The
+    candidates after the one at which the rule stops are abandoned.
+
+    Args:
+        proposal: draws and scores candidates.
+        n: most candidates.
+        at_once: candidates that are drawn or scored at the same time.
+        select: the selection rule.
+        stop: the stop rule; None to draw all candidates.
+        budget: upper limit, in nats, on the KL bound plus the KL of steering; it may allow fewer
+            candidates.
+    """
+    allowed, steering = n, None
+    if budget is not None:
+        allowed = kl.largest_n(budget, n)
+        steering = max(0.0, budget - kl.best_of_n_bound(allowed))
+    draws = _Draws(proposal, allowed, at_once, stop, steering)
+    await draws.run()
+    ranks = _ranks(select, draws.candidates, draws.scores)
+    chosen = select.choose(ranks)
+    assert chosen is not None
+    candidates = [_ended(candidate) for candidate in draws.candidates]
+    decision = Decision(
+        candidates=candidates,
+        scores=draws.scores,
+        chosen=chosen,
+        tie=ranks.count(max(ranks)) > 1,
+        kl_bound=select.kl_bound(allowed),
+        kl_estimate=select.kl_bound(allowed),
+        kl_estimator="bound",
+        limited=allowed < n,
+        allowed=allowed,
+        unused=draws.unused,
+    )
+    if stop is None and len(candidates) == allowed:
+        logprob = decision.candidate.cumulative_logprob
+        decision = replace(
+            decision,
+            kl_estimate=select.kl_estimate(ranks, logprob),
+            kl_estimator=select.kl_estimator(logprob),
+        )
+    yield decision
+
+
+@dataclass(slots=True)
+class _Draws:
+    """Candidates of one response, drawn until the rule stops."""
+
+    proposal: Proposal
+    allowed: int
+    at_once: int
+    stop: StopRule | None
+    steering: float | None
+    candidates: list[Candidate] = field(default_factory=list)
+    """Candidates that the rule has seen, in the order in which they were begun."""
+    scores: list[Score] = field(default_factory=list)
+    """Scores of ``candidates``."""
+    _drawn: dict[int, Candidate] = field(default_factory=dict)
+    _scored: dict[int, Score] = field(default_factory=dict)
+    _score_by_key: dict[tuple[tuple[int, ...], str | None], Score] = field(default_factory=dict)
+    _stopped: bool = False
+
+    @property
+    def unused(self) -> list[Candidate]:
+        """Candidates that had begun when the rule stopped, and that it has not seen."""
+        return [self._drawn[i] for i in sorted(self._drawn) if i >= len(self.candidates)]
+
+    async def run(self) -> None:
+        """Draws candidates until the rule stops; if one fails or this is cancelled, all end."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                await self._draw_all(group)
+        except* Exception as failures:
+            raise failures.exceptions[0] from None
+
+    async def _draw_all(self, group: asyncio.TaskGroup) -> None:
+        running: dict[asyncio.Task[None], int] = {}
+        begun = 0
+        while not self._stopped:
+            while begun < self.allowed and len(running) < self.at_once:
+                if begun and self.proposal.deadline_passed:
+                    break
+                running[group.create_task(self._draw(begun))] = begun
+                begun += 1
+            if not running:
+                return
+            ended, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            for task in ended:
+                del running[task]
+            self._consider()
+        for task, index in running.items():
+            if index in self._drawn:
+                task.cancel()  # its score is not needed
+        await self.proposal.abandon()
+
+    async def _draw(self, index: int) -> None:
+        candidate = self._drawn[index] = await self.proposal.draw(index, self.steering)
+        if not self._stopped:
+            (self._scored[index],) = await self.proposal.score([(candidate,)])
+
+    def _consider(self) -> None:
+        """Shows scored candidates to the rule, in order.
+
+        Equal candidates share the first one's score: computed again, it could differ in a last
+        digit.
+        """
+        while not self._stopped and (index := len(self.candidates)) in self._scored:
+            candidate = self._drawn[index]
+            key = candidate.token_ids, candidate.finish_reason
+            self.candidates.append(candidate)
+            self.scores.append(self._score_by_key.setdefault(key, self._scored[index]))
+            if self.stop is not None:
+                totals = [score.total for score in self.scores]
+                lengths = [len(one.token_ids) for one in self.candidates]
+                self._stopped = self.stop.enough(totals, lengths)
+
+
+def _ranks(
+    select: SelectionRule, candidates: Sequence[Candidate], scores: Sequence[Score]
+) -> list[float]:
+    """Ranks of the candidates; those that the deadline cut short come last."""
+    ranks = list(select.rank(scores))
+    if all(candidate.cut for candidate in candidates):
+        return ranks
+    return [-math.inf if c.cut else rank for c, rank in zip(candidates, ranks, strict=True)]
+
+
+def _ended(candidate: Candidate) -> Candidate:
+    return replace(candidate, finish_reason=candidate.finish_reason or "deadline")
