@@ -87,7 +87,7 @@ def _admit(
     admission: Admission, request: AlignedRequestMixin, context: AlignmentContext
 ) -> AbstractContextManager[None]:
     """Reserves room for the candidates of a request until it ends."""
-    candidates = context.policy.width * request.choice_count
+    candidates = context.policy.concurrent * request.choice_count
     if candidates > admission.capacity:
         field = next((name for name, count in request.choice_counts.items() if count > 1), FIELD)
         raise PolicyError(

@@ -51,7 +51,7 @@ class Admission:
         """Reserves capacity for a request's candidates until the context ends.
 
         Args:
-            candidates: its policy's width times its answers, at least as many as it has at once.
+            candidates: candidates that it may have at once, times its answers.
             key: name of the API key of the request.
             key_limit: candidates that requests of the key may hold at once; None for no limit.
 

@@ -229,7 +229,7 @@ class AlignedEngine(EngineProxy):
     @contextmanager
     def _placed(self, request: AlignedRequest) -> Iterator[AlignedRequest]:
         """Places the request on a rank and registers it for shutdown and aborts."""
-        candidates = request.context.policy.width * request.params.n
+        candidates = request.context.policy.concurrent * request.params.n
         with self._ranks.held(request.options, candidates) as options:
             placed = replace(request, options=options)
             self._live[placed] = []
