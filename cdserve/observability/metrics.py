@@ -104,6 +104,22 @@ DISCARDED_TOKENS = Counter(
     "Candidate tokens that were generated and then discarded.",
     ["method"],
 )
+DRAWS_MADE = Counter(
+    "cdserve_draws_made",
+    "Candidates begun for finished responses whose policy need not draw all of them.",
+    ["method"],
+)
+DRAWS_ALLOWED = Counter(
+    "cdserve_draws_allowed",
+    "Candidates allowed for finished responses whose policy need not draw all of them.",
+    ["method"],
+)
+SAVED_TOKENS = Counter(
+    "cdserve_saved_tokens",
+    "Estimate of the candidate tokens that finished responses saved by drawing fewer candidates "
+    "than allowed.",
+    ["method"],
+)
 SCORES = Histogram(
     "cdserve_score",
     "Scores of finished responses: weighted sums of their rewards.",
@@ -202,6 +218,10 @@ def count_response(report: Mapping[str, Any], decisions: Sequence[Decision]) -> 
     CANDIDATES.labels(method).inc(report["candidates"])
     CANDIDATE_TOKENS.labels(method).inc(report["candidate_tokens"])
     DISCARDED_TOKENS.labels(method).inc(report["candidate_tokens"] - kept_tokens)
+    if "draws" in report:
+        DRAWS_MADE.labels(method).inc(report["draws"]["made"])
+        DRAWS_ALLOWED.labels(method).inc(report["draws"]["allowed"])
+        SAVED_TOKENS.labels(method).inc(report["saved_tokens"])
     SCORES.labels(method).observe(report["score"])
     for name, reward in report["rewards"].items():
         REWARDS.labels(name).observe(reward)
