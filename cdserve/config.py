@@ -395,6 +395,12 @@ class Settings(_Section):
         default_factory=dict,
         description="Policies by name, usable in `alignment` and as model ids MODEL:NAME.",
     )
+    refusal: str = Field(
+        default="Sorry, I have no good answer to this.",
+        min_length=1,
+        description="Text of an answer whose score is below the policy's threshold, for policies "
+        "with `on_reject: refuse`.",
+    )
     limits: Limits = Field(
         default=Limits(), description="Limits on each request; API keys may differ."
     )

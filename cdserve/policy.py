@@ -165,6 +165,21 @@ class Tilt(RewardedMethod):
     )
 
 
+OnReject = Literal["best", "refuse", "error"]
+
+
+class Guard(_Object):
+    """Lowest score of an accepted response, and what happens to a response below it."""
+
+    score: float = Field(ge=-1e12, le=1e12, description="Lowest score of an accepted response.")
+    on_reject: OnReject = Field(
+        default="best",
+        description="Effect of a lower score. best: the response is returned all the same, and the "
+        "report says `accepted: false`. refuse: the operator's refusal text is returned instead. "
+        "error: the request fails with a 422.",
+    )
+
+
 class Policy(RewardedMethod):
     """Base of the policies of all methods."""
 
@@ -219,6 +234,11 @@ class Policy(RewardedMethod):
     @property
     def budget(self) -> float | None:
         """Upper limit on the KL bound of a response, in nats; None for no limit."""
+        return None
+
+    @property
+    def guard(self) -> Guard | None:
+        """Lowest score of an accepted response; None to accept all."""
         return None
 
     def check_limits(self, limits: Limits) -> None:

@@ -210,7 +210,9 @@ class Report(TypedDict):
     """Outcome of the deadline; present if the request has a `deadline_ms`."""
     accepted: NotRequired[bool]
     """Whether the response, or each of its blocks, passed the acceptance test; false if one is
-    only the best of `max_draws`. Present for `rejection` and `cards`."""
+    only the best of those drawn. Present for `rejection`, `cards` and `best_of_n` with
+    `threshold`. If a refusal replaces the response, score, rewards and KL are those of the
+    response replaced."""
     failed: NotRequired[dict[str, int]]
     """Decisions made without a failed reward, by reward (with `on_failure` `skip` or `base`);
     present if there are any. `rewards` omits a reward that failed in the last decision."""

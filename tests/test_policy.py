@@ -42,7 +42,7 @@ def best_of(**fields: object) -> dict[str, object]:
 
 ACCEPTED = (
     "accepted here: at_once, deadline_ms, kl_budget, method, n, proposal, report, rewards, "
-    "sampling, selection, stop"
+    "sampling, selection, stop, threshold"
 )
 
 

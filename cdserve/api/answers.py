@@ -94,6 +94,7 @@ _ERRORS: dict[int | str, str] = {
     401: "Missing or unknown API key.",
     404: "Unknown model or preset.",
     413: "Request body too large.",
+    422: "No response reached the policy's `threshold`, and its `on_reject` is `error`.",
     429: "Candidate limit of the API key reached; `retry-after` gives the delay in seconds.",
     500: "Internal error; `x-should-retry: false` if candidates had been drawn.",
     501: "Request not supported by vLLM for this model.",
@@ -116,7 +117,7 @@ def _responses(
     }
 
 
-_GENERATION = (400, 404, 413, 429, 500, 501, 503)
+_GENERATION = (400, 404, 413, 422, 429, 500, 501, 503)
 COMPLETION = _responses(AlignedCompletion, *_GENERATION, streams=True)
 CHAT_COMPLETION = _responses(AlignedChatCompletion, *_GENERATION, streams=True)
 BATCH = _responses(AlignedChatCompletion, *_GENERATION)

@@ -184,6 +184,7 @@ class AlignmentServer:
             policy=policy,
             decoder=self.decoders[policy.method],
             objective=objective,
+            refusal=self.settings.refusal,
             worker_request=replace(
                 self._worker_request(policy, operator), loglik_models=tuple(objective.models)
             ),

@@ -1,6 +1,8 @@
 """Best-of-n: the best of n whole responses (arXiv 2401.01879)."""
 
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -12,7 +14,7 @@ from cdserve.decoders.selection import rule
 from cdserve.decoders.stopping import best_of, stop_rule
 from cdserve.decoders.width import WidthField
 from cdserve.errors import PolicyError
-from cdserve.policy import FIELD, Limits, SelectingPolicy, Stop
+from cdserve.policy import FIELD, Guard, Limits, SelectingPolicy, Stop
 
 
 class BestOfNPolicy(WidthField, SelectingPolicy):
@@ -32,6 +34,12 @@ class BestOfNPolicy(WidthField, SelectingPolicy):
         "and scored. All n if absent.",
     )
 
+    threshold: Guard | None = Field(
+        default=None,
+        description="Lowest score of an accepted response; all are accepted if absent. It does not "
+        "change how many responses are drawn.",
+    )
+
     whole_responses: ClassVar[bool] = True
     width_field: ClassVar[str] = "n"
     width_limit: ClassVar[str] = "max_n"
@@ -39,6 +47,10 @@ class BestOfNPolicy(WidthField, SelectingPolicy):
     @property
     def concurrent(self) -> int:
         return min(self.n, self.at_once or self.n)
+
+    @property
+    def guard(self) -> Guard | None:
+        return self.threshold
 
     def check_limits(self, limits: Limits) -> None:
         super().check_limits(limits)
@@ -58,18 +70,29 @@ class BestOfN:
     policy = BestOfNPolicy
 
     @classmethod
-    def run(
+    async def run(
         cls, policy: BestOfNPolicy, proposal: Proposal, seed: int | None
     ) -> AsyncGenerator[Decision, None]:
-        select = rule(policy, seed)
-        if policy.stop is None and policy.at_once is None:
-            return search(proposal, k=policy.n, m=None, select=select, budget=policy.kl_budget)
-        variance = proposal.score_variance
-        return best_of(
-            proposal,
-            n=policy.n,
-            at_once=policy.at_once or policy.n,
-            select=select,
-            stop=None if policy.stop is None else stop_rule(policy.stop, variance),
-            budget=policy.kl_budget,
-        )
+        async with aclosing(_decisions(policy, proposal, seed)) as decisions:
+            async for decision in decisions:
+                if policy.threshold is not None:
+                    accepted = decision.score.total >= policy.threshold.score
+                    decision = replace(decision, accepted=accepted)
+                yield decision
+
+
+def _decisions(
+    policy: BestOfNPolicy, proposal: Proposal, seed: int | None
+) -> AsyncGenerator[Decision, None]:
+    select = rule(policy, seed)
+    if policy.stop is None and policy.at_once is None:
+        return search(proposal, k=policy.n, m=None, select=select, budget=policy.kl_budget)
+    variance = proposal.score_variance
+    return best_of(
+        proposal,
+        n=policy.n,
+        at_once=policy.at_once or policy.n,
+        select=select,
+        stop=None if policy.stop is None else stop_rule(policy.stop, variance),
+        budget=policy.kl_budget,
+    )

@@ -20,9 +20,11 @@ from cdserve.engine.vllm import (
     RequestOutput,
     RequestOutputKind,
     SamplingParams,
+    VLLMUnprocessableEntityError,
 )
-from cdserve.observability.metrics import SELECT_SECONDS
+from cdserve.observability.metrics import GUARD_REJECTIONS, SELECT_SECONDS
 from cdserve.observability.tracing import ResponseSpans
+from cdserve.policy import FIELD
 from cdserve.scoring import Response
 from cdserve.shared_table import Ticket
 
@@ -90,15 +92,41 @@ class SearchedChoice:
                     self.spans.end_decision(decision)
                     self._request.record(decision, self._choice)
                     decisions.append(decision)
-                    outputs = self._writer.append(decision.candidate)
+                    outputs = self._outputs(decision)
                     if outputs[-1].finished():
                         report = context.add_report(decisions, self._request.index, self._choice)
                         self.spans.set_report(report)
+                        self._check_guard(decision)
                     yield outputs
                     if outputs[-1].finished():
                         return
         except Stopped as stopped:
             yield [self._writer.stop(stopped.reason)]
+
+    def _outputs(self, decision: Decision) -> Sequence[CompletionOutput]:
+        """Outputs of the selected candidate, or of the refusal in its place."""
+        guard = self._request.context.policy.guard
+        if guard is not None and guard.on_reject == "refuse" and not decision.accepted:
+            return [self._writer.refuse(self._request.context.refusal)]
+        return self._writer.append(decision.candidate)
+
+    def _check_guard(self, decision: Decision) -> None:
+        """Counts a response that the guard does not accept.
+
+        Raises:
+            VLLMUnprocessableEntityError: the policy's ``on_reject`` is ``error``.
+        """
+        policy = self._request.context.policy
+        if policy.guard is None or decision.accepted:
+            return
+        GUARD_REJECTIONS.labels(policy.method, policy.guard.on_reject).inc()
+        if policy.guard.on_reject == "error":
+            raise VLLMUnprocessableEntityError(
+                f"the score of the response selected from {len(decision.candidates)} is "
+                f"{decision.score.total:.4g}; {FIELD}.threshold accepts scores from "
+                f"{policy.guard.score:g}",
+                parameter=f"{FIELD}.threshold",
+            )
 
 
 class SteeredChoice:

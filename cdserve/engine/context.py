@@ -26,6 +26,7 @@ class AlignmentContext:
         policy: the policy.
         decoder: the decoder of its method.
         objective: what it maximises.
+        refusal: text of a response that the policy's guard refuses.
         worker_request: part that all of its engine requests ask of the worker: tilt, mix, members.
         tools: whether the request has tools, for whose calls vLLM parses the text.
         conversations: messages of each prompt of a chat request, for rewards that read them.
@@ -40,6 +41,7 @@ class AlignmentContext:
     policy: Policy
     decoder: type[Decoder]
     objective: Objective
+    refusal: str = ""
     worker_request: WorkerRequest = field(default_factory=WorkerRequest)
     tools: bool = False
     conversations: Sequence[Sequence[Mapping[str, Any]]] = ()

@@ -7,6 +7,7 @@ from typing import Any
 from cdserve.decoders import Candidate
 from cdserve.engine.vllm import (
     CompletionOutput,
+    Logprob,
     RequestOutputKind,
     SamplingParams,
     TokenizerLike,
@@ -40,6 +41,7 @@ class ResponseWriter:
         parsed: bool = False,
     ) -> None:
         self._index = index
+        self._tokenizer = tokenizer
         self._kind = params.output_kind
         self._by_token = parsed and self._kind == RequestOutputKind.DELTA
         self._detokenizer = detokenizer(tokenizer, list(prompt), params)
@@ -95,6 +97,25 @@ class ResponseWriter:
             cumulative_logprob=self._cumulative_logprob,
             logprobs=self._logprobs if self._logprobs is None or not delta else [],
             finish_reason=reason,
+        )
+
+    def refuse(self, text: str) -> CompletionOutput:
+        """Returns the only output of a response that is replaced by this text.
+
+        The text is certain, so the log-probabilities are those of probability 1.
+        """
+        token_ids = self._tokenizer.encode(text, add_special_tokens=False)
+        certain = [
+            {token: Logprob(0.0, rank=1, decoded_token=self._tokenizer.decode([token]))}
+            for token in token_ids
+        ]
+        return CompletionOutput(
+            index=self._index,
+            text=text,
+            token_ids=token_ids,
+            cumulative_logprob=self._cumulative_logprob,
+            logprobs=None if self._logprobs is None else certain,
+            finish_reason="stop",
         )
 
 

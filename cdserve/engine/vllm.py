@@ -7,8 +7,9 @@ from typing import Any
 import vllm
 from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs
 from vllm.engine.protocol import EngineClient
-from vllm.exceptions import VLLMError, VLLMValidationError
+from vllm.exceptions import VLLMError, VLLMUnprocessableEntityError, VLLMValidationError
 from vllm.inputs.engine import TokensInput, tokens_input
+from vllm.logprobs import Logprob
 from vllm.lora.request import LoRARequest
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.platforms import current_platform
@@ -35,12 +36,14 @@ __all__ = [
     "EngineDeadError",
     "IncrementalDetokenizer",
     "LoRARequest",
+    "Logprob",
     "RequestOutput",
     "RequestOutputKind",
     "SamplingParams",
     "TokenizerLike",
     "TokensInput",
     "VLLMError",
+    "VLLMUnprocessableEntityError",
     "VLLMValidationError",
     "as_flags",
     "check_version",

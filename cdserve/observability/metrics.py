@@ -74,6 +74,12 @@ REFUSED = Counter(
 )
 for _reason in get_args(RefusalReason):
     REFUSED.labels(_reason)  # from 0, so that a rate includes the first refusal
+GUARD_REJECTIONS = Counter(
+    "cdserve_guard_rejections",
+    "Finished responses with a score below the policy's threshold, by the policy's on_reject: "
+    "best, refuse or error.",
+    ["method", "on_reject"],
+)
 FIRST_BLOCK_SECONDS = Histogram(
     "cdserve_time_to_first_block_seconds",
     "Time from the start of a response in the engine to its first output, in seconds.",
