@@ -138,7 +138,7 @@ class Proposal(Protocol):
 
     @property
     def score_variance(self) -> float | None:
-        """Variance of a score by the operator's statistics of the rewards; None if unknown."""
+        """Variance of a score with mean 0, by the operator's statistics of the rewards, or None."""
         ...
 
     async def draw(self, index: int, budget: float | None = None) -> Candidate:

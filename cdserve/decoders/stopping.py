@@ -16,6 +16,13 @@ from cdserve.decoders.candidate import Candidate, Decision, Proposal, Score
 from cdserve.decoders.selection import SelectionRule
 from cdserve.policy import Stop, StopAtThreshold
 
+_MEAN_WEIGHT = 1
+"""Weight of the prior mean, in scores."""
+_FREEDOM = 4
+"""Degrees of freedom of the prior variance."""
+_FEWEST = 5
+"""Scores that an estimate without a prior requires."""
+
 
 class StopRule(Protocol):
     """Decides when enough candidates have been drawn."""
@@ -61,25 +68,30 @@ def stop_rule(stop: Stop, variance: float | None) -> StopRule:
 def expected_gain(scores: Sequence[float], variance: float | None = None) -> float:
     """E[(r - best)⁺] of the next score r, in units of the score.
 
-    r is normal with unknown mean and variance. The prior is flat in the mean; that of the variance
-    is scaled inverse χ² with one degree of freedom, or 1/σ² without a prior variance. So r has
-    Student's t distribution around the mean of the scores.
+    r is normal with unknown mean and variance, so that its predictive distribution is Student's t.
+    With a prior variance the prior is normal-inverse-χ²: mean 0 with the weight of one score, and
+    the variance with four degrees of freedom. Without it the prior is flat, and since a few scores
+    alone often understate the spread, five are required.
 
     Args:
         scores: scores so far; at least one.
         variance: prior variance; None without a prior.
 
     Returns:
-        The expected gain; ∞ if the scores do not determine it: up to one degree of freedom, or
-        equal scores without a prior variance.
+        The expected gain; ∞ without a prior if there are too few scores or all are equal.
     """
     count, mean = len(scores), fmean(scores)
-    freedom = count - 1 if variance is None else count
-    if freedom < 2 or (variance is None and max(scores) == min(scores)):
-        return math.inf
-    squares = math.fsum((score - mean) ** 2 for score in scores) + (variance or 0.0)
-    scale = math.sqrt(squares / freedom * (1.0 + 1.0 / count))
-    return scale * t_excess((max(scores) - mean) / scale, freedom)
+    squares = math.fsum((score - mean) ** 2 for score in scores)
+    if variance is None:
+        if count < _FEWEST or max(scores) == min(scores):
+            return math.inf
+        centre, weight, freedom = mean, count, count - 1
+    else:
+        weight, freedom = count + _MEAN_WEIGHT, count + _FREEDOM
+        centre = count * mean / weight
+        squares += _FREEDOM * variance + _MEAN_WEIGHT * mean * centre
+    scale = math.sqrt(squares / freedom * (1.0 + 1.0 / weight))
+    return scale * t_excess((max(scores) - centre) / scale, freedom)
 
 
 def t_excess(z: float, freedom: int) -> float:

@@ -181,7 +181,7 @@ class EngineProposal:
 
     @property
     def score_variance(self) -> float | None:
-        """Variance of a score by the operator's statistics of the rewards; None if unknown."""
+        """Variance of a score with mean 0, by the operator's statistics of the rewards, or None."""
         return self._objective.score_variance
 
     def _drafts(self, starts: Sequence[_Start], draw: int) -> Sequence[Draft | None]:

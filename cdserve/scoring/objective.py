@@ -70,7 +70,7 @@ class Objective:
 
     @property
     def score_variance(self) -> float | None:
-        """Variance of the weighted sum of independent standardised rewards.
+        """Variance of a score of independent, standardised rewards, whose mean is 0.
 
         None unless all rewards of nonzero weight are standardised.
         """

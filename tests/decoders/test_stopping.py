@@ -131,21 +131,38 @@ class TestExpectedGain:
             expected = normal.pdf(z) - z * (1 - normal.cdf(z))
             assert t_excess(z, 20_000) == pytest.approx(expected, abs=1e-4)
 
-    def test_gain_is_infinite_until_the_scores_determine_it(self) -> None:
-        assert expected_gain([1.0]) == expected_gain([1.0, 2.0]) == math.inf
-        assert expected_gain([1.0, 2.0, 4.0]) < math.inf
-        assert expected_gain([1.0], 1.0) == math.inf
-        assert expected_gain([1.0, 2.0], 1.0) < math.inf
+    def test_gain_without_a_prior_is_infinite_for_fewer_than_five_scores(self) -> None:
+        assert expected_gain([1.0, 2.0, 4.0, 3.0]) == math.inf
+        assert expected_gain([1.0, 2.0, 4.0, 3.0, 2.0]) < math.inf
 
-    def test_equal_scores_give_no_estimate_without_a_prior_variance(self) -> None:
+    def test_equal_scores_give_no_estimate_without_a_prior(self) -> None:
         assert expected_gain([0.0] * 8) == math.inf
         assert 0 < expected_gain([0.0] * 8, 1.0) < expected_gain([0.0] * 4, 1.0)
 
+    def test_gain_with_a_prior_equals_integration_over_mean_and_variance(self) -> None:
+        scores, variance = [0.4, -0.3, 1.1], 0.7
+        precision = np.linspace(1e-4, 40, 4000)[:, None]
+        mu = np.linspace(-6, 6, 2401)[None, :]
+        log_prior = np.log(precision) - 2 * variance * precision  # χ² with 4 degrees of freedom
+        log_prior = log_prior + 0.5 * np.log(precision) - 0.5 * precision * mu**2
+        squares = sum((score - mu) ** 2 for score in scores)
+        weights = np.exp(log_prior + 1.5 * np.log(precision) - 0.5 * precision * squares)
+        spread = 1 / np.sqrt(precision)
+        z = (max(scores) - mu) / spread
+        density = np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
+        above = 0.5 * np.vectorize(math.erfc)(z / math.sqrt(2))
+        gain = float((weights * spread * (density - z * above)).sum() / weights.sum())
+        assert expected_gain(scores, variance) == pytest.approx(gain, rel=2e-3)
+
+    def test_one_score_suffices_with_a_prior(self) -> None:
+        assert 0 < expected_gain([2.0], 1.0) < expected_gain([0.0], 1.0) < math.inf
+
     def test_gain_scales_with_the_scores_and_ignores_their_offset(self) -> None:
-        scores = [0.1, 0.7, 0.4, 0.2]
-        shifted = [3.0 * score - 5.0 for score in scores]
+        scores = [0.1, 0.7, 0.4, 0.2, 0.3]
+        scaled = [3.0 * score for score in scores]
+        shifted = [score - 5.0 for score in scaled]
         assert expected_gain(shifted) == pytest.approx(3.0 * expected_gain(scores))
-        assert expected_gain(shifted, 9.0) == pytest.approx(3.0 * expected_gain(scores, 1.0))
+        assert expected_gain(scaled, 9.0) == pytest.approx(3.0 * expected_gain(scores, 1.0))
 
     def test_gain_relative_to_the_spread_is_calibrated_over_normal_scores(self) -> None:
         rng = random.Random(1)
@@ -342,7 +359,10 @@ class TestPolicy:
         proposal = Timed([0.0] * 8)
         proposal.variance = 1e-6
         decision = asyncio.run(first(policy(stop={"gain_per_token": 0.1}, at_once=1), proposal, 0))
-        assert len(decision.candidates) == 2
+        assert len(decision.candidates) == 1
+        proposal = Timed([0.0] * 8)
+        decision = asyncio.run(first(policy(stop={"gain_per_token": 0.1}, at_once=1), proposal, 0))
+        assert len(decision.candidates) == 8
 
 
 def policy(**fields: Any) -> BestOfNPolicy:

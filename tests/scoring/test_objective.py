@@ -223,3 +223,21 @@ class TestOptions:
 def test_reward_weight_out_of_range_is_rejected(weight: float) -> None:
     with pytest.raises(ValidationError, match="1000000"):
         best_of({"brevity": weight})
+
+
+@pytest.mark.parametrize(
+    ("options", "weights", "variance"),
+    [
+        ({}, {"a": 2.0}, None),
+        ({"mean": 1.0, "std": 3.0}, {"a": 2.0}, 4.0),
+        ({"mean": 1.0}, {"a": 2.0, "b": -1.0}, None),
+        ({"mean": 1.0}, {"a": 2.0, "b": 0.0}, 4.0),
+        ({"mean": 1.0}, {"b": 0.0}, None),
+    ],
+)
+def test_score_variance_needs_statistics_of_every_weighted_reward(
+    options: dict[str, float], weights: dict[str, float], variance: float | None
+) -> None:
+    a, b = (Python(lambda prompt, response: 0.0) for _ in range(2))
+    a.options = RewardOptions(**options)
+    assert Objective(weights, {"a": a, "b": b}).score_variance == variance
