@@ -141,7 +141,7 @@ def _fits(
 
 def is_best_of_n(policy: Mapping[str, Any]) -> bool:
     """Whether the candidates are i.i.d. draws of the base, so that best-of-n theory applies."""
-    return policy["method"] == "best_of_n" and not policy.get("proposal")
+    return policy["method"] == "best_of_n" and not (policy.get("proposal") or policy.get("stop"))
 
 
 def _curve(records: Records, figures: Mapping[str, Figures]) -> list[CurvePoint]:

@@ -34,7 +34,16 @@ export function branchOf(options, value) {
 }
 
 /** What required numbers begin with, by their names; others with 1. */
-const FIRST = { n: 8, k: 4, m: 32, mu: 3, max_draws: 8, beta: 0.5, softmax: 0.2 };
+const FIRST = {
+  n: 8,
+  k: 4,
+  m: 32,
+  mu: 3,
+  max_draws: 8,
+  beta: 0.5,
+  softmax: 0.2,
+  gain_per_token: 0.001,
+};
 
 /** A value to begin with: constants, numbers, and objects with what they require. */
 export function initial(schema, root, key = null) {
