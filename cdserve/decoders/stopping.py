@@ -81,7 +81,7 @@ def expected_gain(scores: Sequence[float], variance: float | None = None) -> flo
         The expected gain; ∞ without a prior if there are too few scores or all are equal.
     """
     count, mean = len(scores), fmean(scores)
-    squares = math.fsum((score - mean) ** 2 for score in scores)
+    squares = math.fsum((score - mean) * (score - mean) for score in scores)
     if variance is None:
         if count < _FEWEST or max(scores) == min(scores):
             return math.inf
@@ -90,6 +90,8 @@ def expected_gain(scores: Sequence[float], variance: float | None = None) -> flo
         weight, freedom = count + _MEAN_WEIGHT, count + _FREEDOM
         centre = count * mean / weight
         squares += _FREEDOM * variance + _MEAN_WEIGHT * mean * centre
+    if squares == 0.0:  # smaller than a float
+        return math.inf
     scale = math.sqrt(squares / freedom * (1.0 + 1.0 / weight))
     return scale * t_excess((max(scores) - centre) / scale, freedom)
 

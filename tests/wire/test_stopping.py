@@ -13,7 +13,16 @@ from tests.wire.test_metrics import changes, read
 
 BEST_OF_8 = {**BEST_OF_N, "n": 8}
 TRACE = {"report": "trace"}
+CLOSE = 1e-5
+"""Difference between the scores of a text that were computed in different batches, at most."""
 ROUTES = pytest.mark.parametrize("ask", [complete, chat])
+
+
+def traced(answer: Any) -> list[dict[str, Any]]:
+    """The candidates of the only decision."""
+    (decision,) = answer.alignment["trace"]
+    candidates: list[dict[str, Any]] = decision["candidates"]
+    return candidates
 
 
 def text_of(answer: Any) -> str:
@@ -34,10 +43,10 @@ def test_stop_that_never_triggers_answers_as_plain_best_of_n(
         stopped = ask(client, policy, seed=seed)
         assert text_of(stopped) == text_of(plain)
         assert stopped.usage == plain.usage
-        assert (
-            stopped.alignment["trace"][0]["candidates"]
-            == (plain.alignment["trace"][0]["candidates"])
-        )
+        for drawn, expected in zip(traced(stopped), traced(plain), strict=True):
+            rewards = pytest.approx(expected["rewards"], abs=CLOSE)
+            score = pytest.approx(expected["score"], abs=CLOSE)
+            assert drawn == {**expected, "score": score, "rewards": rewards}
         assert stopped.alignment["draws"] == {"made": 8, "allowed": 8}
         assert stopped.alignment["saved_tokens"] == 0
         assert "draws" not in plain.alignment
@@ -48,18 +57,18 @@ def test_threshold_returns_the_first_candidate_that_passes(client: OpenAI, at_on
     made = []
     for seed in range(8):
         plain = complete(client, {**BEST_OF_8, **TRACE}, seed=seed)
-        scores = [c["score"] for c in plain.alignment["trace"][0]["candidates"]]
-        threshold = sorted(scores)[5]
+        scores = [candidate["score"] for candidate in traced(plain)]
+        threshold = sum(sorted(scores)[4:6]) / 2
         first = next(i for i, score in enumerate(scores) if score >= threshold)
         policy = {**BEST_OF_8, **TRACE, "stop": {"threshold": threshold}, "at_once": at_once}
-        report = complete(client, policy, seed=seed).alignment
-        (decision,) = report["trace"]
-        assert [c["score"] for c in decision["candidates"]] == scores[: first + 1]
-        assert report["score"] == scores[first]
+        answer = complete(client, policy, seed=seed)
+        report, drawn = answer.alignment, [candidate["score"] for candidate in traced(answer)]
+        assert drawn == pytest.approx(scores[: first + 1], abs=CLOSE)
+        assert report["score"] == pytest.approx(scores[first], abs=CLOSE)
         assert report["kl"]["bound"] == kl.best_of_n_bound(8)
         assert report["draws"]["allowed"] == 8
         assert report["draws"]["made"] == report["candidates"]
-        assert first < report["draws"]["made"] <= min(8, first + at_once + 8 * (at_once > 1))
+        assert first < report["draws"]["made"] <= 8
         made.append(report["draws"]["made"] - first - 1)
     assert (at_once == 1) == (not any(made))
 
@@ -99,7 +108,7 @@ def test_stream_of_a_stopped_search_has_the_answer_and_the_report(
     pieces = [c.text if hasattr(c, "text") else c.delta.content or "" for c in choices]
     assert "".join(pieces) == text_of(whole)
     (final,) = [chunk.alignment for chunk in chunks if hasattr(chunk, "alignment")]
-    assert final["score"] == whole.alignment["score"]
+    assert final["score"] == pytest.approx(whole.alignment["score"], abs=CLOSE)
     assert final["draws"]["allowed"] == 8
 
 
