@@ -31,7 +31,7 @@ class BestOfNPolicy(WidthField, SelectingPolicy):
         default=None,
         ge=1,
         description="Responses drawn at the same time; the next one begins once one has been drawn "
-        "and scored. All n if absent.",
+        "and scored, with `stop` once the rule has considered it. All n if absent.",
     )
 
     threshold: Guard | None = Field(

@@ -144,7 +144,8 @@ async def best_of(
     Args:
         proposal: draws and scores candidates.
         n: most candidates.
-        at_once: candidates that are drawn or scored at the same time.
+        at_once: candidates that are drawn or scored at the same time; with a stop rule, also those
+            that wait to be considered.
         select: the selection rule.
         stop: the stop rule; None to draw all candidates.
         budget: upper limit, in nats, on the KL bound plus the KL of steering; it may allow fewer
@@ -217,7 +218,7 @@ class _Draws:
         running: dict[asyncio.Task[None], int] = {}
         begun = 0
         while not self._stopped:
-            while begun < self.allowed and len(running) < self.at_once:
+            while begun < self.allowed and self._room(begun, len(running)):
                 if begun and self.proposal.deadline_passed:
                     break
                 running[group.create_task(self._draw(begun))] = begun
@@ -232,6 +233,15 @@ class _Draws:
             if index in self._drawn:
                 task.cancel()  # its score is not needed
         await self.proposal.abandon()
+
+    def _room(self, begun: int, running: int) -> bool:
+        """Whether another candidate may begin.
+
+        With a stop rule, candidates that have ended count until the rule has seen them: fewer than
+        ``at_once`` are then drawn in vain.
+        """
+        under_way = running if self.stop is None else begun - len(self.candidates)
+        return under_way < self.at_once
 
     async def _draw(self, index: int) -> None:
         candidate = self._drawn[index] = await self.proposal.draw(index, self.steering)

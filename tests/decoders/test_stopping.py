@@ -195,6 +195,7 @@ class TestOrder:
             assert decision.candidate.token_ids[0] == chosen
             assert len(decision.candidates) == (8 if first is None else first + 1)
             assert proposal.most <= at_once
+            assert len(decision.unused) < at_once
             assert proposal.begun == list(range(len(proposal.begun)))
             unused = [candidate.token_ids[0] for candidate in decision.unused]
             assert unused == proposal.begun[len(decision.candidates) :]
