@@ -217,8 +217,13 @@ class Policy(RewardedMethod):
         raise NotImplementedError
 
     @property
+    def compares_prefixes(self) -> bool:
+        """Whether this policy scores unfinished responses; by default, whether its method does."""
+        return self.scores_prefixes
+
+    @property
     def outlook_field(self) -> str | None:
-        """Field that is "auto" and computed from ``Proposal.outlook``; None without one."""
+        """Field whose value requires ``Proposal.outlook``; None if none does."""
         return None
 
     @property
@@ -326,6 +331,20 @@ class StopAtThreshold(_Object):
 
 
 Stop = StopByGain | StopAtThreshold
+
+
+class Race(_Object):
+    """Give up responses that are unlikely to end as the best."""
+
+    delta: float = Field(
+        gt=0,
+        lt=0.5,
+        description="δ: a response is given up once its probability of the highest final score is "
+        "below δ; all others are once that of the favourite is above 1 - δ. Each of n equal "
+        "responses has the probability 1 / n, so δ should be well below that.",
+    )
+    every: int = Field(default=16, ge=1, description="Tokens between comparisons.")
+
 
 Selection = Literal["argmax"] | SoftmaxSelection | PessimisticSelection | WorstCaseSelection
 

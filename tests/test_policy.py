@@ -41,7 +41,7 @@ def best_of(**fields: object) -> dict[str, object]:
 
 
 ACCEPTED = (
-    "accepted here: at_once, deadline_ms, kl_budget, method, n, proposal, report, rewards, "
+    "accepted here: at_once, deadline_ms, kl_budget, method, n, proposal, race, report, rewards, "
     "sampling, selection, stop, threshold"
 )
 

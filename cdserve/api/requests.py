@@ -264,7 +264,7 @@ def _check_combination(request: AlignedRequestMixin, context: AlignmentContext) 
             f"cannot be combined with method {method!r}, which samples its candidates",
             reason="combination",
         )
-    if not context.policy.scores_prefixes:
+    if not context.policy.compares_prefixes:
         return
     # Accepted blocks become part of the prompt, which these fields do not consider.
     for field, value in request.output_only.items():

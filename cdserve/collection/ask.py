@@ -47,7 +47,9 @@ async def ask(
             for name, schema in described["methods"].items()
         }
         settings = _settings(job, client.model, described, methods)
-        check_formats(settings["alignment"]["method"], methods, job.formats, job.filters)
+        method = settings["alignment"]["method"]
+        methods[method] = settings["whole_responses"]
+        check_formats(method, methods, job.formats, job.filters)
         if kept is None:
             write_settings(job.out, settings)
         else:
@@ -123,7 +125,8 @@ def _settings(
         "model": model,
         **job.settings,
         "alignment": alignment,
-        "whole_responses": methods.get(alignment["method"], False),
+        "whole_responses": methods.get(alignment["method"], False)
+        and alignment.get("race") is None,
         "rewards": {
             name: described["rewards"].get(name, {}) for name in alignment.get("rewards") or default
         },

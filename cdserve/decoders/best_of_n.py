@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from cdserve.decoders.candidate import Decision, Proposal
+from cdserve.decoders.race import Race
 from cdserve.decoders.registry import decoder
 from cdserve.decoders.search import search
 from cdserve.decoders.selection import rule
@@ -15,6 +16,14 @@ from cdserve.decoders.stopping import best_of, stop_rule
 from cdserve.decoders.width import WidthField
 from cdserve.errors import PolicyError
 from cdserve.policy import FIELD, Guard, Limits, SelectingPolicy, Stop
+from cdserve.policy import Race as RaceParameters
+
+_RACE_EXCLUDES = {
+    "stop": "which compares finished responses only",
+    "at_once": "since all responses start together",
+    "kl_budget": "which limits searches that keep a single response",
+}
+"""Why a field cannot be combined with ``race``."""
 
 
 class BestOfNPolicy(WidthField, SelectingPolicy):
@@ -34,6 +43,12 @@ class BestOfNPolicy(WidthField, SelectingPolicy):
         "and scored, with `stop` once the rule has considered it. All n if absent.",
     )
 
+    race: RaceParameters | None = Field(
+        default=None,
+        description="Which responses are given up before their end; none if absent. Requires the "
+        "selection argmax and value heads with figures on held-out responses, and cannot be "
+        "combined with `stop`, `at_once` or `kl_budget`.",
+    )
     threshold: Guard | None = Field(
         default=None,
         description="Lowest score of an accepted response; all are accepted if absent. It does not "
@@ -49,11 +64,32 @@ class BestOfNPolicy(WidthField, SelectingPolicy):
         return min(self.n, self.at_once or self.n)
 
     @property
+    def compares_prefixes(self) -> bool:
+        return self.race is not None
+
+    @property
+    def outlook_field(self) -> str | None:
+        return "race" if self.race is not None else None
+
+    @property
     def guard(self) -> Guard | None:
         return self.threshold
 
     def check_limits(self, limits: Limits) -> None:
         super().check_limits(limits)
+        for field in ("stop", "at_once", "kl_budget"):
+            if self.race is not None and getattr(self, field) is not None:
+                raise PolicyError(
+                    f"{FIELD}.race",
+                    f"cannot be combined with {field!r}, {_RACE_EXCLUDES[field]}",
+                    reason="combination",
+                )
+        if self.race is not None and self.selection != "argmax":
+            raise PolicyError(
+                f"{FIELD}.race",
+                "cannot be combined with another selection than 'argmax', whose winner it predicts",
+                reason="combination",
+            )
         if self.stop is not None and self.selection != "argmax":
             raise PolicyError(
                 f"{FIELD}.stop",
@@ -85,6 +121,9 @@ def _decisions(
     policy: BestOfNPolicy, proposal: Proposal, seed: int | None
 ) -> AsyncGenerator[Decision, None]:
     select = rule(policy, seed)
+    if policy.race is not None:
+        race = Race(policy.race.delta, lambda tokens: proposal.outlook(tokens).deviation)
+        return search(proposal, k=[policy.n, 1], m=policy.race.every, select=race)
     if policy.stop is None and policy.at_once is None:
         return search(proposal, k=policy.n, m=None, select=select, budget=policy.kl_budget)
     variance = proposal.score_variance

@@ -100,7 +100,7 @@ class AlignmentContext:
             policy.budget,
             policy.deadline_ms,
             self.sampling,
-            policy.scores_prefixes,
+            policy.compares_prefixes,
         )
         self.reports[prompt, choice] = added
         metrics.count_response(added, decisions)

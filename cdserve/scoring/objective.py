@@ -200,18 +200,18 @@ def objective(
             )
         if policy.outlook_field and weights[name] != 0:
             _check_outlook(policy.outlook_field, name, weights[name], rewards[name])
-        if policy.scores_prefixes and not rewards[name].prefixes:
+        if policy.compares_prefixes and not rewards[name].prefixes:
             raise PolicyError(
                 f"{FIELD}.rewards.{name}",
                 f"scores finished responses only, and {policy.method!r} scores prefixes; use it "
-                "with 'best_of_n'",
+                "with a method that compares finished responses, such as 'best_of_n'",
                 reason="combination",
             )
     return Objective(weights, {name: rewards[name] for name in weights}, details)
 
 
 def _check_outlook(field: str, name: str, weight: float, reward: Reward) -> None:
-    """Checks that a reward has what a field with the value "auto" is computed from."""
+    """Checks that a reward has the figures that a field requires."""
     detail = None
     if reward.held_out is None:
         detail = (
@@ -223,7 +223,6 @@ def _check_outlook(field: str, name: str, weight: float, reward: Reward) -> None
     if detail is not None:
         raise PolicyError(
             f"{FIELD}.{field}",
-            "is 'auto', which is computed from figures on held-out responses; reward "
-            f"{safe_repr(name)} {detail}",
+            f"requires figures on held-out responses; reward {safe_repr(name)} {detail}",
             reason="combination",
         )

@@ -1,0 +1,44 @@
+"""Best-of-n as a race, on the real engine."""
+
+from typing import Any
+
+import httpx2
+import pytest
+from openai import OpenAI
+
+from .wire import PROMPT, complete, joined, text_of
+
+RACE = {"method": "best_of_n", "n": 8, "race": {"delta": 0.02}}
+FIELDS = {"max_tokens": 96, "seed": 5}
+
+
+def test_race_draws_fewer_tokens_within_the_same_bound(client: OpenAI) -> None:
+    raced = complete(client, RACE, **FIELDS).alignment
+    full = complete(client, {"method": "best_of_n", "n": 8}, **FIELDS).alignment
+    assert raced["candidate_tokens"] < full["candidate_tokens"]
+    assert raced["kl"]["bound"] == pytest.approx(full["kl"]["bound"])
+
+
+def test_race_with_a_delta_near_zero_keeps_all_candidates(client: OpenAI) -> None:
+    policy = {**RACE, "race": {"delta": 1e-9, "every": 32}, "report": "trace"}
+    report = complete(client, policy, **FIELDS).alignment
+    ended = [c for d in report["trace"] for c in d["candidates"] if c["finish_reason"] is not None]
+    assert len(ended) == 8
+    assert report["score"] == max(candidate["score"] for candidate in ended)
+
+
+def test_race_is_reproduced_by_its_seed_and_streams(client: OpenAI) -> None:
+    answer = complete(client, RACE, **FIELDS)
+    chunks = list(complete(client, RACE, stream=True, **FIELDS))
+    assert joined(chunks) == text_of(answer.choices[0])
+    assert chunks[-1].alignment["candidates"] == answer.alignment["candidates"]
+
+
+@pytest.mark.parametrize("reward", ["brevity", "sentiment_gold"])
+def test_race_by_a_reward_without_figures_is_refused(http: httpx2.Client, reward: str) -> None:
+    body: dict[str, Any] = {"model": "demo", "prompt": PROMPT, "max_tokens": 8}
+    answer = http.post(
+        "/v1/completions", json={**body, "alignment": {**RACE, "rewards": {reward: 1}}}
+    )
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "alignment.race"
