@@ -1,9 +1,9 @@
-"""Optimal stopping of best-of-16 on the tiny demo: ground-truth reward per token drawn.
+"""Optimal stopping and races of best-of-16 on the tiny demo: ground-truth reward per token drawn.
 
 Best-of-16 answers each held-out prompt with a trace. Since a seed fixes the candidates, the first n
 candidates of the trace give the answer of best-of-n: the curve of plain best-of-n. Each policy with
-``stop`` is compared with best-of-16 and with the curve at the same share of tokens, prompt by
-prompt: mean differences of the reward, with 95 % intervals.
+``stop`` or ``race`` is compared with best-of-16 and with the curve at the same share of tokens,
+prompt by prompt: mean differences of the reward, with 95 % intervals.
 
     python benchmarks/adaptive.py --prompts 256 --output adaptive.json
 """
@@ -35,6 +35,7 @@ STOPS: dict[str, dict[str, float]] = {
 }
 """Stop rules; scores are in standard deviations of the reward, around its mean."""
 AT_ONCE = (1, 4, 16)
+RACES = {f"race, δ = {delta:g}": {"delta": delta} for delta in (0.001, 0.003, 0.01, 0.03)}
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Client:
         answer = Answer(
             sentiment_gold(prompt, text),
             report["candidate_tokens"],
-            report["candidates"],
+            report.get("draws", {}).get("made", MOST),
             seconds,
             text,
         )
@@ -157,6 +158,9 @@ async def measure(base_url: str, prompts: Sequence[str], concurrency: int) -> di
             texts.append([answer.text for answer in answers])
         differ = sum(len(set(same)) > 1 for same in zip(*texts, strict=True))
         rows[f"{name}, {AT_ONCE[-1]} at once"]["answers_that_differ"] = differ
+    for name, race in RACES.items():
+        answers = [answer for answer, _ in await client.answers(prompts, race=race)]
+        rows[name] = row(answers, curve) | {"seconds": mean_seconds(answers)}
     return rows
 
 
