@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+from intervals import mean_ci
 from server import Server
 
 from cdserve.demo.tiny import DEMO_DIR, PROMPTS_PATH
@@ -100,11 +101,6 @@ def best_of(n: int, prompt: str, candidates: Sequence[dict[str, Any]]) -> Answer
     best = max(first, key=lambda candidate: candidate["score"])
     tokens = sum(candidate["tokens"] for candidate in first)
     return Answer(sentiment_gold(prompt, best["text"]), tokens, n, math.nan, best["text"])
-
-
-def mean_ci(values: Sequence[float]) -> tuple[float, float]:
-    """Mean, and half its 95 % interval."""
-    return statistics.fmean(values), 1.96 * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def on_curve(curve: Sequence[Sequence[Answer]], tokens: float) -> list[float]:

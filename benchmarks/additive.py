@@ -26,11 +26,11 @@ from typing import Any, NamedTuple
 
 import additive_reward as grammar
 import numpy as np
-from frontier import written
+from demos import demo
+from intervals import mean_ci
 from length import Floats, equal_n, n_at_kl
 from models import machine
 from openai import AsyncOpenAI
-from quality import mean_ci
 from server import Server
 
 from cdserve.evaluation.curves import best_of_n_mean
@@ -176,7 +176,7 @@ def settings(folder: Path) -> Path:
         **{"kv_cache_memory_bytes": 512 << 20, "max_num_seqs": 256},
     }
     changes: dict[str, Any] = {"model": str(folder), "playground": False, "engine": engine}
-    return written(rewards=rewards, default_reward="value", **changes)
+    return demo("tiny").settings(rewards=rewards, default_reward="value", **changes)
 
 
 async def measure(base_url: str, args: argparse.Namespace) -> dict[str, Any]:

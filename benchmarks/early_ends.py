@@ -9,20 +9,25 @@ decisions, with 95 % intervals over prompts. Differences are paired by prompt, a
     python benchmarks/early_ends.py --prompts 256 --output benchmarks/results/early_ends.json
 """
 
+import argparse
 import asyncio
+import json
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from frontier import arguments, held_out, write
+from demos import demo
+from intervals import mean_ci
+from models import machine
 from openai import AsyncOpenAI
-from quality import MAX_TOKENS, mean_ci
 from server import Server
 
 from cdserve.demo.tiny import DEMO_DIR
 from cdserve.demo.tiny.reward import sentiment_gold
 
+MAX_TOKENS = 192
 GAINS: tuple[float | str, ...] = (0.0, "auto", 0.1, 0.2)
 SHAPES = ((8, 32), (4, 32), (8, 16), (4, 16))
 """K and M."""
@@ -120,11 +125,19 @@ def show(name: str, made: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    args = arguments(__doc__, plots=False)
-    prompts = held_out(args.prompts)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--prompts", type=int, default=256)
+    parser.add_argument("--concurrency", type=int, default=16, help="requests at once")
+    parser.add_argument("--output", type=Path, help="JSON file for the figures")
+    args = parser.parse_args()
+    prompts = demo("tiny").prompts(True)[: args.prompts]
     with Server(DEMO_DIR / "cdserve.yaml") as server:
         made = asyncio.run(measure(server.base_url, prompts, args.concurrency))
-    write(args, prompts, policies=made)
+    if args.output:
+        setting = {"prompts": len(prompts), "max_tokens": MAX_TOKENS, "machine": machine()}
+        args.output.write_text(json.dumps({**setting, "policies": made}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

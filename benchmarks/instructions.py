@@ -26,9 +26,9 @@ from typing import Any, NamedTuple
 
 import yaml
 from instructions_reward import ENVIRONMENT, PROMPTS, examples, followed
+from intervals import mean_ci
 from models import machine
 from openai import AsyncOpenAI
-from quality import mean_ci
 from server import Server
 
 from cdserve import demo
