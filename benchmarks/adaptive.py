@@ -36,7 +36,11 @@ STOPS: dict[str, dict[str, float]] = {
 }
 """Stop rules; scores are in standard deviations of the reward, around its mean."""
 AT_ONCE = (1, 4, 16)
-RACES = {f"race, δ = {delta:g}": {"delta": delta} for delta in (0.001, 0.003, 0.01, 0.03)}
+GIVING_UP: dict[str, dict[str, Any]] = {
+    **{f"race, δ = {delta:g}": {"race": {"delta": delta}} for delta in (0.003, 0.01, 0.03, 0.06)},
+    "speculative, α = 0.5": {"method": "speculative_rejection", "alpha": 0.5, "m": 16},
+}
+"""Policies that give up responses before their end."""
 
 
 @dataclass(frozen=True)
@@ -154,8 +158,8 @@ async def measure(base_url: str, prompts: Sequence[str], concurrency: int) -> di
             texts.append([answer.text for answer in answers])
         differ = sum(len(set(same)) > 1 for same in zip(*texts, strict=True))
         rows[f"{name}, {AT_ONCE[-1]} at once"]["answers_that_differ"] = differ
-    for name, race in RACES.items():
-        answers = [answer for answer, _ in await client.answers(prompts, race=race)]
+    for name, policy in GIVING_UP.items():
+        answers = [answer for answer, _ in await client.answers(prompts, **policy)]
         rows[name] = row(answers, curve) | {"seconds": mean_seconds(answers)}
     return rows
 
