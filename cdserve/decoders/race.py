@@ -58,8 +58,8 @@ def win_chances(scores: Sequence[float], ended: Sequence[bool], deviation: float
     """Probability that each candidate has the highest final score.
 
     The final scores of unfinished candidates are independent and normal around the present scores:
-    ∫ φ(x - z_i) Π_j Φ(x - z_j) dx over the other unfinished candidates j, where x is above the
-    highest final score of those that have ended; z is the score in standard deviations.
+    ∫ φ(x - z_i) Π_j Φ(x - z_j) dx, with j over the other unfinished candidates, x above the highest
+    final score so far, and z the score in standard deviations.
 
     Args:
         scores: present scores.
