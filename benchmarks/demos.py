@@ -57,9 +57,9 @@ class Demo:
     prompts: Callable[[bool], list[str]]
 
     def settings(self, **changes: Any) -> Path:
-        """A file of the demo's settings with changes, without presets and members."""
+        """A file of the demo's settings with changes, without presets, members and playground."""
         settings = yaml.safe_load((self.folder / "cdserve.yaml").read_text())
-        settings |= {"model": str(self.model), "members": {}, "presets": {}}
+        settings |= {"model": str(self.model), "members": {}, "presets": {}, "playground": False}
         path = Path(tempfile.mkdtemp(prefix="cdserve-bench-")) / "cdserve.yaml"
         path.write_text(yaml.safe_dump(settings | changes))
         return path
