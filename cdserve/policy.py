@@ -222,6 +222,11 @@ class Policy(RewardedMethod):
         return self.scores_prefixes
 
     @property
+    def keeps_several(self) -> bool:
+        """Whether the search may continue several prefixes at once."""
+        return False
+
+    @property
     def outlook_field(self) -> str | None:
         """Field whose value requires ``Proposal.outlook``; None if none does."""
         return None

@@ -197,7 +197,8 @@ class Report(TypedDict):
     kl: KL
     """KL divergence of the response's distribution from the base model's."""
     ends: NotRequired[Ends]
-    """Decisions between ended and unfinished candidates; present for methods that select blocks."""
+    """Decisions between ended and unfinished candidates; present for searches that select blocks
+    and continue from one of them."""
     sampling: NotRequired[UsedSampling]
     """Sampling parameters that replaced those of the request; present if any were replaced, because
     the request has temperature 0 and the policy has `sampling`."""

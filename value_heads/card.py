@@ -104,6 +104,9 @@ def _remaining(rewards: dict[str, RewardReport]) -> list[str]:
         rows = {
             "tokens to come, mean": [f"{rest.tokens:.1f}" for rest in rests],
             "reward - value, standard deviation": [_number(rest.deviation) for rest in rests],
+            "later change of the value, standard deviation": [
+                _number(rest.change) for rest in rests
+            ],
             **{
                 f"gain of the best of {n}": [_number(rest.gains[i]) for rest in rests]
                 for i, n in enumerate(GAIN_SIZES)

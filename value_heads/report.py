@@ -74,6 +74,7 @@ class Remaining:
         prefixes: number of prefixes.
         tokens: mean number of tokens still to come.
         deviation: standard deviation of reward - value, in reward units.
+        change: standard deviation of the value's change up to the last token, in reward units.
         gains: mean of reward - value for the best of n = 1, 2, 4, ..., 64 prefixes by the change of
             their value up to the last token, in reward units: what best-of-n by the final value
             adds. Of the sixteenth of the prefixes with the highest values, which a search holds.
@@ -84,6 +85,7 @@ class Remaining:
     prefixes: int
     tokens: float
     deviation: float
+    change: float
     gains: tuple[float, ...]
 
 
@@ -361,6 +363,7 @@ def _remaining(data: _Measurements, output: int) -> Iterator[Remaining]:
             prefixes=int(inside.sum()),
             tokens=float((lengths - data.number)[inside].double().mean()),
             deviation=float(residual[inside].std(correction=0)),
+            change=float(change[inside].std(correction=0)),
             gains=_gains(residual[inside][highest], change[inside][highest]),
         )
 

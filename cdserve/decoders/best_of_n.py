@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from cdserve import kl
 from cdserve.decoders.candidate import Decision, Proposal
 from cdserve.decoders.race import Race
 from cdserve.decoders.registry import decoder
@@ -14,16 +15,9 @@ from cdserve.decoders.search import search
 from cdserve.decoders.selection import rule
 from cdserve.decoders.stopping import best_of, stop_rule
 from cdserve.decoders.width import WidthField
-from cdserve.errors import PolicyError
+from cdserve.errors import PolicyError, safe_repr
 from cdserve.policy import FIELD, Guard, Limits, SelectingPolicy, Stop
 from cdserve.policy import Race as RaceParameters
-
-_RACE_EXCLUDES = {
-    "stop": "which compares finished responses only",
-    "at_once": "since all responses start together",
-    "kl_budget": "which limits searches that keep a single response",
-}
-"""Why a field cannot be combined with ``race``."""
 
 
 class BestOfNPolicy(WidthField, SelectingPolicy):
@@ -47,7 +41,7 @@ class BestOfNPolicy(WidthField, SelectingPolicy):
         default=None,
         description="Which responses are given up before their end; none if absent. Requires the "
         "selection argmax and value heads with figures on held-out responses, and cannot be "
-        "combined with `stop`, `at_once` or `kl_budget`.",
+        "combined with `stop` or `at_once`.",
     )
     threshold: Guard | None = Field(
         default=None,
@@ -68,6 +62,10 @@ class BestOfNPolicy(WidthField, SelectingPolicy):
         return self.race is not None
 
     @property
+    def keeps_several(self) -> bool:
+        return self.race is not None
+
+    @property
     def outlook_field(self) -> str | None:
         return "race" if self.race is not None else None
 
@@ -77,19 +75,8 @@ class BestOfNPolicy(WidthField, SelectingPolicy):
 
     def check_limits(self, limits: Limits) -> None:
         super().check_limits(limits)
-        for field in ("stop", "at_once", "kl_budget"):
-            if self.race is not None and getattr(self, field) is not None:
-                raise PolicyError(
-                    f"{FIELD}.race",
-                    f"cannot be combined with {field!r}, {_RACE_EXCLUDES[field]}",
-                    reason="combination",
-                )
-        if self.race is not None and self.selection != "argmax":
-            raise PolicyError(
-                f"{FIELD}.race",
-                "cannot be combined with another selection than 'argmax', whose winner it predicts",
-                reason="combination",
-            )
+        if self.race is not None:
+            self._check_race(self.race)
         if self.stop is not None and self.selection != "argmax":
             raise PolicyError(
                 f"{FIELD}.stop",
@@ -98,10 +85,42 @@ class BestOfNPolicy(WidthField, SelectingPolicy):
                 reason="combination",
             )
 
+    def _check_race(self, race: RaceParameters) -> None:
+        """Checks the fields that a race cannot be combined with."""
+        problems = {
+            "stop": (self.stop is not None, "which compares finished responses only"),
+            "at_once": (self.at_once is not None, "since all responses start together"),
+            "selection": (self.selection != "argmax", "unless it is 'argmax'"),
+            "threshold.on_reject": (
+                self.threshold is not None and self.threshold.on_reject == "refuse",
+                "unless it is 'best' or 'error': a stream has begun before the final score",
+            ),
+            "kl_budget": (
+                self.kl_budget is not None
+                and (self.proposal is not None or kl.best_of_n_bound(self.n) > self.kl_budget),
+                f"unless it allows the KL bound of n = {self.n}, "
+                f"{kl.best_of_n_bound(self.n):.3g} nats, and there is no proposal",
+            ),
+        }
+        for field, (excluded, why) in problems.items():
+            if excluded:
+                raise PolicyError(
+                    f"{FIELD}.race",
+                    f"cannot be combined with {field!r} {why}",
+                    reason="combination",
+                )
+        if self.n > 1 and race.delta >= 1 / self.n:
+            raise PolicyError(
+                f"{FIELD}.race.delta",
+                f"is {safe_repr(race.delta)}; it must be below 1 / n = {1 / self.n:g}, the "
+                "probability of each of n equal responses",
+                reason="combination",
+            )
+
 
 @decoder("best_of_n")
 class BestOfN:
-    """The search with M = ∞, so that the first decision is the last."""
+    """The search with M = ∞; with ``stop`` or ``at_once`` one response after another."""
 
     policy = BestOfNPolicy
 
@@ -111,8 +130,9 @@ class BestOfN:
     ) -> AsyncGenerator[Decision, None]:
         async with aclosing(_decisions(policy, proposal, seed)) as decisions:
             async for decision in decisions:
-                if policy.threshold is not None:
-                    accepted = decision.score.total >= policy.threshold.score
+                if policy.threshold is not None and decision.candidate.finish_reason is not None:
+                    score = decision.score
+                    accepted = not score.failed and score.total >= policy.threshold.score
                     decision = replace(decision, accepted=accepted)
                 yield decision
 

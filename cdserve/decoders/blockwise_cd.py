@@ -28,7 +28,6 @@ class BlockwiseCDPolicy(SelectingPolicy):
         ge=1,
         description="Prefixes kept, each continued by k blocks; the best finished one is returned.",
     )
-
     continuation_gain: Literal["auto"] | Annotated[float, Field(ge=0, le=1e12)] = Field(
         default=0.0,
         description="Added to the score of unfinished candidates in decisions in which others have "
@@ -53,6 +52,10 @@ class BlockwiseCDPolicy(SelectingPolicy):
         if gain == "auto" and info.data.get("selection", "argmax") != "argmax":
             raise ValueError("it must be a number unless selection is 'argmax'")
         return gain
+
+    @property
+    def keeps_several(self) -> bool:
+        return self.beam_width > 1
 
     @property
     def outlook_field(self) -> str | None:

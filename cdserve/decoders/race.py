@@ -19,17 +19,18 @@ _LOG_BELOW = np.log([0.5 * math.erfc(-x / math.sqrt(2.0)) for x in _NORMAL])
 
 
 class Race(OrderDependentRule):
-    """Keeps the candidates that may still end as the best, and the favourite alone if it is sure.
+    """Keeps the candidates that may still end as the best, or only a favourite that is nearly sure.
 
     The final score of a candidate is taken as normal around its present score. A candidate whose
-    probability of the highest final score is below δ is given up; all others are once it is above
-    1 - δ. Each kept candidate has one continuation, so the response is one of the i.i.d. responses
-    started: best-of-n's bound holds for their number, and later rounds add nothing to it.
+    probability of the highest final score is below δ is given up. If one candidate's probability
+    exceeds 1 - δ, all others are given up. Each kept candidate has one continuation, so the
+    response is one of the i.i.d. responses started: best-of-n's bound holds for their number, and
+    later rounds add nothing to it.
 
     Args:
         delta: δ, from 0 to 1.
-        deviation: standard deviation of the final score from the present one by the number of
-            tokens of an unfinished candidate.
+        deviation: maps the length of an unfinished candidate, in tokens, to the standard deviation
+            of its final score.
     """
 
     def __init__(self, delta: float, deviation: Callable[[int], float]) -> None:
@@ -40,12 +41,9 @@ class Race(OrderDependentRule):
         """Indices of the candidates kept, by their scores."""
         ended = [prefix[-1].finish_reason is not None for prefix in prefixes]
         # All unfinished candidates have the same length.
-        lengths = {
-            sum(len(block.token_ids) for block in prefix)
-            for prefix, end in zip(prefixes, ended, strict=True)
-            if not end
-        }
-        deviation = max(map(self._deviation, lengths), default=0.0)
+        unfinished = (prefix for prefix, end in zip(prefixes, ended, strict=True) if not end)
+        tokens = sum(len(block.token_ids) for block in next(unfinished, ()))
+        deviation = self._deviation(tokens) if tokens else 0.0
         chances = win_chances(scores, ended, deviation)
         favourite = max(range(len(chances)), key=chances.__getitem__)
         if chances[favourite] > 1.0 - self._delta:
@@ -70,7 +68,7 @@ def win_chances(scores: Sequence[float], ended: Sequence[bool], deviation: float
     if all(ended) or deviation == 0.0:
         return [float(i == scores.index(top)) for i in range(len(scores))]
     z, final = (np.array(scores) - top) / deviation, np.array(ended)
-    x = np.linspace(-_REACH, _REACH, _STEPS)[:, None]
+    x = _NORMAL[:, None]
     log_below = _log_below(x - z[~final])
     density = np.exp(log_below.sum(1, keepdims=True) - log_below - (x - z[~final]) ** 2 / 2)
     chances = np.zeros(len(z))
@@ -85,6 +83,6 @@ def win_chances(scores: Sequence[float], ended: Sequence[bool], deviation: float
 
 
 def _log_below(x: Floats) -> Floats:
-    """log Φ(x); at most that of the reach of the table."""
+    """log Φ(x), with x clamped to ±``_REACH``."""
     log_below: Floats = np.interp(x, _NORMAL, _LOG_BELOW)
     return log_below

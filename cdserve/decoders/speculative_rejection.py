@@ -31,6 +31,10 @@ class SpeculativeRejectionPolicy(WidthField, SearchPolicy):
     width_field: ClassVar[str] = "n"
     width_limit: ClassVar[str] = "max_n"
 
+    @property
+    def keeps_several(self) -> bool:
+        return True
+
 
 class DropFraction(KeepSeveral):
     """Drops a share of the prefixes in each round, and keeps at least one.

@@ -100,7 +100,7 @@ class AlignmentContext:
             policy.budget,
             policy.deadline_ms,
             self.sampling,
-            policy.compares_prefixes,
+            policy.compares_prefixes and not policy.keeps_several,
         )
         self.reports[prompt, choice] = added
         metrics.count_response(added, decisions)

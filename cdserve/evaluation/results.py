@@ -141,7 +141,8 @@ def _fits(
 
 def is_best_of_n(policy: Mapping[str, Any]) -> bool:
     """Whether the candidates are i.i.d. draws of the base, so that best-of-n theory applies."""
-    return policy["method"] == "best_of_n" and not (policy.get("proposal") or policy.get("stop"))
+    changes = ("proposal", "stop", "race")
+    return policy["method"] == "best_of_n" and not any(map(policy.get, changes))
 
 
 def _curve(records: Records, figures: Mapping[str, Figures]) -> list[CurvePoint]:

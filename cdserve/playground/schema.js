@@ -43,6 +43,7 @@ const FIRST = {
   beta: 0.5,
   softmax: 0.2,
   gain_per_token: 0.001,
+  delta: 0.01,
 };
 
 /** A value to begin with: constants, numbers, and objects with what they require. */

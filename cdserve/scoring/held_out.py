@@ -36,7 +36,7 @@ class HeldOut:
             outlooks = [
                 Outlook(
                     tokens=float(bucket["tokens"]),
-                    deviation=float(bucket["deviation"]),
+                    deviation=float(bucket["change"]),
                     gains=[float(gain) for gain in bucket["gains"]],
                 )
                 for bucket in buckets

@@ -203,8 +203,8 @@ def objective(
         if policy.compares_prefixes and not rewards[name].prefixes:
             raise PolicyError(
                 f"{FIELD}.rewards.{name}",
-                f"scores finished responses only, and {policy.method!r} scores prefixes; use it "
-                "with a method that compares finished responses, such as 'best_of_n'",
+                f"scores finished responses only, and this policy of method {policy.method!r} "
+                "scores prefixes; use it with 'best_of_n' without 'race'",
                 reason="combination",
             )
     return Objective(weights, {name: rewards[name] for name in weights}, details)

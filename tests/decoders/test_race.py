@@ -57,13 +57,12 @@ class TestChances:
         scores, spread = [0.0, 0.4, -0.3], 0.5
         x = np.linspace(-4, 4, 161)
         density = [np.exp(-(((x - s) / spread) ** 2) / 2) for s in scores]
-        a, b, c = np.ix_(*density)
-        joint = a * b * c
-        first = np.meshgrid(x, x, x, indexing="ij")
-        top = np.argmax(np.stack(first), axis=0)
-        # Where two numbers of the grid are equal the first counts, a bias of half a step.
-        expected = [joint[top == i].sum() / joint.sum() for i in range(3)]
-        assert win_chances(scores, [False] * 3, spread) == pytest.approx(expected, abs=0.02)
+        joint = math.prod(np.ix_(*density))
+        final = np.stack(np.meshgrid(x, x, x, indexing="ij"))
+        highest = final == final.max(0)
+        shares = highest / highest.sum(0)  # equal numbers of the grid share the win
+        expected = [(joint * share).sum() / joint.sum() for share in shares]
+        assert win_chances(scores, [False] * 3, spread) == pytest.approx(expected, abs=1e-3)
 
     @given(SCORES, st.floats(0.01, 10), st.data())
     def test_chances_sum_to_one_in_the_order_of_unfinished_scores(
@@ -161,7 +160,9 @@ class TestPolicy:
         [
             {"stop": {"threshold": 1.0}},
             {"at_once": 2},
-            {"kl_budget": 1.0},
+            {"kl_budget": 0.2},
+            {"kl_budget": 9.0, "proposal": {"method": "tokenwise_cd", "beta": 1.0}},
+            {"threshold": {"score": 0.0, "on_reject": "refuse"}},
             {"selection": {"softmax": 1.0}},
         ],
     )
@@ -169,6 +170,15 @@ class TestPolicy:
         with pytest.raises(PolicyError) as error:
             policy(**fields).check_limits(Limits())
         assert error.value.param == "alignment.race"
+
+    @pytest.mark.parametrize("delta", [0.4, 1 / 3])
+    def test_delta_of_equal_chances_or_more_is_refused(self, delta: float) -> None:
+        with pytest.raises(PolicyError, match=r"must be below 1 / n = 0\.333") as error:
+            policy(race={"delta": delta}).check_limits(Limits())
+        assert error.value.param == "alignment.race.delta"
+
+    def test_budget_of_the_bound_of_n_is_accepted(self) -> None:
+        policy(kl_budget=kl.best_of_n_bound(3)).check_limits(Limits())
 
     def test_race_compares_prefixes_by_figures_of_the_head(self) -> None:
         assert policy().compares_prefixes

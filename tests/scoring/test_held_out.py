@@ -49,7 +49,7 @@ class TestHeldOut:
         held_out = HeldOut.read(HEAD_DIR, "sentiment")
         assert held_out is not None
         after_32 = held_out.at(32)
-        assert 0.2 < after_32.deviation < 0.3
+        assert 0.15 < after_32.deviation < 0.3
         assert list(after_32.gains) == sorted(after_32.gains)
         assert -0.1 < after_32.gains[0] < 0 < after_32.gains[-1] < 0.3
         assert 30 < after_32.tokens < 45

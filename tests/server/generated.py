@@ -87,17 +87,31 @@ shared = {
 searching = {**shared, "proposal": st.one_of(tilts, mixes)}
 budgets = {"kl_budget": st.floats(0, 5), "selection": selections}
 few = st.integers(1, 3)
+sparing = {
+    "stop": st.one_of(
+        fields({"gain_per_token": st.floats(0, 0.1)}, {}), fields({"threshold": numbers}, {})
+    ),
+    "at_once": few,
+    "race": fields({"delta": st.floats(0.001, 0.4)}, {"every": st.integers(1, 8)}),
+    "threshold": fields(
+        {"score": numbers}, {"on_reject": st.sampled_from(["best", "refuse", "error"])}
+    ),
+}
+"""Fields of best-of-n; some exclude each other."""
 policies = st.one_of(
     st.just({"method": "none"}),
     st.sampled_from(["safe", "best-of-4", "away", "nothing"]),
-    fields({"method": st.just("best_of_n"), "n": few}, {**searching, **budgets}),
+    fields({"method": st.just("best_of_n"), "n": few}, {**searching, **budgets, **sparing}),
     fields(
         {
             "method": st.just("blockwise_cd"),
             "k": st.one_of(few, st.lists(few, min_size=1, max_size=3)),
             "m": st.integers(1, 8),
         },
-        {**searching, **budgets, "beam_width": st.integers(1, 2)},
+        {
+            **{**searching, **budgets, "beam_width": st.integers(1, 2)},
+            "continuation_gain": st.one_of(st.just("auto"), st.floats(0, 2)),
+        },
     ),
     fields({"method": st.just("best_of_poisson"), "mu": st.floats(0, 1)}, searching),
     fields(

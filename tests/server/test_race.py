@@ -34,6 +34,14 @@ def test_race_is_reproduced_by_its_seed_and_streams(client: OpenAI) -> None:
     assert chunks[-1].alignment["candidates"] == answer.alignment["candidates"]
 
 
+@pytest.mark.parametrize("threshold", [-0.9, 0.9])
+def test_guard_judges_the_final_score_of_a_race(client: OpenAI, threshold: float) -> None:
+    policy = {**RACE, "threshold": {"score": threshold}}
+    report = complete(client, policy, **FIELDS).alignment
+    assert report["decisions"] > 1
+    assert report["accepted"] == (report["score"] >= threshold)
+
+
 @pytest.mark.parametrize("reward", ["brevity", "sentiment_gold"])
 def test_race_by_a_reward_without_figures_is_refused(http: httpx2.Client, reward: str) -> None:
     body: dict[str, Any] = {"model": "demo", "prompt": PROMPT, "max_tokens": 8}

@@ -146,12 +146,14 @@ class TestExactValues:
         assert rest.tokens == pytest.approx((800 * 1.8 + 640 * 1) / 1440)
         expected = math.sqrt((800 * 0.4284 + 640 * 0.21) / 1440)
         assert rest.deviation == pytest.approx(expected, abs=1e-6)
+        assert rest.change == pytest.approx(expected, abs=1e-6)
         assert rest.gains == pytest.approx([0.7 - 0.7**n for n in GAIN_SIZES], abs=1e-6)
 
     def test_value_that_falls_as_the_reward_rises_has_negative_gains(self) -> None:
         (rest,) = measure(value_head(lambda s: -value(s)), [rollouts()]).rewards["r"].remaining
         assert list(rest.gains) == sorted(rest.gains, reverse=True)
         assert rest.gains[-1] < rest.gains[0]
+        assert rest.deviation > rest.change
 
     def test_card_lists_the_rest_after_unfinished_prefixes(self, exact: HeadReport) -> None:
         assert "| tokens to come, mean | 1.4 |" in markdown(exact)
