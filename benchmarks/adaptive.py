@@ -5,7 +5,7 @@ candidates of the trace give the answer of best-of-n: the curve of plain best-of
 ``stop`` or ``race`` is compared with best-of-16 and with the curve at the same share of tokens,
 prompt by prompt: mean differences of the reward, with 95 % intervals.
 
-    python benchmarks/adaptive.py --prompts 256 --output adaptive.json
+    python benchmarks/adaptive.py --prompts 128 --output benchmarks/results/adaptive.json
 """
 
 import argparse
@@ -22,6 +22,7 @@ from typing import Any
 
 import httpx2
 from intervals import mean_ci
+from models import machine
 from server import Server
 
 from cdserve.demo.tiny import DEMO_DIR, PROMPTS_PATH
@@ -188,8 +189,8 @@ def main() -> None:
             f"  {cells[1]}  {cells[2]}  {figures.get('seconds', math.nan):.2f}"
         )
     if args.output is not None:
-        content = {"prompts": len(prompts), "policies": rows}
-        args.output.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        content = {"prompts": len(prompts), "machine": machine(), "policies": rows}
+        args.output.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

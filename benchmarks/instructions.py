@@ -108,7 +108,7 @@ class Experiment:
         """Shares of plain draws, [prompts, size]."""
         slots = self._slots(size)
 
-        async def draws(prompt: str) -> list[float]:
+        async def draws(prompt: str) -> tuple[float, float]:
             async with slots:
                 completion = await self._complete(prompt, "pool", size, {})
             return [followed(prompt, choice.message.content) for choice in completion.choices]
