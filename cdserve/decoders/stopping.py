@@ -20,14 +20,14 @@ _MEAN_WEIGHT = 1
 """Weight of the prior mean, in scores."""
 _FREEDOM = 4
 """Degrees of freedom of the prior variance."""
-_FEWEST = 5
+_MIN_SCORES = 5
 """Scores that an estimate without a prior requires."""
 
 
 class StopRule(Protocol):
     """Decides when enough candidates have been drawn."""
 
-    def enough(self, scores: Sequence[float], tokens: Sequence[int]) -> bool:
+    def should_stop(self, scores: Sequence[float], tokens: Sequence[int]) -> bool:
         """Whether to stop after the candidates with these scores and lengths, in order drawn."""
         ...
 
@@ -38,7 +38,7 @@ class AtThreshold:
 
     threshold: float
 
-    def enough(self, scores: Sequence[float], tokens: Sequence[int]) -> bool:
+    def should_stop(self, scores: Sequence[float], tokens: Sequence[int]) -> bool:
         return max(scores) >= self.threshold
 
 
@@ -54,7 +54,7 @@ class ByGain:
     gain_per_token: float
     variance: float | None = None
 
-    def enough(self, scores: Sequence[float], tokens: Sequence[int]) -> bool:
+    def should_stop(self, scores: Sequence[float], tokens: Sequence[int]) -> bool:
         return expected_gain(scores, self.variance) < self.gain_per_token * fmean(tokens)
 
 
@@ -80,20 +80,22 @@ def expected_gain(scores: Sequence[float], variance: float | None = None) -> flo
     Returns:
         The expected gain; ∞ without a prior if there are too few scores or all are equal.
     """
+    size = max(1.0, *map(abs, scores))  # sums of squares of large scores would overflow
+    scores = [score / size for score in scores]
     count, mean = len(scores), fmean(scores)
     squares = math.fsum((score - mean) * (score - mean) for score in scores)
     if variance is None:
-        if count < _FEWEST or max(scores) == min(scores):
+        if count < _MIN_SCORES or max(scores) == min(scores):
             return math.inf
         centre, weight, freedom = mean, count, count - 1
     else:
         weight, freedom = count + _MEAN_WEIGHT, count + _FREEDOM
         centre = count * mean / weight
-        squares += _FREEDOM * variance + _MEAN_WEIGHT * mean * centre
+        squares += _FREEDOM * (variance / size / size) + _MEAN_WEIGHT * mean * centre
     if squares == 0.0:  # smaller than a float
         return math.inf
     scale = math.sqrt(squares / freedom * (1.0 + 1.0 / weight))
-    return scale * t_excess((max(scores) - centre) / scale, freedom)
+    return size * scale * t_excess((max(scores) - centre) / scale, freedom)
 
 
 def t_excess(z: float, freedom: int) -> float:
@@ -262,7 +264,7 @@ class _Draws:
             if self.stop is not None:
                 totals = [score.total for score in self.scores]
                 lengths = [len(one.token_ids) for one in self.candidates]
-                self._stopped = self.stop.enough(totals, lengths)
+                self._stopped = self.stop.should_stop(totals, lengths)
 
 
 def _ranks(

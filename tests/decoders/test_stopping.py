@@ -157,7 +157,7 @@ class TestExpectedGain:
     def test_one_score_suffices_with_a_prior(self) -> None:
         assert 0 < expected_gain([2.0], 1.0) < expected_gain([0.0], 1.0) < math.inf
 
-    @pytest.mark.parametrize("size", [1e-200, 1e200])
+    @pytest.mark.parametrize("size", [1e-200, 1e154, 1e200, 8e307])
     @pytest.mark.parametrize("variance", [None, 0.0, 1e-300])
     def test_gain_of_extreme_scores_is_a_number(self, size: float, variance: float | None) -> None:
         gain = expected_gain([0.0, size, 0.0, size, 2 * size], variance)
@@ -219,7 +219,7 @@ class TestOrder:
             assert len({len(decision.candidates) for decision in decisions}) == 1
             assert len({decision.candidate.token_ids for decision in decisions}) == 1
             if len(decisions[0].candidates) < 12:
-                assert stop.enough(scores[: len(decisions[0].candidates)], [10])
+                assert stop.should_stop(scores[: len(decisions[0].candidates)], [10])
 
     def test_one_at_a_time_draws_nothing_after_the_stop(self) -> None:
         proposal = Timed([0.0, 1.0, 2.0])
