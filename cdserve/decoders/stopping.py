@@ -6,7 +6,7 @@ estimated per prompt (as in AdaBoN, arXiv 2505.12050).
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Protocol
@@ -143,6 +143,10 @@ async def best_of(
     So the response depends on the candidates alone, and not on what runs at the same time. The
     candidates after the one at which the rule stops are abandoned.
 
+    The rule does not see a candidate with a failed reward, whose score is not comparable, or one
+    that the deadline cut short. Once the deadline has passed, the rule no longer stops: the best of
+    all candidates drawn is selected.
+
     Args:
         proposal: draws and scores candidates.
         n: most candidates.
@@ -159,12 +163,12 @@ async def best_of(
         steering = max(0.0, budget - kl.best_of_n_bound(allowed))
     draws = _Draws(proposal, allowed, at_once, stop, steering)
     await draws.run()
+    await draws.make_comparable()
     ranks = _ranks(select, draws.candidates, draws.scores)
     chosen = select.choose(ranks)
     assert chosen is not None
-    candidates = [_ended(candidate) for candidate in draws.candidates]
     decision = Decision(
-        candidates=candidates,
+        candidates=draws.candidates,
         scores=draws.scores,
         chosen=chosen,
         tie=ranks.count(max(ranks)) > 1,
@@ -172,10 +176,11 @@ async def best_of(
         kl_estimate=select.kl_bound(allowed),
         kl_estimator="bound",
         limited=allowed < n,
-        allowed=allowed,
+        # The deadline, not the rule, ends draws that are incomplete without a stop: no savings.
+        allowed=allowed if draws.stopped else len(draws.candidates),
         unused=draws.unused,
     )
-    if stop is None and len(candidates) == allowed:
+    if stop is None and len(draws.candidates) == allowed:
         logprob = decision.candidate.cumulative_logprob
         decision = replace(
             decision,
@@ -195,17 +200,18 @@ class _Draws:
     stop: StopRule | None
     steering: float | None
     candidates: list[Candidate] = field(default_factory=list)
-    """Candidates that the rule has seen, in the order in which they were begun."""
+    """Candidates considered so far, in the order in which they were begun."""
     scores: list[Score] = field(default_factory=list)
     """Scores of ``candidates``."""
+    stopped: bool = False
+    """Whether the rule has stopped the draws."""
     _drawn: dict[int, Candidate] = field(default_factory=dict)
     _scored: dict[int, Score] = field(default_factory=dict)
-    _score_by_key: dict[tuple[tuple[int, ...], str | None], Score] = field(default_factory=dict)
-    _stopped: bool = False
+    _score_by_key: dict[Hashable, Score] = field(default_factory=dict)
 
     @property
     def unused(self) -> list[Candidate]:
-        """Candidates that had begun when the rule stopped, and that it has not seen."""
+        """Candidates that had begun when the rule stopped, and that were not considered."""
         return [self._drawn[i] for i in sorted(self._drawn) if i >= len(self.candidates)]
 
     async def run(self) -> None:
@@ -219,7 +225,7 @@ class _Draws:
     async def _draw_all(self, group: asyncio.TaskGroup) -> None:
         running: dict[asyncio.Task[None], int] = {}
         begun = 0
-        while not self._stopped:
+        while not self.stopped:
             while begun < self.allowed and self._room(begun, len(running)):
                 if begun and self.proposal.deadline_passed:
                     break
@@ -246,25 +252,45 @@ class _Draws:
         return under_way < self.at_once
 
     async def _draw(self, index: int) -> None:
-        candidate = self._drawn[index] = await self.proposal.draw(index, self.steering)
-        if not self._stopped:
+        self._drawn[index] = await self.proposal.draw(index, self.steering)
+        if not self.stopped:
+            candidate = self._drawn[index] = _ended(self._drawn[index])
             (self._scored[index],) = await self.proposal.score([(candidate,)])
 
     def _consider(self) -> None:
-        """Shows scored candidates to the rule, in order.
+        """Considers scored candidates in order, until the rule stops.
 
         Equal candidates share the first one's score: computed again, it could differ in a last
         digit.
         """
-        while not self._stopped and (index := len(self.candidates)) in self._scored:
-            candidate = self._drawn[index]
-            key = candidate.token_ids, candidate.finish_reason
+        while not self.stopped and (index := len(self.candidates)) in self._scored:
+            candidate, score = self._drawn[index], self._scored[index]
+            if not score.failed:
+                score = self._score_by_key.setdefault(_key(candidate), score)
             self.candidates.append(candidate)
-            self.scores.append(self._score_by_key.setdefault(key, self._scored[index]))
-            if self.stop is not None:
-                totals = [score.total for score in self.scores]
-                lengths = [len(one.token_ids) for one in self.candidates]
-                self._stopped = self.stop.should_stop(totals, lengths)
+            self.scores.append(score)
+            self.stopped = self._should_stop()
+
+    def _should_stop(self) -> bool:
+        """Whether the rule stops after the finished candidates whose rewards have not failed."""
+        if self.stop is None or self.proposal.deadline_passed:
+            return False
+        considered = zip(self.candidates, self.scores, strict=True)
+        finished = [(c, score) for c, score in considered if not (c.cut or score.failed)]
+        return bool(finished) and self.stop.should_stop(
+            [score.total for _, score in finished], [len(c.token_ids) for c, _ in finished]
+        )
+
+    async def make_comparable(self) -> None:
+        """Scores all candidates again, in one call, if some rewards failed for some of them only.
+
+        A reward then has a value for all of them or fails for all, as in any other decision.
+        """
+        if len({score.failed for score in self.scores}) > 1:
+            unique = {_key(candidate): candidate for candidate in self.candidates}
+            scores = await self.proposal.score([(candidate,) for candidate in unique.values()])
+            score_by_key = dict(zip(unique, scores, strict=True))
+            self.scores = [score_by_key[_key(candidate)] for candidate in self.candidates]
 
 
 def _ranks(
@@ -277,5 +303,11 @@ def _ranks(
     return [-math.inf if c.cut else rank for c, rank in zip(candidates, ranks, strict=True)]
 
 
+def _key(candidate: Candidate) -> Hashable:
+    """Equal for candidates of the same tokens and finish reason."""
+    return candidate.token_ids, candidate.finish_reason
+
+
 def _ended(candidate: Candidate) -> Candidate:
+    """The candidate as a finished response."""
     return replace(candidate, finish_reason=candidate.finish_reason or "deadline")

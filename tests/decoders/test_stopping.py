@@ -58,6 +58,10 @@ class Timed:
         self.ending, self.all_ended = asyncio.Event(), asyncio.Event()
         self.all_ended.set()
         self.fails: set[int] = set()
+        self.cut: set[int] = set()
+        """Candidates that the deadline cuts short."""
+        self.scorings: list[Sequence[Candidate]] = []
+        """Candidates of each call of ``score``."""
         self.variance: float | None = None
 
     @property
@@ -83,6 +87,8 @@ class Timed:
         except TimeoutError:
             if index in self.fails:
                 raise ValueError(f"candidate {index}") from None
+            if index in self.cut:
+                return Candidate(token_ids=(index,) * 4, finish_reason=None, cut=True)
             return Candidate(token_ids=(index,) * 10, finish_reason="stop")
         finally:
             self.running -= 1
@@ -90,6 +96,7 @@ class Timed:
                 self.all_ended.set()
 
     async def score(self, prefixes: Sequence[Prefix]) -> Sequence[Score]:
+        self.scorings.append([prefix[0] for prefix in prefixes])
         totals = [self.totals[prefix[0].token_ids[0]] for prefix in prefixes]
         return [Score(total, {"r": total}) for total in totals]
 
@@ -262,6 +269,93 @@ class TestOrder:
     def test_one_candidate_is_drawn_if_the_deadline_has_passed_before(self) -> None:
         decision = asyncio.run(decide(Timed([0.1, 0.7], late=0), n=2))
         assert len(decision.candidates) == 1
+
+
+class TestDeadline:
+    def test_rule_does_not_stop_at_a_truncated_candidate(self) -> None:
+        proposal = Timed([0.9, 0.6, 0.1])
+        proposal.cut = {0}
+        decision = asyncio.run(decide(proposal, n=3, stop=AtThreshold(0.5)))
+        assert decision.candidate.token_ids[0] == decision.chosen == 1
+
+    def test_best_of_all_candidates_is_selected_after_the_deadline(self) -> None:
+        proposal = Timed([0.9, 0.6, 0.7], late=3)
+        proposal.cut = {0}
+        decision = asyncio.run(decide(proposal, n=8, at_once=3, stop=AtThreshold(0.5)))
+        assert decision.candidate.token_ids[0] == decision.chosen == 2
+        assert decision.kl_bound == kl.best_of_n_bound(8)
+
+    @pytest.mark.parametrize("stop", [None, AtThreshold(1.0)])
+    def test_tokens_saved_by_the_deadline_are_not_reported(self, stop: StopRule | None) -> None:
+        decision = asyncio.run(decide(Timed([0.1] * 8, late=2), n=8, stop=stop))
+        summary = report.report("best_of_n", [decision], trace=False)
+        assert summary["draws"] == {"made": 2, "allowed": 2}
+        assert summary["saved_tokens"] == 0
+
+    def test_truncated_candidate_is_scored_as_finished(self) -> None:
+        proposal = Timed([0.9], late=1)
+        proposal.cut = {0}
+        decision = asyncio.run(decide(proposal, n=4))
+        assert decision.candidate.finish_reason == "deadline"
+        assert proposal.scorings == [[decision.candidate]]
+
+
+class Failing(Timed):
+    """A proposal with a reward that fails for calls with a candidate of ``bad``.
+
+    Args:
+        bad: indices of the candidates.
+        base: whether ``on_failure`` is ``base``; else the other reward, -1 per candidate, decides.
+    """
+
+    def __init__(self, scores: Sequence[float], bad: set[int], base: bool = False) -> None:
+        super().__init__(scores)
+        self.bad, self.base = bad, base
+
+    async def score(self, prefixes: Sequence[Prefix]) -> Sequence[Score]:
+        scores = await super().score(prefixes)
+        if not any(prefix[0].token_ids[0] in self.bad for prefix in prefixes):
+            return [Score(s.total - 1.0, {**s.rewards, "other": -1.0}) for s in scores]
+        return [Score(0.0 if self.base else -1.0, {"other": -1.0}, ("r",)) for _ in scores]
+
+
+class TestFailedRewards:
+    def test_rule_does_not_stop_at_a_candidate_with_a_failed_reward(self) -> None:
+        proposal = Failing([0.2, 0.3, 0.9], {0, 1})
+        decision = asyncio.run(decide(proposal, n=8, stop=AtThreshold(-1.0)))
+        assert proposal.begun == [0, 1, 2]
+        assert len(decision.candidates) == 3
+
+    @pytest.mark.parametrize("stop", [None, AtThreshold(-0.5), ByGain(0.0)])
+    @pytest.mark.parametrize("base", [False, True])
+    def test_failed_reward_is_left_out_for_all_candidates(
+        self, stop: StopRule | None, base: bool
+    ) -> None:
+        proposal = Failing([0.1, 0.4, 0.6, 0.2], {1}, base)
+        decision = asyncio.run(decide(proposal, n=4, stop=stop))
+        assert {score.failed for score in decision.scores} == {("r",)}
+        assert len({score.total for score in decision.scores}) == 1
+        assert decision.chosen == 0
+
+    def test_reward_that_fails_once_decides_after_all(self) -> None:
+        proposal = Failing([0.1, 0.4, 0.6], {1})
+        score = proposal.score
+
+        async def recovering(prefixes: Sequence[Prefix]) -> Sequence[Score]:
+            if len(prefixes) > 1:
+                proposal.bad = set()
+            return await score(prefixes)
+
+        proposal.score = recovering  # type: ignore[method-assign]
+        decision = asyncio.run(decide(proposal, n=3))
+        assert decision.chosen == 2
+        assert not any(score.failed for score in decision.scores)
+
+    def test_reward_that_fails_for_all_candidates_is_computed_once(self) -> None:
+        proposal = Failing([0.1, 0.4], {0, 1})
+        decision = asyncio.run(decide(proposal, n=2))
+        assert len(proposal.scorings) == 2
+        assert decision.chosen == 0
 
 
 class TestDistribution:
