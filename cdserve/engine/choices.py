@@ -121,12 +121,18 @@ class SearchedChoice:
             return
         GUARD_REJECTIONS.labels(policy.method, policy.guard.on_reject).inc()
         if policy.guard.on_reject == "error":
+            score, lowest = _distinct(decision.score.total, policy.guard.score)
             raise VLLMUnprocessableEntityError(
-                f"the score of the response selected from {len(decision.candidates)} is "
-                f"{decision.score.total:.4g}; {FIELD}.threshold accepts scores from "
-                f"{policy.guard.score:g}",
+                f"the score of the response selected from {len(decision.candidates)} is {score}; "
+                f"{FIELD}.threshold accepts scores from {lowest}",
                 parameter=f"{FIELD}.threshold",
             )
+
+
+def _distinct(a: float, b: float) -> tuple[str, str]:
+    """Two different numbers with as many digits as tell them apart, at least 6."""
+    texts = ((f"{a:.{digits}g}", f"{b:.{digits}g}") for digits in range(6, 18))
+    return next(pair for pair in texts if pair[0] != pair[1])
 
 
 class SteeredChoice:
