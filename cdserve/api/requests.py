@@ -109,6 +109,15 @@ class AlignedRequestMixin(BaseModel):
         return "max_tokens" if newer is None else "max_completion_tokens"
 
     @property
+    def forces_tool_call(self) -> bool:
+        """Whether ``tool_choice`` forces a tool call, in the format of the request's API."""
+        choice = getattr(self, "tool_choice", None)
+        if not isinstance(choice, str):
+            # A named tool has a type; the Responses API's "allowed_tools" has a mode, too.
+            choice = getattr(choice, "mode", getattr(choice, "type", None))
+        return choice not in (None, "none", "auto")
+
+    @property
     def output_only(self) -> Mapping[str, Any]:
         """Fields in use that consider only the tokens of the output, with their values."""
         values = {name: getattr(self, name, None) for name in _OUTPUT_ONLY}
@@ -262,6 +271,14 @@ def _check_combination(request: AlignedRequestMixin, context: AlignmentContext) 
         raise PolicyError(
             "use_beam_search",
             f"cannot be combined with method {method!r}, which samples its candidates",
+            reason="combination",
+        )
+    guard = context.policy.guard
+    if guard is not None and guard.on_reject == "refuse" and request.forces_tool_call:
+        raise PolicyError(
+            f"{FIELD}.threshold.on_reject",
+            "is 'refuse', whose text cannot replace the tool call that tool_choice forces; use "
+            "'best' or 'error'",
             reason="combination",
         )
     if not context.policy.compares_prefixes:

@@ -1,5 +1,7 @@
 """The guard ``threshold``: what a response below it becomes, in every API."""
 
+import json
+import re
 from typing import Any
 
 import httpx2
@@ -115,11 +117,30 @@ def test_every_api_fails_with_a_422_that_names_the_field(
     assert labels == 'method="best_of_n",on_reject="error"'
 
 
+def test_error_tells_apart_a_score_just_below_the_threshold(client: OpenAI) -> None:
+    score = complete(client, {**BEST_OF_N, "rewards": {"constant": 1.0}}).alignment["score"]
+    policy = guarded(score + 1e-7, "error", rewards={"constant": 1.0})
+    with pytest.raises(openai.UnprocessableEntityError) as caught:
+        complete(client, policy)
+    numbers = re.search(r"is (\S+); .* scores from (\S+)", caught.value.body["message"])
+    assert numbers is not None
+    assert float(numbers[1]) < float(numbers[2]) == pytest.approx(score, abs=1e-6)
+
+
 @ROUTES
 def test_error_of_a_stream_is_its_last_event(client: OpenAI, ask: Ask) -> None:
     with pytest.raises(openai.APIError, match=r"alignment\.threshold") as caught:
         list(ask(client, guarded(OUT_OF_REACH, "error"), stream=True))
     assert caught.value.body["code"] == 422
+
+
+def test_error_of_an_anthropic_stream_is_an_api_error(http: httpx2.Client) -> None:
+    body = {"messages": TALK, "stream": True}
+    answer = post(http, "/v1/messages", body, guarded(OUT_OF_REACH, "error"))
+    error = json.loads(answer.text.split("event: error\ndata: ")[1].splitlines()[0])["error"]
+    assert error["type"] == "api_error"
+    assert "alignment.threshold" in error["message"]
+    assert "code" not in error
 
 
 def test_guard_judges_each_choice(client: OpenAI) -> None:
@@ -136,6 +157,46 @@ def test_score_and_retry_stops_at_the_first_response_that_passes(client: OpenAI)
     report = complete(client, retry).alignment
     assert report["accepted"] is True
     assert report["draws"] == {"made": 1, "allowed": 4}
+
+
+CHAT_TOOL = {"type": "function", "function": {"name": "agree", "parameters": {"type": "object"}}}
+TOOL = {"type": "function", "name": "agree", "parameters": {"type": "object"}}
+ANTHROPIC_TOOL = {"name": "agree", "input_schema": {"type": "object"}}
+
+
+@pytest.mark.parametrize(
+    ("route", "body"),
+    [
+        *(
+            (
+                "/v1/chat/completions",
+                {"messages": TALK, "tools": [CHAT_TOOL], "tool_choice": choice},
+            )
+            for choice in ("required", {"type": "function", "function": {"name": "agree"}})
+        ),
+        *(
+            ("/v1/responses", {"input": PROMPT, "tools": [TOOL], "tool_choice": choice})
+            for choice in ("required", {"type": "function", "name": "agree"})
+        ),
+        *(
+            ("/v1/messages", {"messages": TALK, "tools": [ANTHROPIC_TOOL], "tool_choice": choice})
+            for choice in ({"type": "any"}, {"type": "tool", "name": "agree"})
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_refusal_in_place_of_a_forced_tool_call_is_rejected(
+    http: httpx2.Client, route: str, body: dict[str, Any]
+) -> None:
+    answer = post(http, route, body, guarded(OUT_OF_REACH, "refuse"))
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "alignment.threshold.on_reject"
+
+
+def test_refusal_replaces_a_voluntary_tool_call(http: httpx2.Client) -> None:
+    body = {"messages": TALK, "tools": [CHAT_TOOL], "tool_choice": "auto"}
+    answer = post(http, "/v1/chat/completions", body, guarded(OUT_OF_REACH, "refuse"))
+    assert answer.json()["choices"][0]["message"]["content"] == REFUSAL
 
 
 @pytest.mark.parametrize(
