@@ -70,7 +70,8 @@ class Draws(TypedDict):
     made: int
     """Candidates begun, including those ended early."""
     allowed: int
-    """Most candidates: `n`, or fewer with a KL budget."""
+    """Most candidates: `n`, or fewer with a KL budget; the number begun if the deadline ended the
+    draws."""
 
 
 @_documented

@@ -66,7 +66,8 @@ class Decision:
     accepted: bool | None = None
     """Whether the candidate passed the rule's own test; None for rules that have none."""
     allowed: int | None = None
-    """Most candidates that could have been drawn, if the number drawn depends on the scores."""
+    """Most candidates that could have been drawn, if the number drawn depends on the scores; the
+    number drawn if the deadline ended the draws."""
     unused: Sequence[Candidate] = ()
     """Further candidates that had begun when the rule stopped; ended early or not considered."""
 
