@@ -272,7 +272,7 @@ def report(
         passed = decisions[-1].candidate.finish_reason == "deadline"
         result["deadline"] = {"ms": deadline, "passed": passed}
     if decisions[-1].accepted is not None:
-        result["accepted"] = all(decision.accepted for decision in decisions)
+        result["accepted"] = all(decision.accepted is not False for decision in decisions)
     failed = Counter(name for decision in decisions for name in decision.score.failed)
     if failed:
         result["failed"] = dict(failed)
