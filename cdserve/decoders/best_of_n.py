@@ -36,7 +36,6 @@ class BestOfNPolicy(WidthField, SelectingPolicy):
         description="Responses drawn at the same time; the next one begins once one has been drawn "
         "and scored, with `stop` once the rule has considered it. All n if absent.",
     )
-
     race: RaceParameters | None = Field(
         default=None,
         description="Which responses are given up before their end; none if absent. Requires the "
