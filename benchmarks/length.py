@@ -85,7 +85,7 @@ COLOURS = dict(
 
 
 def recipes(name: str) -> dict[str, tuple[str, ...]]:
-    """Recipes of the heads that decode a demo, and of those that they learn from."""
+    """Recipes of the heads that decode a demo, and of their teachers."""
     return RECIPES if name == "tiny" else {head: RECIPES[head] for head in SERVED[name]}
 
 

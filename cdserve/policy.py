@@ -174,8 +174,9 @@ class Guard(_Object):
     score: float = Field(ge=-1e12, le=1e12, description="Lowest score of an accepted response.")
     on_reject: OnReject = Field(
         default="best",
-        description="Effect of a lower score. best: the response is returned all the same, and the "
-        "report says `accepted: false`. refuse: the operator's refusal text is returned instead. "
+        description="Effect of a lower score or of a failed reward. best: the response is returned "
+        "all the same, and the report says `accepted: false`. refuse: the operator's refusal text "
+        "is returned instead. "
         "error: the request fails with a 422.",
     )
 
@@ -338,15 +339,15 @@ class StopAtThreshold(_Object):
 Stop = StopByGain | StopAtThreshold
 
 
-class Race(_Object):
-    """Give up responses that are unlikely to end as the best."""
+class RaceParameters(_Object):
+    """When a response is given up before its end, being unlikely to end as the best."""
 
     delta: float = Field(
         gt=0,
         lt=0.5,
-        description="δ: a response is given up once its probability of the highest final score is "
-        "below δ; all others are once that of the favourite is above 1 - δ. Each of n equal "
-        "responses has the probability 1 / n, so δ should be well below that.",
+        description="δ, below 1 / n. A response is given up once its probability of the highest "
+        "final score is below δ. If one response's probability exceeds 1 - δ, all others are "
+        "given up.",
     )
     every: int = Field(default=16, ge=1, description="Tokens between comparisons.")
 

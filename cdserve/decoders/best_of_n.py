@@ -16,8 +16,7 @@ from cdserve.decoders.selection import rule
 from cdserve.decoders.stopping import best_of, stop_rule
 from cdserve.decoders.width import WidthField
 from cdserve.errors import PolicyError, safe_repr
-from cdserve.policy import FIELD, Guard, Limits, SelectingPolicy, Stop
-from cdserve.policy import Race as RaceParameters
+from cdserve.policy import FIELD, Guard, Limits, RaceParameters, SelectingPolicy, Stop
 
 
 class BestOfNPolicy(WidthField, SelectingPolicy):
@@ -38,7 +37,7 @@ class BestOfNPolicy(WidthField, SelectingPolicy):
     )
     race: RaceParameters | None = Field(
         default=None,
-        description="Which responses are given up before their end; none if absent. Requires the "
+        description="When responses are given up before their end; never if absent. Requires the "
         "selection argmax and value heads with figures on held-out responses, and cannot be "
         "combined with `stop` or `at_once`.",
     )
@@ -79,8 +78,7 @@ class BestOfNPolicy(WidthField, SelectingPolicy):
         if self.stop is not None and self.selection != "argmax":
             raise PolicyError(
                 f"{FIELD}.stop",
-                "cannot be combined with another selection than 'argmax', the selection that it "
-                "saves draws for",
+                "requires the selection 'argmax', whose draws it saves",
                 reason="combination",
             )
 
