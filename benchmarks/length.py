@@ -50,8 +50,11 @@ MAX_TOKENS = 256
 """Response limit in training and in decoding; few of the base's responses reach it."""
 SIZES = (2, 4, 6, 8, 16)
 """K, candidates per block."""
-NESTED = ((4, 16), (6, 16), (4, 32), (6, 32), (16, 32))
-"""K and M of the policies by nested rollouts."""
+NESTED = {
+    "tiny": ((4, 16), (6, 16), (4, 32), (6, 32), (16, 32)),
+    "smollm2": ((4, 32), (6, 32)),
+}
+"""K and M of the policies by nested rollouts, by demo."""
 PER_PROMPT = {"tiny": 3, "smollm2": 4}
 """Responses per training prompt, by demo."""
 ENGINE = (
@@ -387,7 +390,7 @@ async def measure(base_url: str, served: Demo, args: argparse.Namespace) -> dict
             for k in SIZES:
                 policy = {"method": "blockwise_cd", "k": k, "m": m, "rewards": {head: 1.0}}
                 add(f"{head}, M={m}", f"K={k}", await experiment.answers(policy))
-    for k, m in NESTED:
+    for k, m in NESTED[args.demo]:
         if not args.rollouts or m not in args.blocks:
             continue
         answers = await experiment.nested(k, m, args.rollouts)
