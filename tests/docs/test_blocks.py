@@ -23,8 +23,7 @@ from cdserve.client.policies import read_policies
 from cdserve.config import Settings
 from cdserve.policy import parse_object
 from cdserve.report import Report
-from tests.server.served import Served
-from tests.waiting import HANG_SECONDS
+from tests.server.served import HTTP, Served
 
 from .blocks import BLOCKS, ROOT, Block, commands
 
@@ -110,9 +109,9 @@ def test_curl_commands_get_status_200(block: Block, server: Served) -> None:
     for url, body in curls(block.code):
         url = ADDRESS.sub(server.base_url, url)
         if body is None:
-            answer = httpx2.get(url, timeout=HANG_SECONDS)
+            answer = httpx2.get(url, **HTTP)
         else:
-            answer = httpx2.post(url, json=json.loads(body), timeout=HANG_SECONDS)
+            answer = httpx2.post(url, json=json.loads(body), **HTTP)
         assert answer.status_code == 200, answer.text
 
 

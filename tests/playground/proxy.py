@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx2
 
-from tests.waiting import HANG_SECONDS
+from tests.server.served import HTTP
 
 ROOT = "/models"
 
@@ -38,9 +38,7 @@ def proxy(base_url: str, key: str) -> Iterator[str]:
                 return
             kind = {"content-type": "application/json"}
             method = "GET" if body is None else "POST"
-            answer = httpx2.request(
-                method, base_url + path, content=body, headers=kind, timeout=HANG_SECONDS
-            )
+            answer = httpx2.request(method, base_url + path, content=body, headers=kind, **HTTP)
             self._answer(answer.status_code, answer.headers["content-type"], answer.content)
 
         def _answer(self, status: int, kind: str, content: bytes) -> None:

@@ -20,6 +20,9 @@ from tests.waiting import HANG_SECONDS, until
 
 from .gate import FOLDER, Gate
 
+HTTP: dict[str, Any] = {"timeout": HANG_SECONDS, "verify": False}
+"""Arguments of clients. Without TLS they need no certificates, whose loading takes 20 ms."""
+
 
 def demo_settings(**changes: Any) -> dict[str, Any]:
     """The demo's settings with absolute paths, so that they can be served from any folder."""
@@ -122,12 +125,12 @@ class Served:
 
     def client(self) -> httpx2.Client:
         """A plain HTTP client of it."""
-        return httpx2.Client(base_url=self.base_url, timeout=HANG_SECONDS)
+        return httpx2.Client(base_url=self.base_url, **HTTP)
 
     def async_client(self) -> httpx2.AsyncClient:
         """A plain HTTP client of it, for any number of requests at once."""
         limits = httpx2.Limits(max_connections=None)
-        return httpx2.AsyncClient(base_url=self.base_url, timeout=HANG_SECONDS, limits=limits)
+        return httpx2.AsyncClient(base_url=self.base_url, limits=limits, **HTTP)
 
     def engines(self) -> list[int]:
         """Process ids of its engines, those that started first come first."""
@@ -142,17 +145,20 @@ class Served:
         sockets = process.net_connections("tcp")
         return any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in sockets)
 
-    def metric(self, name: str) -> float:
-        """A number of vLLM's own, such as ``num_requests_running``."""
-        text = httpx2.get(f"{self.base_url}/metrics", timeout=HANG_SECONDS).text
-        lines = (line for line in text.splitlines() if line.startswith(f"vllm:{name}{{"))
-        return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+    def metric(self, *names: str) -> float:
+        """The sum of numbers of vLLM's own, such as ``num_requests_running``."""
+        starts = tuple(f"vllm:{name}{{" for name in names)
+        return sum(float(line.rsplit(" ", 1)[1]) for line in self._samples(starts))
 
-    def sample(self, name: str) -> float:
-        """A number of any other name, labels included."""
-        text = httpx2.get(f"{self.base_url}/metrics", timeout=HANG_SECONDS).text
-        (line,) = (line for line in text.splitlines() if line.startswith(f"{name} "))
-        return float(line.split()[1])
+    def sample(self, *names: str) -> float:
+        """The sum of numbers of any other name, labels included."""
+        lines = self._samples(tuple(f"{name} " for name in names))
+        assert len(lines) == len(names), lines
+        return sum(float(line.split()[1]) for line in lines)
+
+    def _samples(self, starts: tuple[str, ...]) -> list[str]:
+        text = httpx2.get(f"{self.base_url}/metrics", **HTTP).text
+        return [line for line in text.splitlines() if line.startswith(starts)]
 
     def wait_for_sample(self, name: str, value: float) -> None:
         """Waits until that number is ``value``."""
@@ -165,7 +171,7 @@ class Served:
     def _healthy(self) -> bool:
         with suppress(httpx2.TransportError):
             url = f"{self.base_url}/health"
-            return httpx2.get(url, timeout=HANG_SECONDS).status_code == 200
+            return httpx2.get(url, **HTTP).status_code == 200
         return False
 
     @contextmanager
@@ -183,7 +189,7 @@ class Served:
 
     def requests_in_engine(self) -> float:
         """Engine requests that are running or waiting."""
-        return self.metric("num_requests_running") + self.metric("num_requests_waiting")
+        return self.metric("num_requests_running", "num_requests_waiting")
 
     def wait_for_tokens(self, since: float) -> None:
         """Waits until its engine has drawn more than ``since`` tokens in all.
@@ -197,7 +203,7 @@ class Served:
 
         def there() -> bool:
             names = ("cdserve_running_candidates", "cdserve_waiting_candidates")
-            return sum(map(self.sample, names)) >= least
+            return self.sample(*names) >= least
 
         until(there, f"{least} candidates")
 
