@@ -337,11 +337,13 @@ def test_large_batch_kernels_match_the_reference(
 
 
 @pytest.mark.skipif(not RUN, reason="kernels run on a GPU or in Triton's interpreter")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_warm_up_changes_neither_logits_nor_tables(tmp_path: Path, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("dtype", "head"), [(torch.float32, 0), (torch.bfloat16, 1)])
+def test_warm_up_changes_neither_logits_nor_tables(
+    tmp_path: Path, dtype: torch.dtype, head: int
+) -> None:
     """The logits bit for bit, NaN among them, and no table is opened."""
     vocabulary, width = 53, 7
-    paths = random_heads(tmp_path, width, vocabulary)
+    paths = random_heads(tmp_path, width, vocabulary)[head : head + 1]  # fewer kinds of rows
     steerer = Steerer(paths, DEVICE, vocabulary, 6, False, True, ("tuned",))
     logits = torch.randn(6, 64, device=DEVICE).to(dtype)
     logits[1], logits[3, ::2] = torch.nan, -torch.inf
