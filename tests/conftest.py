@@ -11,7 +11,7 @@ import sys
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,7 @@ from hypothesis import HealthCheck
 from hypothesis import settings as of_hypothesis
 from openai import OpenAI
 
-from cdserve.demo.tiny.build.reward_model import make_reward_model
-
-from .parts import DEPLOY, FIRST_HALF, OWN_SERVERS, SLOW, WIRE
+from .parts import DEPLOY, FILES, FIRST_HALF, OWN_SERVERS, SLOW, WIRE
 from .server.served import Served, demo_settings
 from .v2 import mode
 from .waiting import HANG_SECONDS
@@ -54,12 +52,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     }
     for item in items:
         for marker, places in paths.items():
-            if any(path == item.path or path in item.path.parents for path in places):
+            if within(item, places):
                 item.add_marker(marker)
         if "server" in getattr(item, "fixturenames", ()) and WIRE not in item.path.parents:
             item.add_marker("server")
+        if not within(item, DEPLOY):
+            check_listed(item)
         if mode.is_on() and (found := item.get_closest_marker("not_on_v2")):
             item.add_marker(pytest.mark.skip(reason=f"model runner V2: {found.args[0]}"))
+
+
+def within(item: pytest.Item, places: Sequence[Path]) -> bool:
+    """Whether the test is in one of the files or folders."""
+    return any(path == item.path or path in item.path.parents for path in places)
+
+
+def check_listed(item: pytest.Item) -> None:
+    """Raises ``UsageError`` if the process of `make test` for this test leaves out its file."""
+    for marker, places in FILES.items():
+        if item.get_closest_marker(marker):
+            if not within(item, places):
+                raise pytest.UsageError(f"{item.nodeid} is {marker}; FILES in parts.py lack it")
+            return
 
 
 def faulty(name: str, **fields: Any) -> dict[str, Any]:
@@ -70,6 +84,8 @@ def faulty(name: str, **fields: Any) -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def reward_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small reward model."""
+    from cdserve.demo.tiny.build.reward_model import make_reward_model  # imports Transformers
+
     made = tmp_path_factory.mktemp("models") / "rm"
     make_reward_model(made, reviews=150)
     return made

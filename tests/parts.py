@@ -43,6 +43,24 @@ OWN_SERVERS = [
     )
 ]
 """Slow tests that start and stop engines or servers of their own."""
+SERVER = [
+    TESTS / path
+    for path in (
+        "benchmarks/test_gpu_check.py",
+        "benchmarks/test_load.py",
+        "clients",
+        "deploy/test_monitoring.py",
+        "docs/test_blocks.py",
+        "docs/test_reference.py",
+        "examples",
+        "playground",
+        "server",
+        "worker/test_likelihoods.py",
+        "worker/test_parity.py",
+        "worker/test_tails.py",
+    )
+]
+"""All files that have tests of the fixture ``server``."""
 DEPLOY = [
     TESTS / path
     for path in (
@@ -53,6 +71,12 @@ DEPLOY = [
     )
 ]
 """Tests of replicas, of the wheel, and of other programs next to a server."""
+FILES = {
+    "server": SERVER,
+    "own_servers": [*OWN_SERVERS, TESTS / "server/test_laws.py", TESTS / "training/test_score.py"],
+    "slow": [*SLOW, TESTS / "worker/test_parity.py"],
+}
+"""All files with tests of these markers: other files, a process of `make test` does not import."""
 FIRST_HALF = [WIRE, TESTS / "worker"]
 """About half of `make check`, by processor time."""
 ELSEWHERE = "(deploy or v2)"
@@ -65,9 +89,9 @@ PARTS: dict[str, list[tuple[str, list[Path]]]] = {
     ],
     # Processes that start servers wait much of the time; four fill two cores.
     "test": [
-        (f"server and not {ELSEWHERE}", []),
-        (f"own_servers and not {ELSEWHERE}", OWN_SERVERS),
-        (f"slow and not server and not {ELSEWHERE}", []),
+        (f"server and not {ELSEWHERE}", FILES["server"]),
+        (f"own_servers and not {ELSEWHERE}", FILES["own_servers"]),
+        (f"slow and not server and not {ELSEWHERE}", FILES["slow"]),
         (CHECKED, []),
     ],
 }

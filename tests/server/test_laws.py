@@ -156,7 +156,7 @@ def tabular(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield served
 
 
-@pytest.mark.slow
+@pytest.mark.own_servers
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
 async def test_served_distribution_matches_the_enumerated_one(tabular: Served, name: str) -> None:
     policy, fields, steered = DISTRIBUTIONS[name]
@@ -218,7 +218,7 @@ SEARCHES: dict[str, tuple[dict[str, Any], int, int | None]] = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.own_servers
 @pytest.mark.parametrize("name", SEARCHES)
 async def test_served_distribution_of_a_search_matches_the_enumerated_one(
     tabular: Served, name: str
@@ -234,7 +234,7 @@ async def test_served_distribution_of_a_search_matches_the_enumerated_one(
     assert mean_win_rate(found) == pytest.approx(exact.win_rate, abs=0.06)
 
 
-@pytest.mark.slow
+@pytest.mark.own_servers
 @pytest.mark.parametrize("at_once", [1, 4])
 async def test_served_distribution_of_a_threshold_stop_matches_the_closed_form(
     tabular: Served, at_once: int
@@ -257,7 +257,7 @@ async def test_served_distribution_of_a_threshold_stop_matches_the_closed_form(
         assert drawn == pytest.approx((1 - missed) / passing, abs=0.1)
 
 
-@pytest.mark.slow
+@pytest.mark.own_servers
 async def test_served_distribution_of_an_exact_tilt_has_the_published_values(
     tabular: Served,
 ) -> None:
@@ -309,7 +309,7 @@ def masked_search(k: int, m: int, prefix: Tokens = ()) -> Counter[Tokens]:
     return responses
 
 
-@pytest.mark.slow
+@pytest.mark.own_servers
 @pytest.mark.parametrize(("k", "m"), [(1, 1), (2, 1), (2, 2)])
 async def test_served_distribution_under_a_grammar_is_that_of_the_masked_model(
     tabular: Served, k: int, m: int

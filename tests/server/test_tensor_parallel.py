@@ -71,6 +71,7 @@ def test_texts_are_scored_as_by_one_worker(halves: OpenAI, http: httpx2.Client) 
     assert_close(ours, http.post("/v1/alignment/score", json=body).raise_for_status().json())
 
 
+@pytest.mark.server  # in the process that runs the other tests of this server
 def test_worker_that_hangs_in_a_collective_ends_with_a_killed_server(served: Served) -> None:
     """The last test of this server. The other worker is stopped: this one blocks."""
     processes = started(served)

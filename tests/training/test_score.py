@@ -174,8 +174,7 @@ def test_failing_function_is_named(cache: FilledCache) -> None:
         score(job(cache.folder, "f=operator:truediv"), cache)
 
 
-@pytest.mark.slow
-@pytest.mark.server  # starts an engine; balances the two processes
+@pytest.mark.own_servers
 def test_reward_model_scores_as_on_the_server(cache: FilledCache, reward_model: Path) -> None:
     """The second run reads the kept scores and starts no engine."""
     model = {
