@@ -80,7 +80,7 @@ async def test_random_disconnects_leak_no_engine_requests(server: Served, client
         await asyncio.gather(request, return_exceptions=True)
 
     async with server.async_client() as asynchronous:
-        for _ in range(5):
+        for _ in range(3):
             policies = [rng.choice([BEST_OF_N, BLOCKWISE]) for _ in range(6)]
             leaving = (leave(asynchronous, policy, rng.randrange(100)) for policy in policies)
             await asyncio.gather(*leaving)
