@@ -22,13 +22,14 @@ def started(served: Served) -> list[psutil.Process]:
 def load(served: Served) -> None:
     """Sends long requests; returns once the engine runs them."""
     body = {"model": "demo", "prompt": PROMPT, "max_tokens": 1500, "n": 4, "ignore_eos": True}
+    drawn = served.metric("generation_tokens_total")
 
     def ask() -> None:
         with suppress(httpx2.TransportError), served.client() as client:
             client.post("/v1/completions", json=body)
 
     threading.Thread(target=ask, daemon=True).start()
-    served.wait_for_tokens(0)
+    served.wait_for_tokens(drawn)
 
 
 def kill(served: Served) -> None:
