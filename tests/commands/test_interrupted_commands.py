@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cdserve.demo.tiny import MODEL_DIR
+from tests.forked import Forked
 from tests.waiting import HANG_SECONDS, until
 
 HEAD = ["--head", "linear", "--method", "fudge"]
@@ -24,30 +25,54 @@ def pipe(tmp_path: Path) -> Path:
     return path
 
 
+Process = Forked | subprocess.Popen[bytes]
+
+
 @contextmanager
-def command(*arguments: str) -> Iterator["subprocess.Popen[str]"]:
-    """A command in its own process group."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cdserve", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        process_group=0,
-        # Shells ignore SIGINT in background processes.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+def interrupted(
+    folder: Path, pipe: Path, *arguments: str, forked: bool = True
+) -> Iterator[Process]:
+    """A command that was interrupted while it or its server read the pipe, after its end.
+
+    Args:
+        folder: where the command's output goes.
+        forked: whether vLLM is imported before; if so, a usual end prints leaks of its extensions.
+    """
+    with (folder / "stdout").open("w") as stdout, (folder / "stderr").open("w") as stderr:
+        process: Process
+        if forked:
+            process = Forked("cdserve", arguments, os.environ, stdout, stderr)
+        else:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "cdserve", *arguments],
+                stdout=stdout,
+                stderr=stderr,
+                process_group=0,
+                # Shells ignore SIGINT in background processes.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            )
     try:
+        writer = writer_of(pipe, process, folder)
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(HANG_SECONDS)
         yield process
+        os.close(writer)
     finally:
         process.kill()
-        process.communicate()
 
 
-def writer_of(pipe: Path, process: "subprocess.Popen[str]") -> int:
+def printed(folder: Path) -> tuple[str, list[str]]:
+    """A command's stdout, and the lines on stderr without a remark of vLLM's on Triton on CPUs."""
+    errors = (folder / "stderr").read_text().splitlines()
+    remark = "Triton is installed"
+    return (folder / "stdout").read_text(), [line for line in errors if not line.startswith(remark)]
+
+
+def writer_of(pipe: Path, process: Process, folder: Path) -> int:
     """A descriptor for writing, once a process reads the pipe."""
 
     def opened() -> list[int]:
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, printed(folder)
         return [writer] if (writer := try_to_open(pipe)) is not None else []
 
     return until(opened, "a reader of the pipe")[0]
@@ -81,13 +106,10 @@ def test_interrupt_while_a_command_reads_its_input_prints_one_line(
     arguments: tuple[str, ...], pipe: Path, tmp_path: Path
 ) -> None:
     places = {"PIPE": str(pipe), "OUT": str(tmp_path / "out")}
-    with command(*(places.get(word, word) for word in arguments)) as process:
-        writer = writer_of(pipe, process)
-        os.killpg(process.pid, signal.SIGINT)
-        output, errors = process.communicate(timeout=HANG_SECONDS)
-        os.close(writer)
-    assert (output, lines(errors)) == ("", ["cdserve: interrupted"])
-    assert process.returncode == 130
+    words = (places.get(word, word) for word in arguments)
+    with interrupted(tmp_path, pipe, *words) as process:
+        assert printed(tmp_path) == ("", ["cdserve: interrupted"])
+        assert process.returncode == 130
 
 
 def test_interrupt_while_the_server_of_an_evaluation_starts_ends_the_server(
@@ -96,17 +118,9 @@ def test_interrupt_while_the_server_of_an_evaluation_starts_ends_the_server(
     (prompts := tmp_path / "prompts.jsonl").write_text(PROMPTS)
     out = tmp_path / "out"
     flags = ["--prompts", str(prompts), "--out", str(out), "--policy", "best_of_n n=2"]
-    with command("eval", *flags, "--config", str(pipe)) as process:
-        writer = writer_of(pipe, process)
-        os.killpg(process.pid, signal.SIGINT)
-        output, errors = process.communicate(timeout=HANG_SECONDS)
-        os.close(writer)
     resume = f"run the same command again to resume from {out}"
-    assert (output, lines(errors)) == ("", [f"cdserve: interrupted; {resume}"])
-    assert process.returncode == 130
+    flags += ["--config", str(pipe)]
+    with interrupted(tmp_path, pipe, "eval", *flags, forked=False) as process:
+        assert printed(tmp_path) == ("", [f"cdserve: interrupted; {resume}"])
+        assert process.returncode == 130
     until(lambda: try_to_open(pipe) is None, "the end of the server")
-
-
-def lines(errors: str) -> list[str]:
-    """The lines on stderr, without a remark of vLLM's about Triton on CPUs."""
-    return [line for line in errors.splitlines() if not line.startswith("Triton is installed")]

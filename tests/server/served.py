@@ -4,7 +4,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +15,7 @@ import psutil
 import yaml
 
 from cdserve.demo.tiny import DEMO_DIR, HEAD_DIR, MODEL_DIR, Q_HEAD_DIR, REF_DIR, TUNED_DIR
+from tests.forked import Forked
 from tests.waiting import HANG_SECONDS, until
 
 from .gate import FOLDER, Gate
@@ -34,7 +34,7 @@ def demo_settings(**changes: Any) -> dict[str, Any]:
 
 
 class Served:
-    """A server on a free port of this machine.
+    """A server on a free port of this machine, forked from a process that has imported vLLM.
 
     Args:
         settings: what goes into its YAML file.
@@ -52,7 +52,7 @@ class Served:
         packages: Path | None = None,
         fake: bool = False,
     ) -> None:
-        self._module = ["cdserve.testing"] if fake else ["cdserve", "serve"]
+        self._command = ["cdserve.testing"] if fake else ["cdserve", "serve"]
         self._config = folder / "cdserve.yaml"
         self._config.write_text(yaml.safe_dump(dict(settings)))
         self._log = folder / "server.log"
@@ -70,16 +70,11 @@ class Served:
         self.base_url = f"http://127.0.0.1:{free_port()}"
 
     def __enter__(self) -> "Served":
-        command = [sys.executable, "-m", *self._module, "--config", str(self._config)]
+        module, *command = self._command
         host, port = self.base_url.removeprefix("http://").split(":")
+        command += ["--config", str(self._config), "--host", host, "--port", port, *self._flags]
         with self._log.open("w") as log:
-            self._process = subprocess.Popen(
-                [*command, "--host", host, "--port", port, *self._flags],
-                env=self._environment,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            self._process = Forked(module, command, self._environment, log, log)
         try:
             self._wait_until_it_answers()
         except BaseException:
