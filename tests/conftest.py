@@ -72,7 +72,7 @@ def check_listed(item: pytest.Item) -> None:
     for marker, places in FILES.items():
         if item.get_closest_marker(marker):
             if not within(item, places):
-                raise pytest.UsageError(f"{item.nodeid} is {marker}; FILES in parts.py lack it")
+                raise pytest.UsageError(f"{item.nodeid} is {marker}; list its file in parts.FILES")
             return
 
 

@@ -21,7 +21,7 @@ from tests.waiting import HANG_SECONDS, until
 from .gate import FOLDER, Gate
 
 HTTP: dict[str, Any] = {"timeout": HANG_SECONDS, "verify": False}
-"""Arguments of clients. Without TLS they need no certificates, whose loading takes 20 ms."""
+"""Arguments of HTTP clients. Servers have no TLS: loading its certificates would take 20 ms."""
 
 
 def demo_settings(**changes: Any) -> dict[str, Any]:
