@@ -36,7 +36,7 @@ from cdserve.observability.metrics import (
 )
 from cdserve.scoring import ModelOutput
 from cdserve.scoring.batching import Batcher
-from cdserve.scoring.reward_model import Dialogue, Outputs
+from cdserve.scoring.reward_model import Dialogue, Outputs, tokens
 
 _OWN = ("model", "runner", "convert", "disable_log_stats")
 _CPU_DEFAULTS = {
@@ -133,17 +133,6 @@ class ModelEngine:
         if self._marker is None:
             return [outputs]
         return [row for token, row in zip(token_ids, outputs, strict=True) if token == self._marker]
-
-
-def tokens(tokenizer: Any, dialogue: Dialogue) -> list[int]:
-    """Token ids of a dialogue: by the chat template, or of the plain text if there is none."""
-    if getattr(tokenizer, "chat_template", None) is None:
-        plain: list[int] = tokenizer.encode(dialogue.text)
-        return plain
-    templated: list[int] = tokenizer.apply_chat_template(
-        json.loads(dialogue.messages), tokenize=True, return_dict=False
-    )
-    return templated
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,18 @@ class Dialogue:
     messages: str
     """The conversation up to and including the response, as JSON; content is text or null."""
 
+    @classmethod
+    def of(cls, response: Response, text: str) -> "Dialogue":
+        """The dialogue that ends with a response, with ``text`` as the response's text."""
+        prompt = response.messages
+        if prompt is None:
+            prompt = [{"role": "user", "content": response.prompt}]
+        messages = [*map(_in_text, prompt), {"role": "assistant", "content": text}]
+        if len(prompt) > 1 and prompt[-1].get("role") == "assistant":  # the response goes on
+            prefill = messages.pop(-2)
+            messages[-1]["content"] = (prefill.get("content") or "") + text
+        return cls(response.prompt + text, json.dumps(messages))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelOutput:
@@ -103,11 +115,11 @@ class RewardModel(Reward):
 
     async def score(self, responses: Sequence[Response]) -> list[float]:
         if self._steps is None:
-            dialogues = [_dialogue(response, response.text) for response in responses]
+            dialogues = [Dialogue.of(response, response.text) for response in responses]
             return [row[self._column] for (row,) in await self._queue.score(dialogues)]
         split = [self._steps.split(response.text) for response in responses]
         texts = ["".join(step + self._steps.marker for step in steps) for steps in split]
-        outputs = await self._queue.score(list(map(_dialogue, responses, texts)))
+        outputs = await self._queue.score(list(map(Dialogue.of, responses, texts)))
         # The last rows: a prompt may contain markers too.
         return [
             self._steps.reward(rows[-len(steps) :], self._column)
@@ -115,15 +127,15 @@ class RewardModel(Reward):
         ]
 
 
-def _dialogue(response: Response, text: str) -> Dialogue:
-    prompt = response.messages
-    if prompt is None:
-        prompt = [{"role": "user", "content": response.prompt}]
-    messages = [*map(_in_text, prompt), {"role": "assistant", "content": text}]
-    if len(prompt) > 1 and prompt[-1].get("role") == "assistant":  # the response goes on
-        prefill = messages.pop(-2)
-        messages[-1]["content"] = (prefill.get("content") or "") + text
-    return Dialogue(response.prompt + text, json.dumps(messages))
+def tokens(tokenizer: Any, dialogue: Dialogue) -> list[int]:
+    """Token ids of a dialogue: by the chat template, or of the plain text if there is none."""
+    if getattr(tokenizer, "chat_template", None) is None:
+        plain: list[int] = tokenizer.encode(dialogue.text)
+        return plain
+    templated: list[int] = tokenizer.apply_chat_template(
+        json.loads(dialogue.messages), tokenize=True, return_dict=False
+    )
+    return templated
 
 
 def _in_text(message: Mapping[str, Any]) -> dict[str, Any]:

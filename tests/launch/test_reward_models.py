@@ -15,8 +15,8 @@ from cdserve.demo.tiny import MODEL_DIR
 from cdserve.demo.tiny.build.folders import load_tokenizer
 from cdserve.errors import ConfigError, EngineError
 from cdserve.launch import reward_models
-from cdserve.launch.reward_models import RewardModels, plan, tokens
-from cdserve.scoring.reward_model import Dialogue
+from cdserve.launch.reward_models import RewardModels, plan
+from cdserve.scoring.reward_model import Dialogue, tokens
 
 
 @pytest.fixture(scope="module")
