@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Hashable, Sequence
 from itertools import islice
 from typing import Generic, TypeVar
 
@@ -43,12 +44,16 @@ class Batcher(Generic[Item, Score]):
         self._waiting_since: dict[Item, float] = {}
         self._waiting: dict[Item, asyncio.Future[Score]] = {}
         self._running: dict[Item, asyncio.Future[Score]] = {}
+        self._callers: Counter[asyncio.Future[Score]] = Counter()
         self._full = asyncio.Event()
         self._collector: asyncio.Task[None] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._batches: dict[asyncio.Task[None], dict[Item, asyncio.Future[Score]]] = {}
 
     async def score(self, items: Sequence[Item]) -> list[Score]:
         """Scores of items, in their order.
+
+        An item is dropped once all its callers have left, by cancellation or by the failure of
+        another item; a running batch is cancelled once it holds no other items.
 
         Raises:
             RewardFailure: too many items wait already.
@@ -69,8 +74,29 @@ class Batcher(Generic[Item, Score]):
         if self._waiting and self._collector is None:
             self._collector = asyncio.create_task(self._collect())
         futures |= new
-        # Shielded: a cancelled caller must not cancel what others wait for.
-        return await asyncio.gather(*(asyncio.shield(futures[item]) for item in items))
+        awaited = {futures[item] for item in items}
+        self._callers.update(awaited)
+        try:
+            # Shielded: a cancelled caller must not cancel what others wait for.
+            return await asyncio.gather(*(asyncio.shield(futures[item]) for item in items))
+        finally:
+            self._leave(awaited)
+
+    def _leave(self, futures: Collection["asyncio.Future[Score]"]) -> None:
+        """Ends a caller's wait; drops the items that no other caller waits for."""
+        self._callers.subtract(futures)
+        for future in futures:
+            if self._callers[future] == 0:
+                del self._callers[future]
+        if all(future.done() for future in futures):
+            return
+        for item, future in list(self._waiting.items()):
+            if future not in self._callers:
+                del self._waiting[item], self._waiting_since[item]
+        for task, batch in self._batches.items():
+            if not any(future in self._callers for future in batch.values()):
+                task.cancel()
+                self._forget(batch)  # now, so that no new caller waits for it
 
     async def _collect(self) -> None:
         """Starts batches until nothing waits."""
@@ -78,14 +104,26 @@ class Batcher(Generic[Item, Score]):
             await self._slots.acquire()
             await self._fill()
             batch = dict(islice(self._waiting.items(), self._max_batch))
+            if not batch:  # all callers left
+                self._slots.release()
+                continue
             for item in batch:
                 del self._waiting[item]
                 self._waited(time.monotonic() - self._waiting_since.pop(item))
             self._running |= batch
             task = asyncio.create_task(self._run(batch))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._batches[task] = batch
+            task.add_done_callback(self._end)
         self._collector = None
+
+    def _end(self, task: "asyncio.Task[None]") -> None:
+        del self._batches[task]
+        self._slots.release()
+
+    def _forget(self, batch: "dict[Item, asyncio.Future[Score]]") -> None:
+        for item, future in batch.items():
+            if self._running.get(item) is future:
+                del self._running[item]
 
     def _waited(self, seconds: float) -> None:
         if self._on_wait is not None:
@@ -100,7 +138,7 @@ class Batcher(Generic[Item, Score]):
             except TimeoutError:
                 pass
 
-    async def _run(self, batch: dict[Item, "asyncio.Future[Score]"]) -> None:
+    async def _run(self, batch: "dict[Item, asyncio.Future[Score]]") -> None:
         try:
             scores = await self._score(list(batch))
             for future, score in zip(batch.values(), scores, strict=True):
@@ -113,9 +151,7 @@ class Batcher(Generic[Item, Score]):
                 if not future.done():
                     _fail(future, error)
         finally:
-            for item in batch:
-                del self._running[item]
-            self._slots.release()
+            self._forget(batch)
 
 
 def _fail(future: "asyncio.Future[Score]", error: BaseException) -> None:

@@ -15,11 +15,16 @@ class Scorer:
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
+        self.cancelled = 0
         self.go = asyncio.Event()
 
     async def __call__(self, texts: Sequence[str]) -> list[float]:
         self.batches.append(list(texts))
-        await self.go.wait()
+        try:
+            await self.go.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
         if "bad" in texts:
             raise ValueError("a bad text")
         return [float(len(text)) for text in texts]
@@ -122,6 +127,61 @@ async def test_cancelled_caller_leaves_shared_items_to_others() -> None:
     scorer.go.set()
     assert await other == [1.0]
     assert scorer.batches == [["a"]]
+
+
+async def test_batch_is_cancelled_once_all_its_callers_have_left() -> None:
+    scorer = Scorer()
+    queue = Batcher(scorer, max_batch=2, max_wait=0)
+    one = asyncio.create_task(queue.score(["a", "bb"]))
+    await turns()
+    one.cancel()
+    await turns()
+    again = asyncio.create_task(queue.score(["a"]))  # the slot is free
+    await turns()
+    scorer.go.set()
+    assert await again == [1.0]
+    assert scorer.batches == [["a", "bb"], ["a"]]
+    assert scorer.cancelled == 1
+
+
+async def test_new_caller_of_an_item_of_a_cancelled_batch_gets_a_score() -> None:
+    scorer = Scorer()
+    queue = Batcher(scorer, max_batch=2, max_wait=0)
+    one = asyncio.create_task(queue.score(["a"]))
+    await turns()
+    one.cancel()
+    await asyncio.sleep(0)  # the caller has left; its batch has not ended yet
+    scorer.go.set()
+    assert await queue.score(["a"]) == [1.0]
+
+
+async def test_waiting_items_of_a_cancelled_caller_are_not_scored() -> None:
+    scorer = Scorer()
+    queue = Batcher(scorer, max_batch=1, max_wait=0)
+    one = asyncio.create_task(queue.score(["a"]))
+    await turns()
+    other = asyncio.create_task(queue.score(["bb", "ccc"]))
+    kept = asyncio.create_task(queue.score(["ccc"]))
+    await turns()
+    other.cancel()
+    await turns()
+    scorer.go.set()
+    assert await one == [1.0]
+    assert await kept == [3.0]
+    assert scorer.batches == [["a"], ["ccc"]]
+
+
+async def test_queue_goes_on_after_its_only_waiting_caller_leaves() -> None:
+    scorer = Scorer()
+    queue = Batcher(scorer, max_batch=8, max_wait=0.01)
+    one = asyncio.create_task(queue.score(["a"]))
+    await turns()  # waits for its batch to fill
+    one.cancel()
+    await asyncio.sleep(0.05)
+    scorer.go.set()
+    async with asyncio.timeout(HANG_SECONDS):
+        assert await queue.score(["bb"]) == [2.0]
+    assert scorer.batches == [["bb"]]
 
 
 async def test_empty_list_of_items_has_no_scores() -> None:
