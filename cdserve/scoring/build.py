@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 
 from cdserve import config
 from cdserve.errors import ConfigError
+from cdserve.scoring.endpoint import Endpoint
 from cdserve.scoring.ensemble import AGGREGATES, Ensemble, lower_bound
 from cdserve.scoring.held_out import HeldOut
-from cdserve.scoring.judge import Judge, endpoint
+from cdserve.scoring.judge import Judge, chat_model
 from cdserve.scoring.programmatic import (
     JsonValid,
     Length,
@@ -102,19 +103,17 @@ def _steps(settings: config.Steps) -> Steps:
 
 
 def _judge(name: str, settings: config.JudgeReward) -> Judge:
-    variable = settings.api_key_env
-    key = "none" if variable is None else os.environ.get(variable)
-    if key is None:
-        raise ConfigError(f"rewards.{name}.api_key_env names {variable}, which is not set")
-    ask = endpoint(
-        settings.url,
-        settings.model,
-        key,
-        timeout=settings.timeout,
-        retries=settings.retries,
-        max_tokens=settings.max_tokens,
-    )
+    endpoint = _endpoint(name, settings, "the judge", settings.url)
+    ask = chat_model(endpoint, settings.model, settings.max_tokens)
     return Judge(ask, settings.rubric, *settings.scale, settings.concurrency)
+
+
+def _endpoint(name: str, settings: config.JudgeReward, subject: str, url: str) -> Endpoint:
+    variable = settings.api_key_env
+    key = None if variable is None else os.environ.get(variable)
+    if variable is not None and key is None:
+        raise ConfigError(f"rewards.{name}.api_key_env names {variable}, which is not set")
+    return Endpoint(subject, url, key, timeout=settings.timeout, retries=settings.retries)
 
 
 def _ensemble(name: str, settings: config.EnsembleReward, others: Mapping[str, Reward]) -> Ensemble:

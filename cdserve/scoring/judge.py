@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from cdserve.errors import RewardFailure
 from cdserve.scoring.batching import Batcher
+from cdserve.scoring.endpoint import Endpoint
 from cdserve.scoring.reward import Response, Reward
 
 Ask = Callable[[str], Awaitable[str]]
@@ -58,39 +59,25 @@ class Judge(Reward):
         return grade
 
 
-def endpoint(
-    url: str, model: str, api_key: str, *, timeout: float, retries: int, max_tokens: int
-) -> Ask:
-    """An OpenAI-compatible chat endpoint, asked at temperature 0.
+def chat_model(endpoint: Endpoint, model: str, max_tokens: int) -> Ask:
+    """A model behind an OpenAI-compatible chat endpoint, asked at temperature 0.
 
     Questions raise RewardFailure if the endpoint does not answer, or answers with an error.
 
     Args:
-        url: URL up to and including ``/v1``.
-        timeout: seconds for one attempt.
-        retries: retries of attempts that fail through no fault of the question.
+        endpoint: the endpoint, whose URL includes ``/v1``.
+        model: model id.
         max_tokens: most tokens of an answer.
     """
-    # Imported here: it takes half a second, and only judges need it.
-    from openai import APIConnectionError, APIStatusError, APITimeoutError, AsyncOpenAI
-
-    client = AsyncOpenAI(base_url=url, api_key=api_key, timeout=timeout, max_retries=retries)
 
     async def ask(question: str) -> str:
-        try:
-            completion = await client.chat.completions.create(
+        with endpoint.failures("/chat/completions"):
+            completion = await endpoint.client.chat.completions.create(
                 model=model,
                 messages=[{"role": "user", "content": question}],
                 temperature=0,
                 max_tokens=max_tokens,
             )
-        except APITimeoutError as error:
-            raise RewardFailure("failed: the judge did not answer in time", url) from error
-        except APIConnectionError as error:
-            raise RewardFailure("failed: the judge cannot be reached", url) from error
-        except APIStatusError as error:
-            reason = f"failed: the judge answered with status {error.status_code}"
-            raise RewardFailure(reason, f"{url}: {error.message}") from error
         return completion.choices[0].message.content or ""
 
     return ask
