@@ -9,9 +9,18 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from cdserve.errors import ConfigError, safe_repr
 from cdserve.validation import explain
@@ -258,6 +267,136 @@ class RewardModelReward(Fallible):
     }
 
 
+_ROUTES = {
+    "vllm": ("classify", "pooling", "score", "openai_chat"),
+    "sglang": ("classify", "openai_chat"),
+    "tei": ("classify", "score"),
+}
+
+
+class HttpReward(Fallible):
+    """Output of a reward model behind HTTP: a vLLM, SGLang or Text Embeddings Inference server."""
+
+    kind: Literal["http"]
+    url: str = Field(
+        pattern=r"^https?://",
+        description="Base address of the server, without a route and without /v1.",
+    )
+    server: Literal["vllm", "sglang", "tei"] = Field(
+        default="vllm",
+        description="Software of the server, which determines the form of requests: vLLM, SGLang, "
+        "or Text Embeddings Inference.",
+    )
+    route: Literal["classify", "pooling", "score", "openai_chat"] = Field(
+        description="Route of the server. classify: outputs of a sequence-classification model. "
+        "pooling: outputs of any reward model, of vLLM. score: a cross-encoder's score of prompt "
+        "and response. openai_chat: the last number in a chat model's answer."
+    )
+    model: str | None = Field(
+        default=None,
+        validate_default=True,
+        description="Model id at the server; required by openai_chat.",
+    )
+    template: str | None = Field(
+        default=None,
+        validate_default=True,
+        description="Text that the model reads; {prompt} and {response} are replaced by the texts. "
+        "If null, the model reads the conversation, in its chat template.",
+    )
+    tokenizer: str | None = Field(
+        default=None,
+        validate_default=True,
+        description="Folder or Hub name of the model's tokenizer. cdserve then applies the chat "
+        "template, and sends the token ids of several responses per request.",
+    )
+    output: int | str | None = Field(
+        default=None,
+        description="Index of the output, or its label (TEI); required if the model has several.",
+    )
+    activation: bool = Field(
+        default=False,
+        description="Whether the output is a probability, after the model's sigmoid or softmax, "
+        "instead of the raw output.",
+    )
+    prefixes: bool = Field(
+        default=False,
+        description="Whether to score unfinished responses. Few reward models are trained on them.",
+    )
+    api_key_env: str | None = Field(
+        default=None, description="Environment variable that holds the server's API key."
+    )
+    concurrency: int = Field(
+        default=8, ge=1, description="Maximum concurrent requests to the server."
+    )
+    retries: int = Field(default=2, ge=0, description="Retries after a failed attempt.")
+    max_batch: int = Field(
+        default=32,
+        ge=1,
+        description="Maximum responses per request, where the model reads texts, pairs or token "
+        "ids. A conversation or a question is one request.",
+    )
+    max_wait: float = Field(
+        default=0.005, ge=0, description="Maximum seconds to wait for a request to fill."
+    )
+
+    public: ClassVar[frozenset[str]] = Fallible.public | {
+        *("server", "route", "output", "activation", "prefixes", "concurrency", "retries"),
+        *("max_batch", "max_wait"),
+    }
+
+    @field_validator("url")
+    @classmethod
+    def _url_is_a_base_address(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.username is not None or parts.query or parts.fragment:
+            raise ValueError("it must have no user, query or fragment; a key is in api_key_env")
+        if (url := url.rstrip("/")).endswith("/v1"):
+            raise ValueError("it must not end in /v1, which the route adds where it belongs")
+        return url
+
+    @field_validator("route")
+    @classmethod
+    def _server_has_the_route(cls, route: str, info: ValidationInfo) -> str:
+        routes = _ROUTES.get(info.data.get("server", ""), (route,))
+        if route not in routes:
+            raise ValueError(f"server {info.data['server']} has {', '.join(routes)}")
+        return route
+
+    @field_validator("model", "template", "tokenizer", "output", "activation", "prefixes")
+    @classmethod
+    def _field_fits_the_route(cls, value: Any, info: ValidationInfo) -> Any:
+        server, route = info.data.get("server"), info.data.get("route")
+        if server is None or route is None:  # invalid themselves
+            return value
+        field, where = info.field_name, f"route {route} of server {server}"
+        missing = value is None or value is False
+        match server, route, field:
+            case (_, "openai_chat", "model" | "template") | ("tei", "classify", "template"):
+                if missing:
+                    raise ValueError(f"{where} requires it")
+            case (
+                (_, "openai_chat", "tokenizer" | "output" | "activation" | "prefixes")
+                | (_, "score", "template" | "tokenizer")
+                | ("vllm", "score", "output")
+                | ("sglang", _, "activation")
+                | ("tei", _, "model" | "tokenizer")
+            ):
+                if not missing:
+                    raise ValueError(f"{where} does not have it")
+            case "sglang", "classify", "tokenizer":
+                if missing and info.data.get("template") is None:
+                    raise ValueError(f"{where} reads text or token ids: set tokenizer or template")
+            case ("tei", _, "output") if isinstance(value, int):
+                raise ValueError("TEI sorts the outputs; it must be a label")
+            case ("vllm" | "sglang", _, "output") if isinstance(value, str):
+                raise ValueError(f"{where} does not send labels; it must be an index")
+        if field == "template" and not missing and "{response}" not in value:
+            raise ValueError("it must contain {response}")
+        if field == "tokenizer" and not missing and info.data.get("template") is not None:
+            raise ValueError("template replaces the conversation; remove one of them")
+        return value
+
+
 class LowerBound(_Section):
     """Lower confidence bound of an ensemble: mean - c · std."""
 
@@ -288,6 +427,7 @@ Reward = Annotated[
     | PythonReward
     | JudgeReward
     | RewardModelReward
+    | HttpReward
     | EnsembleReward,
     Field(discriminator="kind"),
 ]
@@ -564,6 +704,8 @@ def _with_paths(settings: Settings, folder: Path) -> Settings:
                 return reward.model_copy(update=paths)
             case RewardModelReward(model=model):
                 return reward.model_copy(update={"model": resolved(model)})
+            case HttpReward(tokenizer=str(tokenizer)):
+                return reward.model_copy(update={"tokenizer": resolved(tokenizer)})
         return reward
 
     rewards = {name: with_paths(reward) for name, reward in settings.rewards.items()}

@@ -32,6 +32,7 @@ OWN_SERVERS = [
     TESTS / path
     for path in (
         "demo/test_smollm2.py",
+        "launch/test_http_reward.py",
         "launch/test_process_reward_model.py",
         "server/test_admission.py",
         "server/test_dead_engines.py",

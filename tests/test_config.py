@@ -350,6 +350,7 @@ class TestPublicSettings:
 
     PRIVATE = frozenset(
         {"path", "q_head", "force", "callable", "url", "api_key_env", "model", "rubric", "engine"}
+        | {"template", "tokenizer"}
     )
 
     @pytest.mark.parametrize("kind", get_args(get_args(config.Reward)[0]))

@@ -18,6 +18,7 @@ function unit({ kind, target, scale }) {
     regex: "1 if it matches",
     json_valid: "1 if it is JSON",
     reward_model: "the model's output",
+    http: "the model's output",
     python: "the function's value",
     ensemble: "of several rewards",
   };

@@ -6,10 +6,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from cdserve import config
-from cdserve.errors import ConfigError
+from cdserve.errors import ConfigError, safe_repr
 from cdserve.scoring.endpoint import Endpoint
 from cdserve.scoring.ensemble import AGGREGATES, Ensemble, lower_bound
 from cdserve.scoring.held_out import HeldOut
+from cdserve.scoring.http_model import (
+    ChatNumber,
+    HttpModel,
+    HttpOutput,
+    Reader,
+    read_messages,
+    read_pairs,
+    route,
+    template_reader,
+    token_reader,
+)
 from cdserve.scoring.judge import Judge, chat_model
 from cdserve.scoring.programmatic import (
     JsonValid,
@@ -52,10 +63,11 @@ def build(
         ConfigError: a callable cannot be imported, or an ensemble names an unknown reward.
     """
     heads, models = heads or {}, models or {}
+    http_models: dict[str, HttpModel] = {}
     rewards: dict[str, Reward] = {}
     # Ensembles come last: they combine other rewards, but not each other.
     for name, reward in sorted(settings.items(), key=lambda item: item[1].kind == "ensemble"):
-        rewards[name] = _reward(name, reward, heads.get(name), models, rewards)
+        rewards[name] = _reward(name, reward, heads.get(name), models, http_models, rewards)
         rewards[name].options = _options(reward, heads.get(name))
         if (head := heads.get(name)) is not None and head.kind == "mean":
             rewards[name].held_out = head.held_out
@@ -67,6 +79,7 @@ def _reward(
     settings: config.Reward,
     head: HeadOutput | None,
     models: Mapping[str, ModelOutput],
+    http_models: dict[str, HttpModel],
     others: Mapping[str, Reward],
 ) -> Reward:
     match settings:
@@ -89,6 +102,8 @@ def _reward(
         case config.RewardModelReward():
             steps = None if settings.steps is None else _steps(settings.steps)
             return RewardModel(models[name], prefixes=settings.prefixes, steps=steps)
+        case config.HttpReward():
+            return _http(name, settings, http_models)
         case config.EnsembleReward():
             return _ensemble(name, settings, others)
 
@@ -108,7 +123,52 @@ def _judge(name: str, settings: config.JudgeReward) -> Judge:
     return Judge(ask, settings.rubric, *settings.scale, settings.concurrency)
 
 
-def _endpoint(name: str, settings: config.JudgeReward, subject: str, url: str) -> Endpoint:
+def _http(name: str, settings: config.HttpReward, models: dict[str, HttpModel]) -> Reward:
+    if settings.route == "openai_chat":
+        endpoint = _endpoint(name, settings, "the judge", f"{settings.url}/v1")
+        assert settings.model is not None  # as the settings' checks ensure
+        assert settings.template is not None
+        ask = chat_model(endpoint, settings.model)
+        return ChatNumber(ask, settings.template, settings.concurrency)
+    key = settings.model_dump_json(exclude={"output", "prefixes", "standardise", "on_failure"})
+    if key not in models:  # rewards by other outputs share the requests
+        models[key] = _http_model(name, settings)
+    return HttpOutput(models[key], settings.output, prefixes=settings.prefixes)
+
+
+def _http_model(name: str, settings: config.HttpReward) -> HttpModel:
+    one = settings.route != "score" and settings.template is None and settings.tokenizer is None
+    return HttpModel(
+        name,
+        _endpoint(name, settings, "the reward server", settings.url),
+        route(settings.server, settings.route, settings.model, activation=settings.activation),
+        _reader(name, settings),
+        max_batch=1 if one else settings.max_batch,
+        max_wait=0 if one else settings.max_wait,
+        concurrency=settings.concurrency,
+    )
+
+
+def _reader(name: str, settings: config.HttpReward) -> Reader:
+    if settings.route == "score":
+        return read_pairs
+    if settings.template is not None:
+        return template_reader(settings.template)
+    if settings.tokenizer is None:
+        return read_messages
+    from transformers import AutoTokenizer
+
+    try:
+        return token_reader(AutoTokenizer.from_pretrained(settings.tokenizer))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"rewards.{name}.tokenizer is {safe_repr(settings.tokenizer)}: {error}"
+        ) from error
+
+
+def _endpoint(
+    name: str, settings: config.JudgeReward | config.HttpReward, subject: str, url: str
+) -> Endpoint:
     variable = settings.api_key_env
     key = None if variable is None else os.environ.get(variable)
     if variable is not None and key is None:

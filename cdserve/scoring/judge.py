@@ -59,7 +59,7 @@ class Judge(Reward):
         return grade
 
 
-def chat_model(endpoint: Endpoint, model: str, max_tokens: int) -> Ask:
+def chat_model(endpoint: Endpoint, model: str, max_tokens: int = 512) -> Ask:
     """A model behind an OpenAI-compatible chat endpoint, asked at temperature 0.
 
     Questions raise RewardFailure if the endpoint does not answer, or answers with an error.

@@ -22,7 +22,7 @@ _REFUSED = {
     "loglik": "its log-likelihoods are computed in the served engine",
     "log_ratio": "its log-likelihoods are computed in the served engine",
 }
-_KEPT = ("judge", "reward_model", "ensemble")
+_KEPT = ("judge", "reward_model", "http", "ensemble")
 """Kinds whose values are worth keeping on disk."""
 _IRRELEVANT = {
     *("on_failure", "timeout", "standardise", "prefixes", "concurrency", "retries"),

@@ -19,7 +19,7 @@ from cdserve.training.rewards import JobRewards
 from cdserve.training.rollouts import Rollout, read
 from value_heads import CachedRollouts
 
-_BATCH = {"judge": 1, "ensemble": 1, "reward_model": 32}
+_BATCH = {"judge": 1, "ensemble": 1, "reward_model": 32, "http": 32}
 """Responses per call, for the kinds that queue the responses of concurrent calls."""
 _IN_FLIGHT = 1024
 """Responses of concurrent calls, for these kinds."""

@@ -17,6 +17,7 @@ from cdserve.training.fill_cache import FilledCache
 from cdserve.training.job import Data, HeadSpec, TrainingJob
 from cdserve.training.rewards import read_rewards
 from cdserve.training.rollouts import Rollout, write
+from tests.scoring.test_http_model import RewardServer
 from tests.scoring.test_judge import Endpoint
 from value_heads import ShardWriter
 
@@ -123,6 +124,23 @@ def test_judge_is_asked_up_to_its_concurrency(cache: FilledCache, endpoint: Endp
     grades = job(cache.folder, "grade", grade=judge(endpoint, concurrency=3))
     score(grades, replace(cache, counts={"train": 4}))
     assert endpoint.most_at_once == 3
+
+
+def test_reward_behind_http_is_scored_in_batches_and_kept(cache: FilledCache) -> None:
+    with RewardServer() as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        http = {"kind": "http", "url": server.url, "route": "classify", "output": 0}
+        first = job(cache.folder, "rm", rm={**http, "template": "{response}"})
+        rewards = score(first, cache)
+        assert rewards["train"][:3].tolist() == [[1.0], [2.0], [4.0]]
+        assert len(server.requests) == len(TEXTS)  # one per set
+        again = job(cache.folder, "rm", rm={**http, "template": "{response}", "max_batch": 2})
+        score(again, cache)
+        assert len(server.requests) == len(TEXTS)
+        other = job(cache.folder, "rm", rm={**http, "template": "Again: {response}"})
+        score(other, cache)
+        assert len(server.requests) == 2 * len(TEXTS)
+        server.shutdown()
 
 
 def test_kept_values_of_cut_responses_are_read_only_if_they_count(
