@@ -81,6 +81,6 @@ class Endpoint:
         """A failure whose details, for the log, are the address and the start of the answer."""
         excerpt = answer[:_EXCERPT]
         details = f"{self._url}{path}: {excerpt}" if excerpt else f"{self._url}{path}"
-        if self._api_key is not None:  # which a server may repeat
+        if self._api_key:  # a server may repeat it
             details = details.replace(self._api_key, "***")
         return RewardFailure(f"failed: {self._subject} {predicate}", details)
