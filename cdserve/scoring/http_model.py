@@ -3,7 +3,6 @@
 import asyncio
 import json
 import math
-import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from cdserve.errors import RewardFailure, safe_repr
 from cdserve.observability.metrics import SCORER_BATCH_SIZE, SCORER_WAIT_SECONDS
 from cdserve.scoring.batching import Batcher
 from cdserve.scoring.endpoint import Endpoint, StatusFailure
-from cdserve.scoring.judge import Ask, Judge
+from cdserve.scoring.judge import Ask, Judge, fill
 from cdserve.scoring.reward import Response, Reward
 from cdserve.scoring.reward_model import Dialogue, tokens
 
@@ -35,7 +34,7 @@ Input = Conversation | str | tuple[str, str] | tuple[int, ...]
 Reader = Callable[[Sequence[Response]], Awaitable[Sequence[Input]]]
 
 _REFUSED = (400, 413, 422)
-"""Statuses of a request that is refused for one of its texts, such as one that is too long."""
+"""Statuses of requests that are refused for one of their texts, which may be too long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,9 +44,9 @@ class Route:
     Attributes:
         path: path of the route.
         fields: fields of every request.
-        inputs: further fields, for the inputs of a request.
-        outputs: outputs of each input, of an answer. Raises LookupError, TypeError or ValueError if
-            the answer has another form.
+        inputs: makes the fields that hold the inputs of a request.
+        outputs: reads the outputs of each input from an answer. Raises LookupError, TypeError or
+            ValueError if the answer has another form.
     """
 
     path: str
@@ -150,14 +149,9 @@ def template_reader(template: str) -> Reader:
     """A text, by a template with the placeholders ``{prompt}`` and ``{response}``."""
 
     async def read(responses: Sequence[Response]) -> list[Input]:
-        return [_filled(template, response) for response in responses]
+        return [fill(template, response.prompt, response.text) for response in responses]
 
     return read
-
-
-def _filled(template: str, response: Response) -> str:
-    parts = {"{prompt}": response.prompt, "{response}": response.text}
-    return re.sub(r"\{prompt\}|\{response\}", lambda match: parts[match[0]], template)
 
 
 def token_reader(tokenizer: Any) -> Reader:

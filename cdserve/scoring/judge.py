@@ -41,11 +41,7 @@ class Judge(Reward):
         return await self._queue.score([(response.prompt, response.text) for response in responses])
 
     async def _grades(self, items: Sequence[tuple[str, str]]) -> list[float]:
-        return [self._read(await self._ask(self._question(*item))) for item in items]
-
-    def _question(self, prompt: str, response: str) -> str:
-        parts = {"{prompt}": prompt, "{response}": response}
-        return re.sub(r"\{prompt\}|\{response\}", lambda match: parts[match[0]], self._rubric)
+        return [self._read(await self._ask(fill(self._rubric, *item))) for item in items]
 
     def _read(self, answer: str) -> float:
         numbers = re.findall(r"-?\d+(?:\.\d+)?", answer)
@@ -57,6 +53,12 @@ class Judge(Reward):
                 f"failed: the judge gave {grade:g}; grades are from {self._low:g} to {self._high:g}"
             )
         return grade
+
+
+def fill(template: str, prompt: str, response: str) -> str:
+    """A template with the texts in place of ``{prompt}`` and ``{response}``."""
+    parts = {"{prompt}": prompt, "{response}": response}
+    return re.sub(r"\{prompt\}|\{response\}", lambda match: parts[match[0]], template)
 
 
 def chat_model(endpoint: Endpoint, model: str, max_tokens: int = 512) -> Ask:
