@@ -289,8 +289,8 @@ class HttpReward(Fallible):
     )
     route: Literal["classify", "pooling", "score", "openai_chat"] = Field(
         description="Route of the server. classify: outputs of a sequence-classification model. "
-        "pooling: outputs of any reward model, of vLLM. score: a cross-encoder's score of prompt "
-        "and response. openai_chat: the last number in a chat model's answer."
+        "pooling: outputs of any reward model (vLLM only). score: a cross-encoder's score of "
+        "prompt and response. openai_chat: the last number in a chat model's answer."
     )
     model: str | None = Field(
         default=None,
@@ -351,7 +351,7 @@ class HttpReward(Fallible):
         if parts.username is not None or parts.query or parts.fragment:
             raise ValueError("it must have no user, query or fragment; a key is in api_key_env")
         if (url := url.rstrip("/")).endswith("/v1"):
-            raise ValueError("it must not end in /v1, which the route adds where it belongs")
+            raise ValueError("it must not end in /v1, which route openai_chat adds")
         return url
 
     @field_validator("route")

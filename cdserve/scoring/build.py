@@ -60,7 +60,8 @@ def build(
         models: for each ``reward_model``, the source of its scores.
 
     Raises:
-        ConfigError: a callable cannot be imported, or an ensemble names an unknown reward.
+        ConfigError: a callable cannot be imported, an ensemble names an unknown reward, a variable
+            with an API key is not set, or a tokenizer cannot be read.
     """
     heads, models = heads or {}, models or {}
     http_models: dict[str, HttpModel] = {}

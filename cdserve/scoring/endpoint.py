@@ -20,7 +20,7 @@ class StatusFailure(RewardFailure):
 
 
 class Endpoint:
-    """A server that is asked over HTTP, with persistent connections.
+    """Another server, reached over HTTP with persistent connections.
 
     Attempts that fail through no fault of the request (no connection, a timeout, status 408, 409,
     429 or 5xx) are repeated, after 0.5 to 8 seconds or the answer's ``retry-after``.

@@ -117,10 +117,10 @@ async def test_values_equal_those_of_the_model_in_the_process(
     settings = rewards(server, reward_model)
     models = plan(settings)
     async with models.running():
-        made = build(settings.rewards, models=models.outputs)
+        built = build(settings.rewards, models=models.outputs)
         equal = Objective(
             dict.fromkeys(("local", "classify", "pooling", "ids"), 1.0),
-            {name: made[name] for name in ("local", "classify", "pooling", "ids")},
+            {name: built[name] for name in ("local", "classify", "pooling", "ids")},
         )
         scores = await equal.score(RESPONSES)
     values = {round(score.rewards["local"], 3) for score in scores}
@@ -134,21 +134,21 @@ async def test_values_equal_those_of_the_model_in_the_process(
 async def test_texts_pairs_and_probabilities_are_scored(
     server: PoolingServer, reward_model: Path
 ) -> None:
-    made = remote(rewards(server, reward_model), "text", "pairs", "probability", "classify")
-    scores = await Objective(dict.fromkeys(made, 1.0), made).score(RESPONSES[:2])
+    remotes = remote(rewards(server, reward_model), "text", "pairs", "probability", "classify")
+    scores = await Objective(dict.fromkeys(remotes, 1.0), remotes).score(RESPONSES[:2])
     for score in scores:
-        found = score.rewards
-        assert found["text"] == pytest.approx(found["pairs"], abs=1e-4)
-        assert abs(found["text"] - found["classify"]) > 0.01
-        sigmoid = 1 / (1 + math.exp(-found["classify"]))
-        assert found["probability"] == pytest.approx(sigmoid, abs=1e-4)
+        values = score.rewards
+        assert values["text"] == pytest.approx(values["pairs"], abs=1e-4)
+        assert abs(values["text"] - values["classify"]) > 0.01
+        sigmoid = 1 / (1 + math.exp(-values["classify"]))
+        assert values["probability"] == pytest.approx(sigmoid, abs=1e-4)
 
 
 async def test_text_that_is_too_long_fails_alone(server: PoolingServer, reward_model: Path) -> None:
-    made = remote(rewards(server, reward_model), "ids")
-    both = Objective({"ids": 1.0}, made)
+    remotes = remote(rewards(server, reward_model), "ids")
+    scorer = Objective({"ids": 1.0}, remotes)
     long, short = await asyncio.gather(
-        both.score([LONG]), both.score(RESPONSES), return_exceptions=True
+        scorer.score([LONG]), scorer.score(RESPONSES), return_exceptions=True
     )
     assert isinstance(long, ScoringError)
     assert "the reward server answered with status 400" in str(long)
@@ -162,8 +162,8 @@ async def test_stopped_and_killed_server_is_handled_as_on_failure_says(
     names = ("classify", "ids")
     policies: dict[str, Objective] = {}
     for policy in ("error", "skip", "base"):
-        made = remote(rewards(server, reward_model, on_failure=policy, timeout=2), *names)
-        policies[policy] = Objective(dict.fromkeys(names, 1.0), made)
+        remotes = remote(rewards(server, reward_model, on_failure=policy, timeout=2), *names)
+        policies[policy] = Objective(dict.fromkeys(names, 1.0), remotes)
 
     async def faulty(message: str) -> None:
         scored = [policies[policy].score(RESPONSES) for policy in ("error", "skip", "base")]

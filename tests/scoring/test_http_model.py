@@ -151,14 +151,14 @@ TWO = [response("a"), response("bbb")]
 async def test_vllm_reads_the_conversation_and_returns_raw_outputs(
     server: RewardServer, path: str
 ) -> None:
-    asked = [
+    prompt = [
         {"role": "system", "content": "Be kind."},
         {"role": "user", "content": [{"type": "text", "text": "Why?"}]},
     ]
-    scores = await rewards(server, route=path, model="rm").score([response("So.", asked)])
+    scores = await rewards(server, route=path, model="rm").score([response("So.", prompt)])
     assert totals(scores) == [3.0]
     messages = [
-        asked[0],
+        prompt[0],
         {"role": "user", "content": "Why?"},
         {"role": "assistant", "content": "So."},
     ]
@@ -168,16 +168,16 @@ async def test_vllm_reads_the_conversation_and_returns_raw_outputs(
 
 async def test_conversations_are_sent_at_the_same_time(server: RewardServer) -> None:
     server.meeting = threading.Barrier(2)
-    made = rewards(server, concurrency=2)
-    scores = await made.score([response("a" * i) for i in range(1, 5)])
+    scorer = rewards(server, concurrency=2)
+    scores = await scorer.score([response("a" * i) for i in range(1, 5)])
     assert totals(scores) == [1.0, 2.0, 3.0, 4.0]
     assert (len(server.requests), server.most_at_once) == (4, 2)
     assert len(server.connections) <= 2  # kept alive
 
 
 async def test_texts_of_concurrent_requests_share_a_batch(server: RewardServer) -> None:
-    made = rewards(server, template=PLAIN, max_batch=8, activation=True)
-    await asyncio.gather(*(made.score([response(f"{i}"), response(f"{i}b")]) for i in range(4)))
+    scorer = rewards(server, template=PLAIN, max_batch=8, activation=True)
+    await asyncio.gather(*(scorer.score([response(f"{i}"), response(f"{i}b")]) for i in range(4)))
     (body,) = server.bodies
     assert len(body["input"]) == 8
     assert body["input"][:2] == ["Why? 0", "Why? 0b"]
@@ -185,8 +185,8 @@ async def test_texts_of_concurrent_requests_share_a_batch(server: RewardServer) 
 
 
 async def test_tokenizer_sends_the_token_ids_of_the_conversation(server: RewardServer) -> None:
-    made = rewards(server, tokenizer=str(MODEL_DIR))
-    await made.score(TWO)
+    scorer = rewards(server, tokenizer=str(MODEL_DIR))
+    await scorer.score(TWO)
     (body,) = server.bodies
     tokenizer = load_tokenizer(MODEL_DIR)
     expected = [tokens(tokenizer, Dialogue.of(each, each.text)) for each in TWO]
@@ -194,8 +194,8 @@ async def test_tokenizer_sends_the_token_ids_of_the_conversation(server: RewardS
 
 
 async def test_score_route_sends_prompts_and_responses_as_pairs(server: RewardServer) -> None:
-    asked = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "When?"}]
-    scores = await rewards(server, route="score").score([*TWO, response("Now", asked)])
+    prompt = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "When?"}]
+    scores = await rewards(server, route="score").score([*TWO, response("Now", prompt)])
     assert totals(scores) == [1.0, 3.0, 3.0]
     sent = {"queries": ["Why?", "Why?", "Be kind.\n\nWhen?"], "documents": ["a", "bbb", "Now"]}
     assert server.requests == [("/score", {"use_activation": False, **sent})]
@@ -210,23 +210,23 @@ async def test_outputs_per_token_are_read_at_the_last_token(server: RewardServer
 
 @pytest.mark.parametrize("how", ["text", "input_ids"])
 async def test_sglang_reads_texts_or_token_ids(server: RewardServer, how: str) -> None:
-    given = {"template": PLAIN} if how == "text" else {"tokenizer": str(MODEL_DIR)}
-    scores = await rewards(server, server="sglang", **given).score(TWO)
+    inputs = {"template": PLAIN} if how == "text" else {"tokenizer": str(MODEL_DIR)}
+    scores = await rewards(server, server="sglang", **inputs).score(TWO)
     ((path, body),) = server.requests
     assert (path, list(body)) == ("/classify", [how])
     assert totals(scores) == [float(len(each)) for each in body[how]]
 
 
 async def test_tei_outputs_are_chosen_by_label(server: RewardServer) -> None:
-    made = rewards(server, server="tei", template="{response}", output="bad")
-    assert totals(await made.score(TWO)) == [-1.0, -3.0]
+    scorer = rewards(server, server="tei", template="{response}", output="bad")
+    assert totals(await scorer.score(TWO)) == [-1.0, -3.0]
     body = {"raw_scores": True, "truncate": False, "inputs": [["a"], ["bbb"]]}
     assert server.requests == [("/predict", body)]
 
 
 async def test_tei_scores_pairs(server: RewardServer) -> None:
-    made = rewards(server, server="tei", route="score", output="good", activation=True)
-    assert totals(await made.score(TWO)) == [1.0, 3.0]
+    scorer = rewards(server, server="tei", route="score", output="good", activation=True)
+    assert totals(await scorer.score(TWO)) == [1.0, 3.0]
     assert server.bodies[0]["inputs"] == [["Why?", "a"], ["Why?", "bbb"]]
     assert server.bodies[0]["raw_scores"] is False
 
@@ -234,8 +234,8 @@ async def test_tei_scores_pairs(server: RewardServer) -> None:
 async def test_chat_model_prints_a_number(server: RewardServer) -> None:
     message = {"role": "assistant", "content": "1 of 2: -250.5"}
     choice = {"index": 0, "message": message, "finish_reason": "stop"}
-    made = {"id": "1", "object": "chat.completion", "created": 1, "model": "m"}
-    server.answers = [lambda *_: {**made, "choices": [choice]}]
+    head = {"id": "1", "object": "chat.completion", "created": 1, "model": "m"}
+    server.answers = [lambda *_: {**head, "choices": [choice]}]
     chat = rewards(server, route="openai_chat", model="m", template="Rate {response}")
     assert totals(await chat.score([response("a")])) == [-250.5]
     ((path, body),) = server.requests
@@ -246,13 +246,13 @@ async def test_chat_model_prints_a_number(server: RewardServer) -> None:
 
 async def test_rewards_by_other_outputs_share_the_requests(server: RewardServer) -> None:
     fixed = {"kind": "http", "url": server.url, "route": "classify", "template": PLAIN}
-    made = build(
+    built = build(
         {
             "long": config.HttpReward.model_validate({**fixed, "output": 0}),
             "short": config.HttpReward.model_validate({**fixed, "output": 1, "prefixes": True}),
         }
     )
-    both = Objective({"long": 1.0, "short": 0.5}, made)
+    both = Objective({"long": 1.0, "short": 0.5}, built)
     (score,) = await both.score([response("abc")])
     assert score.rewards == {"long": 8.0, "short": -8.0}
     assert len(server.requests) == 1
@@ -292,25 +292,19 @@ async def test_fault_of_the_server_is_handled_as_on_failure_says(
         await rewards(server, output=output).score([response("a")])
     assert server.url not in str(caught.value)
     for policy, scored in (("skip", ("long",)), ("base", ("long",))):
-        made = rewards(server, output=output, on_failure=policy)
-        (score,) = await made.score([response("a")])
+        scorer = rewards(server, output=output, on_failure=policy)
+        (score,) = await scorer.score([response("a")])
         assert (score.total, score.failed) == (0.0, scored)
     server.answers = [outputs]
     assert totals(await rewards(server).score([response("a")])) == [1.0]
 
 
 @pytest.mark.parametrize("policy", ["skip", "base"])
-async def test_slow_server_fails_at_the_timeout_and_holds_up_no_later_request(
-    server: RewardServer, policy: str
-) -> None:
-    slow = server.meeting = threading.Barrier(2)
-    made = rewards(server, timeout=0.2, on_failure=policy, concurrency=1)
-    (score,) = await made.score([response("a")])
+async def test_slow_server_fails_at_the_timeout(server: RewardServer, policy: str) -> None:
+    server.meeting = threading.Barrier(2)
+    scorer = rewards(server, timeout=0.2, on_failure=policy)
+    (score,) = await scorer.score([response("a")])
     assert (score.total, score.failed) == (0.0, ("long",))
-    server.meeting = threading.Barrier(1)
-    made = rewards(server, on_failure=policy, concurrency=1)
-    assert totals(await made.score([response("a")])) == [1.0]
-    slow.abort()
 
 
 async def test_dead_server_is_reported_without_its_address(
@@ -339,10 +333,10 @@ async def test_refused_text_fails_alone(server: RewardServer) -> None:
         return 400 if too_long else outputs(path, body)
 
     server.answers = [answer]
-    made = rewards(server, template="{response}", retries=3)
+    scorer = rewards(server, template="{response}", retries=3)
     bad, good = await asyncio.gather(
-        made.score([response("abc"), response("much too long")]),
-        made.score([response("ab"), response("a")]),
+        scorer.score([response("abc"), response("much too long")]),
+        scorer.score([response("ab"), response("a")]),
         return_exceptions=True,
     )
     assert isinstance(bad, ScoringError)
@@ -355,14 +349,14 @@ async def test_refused_text_fails_alone(server: RewardServer) -> None:
 
 async def test_client_that_leaves_cancels_its_requests(server: RewardServer) -> None:
     slow = server.meeting = threading.Barrier(2)
-    made = rewards(server, concurrency=1)
-    task = asyncio.create_task(made.score(TWO))
+    scorer = rewards(server, concurrency=1)
+    task = asyncio.create_task(scorer.score(TWO))
     await asyncio.to_thread(until, lambda: server.requests)
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task
     server.meeting = threading.Barrier(1)
-    assert totals(await made.score([response("cc")])) == [2.0]
+    assert totals(await scorer.score([response("cc")])) == [2.0]
     slow.abort()
     sent = [text for body in server.bodies for text in texts(body)]
     assert sent == ["a", "cc"]  # the second response was never sent
@@ -459,5 +453,8 @@ def test_path_of_a_tokenizer_is_relative_to_the_settings(tmp_path: Path) -> None
     reward = {"kind": "http", "url": "http://rm/", "route": "classify", "tokenizer": "./rm"}
     path = tmp_path / "cdserve.yaml"
     path.write_text(LOADED.format(json.dumps(reward)))
-    found = config.load(path).rewards["a"].model_dump()
-    assert (found["tokenizer"], found["url"]) == (str(tmp_path / "rm"), "http://rm")
+    reward_settings = config.load(path).rewards["a"].model_dump()
+    assert (reward_settings["tokenizer"], reward_settings["url"]) == (
+        str(tmp_path / "rm"),
+        "http://rm",
+    )
