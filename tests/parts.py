@@ -32,7 +32,6 @@ OWN_SERVERS = [
     TESTS / path
     for path in (
         "demo/test_smollm2.py",
-        "launch/test_http_reward.py",
         "launch/test_process_reward_model.py",
         "server/test_admission.py",
         "server/test_dead_engines.py",
@@ -67,6 +66,7 @@ DEPLOY = [
     for path in (
         "deploy/test_nginx.py",
         "deploy/test_prometheus.py",
+        "launch/test_http_reward.py",
         "ray_serve/test_deployment.py",
         "test_wheel.py",
     )
