@@ -70,22 +70,31 @@ def _gain(gain: Gain, name: str) -> list[str]:
 
 
 def _cost(results: Results) -> str:
+    draws = any(figures.draws is not None for figures in results.policies.values())
     titles = [
-        *("policy", "tokens drawn per token returned", "first block p50, s", "first block p99, s"),
+        *("policy", "tokens drawn per token returned"),
+        *(("draws", "saved tokens") if draws else ()),
+        *("answer p50, s", "answer p99, s", "first block p50, s", "first block p99, s"),
         *("inter-block p50, s", "inter-block p99, s", "tokens/s per answer", "tokens/s in total"),
     ]
+    rows = (_cost_row(name, figures, draws) for name, figures in results.policies.items())
     note = (
         f"Times are measured by the client with {results.settings['concurrency']} concurrent "
         "requests. Answers of one block have no inter-block time."
     )
-    return f"## Cost\n\n{_table(titles, map(_cost_row, *_items(results)))}\n\n{note}"
+    if draws:
+        note += " Draws and saved tokens are means per answer, from the reports that have them."
+    return f"## Cost\n\n{_table(titles, rows)}\n\n{note}"
 
 
-def _cost_row(name: str, figures: Figures) -> list[str]:
+def _cost_row(name: str, figures: Figures, draws: bool) -> list[str]:
     latency = figures.latency
     return [
         name,
         _number(figures.candidate_tokens, 2),
+        *([_number(figures.draws, 1), _number(figures.saved_tokens, 0)] if draws else []),
+        _number(latency.answer_p50, 3),
+        _number(latency.answer_p99, 3),
         _number(latency.first_p50, 3),
         _number(latency.first_p99, 3),
         _number(latency.inter_p50, 3),

@@ -208,6 +208,10 @@ def _candidate_tokens(figures: Figures) -> float | None:
     return figures.candidate_tokens
 
 
+def _answer_seconds(figures: Figures) -> float | None:
+    return figures.latency.answer_p50
+
+
 def _p99_wait(figures: Figures) -> float | None:
     """p99 of the time between blocks, or to the only block."""
     latency = figures.latency
@@ -249,6 +253,15 @@ PLOTS = (
         title="Reward against candidate tokens",
         x=_candidate_tokens,
         x_label="tokens drawn per token returned",
+        y=_reward,
+        y_label="reward",
+        base=_draw_base,
+    ),
+    Plot(
+        file="reward_seconds.svg",
+        title="Reward against seconds per answer",
+        x=_answer_seconds,
+        x_label="median time to the end of an answer (s)",
         y=_reward,
         y_label="reward",
         base=_draw_base,

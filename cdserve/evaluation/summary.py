@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean
+from typing import Any
 
 from cdserve import kl
 from cdserve.evaluation.positions import Bucket, kl_by_position, reported_kl, steering_kl
@@ -65,6 +66,7 @@ class Latency:
     Attributes:
         first_p50, first_p99: time to the first block of text; None if no answer has text.
         inter_p50, inter_p99: time between blocks; None if every answer is one block.
+        answer_p50, answer_p99: time to the end of an answer.
         tokens_per_second: tokens of all answers divided by the sum of their seconds.
         throughput: tokens of all answers divided by the seconds with any answer in progress.
     """
@@ -73,6 +75,8 @@ class Latency:
     first_p99: float | None
     inter_p50: float | None
     inter_p99: float | None
+    answer_p50: float
+    answer_p99: float
     tokens_per_second: float
     throughput: float
 
@@ -95,6 +99,8 @@ class Figures:
         ended_candidates, ended_selected: shares of candidates, and of selected candidates, that had
             ended, in decisions between ended and unfinished ones; None without such decisions.
         candidate_tokens: tokens drawn per token returned; None if the server does not report them.
+        draws: mean number of responses begun per answer; None unless every report has it.
+        saved_tokens: mean estimate of the tokens per answer that were not drawn; None likewise.
     """
 
     answers: int
@@ -111,6 +117,8 @@ class Figures:
     ended_candidates: float | None
     ended_selected: float | None
     candidate_tokens: float | None
+    draws: float | None
+    saved_tokens: float | None
     latency: Latency
 
 
@@ -140,6 +148,8 @@ def summarise(records: Sequence[Record], base: Sequence[Record], *, plain: bool)
         ended_candidates=ended_candidates,
         ended_selected=ended_selected,
         candidate_tokens=1.0 if plain else _candidate_tokens(records),
+        draws=_mean_of_reports(records, lambda report: report["draws"]["made"]),
+        saved_tokens=_mean_of_reports(records, lambda report: report["saved_tokens"]),
         latency=_latency(records),
     )
 
@@ -248,16 +258,27 @@ def _candidate_tokens(records: Sequence[Record]) -> float | None:
     return drawn / returned
 
 
+def _mean_of_reports(
+    records: Sequence[Record], value: Callable[[Mapping[str, Any]], float]
+) -> float | None:
+    """Mean of a field of the reports with ``draws``; None unless all have it."""
+    reports = [record.report or {} for record in records]
+    return fmean(map(value, reports)) if all("draws" in each for each in reports) else None
+
+
 def _latency(records: Sequence[Record]) -> Latency:
     first = [record.blocks[0] for record in records if record.blocks]
     between = [b - a for record in records for a, b in pairwise(record.blocks)]
     tokens = sum(record.tokens for record in records)
+    seconds = [record.seconds for record in records]
     return Latency(
         first_p50=percentile(first, 50) if first else None,
         first_p99=percentile(first, 99) if first else None,
         inter_p50=percentile(between, 50) if between else None,
         inter_p99=percentile(between, 99) if between else None,
-        tokens_per_second=tokens / sum(record.seconds for record in records),
+        answer_p50=percentile(seconds, 50),
+        answer_p99=percentile(seconds, 99),
+        tokens_per_second=tokens / sum(seconds),
         throughput=tokens / _busy(records),
     )
 

@@ -122,6 +122,21 @@ class TestCost:
         single = report(0.0, 0.0, candidates=2, ties=0)
         assert summarise([of(0, 0.0, report=single)], all_of([0]), plain=False).tie_rate is None
 
+    def test_draws_and_saved_tokens_are_means_of_reports(self) -> None:
+        stopped = [
+            report(1.0, 0.5, draws={"made": made, "allowed": 16}, saved_tokens=saved)
+            for made, saved in ((3, 100), (8, 50))
+        ]
+        records = [of(i, 0.0, report=each) for i, each in enumerate(stopped)]
+        figures = summarise(records, all_of([0, 0]), plain=False)
+        assert (figures.draws, figures.saved_tokens) == (5.5, 75.0)
+
+    def test_draws_are_none_unless_every_report_has_them(self) -> None:
+        stopped = report(1.0, 0.5, draws={"made": 3, "allowed": 16}, saved_tokens=9)
+        records = [of(0, 0.0, report=stopped), of(1, 0.0, report=report(1.0, 0.5))]
+        figures = summarise(records, all_of([0, 0]), plain=False)
+        assert (figures.draws, figures.saved_tokens) == (None, None)
+
     def test_shares_of_ended_candidates_come_from_reports(self) -> None:
         ends = [
             {"decisions": 1, "candidates": 3, "ended": 1, "selected": 1},
@@ -143,6 +158,7 @@ class TestCost:
         assert figures.latency.first_p50 == 0.5
         assert figures.latency.inter_p50 == 0.75
         assert figures.latency.inter_p99 == pytest.approx(1.0)
+        assert figures.latency.answer_p50 == figures.latency.answer_p99 == 2.0
         assert figures.latency.tokens_per_second == 12 / 6
         assert figures.latency.throughput == 12 / 5  # the first two are one second apart
 
@@ -313,7 +329,8 @@ def test_record_round_trips_through_the_journal() -> None:
 
 
 class TestResults:
-    def build(self, gold: bool = True) -> Results:
+    def build(self, gold: bool = True, **fields: Any) -> Results:
+        """Results of a sweep, whose reports have further fields, and a preset."""
         sweep = [
             NamedPolicy(f"best_of_n n={n}", {"method": "best_of_n", "n": n}, "best_of_n", f"n={n}")
             for n in (2, 4, 8)
@@ -328,7 +345,7 @@ class TestResults:
                     record.prompt,
                     record.reward,
                     record.gold,
-                    report=report(bound, 0.9 * bound, decisions=1),
+                    report=report(bound, 0.9 * bound, decisions=1, **fields),
                     steps=[[4, bound, 0.9 * bound]],
                     pool=[0.1 * j for j in range(2 << i)],
                     blocks=[1.0 + i],
@@ -370,6 +387,13 @@ class TestResults:
         assert "pre\\|set" in text
         assert all(f"]({plot.file})" in text for plot in PLOTS)
 
+    def test_table_has_draws_and_saved_tokens_if_reports_have_them(self) -> None:
+        assert "draws" not in markdown(self.build())
+        text = markdown(self.build(draws={"made": 3, "allowed": 8}, saved_tokens=120))
+        assert "| draws | saved tokens |" in text
+        assert "| 3.0   | 120          |" in text
+        assert "| –     | –            |" in text
+
     def test_results_without_held_out_reward_have_no_alarms(self, tmp_path: Path) -> None:
         evaluated = self.build(gold=False)
         assert evaluated.alarms is None
@@ -387,3 +411,4 @@ class TestResults:
         assert set(written[0]) == {plot.file for plot in PLOTS} | {"results.json"}
         assert b"n / (n + 1)" not in written[0]["reward_latency.svg"]
         assert b"best-of-n in theory" in written[0]["reward_kl.svg"]
+        assert b"n=8" in written[0]["reward_seconds.svg"]
