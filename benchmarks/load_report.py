@@ -55,13 +55,14 @@ concurrency.
 ## Overhead
 
 Ratios of median rates on two shared cores of an Intel Xeon at 2.50 GHz, by `python
-benchmarks/overhead.py` (the first two rows) and `python benchmarks/in_engine.py`; details are in
-[the log](log.md).
+benchmarks/overhead.py` (the first two rows), `python benchmarks/race_cost.py` (the third) and
+`python benchmarks/in_engine.py`; details are in [the log](log.md).
 
 | decoding | compared with | ratio of tokens/s |
 |---|---|---|
 | best-of-8 | vLLM's `n=8` sampling | 0.98 to 1.03 |
 | blockwise, K = 8, M = 32 | vLLM's `n=8` sampling | 0.96 to 1.02 |
+| a race that gives up no response, n = 16 | best-of-16 without a race | not measured yet |
 | token-wise, no report | plain decoding | 0.95 to 1.03 |
 | token-wise, with its report | plain decoding | 0.86 to 0.98 |
 | mixing of three models | the sum of their separate times | 1.0 to 1.5 |
@@ -71,6 +72,9 @@ benchmarks/overhead.py` (the first two rows) and `python benchmarks/in_engine.py
 A ratio above 1 means that cdserve is faster. While six clients send best-of-64, the p99 of a
 plain request is 0.6 s; without `admission.max_running` it is 2.5 s (`python
 benchmarks/fairness.py --rounds 4 --seconds 10`, on the machine of the other tables).
+
+Requests/s at the reward of best-of-16, compared with vLLM's `n=16` and its_hub, are in
+[peers](peers.md#requests-per-second-at-equal-reward).
 
 ## Load your own server
 
