@@ -1,11 +1,15 @@
 """Best-of-n as a race, on the real engine."""
 
+import threading
 from typing import Any
 
 import httpx2
 import pytest
 from openai import OpenAI
 
+from tests.waiting import until
+
+from .served import Served
 from .wire import PROMPT, complete, joined, text_of
 
 RACE = {"method": "best_of_n", "n": 8, "race": {"delta": 0.02}}
@@ -32,6 +36,37 @@ def test_race_is_reproduced_by_its_seed_and_streams(client: OpenAI) -> None:
     chunks = list(complete(client, RACE, stream=True, **FIELDS))
     assert joined(chunks) == text_of(answer.choices[0])
     assert chunks[-1].alignment["candidates"] == answer.alignment["candidates"]
+
+
+def test_race_frees_the_rows_of_candidates_given_up(server: Served, client: OpenAI) -> None:
+    """EOS is ignored, so that no candidate leaves the engine unless it is given up."""
+    live = [8]
+    ended = threading.Event()
+
+    def read() -> None:
+        policy = {**RACE, "report": "live"}
+        try:
+            fields = {"stream": True, "max_tokens": 1000, "seed": 5, "ignore_eos": True}
+            for chunk in complete(client, policy, **fields):
+                live.extend(
+                    len(d["candidates"]) for d in getattr(chunk, "alignment_candidates", [])
+                )
+                if chunk.choices:  # text arrives once a single candidate is left
+                    live.append(1)
+        finally:
+            ended.set()
+
+    def freed() -> bool:
+        most = live[-1]
+        return 0 < server.metric("num_requests_running") <= most < 8
+
+    server.wait_until_idle()
+    reader = threading.Thread(target=read)
+    reader.start()
+    until(lambda: freed() or ended.is_set(), "fewer rows than at the start")
+    assert not ended.is_set()
+    reader.join()
+    assert live == sorted(live, reverse=True)
 
 
 @pytest.mark.parametrize("threshold", [-0.9, 0.9])
