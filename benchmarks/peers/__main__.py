@@ -9,7 +9,7 @@ first run makes the peers' environments under ``benchmarks/.envs``.
 """
 
 import argparse
-import random
+import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,13 +24,14 @@ import transformers
 
 from benchmarks.models import machine
 from benchmarks.peers.driver import Driver, Run, Setting
-from benchmarks.peers.environments import ITS_HUB, OPTILLM
+from benchmarks.peers.environments import ITS_HUB, OPTILLM, THINKBOOSTER
+from benchmarks.peers.equal_reward import for_page
 from benchmarks.peers.optillm import Proxy
-from benchmarks.peers.report import markdown, summary, write
+from benchmarks.peers.prompts import held_out
+from benchmarks.peers.report import markdown, page, summary
 from benchmarks.peers.rows import ROWS, Row
 from benchmarks.server import Server, totals
 from cdserve.demo.tiny import DEMO_DIR
-from cdserve.demo.tiny.build.subjects import films, products
 
 REWARDS = {"sentiment_gold": 1.0, "sentiment": 1.0}
 COUNTERS = {
@@ -80,19 +81,6 @@ def _sum(run: Run, what: str) -> float:
     return sum({"decoded": a.decoded, "read": a.read}[what] for a in run.answers)
 
 
-def held_out(count: int) -> list[str]:
-    """Requests for reviews of held-out films and products, half of each kind.
-
-    They are sent as chat messages, since optillm and its_hub support nothing else.
-    """
-    about = [f'the film "{film.name}"' for film in films(held_out=True)]
-    things = [f"the {thing.name}" for thing in products(held_out=True)]
-    draw = random.Random(0)
-    subjects = [*draw.sample(about, (count + 1) // 2), *draw.sample(things, count // 2)]
-    draw.shuffle(subjects)
-    return [f"Write a review of {subject}." for subject in subjects]
-
-
 def rounds(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
     """The runs of every row, by concurrency."""
     sizes = {1: args.prompts, args.concurrency: args.prompts * 2}
@@ -119,7 +107,7 @@ def rounds(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
 
 def described(args: argparse.Namespace) -> dict[str, Any]:
     """The settings, versions and machine of the figures."""
-    names = ("k", "m", "beta", "max_tokens", "threads", "rounds", "prompts")
+    names = ("k", "m", "beam_width", "beta", "max_tokens", "threads", "rounds", "prompts")
     return {
         "command": shlex.join(["python", "-m", "benchmarks.peers", *sys.argv[1:]]),
         "machine": machine(),
@@ -128,6 +116,7 @@ def described(args: argparse.Namespace) -> dict[str, Any]:
             "transformers": transformers.__version__,
             "its_hub": ITS_HUB.versions(),
             "optillm": OPTILLM.versions(),
+            "thinkbooster": THINKBOOSTER.versions(),
         },
         "setting": {**{name: vars(args)[name] for name in names}, "top_k": Setting().top_k},
     }
@@ -135,7 +124,7 @@ def described(args: argparse.Namespace) -> dict[str, Any]:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Starts the server, the proxy and the drivers; measures all rows."""
-    for environment in (ITS_HUB, OPTILLM):
+    for environment in (ITS_HUB, OPTILLM, THINKBOOSTER):
         environment.make()
     results = described(args)
     own_python = Path(sys.executable)
@@ -147,6 +136,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             optillm=proxy.base_url,
             k=args.k,
             m=args.m,
+            beam_width=args.beam_width,
             beta=args.beta,
             max_tokens=args.max_tokens,
             threads=args.threads,
@@ -157,6 +147,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 "over_http": stack.enter_context(Driver(own_python, "over_http", setting)),
                 "with_its_hub": stack.enter_context(
                     Driver(ITS_HUB.python, "with_its_hub", setting)
+                ),
+                "with_thinkbooster": stack.enter_context(
+                    Driver(THINKBOOSTER.python, "with_thinkbooster", setting)
                 ),
                 "with_transformers": stack.enter_context(
                     Driver(own_python, "with_transformers", setting)
@@ -186,6 +179,9 @@ def main() -> None:
     )
     parser.add_argument("--k", type=int, default=8, help="candidates per decision")
     parser.add_argument("--m", type=int, default=32, help="tokens per block")
+    parser.add_argument(
+        "--beam-width", type=int, default=4, help="beams of beam search, a divisor of --k"
+    )
     parser.add_argument("--beta", type=float, default=0.3, help="beta of token-wise decoding")
     parser.add_argument("--max-tokens", type=int, default=192)
     parser.add_argument(
@@ -197,9 +193,14 @@ def main() -> None:
     args = parser.parse_args()
     if args.rounds * args.prompts < 2:
         parser.error("--rounds times --prompts must be at least 2")
+    if args.k % args.beam_width:
+        parser.error(f"--beam-width must divide --k, {args.k}; got {args.beam_width}")
     results = run(args)
     print(markdown(results))
-    write(results, args.output, args.page)
+    if args.output:
+        args.output.write_text(json.dumps(results, indent=2) + "\n")
+    if args.page:
+        args.page.write_text(page(results, for_page()), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -26,24 +26,30 @@ class Setting:
     Attributes:
         server: URL of cdserve, which handles plain requests like vLLM.
         optillm: URL of optillm's proxy in front of the server.
+        generator: URL of a plain vLLM server; the same model without heads.
         model: served model id.
         k: candidates per decision.
         m: tokens per block.
+        beam_width: beams of beam search; each has ``k // beam_width`` candidates per step.
         beta: strength of the base model in token-wise decoding, in reward units per nat.
         top_k: number of next tokens to evaluate by a value head, without a Q-head.
         max_tokens: maximum tokens per answer.
         threads: PyTorch threads of the Transformers loops.
+        policies: the field ``alignment`` of further rows of cdserve, by row name.
     """
 
     server: str = ""
     optillm: str = ""
+    generator: str = ""
     model: str = "demo"
     k: int = 8
     m: int = 32
+    beam_width: int = 4
     beta: float = 0.3
     top_k: int = 10
     max_tokens: int = 192
     threads: int = 1
+    policies: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,3 +15,12 @@ OPTILLM = Environment(
     alone=("optillm==0.4.0",),
     shown=("optillm", "openai"),
 )
+
+# The packages that ThinkBooster imports for beam search over HTTP. It pins vLLM 0.12, which this
+# row does not use.
+THINKBOOSTER = Environment(
+    "thinkbooster",
+    (*("lm-polygraph", "hydra-core", "openai", "parse", "pylatexenc", "sympy", "word2number"),),
+    alone=("thinkbooster==0.1.1",),
+    shown=("thinkbooster", "lm-polygraph"),
+)

@@ -43,8 +43,8 @@ class Client:
         answer.raise_for_status()
         return [score["score"] for score in answer.json()["scores"]]
 
-    def plain(self, **policy: Any) -> Method:
-        """A method with one choice per prompt, under a policy if settings."""
+    def plain(self, policy: Any = None) -> Method:
+        """A method with one choice per prompt, under a policy if there is one."""
         options = {"extra_body": {"alignment": policy}} if policy else {}
 
         async def answer(prompt: str) -> Answer:
@@ -53,23 +53,33 @@ class Client:
 
         return answer
 
-    async def best_of_choices(self, prompt: str) -> Answer:
-        """Selects the best of vLLM's ``n`` choices by the score route."""
-        texts = await self.texts(prompt, n=self._settings.k)
-        values = await self.values(prompt, texts)
-        return Answer(text=texts[values.index(max(values))])
+    def best_of_choices(self, scorer: "Client") -> Method:
+        """A method that selects the best of vLLM's ``n`` choices by a server's score route."""
+
+        async def answer(prompt: str) -> Answer:
+            texts = await self.texts(prompt, n=self._settings.k)
+            values = await scorer.values(prompt, texts)
+            return Answer(text=texts[values.index(max(values))])
+
+        return answer
 
 
 def methods(settings: Setting) -> dict[str, Method]:
     """The methods of this driver, by row of the table."""
     server, optillm = Client(settings.server, settings), Client(settings.optillm, settings)
+    generator = Client(settings.generator, settings)
+    k, m, width = settings.k, settings.m, settings.beam_width
+    blocks = {"method": "blockwise_cd", "k": k, "m": m}
     return {
         "vLLM": server.plain(),
-        "cdserve best_of_n": server.plain(method="best_of_n", n=settings.k),
-        "cdserve blockwise_cd": server.plain(method="blockwise_cd", k=settings.k, m=settings.m),
-        "cdserve tokenwise_cd": server.plain(method="tokenwise_cd", beta=settings.beta),
-        "vLLM n=K": server.best_of_choices,
+        "cdserve best_of_n": server.plain({"method": "best_of_n", "n": k}),
+        "cdserve blockwise_cd": server.plain(blocks),
+        "cdserve beams": server.plain({**blocks, "k": k // width, "beam_width": width}),
+        "cdserve tokenwise_cd": server.plain({"method": "tokenwise_cd", "beta": settings.beta}),
+        "vLLM n=K": server.best_of_choices(server),
+        "vLLM n=K, two servers": generator.best_of_choices(server),
         "optillm": optillm.plain(),
+        **{name: server.plain(policy) for name, policy in settings.policies.items()},
     }
 
 

@@ -1,6 +1,5 @@
 """Figures, tables and the page of the comparison."""
 
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -8,8 +7,11 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from benchmarks.peers.driver import Setting
+from benchmarks.peers.environments import THINKBOOSTER
 from benchmarks.peers.rows import ROWS, Row
 
+RESULTS = Path(__file__).parents[1] / "results"
 PAGE = Path(__file__).with_name("page.md")
 
 Runs = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]
@@ -62,9 +64,14 @@ def _mean_ci(values: Sequence[float]) -> list[float]:
 
 
 def markdown(results: Mapping[str, Any]) -> str:
-    """A table per concurrency."""
-    concurrencies = results["rows"][ROWS[0].name]
-    return "\n\n".join(_table(results, concurrency) for concurrency in concurrencies)
+    """A table per concurrency, and the rows that have not been measured."""
+    measured = results["rows"]
+    tables = [_table(results, concurrency) for concurrency in measured[ROWS[0].name]]
+    setting = {"beam_width": Setting().beam_width, **results["setting"]}
+    missing = [row.shown.format(**setting) for row in ROWS if row.name not in measured]
+    if missing:
+        tables.append(f"Not measured yet: {'; '.join(missing)}.")
+    return "\n\n".join(tables)
 
 
 def _table(results: Mapping[str, Any], concurrency: str) -> str:
@@ -75,7 +82,7 @@ def _table(results: Mapping[str, Any], concurrency: str) -> str:
     lines = [
         _line(row, results["rows"][row.name][concurrency], results["setting"])
         for row in ROWS
-        if concurrency in results["rows"][row.name]
+        if concurrency in results["rows"].get(row.name, {})
     ]
     title = "One request at a time" if concurrency == "1" else f"{concurrency} concurrent requests"
     return "\n".join([f"{title}:", "", head, "|---|---|---|---|---|---|---|---|", *lines])
@@ -97,9 +104,9 @@ def ahead(results: Mapping[str, Any]) -> list[str]:
     """A sentence per figure in which a peer is ahead of cdserve beyond the measured spread."""
     sentences = []
     for row in ROWS:
-        for concurrency, figures in results["rows"][row.name].items():
-            if row.against is None:
-                continue
+        if row.against is None:
+            continue
+        for concurrency, figures in results["rows"].get(row.name, {}).items():
             where = f"{row.shown.format(**results['setting'])}, concurrency {concurrency}"
             ratio, low, high = figures["ratio"]
             if low > 1:
@@ -112,30 +119,29 @@ def ahead(results: Mapping[str, Any]) -> list[str]:
     return sentences
 
 
-def write(results: Mapping[str, Any], output: Path | None, page: Path | None) -> None:
-    """Writes the figures as JSON, and the page."""
-    if output:
-        output.write_text(json.dumps(results, indent=2) + "\n")
-    if page:
-        page.write_text(_page(results), encoding="utf-8")
+def page(results: Mapping[str, Any], equal_reward: Mapping[str, str]) -> str:
+    """The page, from the figures of all rows and of the benchmark at equal reward.
 
-
-def _page(results: Mapping[str, Any]) -> str:
+    Args:
+        equal_reward: command, machine and tables of that benchmark.
+    """
     versions, setting = results["versions"], results["setting"]
     ratings = results["optillm_ratings"]
     sentences = ahead(results) or ["None."]
     return Template(PAGE.read_text(encoding="utf-8")).substitute(
-        setting,
+        {"beam_width": Setting().beam_width, **setting},
         command=results["command"],
         machine=results["machine"],
         transformers=versions["transformers"],
         openai=versions["openai"],
         its_hub=versions["its_hub"]["its_hub"],
         optillm=versions["optillm"]["optillm"],
+        thinkbooster=THINKBOOSTER.alone[0].partition("==")[2],
         asked=ratings["asked"],
         numbers=ratings["numbers"],
         table=markdown(results),
         ahead="\n".join(f"- {sentence}" for sentence in sentences),
+        **{f"equal_{name}": text for name, text in equal_reward.items()},
         **_costs(results),
     )
 

@@ -24,9 +24,10 @@ class Row:
     one_at_a_time: bool = False
 
 
-BEST_OF_N, BLOCKWISE, TOKENWISE = (
+BEST_OF_N, BLOCKWISE, BEAMS, TOKENWISE = (
     "cdserve best_of_n",
     "cdserve blockwise_cd",
+    "cdserve beams",
     "cdserve tokenwise_cd",
 )
 
@@ -60,6 +61,16 @@ ROWS = (
         against=BLOCKWISE,
         scorer="value head, one more pass",
         one_at_a_time=True,
+    ),
+    Row(
+        name=BEAMS, shown="**cdserve** `blockwise_cd`, {beam_width} beams, {k} candidates, M = {m}"
+    ),
+    Row(
+        name="ThinkBooster",
+        shown="ThinkBooster, {beam_width} beams, {k} candidates, M = {m}",
+        driver="with_thinkbooster",
+        against=BEAMS,
+        scorer="value head, by the score route",
     ),
     Row(
         name=TOKENWISE,

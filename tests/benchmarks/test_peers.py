@@ -222,7 +222,7 @@ def test_peer_is_ahead_only_beyond_the_spread_of_rounds() -> None:
     rows = summary(measured)
     assert rows["its_hub"]["1"]["ratio"] == [3.0, 2.0, 4.0]
     assert rows["its_hub"]["1"]["requests_per_s"] == [6.0, 4.0, 8.0]
-    setting = {"k": 8, "m": 32, "beta": 0.3, "top_k": 10}
+    setting = {"k": 8, "m": 32, "beam_width": 4, "beta": 0.3, "top_k": 10}
     first, second = ahead({"rows": rows, "setting": setting})
     assert first.startswith("its_hub")
     assert "3.00 times" in first
