@@ -281,8 +281,8 @@ def main() -> None:
     )
     parser.add_argument("flags", nargs="*", help="flags of cdserve, such as -- --block-size 64")
     args = parser.parse_args()
-    if args.rounds * sum(args.prompts) < 2:
-        parser.error("--rounds times the sum of --prompts must be at least 2")
+    if args.rounds * min(args.prompts) < 2:
+        parser.error("--rounds times each of --prompts must be at least 2")
     if len(args.prompts) != len(args.concurrency):
         parser.error("--prompts must have one number per --concurrency")
     added = read_policies(args.policies, args.policy)
