@@ -1,8 +1,8 @@
-"""The models that benchmarks serve: the demo, and a randomly initialised one of about 100M."""
+"""The models that benchmarks serve: both demos, and a randomly initialised one of about 100M."""
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ import vllm
 import yaml
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from cdserve.demo import DEMO_DIR
+from cdserve.demo.model import model_dir
 from cdserve.demo.tiny import HEAD_DIR, MODEL_DIR, Q_HEAD_DIR, REF_DIR, TUNED_DIR
 from value_heads import Head, HeadConfig, QHead, ValueHead
 
@@ -64,12 +66,18 @@ class Model:
 
 
 def model(name: str) -> Model:
-    """The model named ``demo`` or ``100m``."""
-    return _demo() if name == "demo" else _random()
+    """The model of this name in ``MODELS``."""
+    return MODELS[name]()
 
 
-def _demo() -> Model:
+def _tiny() -> Model:
     return Model(MODEL_DIR, HEAD_DIR, Q_HEAD_DIR, {"tuned": TUNED_DIR, "ref": REF_DIR}, 512 << 20)
+
+
+def _smollm2() -> Model:
+    """SmolLM2-135M-Instruct; fetched if it is not cached."""
+    heads = DEMO_DIR / "heads"
+    return Model(model_dir(), heads / "sentiment", heads / "sentiment-q", {}, 1 << 30)
 
 
 def _random() -> Model:
@@ -121,3 +129,7 @@ def _head(kind: type[Head], folder: Path, **config: Any) -> None:
             **config,
         )
     ).save_pretrained(folder)
+
+
+MODELS: Mapping[str, Callable[[], Model]] = {"demo": _tiny, "smollm2": _smollm2, "100m": _random}
+"""The models by name: the tiny demo, the demo, and the random model."""
