@@ -29,7 +29,7 @@ from cdserve.observability.metrics import GENERATE_SECONDS, SCORE_SECONDS
 from cdserve.observability.tracing import ResponseSpans
 from cdserve.scoring import Response
 from cdserve.shared_table import Ticket
-from cdserve.worker.request import WorkerRequest
+from cdserve.worker.request import DrawPlace, WorkerRequest
 
 
 class Stopped(Exception):
@@ -126,13 +126,14 @@ class EngineProposal:
         starts = [start for start in blocks for _ in range(count)]
         draw, self._draws = self._draws, self._draws + 1
         drafts = self._drafts(starts, draw)
+        together = min(len(starts), self._resources.slots.count)
         try:
             ended = ended_at_deadline(self._resources.engine, self._context, self.alive)
             traced = self._spans.span("generate", candidates=len(starts))
             with GENERATE_SECONDS.time(), traced, ended:
                 async with asyncio.TaskGroup() as group:
                     tasks = [
-                        group.create_task(self._candidate(start, draw, i, draft))
+                        group.create_task(self._candidate(start, draw, i, draft, together))
                         for i, (start, draft) in enumerate(zip(starts, drafts, strict=True))
                     ]
         except* Exception as failures:
@@ -252,11 +253,16 @@ class EngineProposal:
         )
 
     async def _candidate(
-        self, start: _Start, draw: int, index: int, draft: Draft | None
+        self, start: _Start, draw: int, index: int, draft: Draft | None, together: int = 1
     ) -> Candidate:
-        request_id = f"{self._request.engine_id}-{self._choice}.{draw}.{index}"
+        """Draws a candidate; the first ``together`` candidates of a draw begin in one step."""
+        draw_id = f"{self._request.engine_id}-{self._choice}.{draw}"
+        request_id = f"{draw_id}.{index}"
         with ExitStack() as tickets:
             asked = self._asked(start, tickets)
+            following = together - 1 - index
+            if together > 1 and following >= 0 and asked != WorkerRequest():
+                asked = replace(asked, place=DrawPlace(draw_id, following))
             output = await self._run(start, asked, draw, index, request_id, draft)
             candidate = self._read(output, start)
             if self._abandoned:

@@ -2,12 +2,24 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from cdserve.shared_table import Ticket
 
 REQUEST_KEY = "cdserve"
 """Key in ``SamplingParams.extra_args`` that holds the wire form of a ``WorkerRequest``."""
+
+
+class DrawPlace(NamedTuple):
+    """Place of a request among the requests that are drawn together.
+
+    Attributes:
+        draw: id of the draw.
+        following: number of requests of the draw that are sent after this one.
+    """
+
+    draw: str
+    following: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +57,8 @@ class WorkerRequest:
         loglik_start: tokens before the first whose log p is summed; None to sum drawn tokens.
         loglik_models: models whose log p is summed. They run even where ``loglik`` is None: later
             requests may continue from the KV cache that this one fills.
+        place: place in a draw whose requests begin in the same step; None for a request that waits
+            for no other.
     """
 
     values: Ticket | None = None
@@ -58,6 +72,7 @@ class WorkerRequest:
     loglik: Ticket | None = None
     loglik_start: int | None = None
     loglik_models: tuple[str, ...] = ()
+    place: DrawPlace | None = None
 
     def __post_init__(self) -> None:
         """Raises ValueError for a budget without a path, which nothing would measure."""
@@ -87,6 +102,8 @@ class WorkerRequest:
             wire["drawn_values"] = True
         if self.loglik_models:
             wire["loglik_models"] = list(self.loglik_models)
+        if self.place is not None:
+            wire["place"] = list(self.place)
         numbers = {
             "value_length": self.value_length,
             "response_start": self.response_start,
@@ -98,7 +115,7 @@ class WorkerRequest:
     @classmethod
     def from_wire(cls, wire: Mapping[str, Any]) -> Self:
         """The request that ``to_wire`` wrote."""
-        tilt = wire.get("tilt")
+        tilt, place = wire.get("tilt"), wire.get("place")
         return cls(
             values=_ticket(wire.get("values")),
             value_length=wire.get("value_length"),
@@ -111,6 +128,7 @@ class WorkerRequest:
             loglik=_ticket(wire.get("loglik")),
             loglik_start=wire.get("loglik_start"),
             loglik_models=tuple(wire.get("loglik_models", ())),
+            place=place and DrawPlace(*place),
         )
 
     @classmethod

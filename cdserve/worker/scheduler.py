@@ -1,12 +1,14 @@
-"""vLLM's scheduler, extended to reuse the KV of a prefix's last, partly filled block.
+"""vLLM's scheduler, extended for candidates: they share partly filled blocks, and begin together.
 
 vLLM's prefix cache holds whole KV blocks. After a decision, each of the K next candidates would
 prefill up to one block of tokens whose KV a candidate of the previous decision has already
 computed (measured in docs/log.md). Here such a block, a tail, stays in vLLM's block cache after its
 request has finished, under the hash of its tokens; it is evicted, reset and reused like any other
 block. A request that continues the prefix gets a copy by vLLM's copy-on-write of partly filled
-blocks, and starts with one token to compute. Requests without a ``WorkerRequest`` are scheduled as
-before.
+blocks, and starts with one token to compute.
+
+The requests of one draw begin in the same step (``cdserve.worker.draws``). Requests without a
+``WorkerRequest`` are scheduled as before.
 """
 
 from collections.abc import Iterator
@@ -31,16 +33,18 @@ from vllm.v1.kv_cache_interface import (
 )
 from vllm.v1.request import Request, RequestStatus
 
-from cdserve.worker.request import WorkerRequest
+from cdserve.worker.draws import Draws
+from cdserve.worker.request import DrawPlace, WorkerRequest
 
 _GROUP = 0
 
 
 class TailScheduler(Scheduler):  # type: ignore[misc]
-    """vLLM's scheduler with tails, for models with full attention only."""
+    """vLLM's scheduler with draws, and with tails for models with full attention only."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._draws = Draws()
         groups = self.kv_cache_config.kv_cache_groups
         self._hash = get_hash_fn_by_name(self.cache_config.prefix_caching_hash_algo)
         self._active = (
@@ -51,6 +55,25 @@ class TailScheduler(Scheduler):  # type: ignore[misc]
             and len(groups) == 1
             and _is_full_attention(groups[_GROUP].kv_cache_spec)
         )
+
+    def add_request(self, request: Request) -> None:
+        """As vLLM's; notes requests that are part of a draw."""
+        super().add_request(request)
+        if (place := _place(request)) is not None:
+            self._draws.add(place)
+
+    def _handle_blocked_waiting_request(self, request: Request) -> bool:
+        """As vLLM's; a request also waits for the others of its draw."""
+        if self._draws and request.status == RequestStatus.WAITING:
+            asked = _asked(request)
+            if (
+                asked is not None
+                and asked.place is not None
+                and self._draws.incomplete(asked.place)
+            ):
+                return False
+        ready: bool = super()._handle_blocked_waiting_request(request)
+        return ready
 
     def _get_local_prefix_cache_hit(self, request: Request) -> tuple[KVCacheBlocks, int, int, bool]:
         """As vLLM's, plus a tail after the whole blocks, up to the last token but one."""
@@ -77,13 +100,11 @@ class TailScheduler(Scheduler):  # type: ignore[misc]
         super()._free_request_blocks(request)
 
     def _concerns(self, request: Request) -> bool:
-        params = request.sampling_params
         return (
             self._active
-            and params is not None
             and not request.mm_features
             and self.kv_cache_manager.prefix_cache_lookup_enabled(request)
-            and _continues(WorkerRequest.of(params.extra_args))
+            and _continues(_asked(request))
         )
 
     def _hashes(self, request: Request, start: int) -> Iterator[BlockHash]:
@@ -120,6 +141,16 @@ class TailScheduler(Scheduler):  # type: ignore[misc]
     def _cached(self, block_hash: BlockHash) -> KVCacheBlock | None:
         blocks = self.kv_cache_manager.block_pool.get_cached_block(block_hash, [_GROUP])
         return blocks[_GROUP] if blocks else None
+
+
+def _asked(request: Request) -> WorkerRequest | None:
+    params = request.sampling_params
+    return None if params is None else WorkerRequest.of(params.extra_args)
+
+
+def _place(request: Request) -> DrawPlace | None:
+    asked = _asked(request)
+    return None if asked is None else asked.place
 
 
 def _continues(request: WorkerRequest | None) -> bool:

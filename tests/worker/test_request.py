@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cdserve.shared_table import Ticket
-from cdserve.worker.request import REQUEST_KEY, RowTilt, WorkerRequest
+from cdserve.worker.request import REQUEST_KEY, DrawPlace, RowTilt, WorkerRequest
 
 COUNTS = st.integers(0, 2**40)
 WEIGHTS = st.floats(-1e6, 1e6)
@@ -32,6 +32,7 @@ FIELDS: dict[str, st.SearchStrategy[object]] = {
     "loglik": TICKETS,
     "loglik_start": st.none() | COUNTS,
     "loglik_models": st.lists(NAMES, unique=True).map(tuple),
+    "place": st.none() | st.builds(DrawPlace, NAMES, COUNTS),
 }
 REQUESTS = st.builds(lambda path, **others: WorkerRequest(**path, **others), BUDGETS, **FIELDS)
 
