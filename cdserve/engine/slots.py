@@ -51,6 +51,9 @@ class Slots:
                 self._release(owner)
 
     async def _acquire(self, owner: Hashable, wait: float | None) -> bool:
+        if self._demand is None and not self._waiting and self._running < self.count:
+            self._hold(owner)
+            return True
         turn = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(owner, deque()).append(turn)
         WAITING_CANDIDATES.inc()
@@ -67,6 +70,11 @@ class Slots:
                 return False
             raise
         return True
+
+    def _hold(self, owner: Hashable) -> None:
+        self._running += 1
+        self._held[owner] += 1
+        RUNNING_CANDIDATES.inc()
 
     def _release(self, owner: Hashable) -> None:
         self._running -= 1
@@ -87,9 +95,7 @@ class Slots:
             self._leave(following, turn)
             if not turn.cancelled():  # a cancelled task leaves the queue by itself
                 free -= 1
-                self._running += 1
-                self._held[following] += 1
-                RUNNING_CANDIDATES.inc()
+                self._hold(following)
                 turn.set_result(None)
         self._give_back(free)
         if self._demand is not None and self._waiting and self._look is None:
