@@ -28,8 +28,7 @@ from cdserve.engine.vllm import (
 from cdserve.observability.metrics import GENERATE_SECONDS, SCORE_SECONDS
 from cdserve.observability.tracing import ResponseSpans
 from cdserve.scoring import Response
-from cdserve.shared_table import Ticket
-from cdserve.worker.request import DrawPlace, WorkerRequest
+from cdserve.worker.request import NOTHING, DrawPlace, WorkerRequest
 
 
 class Stopped(Exception):
@@ -78,6 +77,9 @@ class EngineProposal:
         self._context = request.context
         self._objective = request.context.objective
         self._params = request.params
+        self._worker_request = request.worker_request
+        self._reads_values = self._objective.reads_values
+        self._reads_models = bool(self._objective.models)
         self._choice = choice
         self._spans = spans
         self._reads_text = (
@@ -237,7 +239,7 @@ class EngineProposal:
             token_ids=token_ids,
             start=start,
             cache_salt=self._request.cache_salt,
-            worker_request=self._request.worker_request,
+            worker_request=self._worker_request,
             options=self._options,
         )
 
@@ -258,34 +260,35 @@ class EngineProposal:
         """Draws a candidate; the first ``together`` candidates of a draw begin in one step."""
         draw_id = f"{self._request.engine_id}-{self._choice}.{draw}"
         request_id = f"{draw_id}.{index}"
+        following = together - 1 - index
+        place = DrawPlace(draw_id, following) if together > 1 and following >= 0 else None
         with ExitStack() as tickets:
-            asked = self._asked(start, tickets)
-            following = together - 1 - index
-            if together > 1 and following >= 0 and asked != WorkerRequest():
-                asked = replace(asked, place=DrawPlace(draw_id, following))
+            asked = self._asked(start, place, tickets)
             output = await self._run(start, asked, draw, index, request_id, draft)
             candidate = self._read(output, start)
             if self._abandoned:
                 return candidate  # nothing else of it is used
             return await self._with_results(candidate, start, asked, request_id)
 
-    def _asked(self, start: _Start, tickets: ExitStack) -> WorkerRequest:
+    def _asked(self, start: _Start, place: DrawPlace | None, tickets: ExitStack) -> WorkerRequest:
         """Worker request of a candidate, with tickets that live as long as the stack."""
-        resources, asked = self._resources, self._request.worker_request
+        resources, asked = self._resources, self._worker_request
+        changes: dict[str, Any] = {}
         prompt = len(self._request.prompt)
         if self._params.structured_outputs is not None and len(start.token_ids) > prompt:
-            asked = replace(asked, response_start=prompt)  # where the grammar begins
+            changes["response_start"] = prompt  # where the grammar begins
         if asked.steered:
-            ticket = tickets.enter_context(resources.path_kl.ticket())
-            asked = replace(asked, path_kl=ticket, kl_budget=start.budget)
-        if self._objective.reads_values:
-            ticket = tickets.enter_context(resources.values.ticket())
-            length = len(start.token_ids) + start.length
-            watched = self._context.drafts is not None
-            asked = replace(asked, values=ticket, value_length=length, drawn_values=watched)
-        if self._objective.models:
-            asked = replace(asked, loglik=tickets.enter_context(resources.loglik.ticket()))
-        return asked
+            changes["path_kl"] = tickets.enter_context(resources.path_kl.ticket())
+            changes["kl_budget"] = start.budget
+        if self._reads_values:
+            changes["values"] = tickets.enter_context(resources.values.ticket())
+            changes["value_length"] = len(start.token_ids) + start.length
+            changes["drawn_values"] = self._context.drafts is not None
+        if self._reads_models:
+            changes["loglik"] = tickets.enter_context(resources.loglik.ticket())
+        if place is not None and (changes or asked != NOTHING):
+            changes["place"] = place
+        return replace(asked, **changes) if changes else asked
 
     async def _with_results(
         self, candidate: Candidate, start: _Start, asked: WorkerRequest, request_id: str
@@ -293,28 +296,22 @@ class EngineProposal:
         """The candidate with its path KL, values and log-likelihoods, where they are asked for."""
         resources = self._resources
         whole = [*start.token_ids, *candidate.token_ids]
-        sequence = self._sequence(whole, len(start.token_ids))
+        results: dict[str, Any] = {}
         if asked.values is not None:
-            values = await self._values(sequence, asked.values, request_id)
-            candidate = replace(candidate, values=values)
+            values = resources.values.read(asked.values, len(whole))
+            if values is None:  # The response ended: no later row has V of its last token.
+                sequence = self._sequence(whole, len(start.token_ids))
+                values = await resources.values.last(sequence, f"{request_id}.end")
+            results["values"] = values
         if asked.loglik is not None:
+            sequence = self._sequence(whole, len(start.token_ids))
             text_id = f"{request_id}.text"
-            loglik = await resources.loglik.drawn(asked.loglik, sequence, text_id)
-            candidate = replace(candidate, loglik=loglik)
+            results["loglik"] = await resources.loglik.drawn(asked.loglik, sequence, text_id)
         if asked.path_kl is not None:
             drawn = bool(candidate.token_ids)
             kl, unsteered = resources.path_kl.read(asked.path_kl, len(whole)) if drawn else (0.0, 0)
-            candidate = replace(candidate, kl=kl, unsteered=unsteered)
-        return candidate
-
-    async def _values(
-        self, sequence: TokenSequence, ticket: Ticket, request_id: str
-    ) -> Mapping[str, float]:
-        values = self._resources.values.read(ticket, len(sequence.token_ids))
-        if values is not None:
-            return values
-        # The response ended: no later row has V of its last token.
-        return await self._resources.values.last(sequence, f"{request_id}.end")
+            results |= {"kl": kl, "unsteered": unsteered}
+        return replace(candidate, **results) if results else candidate
 
     async def _run(
         self,
@@ -412,7 +409,7 @@ class EngineProposal:
         if asked.values is not None or asked.loglik is not None:
             # The row that samples one token more knows V and log p of the last.
             params.max_tokens += 1
-        if asked != WorkerRequest():
+        if asked != NOTHING:
             params.extra_args = asked.added_to(params.extra_args)
         # vLLM refuses a minimum above the maximum.
         params.min_tokens = min(params.min_tokens, start.length)

@@ -142,6 +142,10 @@ class WorkerRequest:
         return {**(extra_args or {}), REQUEST_KEY: self.to_wire()}
 
 
+NOTHING = WorkerRequest()
+"""The request that asks for nothing."""
+
+
 def _ticket(wire: list[str | int] | None) -> Ticket | None:
     return None if wire is None else Ticket.from_wire(wire)
 
