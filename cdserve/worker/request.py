@@ -134,12 +134,18 @@ class WorkerRequest:
     @classmethod
     def of(cls, extra_args: Mapping[str, Any] | None) -> Self | None:
         """The request in an engine request's ``extra_args``; None if there is none."""
-        wire = (extra_args or {}).get(REQUEST_KEY)
-        return cls.from_wire(wire) if isinstance(wire, dict) else None
+        wire = wire_form(extra_args)
+        return None if wire is None else cls.from_wire(wire)
 
     def added_to(self, extra_args: Mapping[str, Any] | None) -> dict[str, Any]:
         """An engine request's ``extra_args`` with this request in them."""
         return {**(extra_args or {}), REQUEST_KEY: self.to_wire()}
+
+
+def wire_form(extra_args: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """The wire form of the request in ``extra_args``; None if there is none."""
+    wire = (extra_args or {}).get(REQUEST_KEY)
+    return wire if isinstance(wire, dict) else None
 
 
 NOTHING = WorkerRequest()

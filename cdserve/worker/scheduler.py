@@ -11,7 +11,7 @@ The requests of one draw begin in the same step (``cdserve.worker.draws``). Requ
 ``WorkerRequest`` are scheduled as before.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vllm.utils.hashing import get_hash_fn_by_name
@@ -34,7 +34,7 @@ from vllm.v1.kv_cache_interface import (
 from vllm.v1.request import Request, RequestStatus
 
 from cdserve.worker.draws import Draws
-from cdserve.worker.request import DrawPlace, WorkerRequest
+from cdserve.worker.request import DrawPlace, wire_form
 
 _GROUP = 0
 
@@ -65,12 +65,8 @@ class TailScheduler(Scheduler):  # type: ignore[misc]
     def _handle_blocked_waiting_request(self, request: Request) -> bool:
         """As vLLM's; a request also waits for the others of its draw."""
         if self._draws and request.status == RequestStatus.WAITING:
-            asked = _asked(request)
-            if (
-                asked is not None
-                and asked.place is not None
-                and self._draws.incomplete(asked.place)
-            ):
+            place = _place(request)
+            if place is not None and self._draws.incomplete(place):
                 return False
         ready: bool = super()._handle_blocked_waiting_request(request)
         return ready
@@ -104,7 +100,7 @@ class TailScheduler(Scheduler):  # type: ignore[misc]
             self._active
             and not request.mm_features
             and self.kv_cache_manager.prefix_cache_lookup_enabled(request)
-            and _continues(_asked(request))
+            and _continues(_wire(request))
         )
 
     def _hashes(self, request: Request, start: int) -> Iterator[BlockHash]:
@@ -143,19 +139,20 @@ class TailScheduler(Scheduler):  # type: ignore[misc]
         return blocks[_GROUP] if blocks else None
 
 
-def _asked(request: Request) -> WorkerRequest | None:
+def _wire(request: Request) -> Mapping[str, Any] | None:
+    """The wire form of a request's ``WorkerRequest``, not parsed: this runs between steps."""
     params = request.sampling_params
-    return None if params is None else WorkerRequest.of(params.extra_args)
+    return None if params is None else wire_form(params.extra_args)
 
 
 def _place(request: Request) -> DrawPlace | None:
-    asked = _asked(request)
-    return None if asked is None else asked.place
+    place = (_wire(request) or {}).get("place")
+    return None if place is None else DrawPlace(*place)
 
 
-def _continues(request: WorkerRequest | None) -> bool:
+def _continues(wire: Mapping[str, Any] | None) -> bool:
     """Whether a request continues others and needs no logits before its last token."""
-    return request is not None and request.loglik_start is None
+    return wire is not None and "loglik_start" not in wire
 
 
 def _is_full_attention(spec: KVCacheSpec) -> bool:
