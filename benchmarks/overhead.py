@@ -2,12 +2,12 @@
 
 Each round runs the same prompts as plain ``n=K``, as best-of-K and as blockwise CD with each block
 length on one server, in a rotating order. A ratio is the median of the rounds' ratios to plain
-sampling, with quartiles. Counts do not depend on other work on the machine: engine steps per
-answer, and processor time per thousand candidate tokens of the API server and of the engine. Also
+sampling, with quartiles. Two costs depend little on other work on the machine: engine steps per
+round, and processor time per thousand candidate tokens of the API server and of the engine. Also
 measures the time to the first streamed block relative to best-of-K's total time.
 
     python benchmarks/overhead.py --model demo --rounds 21 --output benchmarks/results/overhead.json
-    python benchmarks/overhead.py --model smollm2 --rounds 15 --tokens 32 --prompt-tokens 24 33 \
+    python benchmarks/overhead.py --model smollm2 --rounds 15 --tokens 48 --prompt-tokens 24 33 \
         --concurrency 8 --output benchmarks/results/overhead-smollm2.json
 """
 
@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-from load_usage import Usage
+import psutil
 from models import MODELS, machine, model
-from server import Server, totals
+from server import Server, runs_model, totals
 
 K = 8
 _STEPS = "vllm:iteration_tokens_total_count", ""
@@ -77,11 +77,13 @@ class Client:
 
     async def cost(self, arm: Body, prompts: Sequence[list[int]]) -> Cost:
         """Cost of all prompts under an arm, sent at once."""
-        usage, steps = self._usage(), await self._steps()
+        steps = await self._steps()
+        server_s, engine_s = self._processor_seconds()
         start = time.perf_counter()
         answers = await asyncio.gather(*(self.complete(arm, prompt) for prompt in prompts))
         elapsed = time.perf_counter() - start
-        steps, usage = await self._steps() - steps, self._usage().since(usage)
+        server_end, engine_end = self._processor_seconds()
+        steps = await self._steps() - steps
         counts = [
             a["alignment"]["candidate_tokens"]
             if "alignment" in a
@@ -93,8 +95,8 @@ class Client:
         return Cost(
             rate=total / elapsed,
             steps=steps,
-            server_s=usage.front_end_s * 1000 / total,
-            engine_s=usage.engine_s * 1000 / total,
+            server_s=(server_end - server_s) * 1000 / total,
+            engine_s=(engine_end - engine_s) * 1000 / total,
         )
 
     async def complete(self, arm: Body, prompt: list[int]) -> dict[str, Any]:
@@ -131,8 +133,14 @@ class Client:
             **arm,
         }
 
-    def _usage(self) -> Usage:
-        return Usage.of(self._server.base_url, self._server.process.pid)
+    def _processor_seconds(self) -> tuple[float, float]:
+        """Processor seconds so far of the API server, and of the processes that run the model."""
+        root = psutil.Process(self._server.process.pid)
+        seconds = {True: 0.0, False: 0.0}
+        for process in (root, *root.children(recursive=True)):
+            times = process.cpu_times()
+            seconds[runs_model(process)] += times.user + times.system
+        return seconds[False], seconds[True]
 
     async def _steps(self) -> float:
         metrics = await self._http.get("/metrics")
