@@ -65,12 +65,12 @@ class Deadline(TypedDict):
 
 @_documented
 class Draws(TypedDict):
-    """Number of candidates, for a policy that need not draw all of them."""
+    """Number of responses, for a policy that need not draw all of them or all of their tokens."""
 
     made: int
-    """Candidates begun, including those ended early."""
+    """Responses begun, including those ended early."""
     allowed: int
-    """Most candidates: `n`, or fewer with a KL budget; the number begun if the deadline ended the
+    """Most responses: `n`, or fewer with a KL budget; the number begun if the deadline ended the
     draws."""
 
 
@@ -204,10 +204,12 @@ class Report(TypedDict):
     """Sampling parameters that replaced those of the request; present if any were replaced, because
     the request has temperature 0 and the policy has `sampling`."""
     draws: NotRequired[Draws]
-    """Candidates begun, of those allowed; present for `best_of_n` with `stop` or `at_once`."""
+    """Responses begun, of those allowed; present for `best_of_n` with `stop`, `at_once` or
+    `race`."""
     saved_tokens: NotRequired[int]
-    """Tokens that all allowed candidates would have taken, estimated by the mean length of those
-    considered, less `candidate_tokens`; present together with `draws`."""
+    """Tokens that all allowed responses would have taken, estimated by the mean length of those
+    considered (`race`: of those that ended), less `candidate_tokens`; present together with
+    `draws`."""
     deadline: NotRequired[Deadline]
     """Outcome of the deadline; present if the request has a `deadline_ms`."""
     accepted: NotRequired[bool]
@@ -265,9 +267,10 @@ def report(
         result["ends"] = _ends(decisions)
     if sampling is not None:
         result["sampling"] = sampling
-    if decisions[-1].allowed is not None:
-        result["draws"] = _draws(decisions[-1], decisions[-1].allowed)
-        result["saved_tokens"] = _saved_tokens(decisions[-1], decisions[-1].allowed)
+    draws = decisions[-1].draws
+    if draws is not None:
+        result["draws"] = {"made": draws.made, "allowed": draws.allowed}
+        result["saved_tokens"] = draws.saved_tokens
     if deadline is not None:
         passed = decisions[-1].candidate.finish_reason == "deadline"
         result["deadline"] = {"ms": deadline, "passed": passed}
@@ -339,19 +342,6 @@ def merged(reports: Sequence[Report]) -> Report:
 def _merged_deadline(reports: Sequence[Report]) -> Deadline:
     """The deadline of a choice that it ended, if there is one."""
     return max((each["deadline"] for each in reports), key=lambda item: item["passed"])
-
-
-def _draws(decision: Decision, allowed: int) -> Draws:
-    """Candidates begun in the decision, of those allowed."""
-    return {"made": len(decision.candidates) + len(decision.unused), "allowed": allowed}
-
-
-def _saved_tokens(decision: Decision, allowed: int) -> int:
-    """Estimate of the tokens that the rest of the allowed candidates would have taken, or 0."""
-    tokens = sum(len(candidate.token_ids) for candidate in decision.candidates)
-    unused = sum(len(candidate.token_ids) for candidate in decision.unused)
-    considered = len(decision.candidates)
-    return max(0, round((allowed - considered) * tokens / considered - unused))
 
 
 def _kl(decisions: Sequence[Decision]) -> KL:

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from cdserve import kl
 from cdserve.decoders.candidate import Decision, Proposal
-from cdserve.decoders.race import Race
+from cdserve.decoders.race import race
 from cdserve.decoders.registry import decoder
 from cdserve.decoders.search import search
 from cdserve.decoders.selection import rule
@@ -33,13 +33,14 @@ class BestOfNPolicy(WidthField, SelectingPolicy):
         default=None,
         ge=1,
         description="Responses drawn at the same time; the next one begins once one has been drawn "
-        "and scored, with `stop` once the rule has considered it. All n if absent.",
+        "and scored, with `stop` once the rule has considered it, with `race` in any round with a "
+        "free place. All n if absent.",
     )
     race: RaceParameters | None = Field(
         default=None,
         description="When responses are given up before their end; never if absent. Requires the "
-        "selection argmax and value heads with figures on held-out responses, and cannot be "
-        "combined with `stop` or `at_once`.",
+        "selection argmax and value heads with figures on held-out responses. With `stop`, "
+        "unfinished responses may also wait.",
     )
     threshold: Guard | None = Field(
         default=None,
@@ -85,8 +86,6 @@ class BestOfNPolicy(WidthField, SelectingPolicy):
     def _check_race(self, race: RaceParameters) -> None:
         """Checks the fields that a race cannot be combined with."""
         problems = {
-            "stop": (self.stop is not None, "which compares finished responses only"),
-            "at_once": (self.at_once is not None, "since all responses start together"),
             "selection": (self.selection != "argmax", "unless it is 'argmax'"),
             "threshold.on_reject": (
                 self.threshold is not None and self.threshold.on_reject == "refuse",
@@ -117,7 +116,7 @@ class BestOfNPolicy(WidthField, SelectingPolicy):
 
 @decoder("best_of_n")
 class BestOfN:
-    """The search with M = ∞; with ``stop`` or ``at_once`` one response after another."""
+    """The search with M = ∞; with ``stop`` or ``at_once`` ``best_of``, with ``race`` a race."""
 
     policy = BestOfNPolicy
 
@@ -139,8 +138,14 @@ def _decisions(
 ) -> AsyncGenerator[Decision, None]:
     select = rule(policy, seed)
     if policy.race is not None:
-        race = Race(policy.race.delta, lambda tokens: proposal.outlook(tokens).deviation)
-        return search(proposal, k=[policy.n, 1], m=policy.race.every, select=race)
+        return race(
+            proposal,
+            n=policy.n,
+            at_once=policy.concurrent,
+            every=policy.race.every,
+            delta=policy.race.delta,
+            stop=policy.stop,
+        )
     if policy.stop is None and policy.at_once is None:
         return search(proposal, k=policy.n, m=None, select=select, budget=policy.kl_budget)
     variance = proposal.score_variance

@@ -47,6 +47,22 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Draws:
+    """Number of responses drawn.
+
+    Attributes:
+        made: responses begun, including those that were ended early.
+        allowed: most responses; the number begun if the deadline ended the draws.
+        saved_tokens: estimate of the tokens that ``allowed`` whole responses would have taken, less
+            the tokens drawn.
+    """
+
+    made: int
+    allowed: int
+    saved_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
     """One selection: the candidates in the order they were drawn, and the selected one's index."""
 
@@ -65,9 +81,8 @@ class Decision:
     """Whether a KL budget allowed fewer candidates than were asked for."""
     accepted: bool | None = None
     """Whether the candidate passed the rule's own test; None for rules that have none."""
-    allowed: int | None = None
-    """Most candidates that could have been drawn, if the number drawn depends on the scores; the
-    number drawn if the deadline ended the draws."""
+    draws: Draws | None = None
+    """Number of responses drawn, if the policy need not draw all of them or all of their tokens."""
     unused: Sequence[Candidate] = ()
     """Further candidates that had begun when the rule stopped; ended early or not considered."""
 

@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Protocol
 
 from cdserve import kl
-from cdserve.decoders.candidate import Candidate, Decision, Proposal, Score
+from cdserve.decoders.candidate import Candidate, Decision, Draws, Proposal, Score
 from cdserve.decoders.selection import SelectionRule
 from cdserve.policy import Stop, StopAtThreshold
 
@@ -176,8 +176,7 @@ async def best_of(
         kl_estimate=select.kl_bound(allowed),
         kl_estimator="bound",
         limited=allowed < n,
-        # The deadline, not the rule, ends draws that are incomplete without a stop: no savings.
-        allowed=allowed if draws.stopped else len(draws.candidates),
+        draws=draws.count(),
         unused=draws.unused,
     )
     if stop is None and len(draws.candidates) == allowed:
@@ -213,6 +212,16 @@ class _Draws:
     def unused(self) -> list[Candidate]:
         """Candidates that had begun when the rule stopped, and that were not considered."""
         return [self._drawn[i] for i in sorted(self._drawn) if i >= len(self.candidates)]
+
+    def count(self) -> Draws:
+        """Candidates begun, and the tokens saved by the mean length of those considered."""
+        considered = len(self.candidates)
+        # The deadline, not the rule, ends draws that are incomplete without a stop: no savings.
+        allowed = self.allowed if self.stopped else considered
+        length = fmean(len(candidate.token_ids) for candidate in self.candidates)
+        unused = sum(len(candidate.token_ids) for candidate in self.unused)
+        saved = max(0, round((allowed - considered) * length - unused))
+        return Draws(made=considered + len(self.unused), allowed=allowed, saved_tokens=saved)
 
     async def run(self) -> None:
         """Draws candidates until the rule stops; if one fails or this is cancelled, all end."""

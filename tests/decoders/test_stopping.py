@@ -394,7 +394,8 @@ class TestDistribution:
 
     def test_kl_budget_bounds_the_most_draws(self) -> None:
         decision = asyncio.run(decide(Timed([0.0] * 16), n=16, budget=0.7))
-        assert (decision.allowed, decision.limited) == (kl.largest_n(0.7, 16), True)
+        assert decision.draws is not None
+        assert (decision.draws.allowed, decision.limited) == (kl.largest_n(0.7, 16), True)
         assert decision.kl_bound <= 0.7
 
 
