@@ -1,9 +1,10 @@
-"""Optimal stopping and races of best-of-16 on the tiny demo: ground-truth reward per token drawn.
+"""Optimal stopping and races of best-of-n on a demo: ground-truth reward per token drawn.
 
-Best-of-16 answers each held-out prompt with a trace. Since a seed fixes the candidates, the first n
-candidates of the trace give the answer of best-of-n: the curve of plain best-of-n. Each policy with
-``stop`` or ``race`` is compared with best-of-16 and with the curve at the same share of tokens,
-prompt by prompt: mean differences of the reward, with 95 % intervals.
+Best-of-n for the largest n answers each held-out prompt with a trace. Since a seed fixes the
+candidates, the first n candidates of the trace give the answer of best-of-n: the curve of plain
+best-of-n. Each policy with ``stop`` or ``race`` is compared with best-of-n for the same n and with
+the curve at the same number of tokens, prompt by prompt: mean differences of the reward, with 95 %
+intervals.
 
     python benchmarks/adaptive.py --prompts 128 --output benchmarks/results/adaptive.json
 """
@@ -11,11 +12,10 @@ prompt by prompt: mean differences of the reward, with 95 % intervals.
 import argparse
 import asyncio
 import json
-import math
 import statistics
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,23 +25,90 @@ from intervals import mean_ci
 from models import machine
 from server import Server
 
-from cdserve.demo.tiny import DEMO_DIR, PROMPTS_PATH
-from cdserve.demo.tiny.reward import sentiment_gold
+from cdserve import demo as smollm2
+from cdserve.demo import reward as smollm2_reward
+from cdserve.demo import tiny
+from cdserve.demo.model import model_dir
+from cdserve.demo.tiny import reward as tiny_reward
 
-MAX_TOKENS = 192
-MOST = 16
-STOPS: dict[str, dict[str, float]] = {
-    "λ = 0.001": {"gain_per_token": 0.001},
-    "λ = 0.003": {"gain_per_token": 0.003},
-    "τ = 1.25": {"threshold": 1.25},
+STOPS: dict[str, dict[str, Any]] = {
+    "λ = 0.001, 1 at once": {"stop": {"gain_per_token": 0.001}, "at_once": 1},
+    **{
+        f"τ = 1.25, {at_once} at once": {"stop": {"threshold": 1.25}, "at_once": at_once}
+        for at_once in (1, 4)
+    },
 }
 """Stop rules; scores are in standard deviations of the reward, around its mean."""
-AT_ONCE = (1, 4, 16)
-GIVING_UP: dict[str, dict[str, Any]] = {
-    **{f"race, δ = {delta:g}": {"race": {"delta": delta}} for delta in (0.003, 0.01, 0.03, 0.06)},
-    "speculative, α = 0.5": {"method": "speculative_rejection", "alpha": 0.5, "m": 16},
+
+
+def raced(delta: float, price: float | None = None, at_once: int | None = None) -> dict[str, Any]:
+    """A race, with a price per token if one is given, by its name."""
+    policy: dict[str, Any] = {"race": {"delta": delta}}
+    name = f"race, δ = {delta:g}"
+    if price is not None:
+        policy |= {"stop": {"gain_per_token": price}, "at_once": at_once}
+        name = f"race, λ = {price:g}, {at_once} at once"
+    return {name: policy}
+
+
+POLICIES: dict[int, dict[str, dict[str, Any]]] = {
+    16: {
+        **STOPS,
+        "speculative, α = 0.5": {"method": "speculative_rejection", "alpha": 0.5, "m": 16},
+        **raced(0.01),
+        **raced(0.03),
+        **raced(0.06),
+        **raced(0.01, 0.0003, 1),
+        **raced(0.01, 0.0006, 1),
+        **raced(0.01, 0.001, 1),
+        **raced(0.01, 0.0003, 4),
+        **raced(0.01, 0.0006, 4),
+        **raced(0.01, 0.001, 4),
+        **raced(0.01, 0.0006, 16),
+        "race, τ = 1.25, 1 at once": {
+            **{"race": {"delta": 0.01}, "stop": {"threshold": 1.25}, "at_once": 1}
+        },
+    },
+    64: {
+        **raced(0.015),
+        **raced(0.003, 0.0002, 4),
+        **raced(0.003, 0.0003, 4),
+        **raced(0.003, 0.0005, 4),
+        **raced(0.003, 0.001, 4),
+        **raced(0.003, 0.0003, 16),
+    },
 }
-"""Policies that give up responses before their end."""
+"""Policies by n, and by name."""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """A demo.
+
+    Attributes:
+        config: its settings, with further flags.
+        prompts: file of its held-out prompts.
+        gold: the ground-truth reward of a prompt and a response.
+        max_tokens: most tokens of a response.
+        temperature: sampling temperature.
+    """
+
+    config: tuple[Path, *tuple[str, ...]]
+    prompts: Path
+    gold: Callable[[str, str], float]
+    max_tokens: int
+    temperature: float
+
+
+def demo(name: str) -> Demo:
+    """The demo ``tiny`` or ``smollm2``; fetches the model of the latter if it is not cached."""
+    if name == "tiny":
+        config = (tiny.DEMO_DIR / "cdserve.yaml",)
+        return Demo(config, tiny.PROMPTS_PATH, tiny_reward.sentiment_gold, 192, 1.0)
+    folder = smollm2.DEMO_DIR
+    flags = ("--set", f"model={model_dir()}")
+    gold = smollm2_reward.sentiment_gold
+    return Demo((folder / "cdserve.yaml", *flags), folder / "prompts.jsonl", gold, 96, 0.8)
 
 
 @dataclass(frozen=True)
@@ -52,37 +119,38 @@ class Answer:
         gold: ground-truth reward.
         tokens: tokens of all candidates.
         draws: candidates begun.
-        seconds: duration of the request.
-        text: text of the answer.
+        seconds: duration of the request; 0 for an answer from a trace.
     """
 
     gold: float
     tokens: int
     draws: int
     seconds: float
-    text: str
 
 
 class Client:
     """Sends completions under a policy, a bounded number at a time."""
 
-    def __init__(self, base_url: str, concurrency: int) -> None:
-        self._http = httpx2.AsyncClient(base_url=base_url, timeout=600)
+    def __init__(self, base_url: str, demo: Demo, concurrency: int) -> None:
+        self._http = httpx2.AsyncClient(base_url=base_url, timeout=1800)
+        self._demo = demo
         self._slots = asyncio.Semaphore(concurrency)
 
     async def answers(
-        self, prompts: Sequence[str], **policy: Any
+        self, prompts: Sequence[str], n: int, **policy: Any
     ) -> list[tuple[Answer, dict[str, Any]]]:
         """An answer to each prompt, with its report."""
+        policy = {"method": "best_of_n", "n": n, **policy}
         return await asyncio.gather(*(self._answer(prompt, policy) for prompt in prompts))
 
     async def _answer(self, prompt: str, policy: dict[str, Any]) -> tuple[Answer, dict[str, Any]]:
         body = {
             "model": "demo",
             "prompt": prompt,
-            "max_tokens": MAX_TOKENS,
+            "max_tokens": self._demo.max_tokens,
+            "temperature": self._demo.temperature,
             "seed": zlib.crc32(prompt.encode()),
-            "alignment": {"method": "best_of_n", "n": MOST, **policy},
+            "alignment": policy,
         }
         async with self._slots:
             began = time.monotonic()
@@ -91,21 +159,28 @@ class Client:
         content = response.raise_for_status().json()
         report, text = content["alignment"], content["choices"][0]["text"]
         answer = Answer(
-            sentiment_gold(prompt, text),
+            self._demo.gold(prompt, text),
             report["candidate_tokens"],
-            report.get("draws", {}).get("made", MOST),
+            report.get("draws", {}).get("made", policy["n"]),
             seconds,
-            text,
         )
         return answer, report
 
 
-def best_of(n: int, prompt: str, candidates: Sequence[dict[str, Any]]) -> Answer:
-    """The answer of best-of-n from the first n candidates of a trace."""
-    first = candidates[:n]
-    best = max(first, key=lambda candidate: candidate["score"])
-    tokens = sum(candidate["tokens"] for candidate in first)
-    return Answer(sentiment_gold(prompt, best["text"]), tokens, n, math.nan, best["text"])
+def curve(
+    prompts: Sequence[str], reports: Sequence[dict[str, Any]], demo: Demo
+) -> list[list[Answer]]:
+    """Answers of best-of-n for n = 1, 2, ..., from traces of best-of-n for the largest n."""
+    answers = []
+    for prompt, report in zip(prompts, reports, strict=True):
+        candidates = report["trace"][0]["candidates"]
+        best, tokens, row = candidates[0], 0, []
+        for draws, candidate in enumerate(candidates, 1):
+            best = max(best, candidate, key=lambda drawn: drawn["score"])
+            tokens += candidate["tokens"]
+            row.append(Answer(demo.gold(prompt, best["text"]), tokens, draws, 0.0))
+        answers.append(row)
+    return [list(column) for column in zip(*answers, strict=True)]
 
 
 def on_curve(curve: Sequence[Sequence[Answer]], tokens: float) -> list[float]:
@@ -120,9 +195,9 @@ def on_curve(curve: Sequence[Sequence[Answer]], tokens: float) -> list[float]:
     return [(1 - share) * low.gold + share * high.gold for low, high in pairs]
 
 
-def row(answers: Sequence[Answer], curve: Sequence[Sequence[Answer]]) -> dict[str, Any]:
+def figures(answers: Sequence[Answer], curve: Sequence[Sequence[Answer]], n: int) -> dict[str, Any]:
     """Figures of a policy; ``curve`` has plain best-of-n for n from 1."""
-    most, tokens = curve[-1], sum(answer.tokens for answer in answers)
+    most, tokens = curve[n - 1], sum(answer.tokens for answer in answers)
     plain = on_curve(curve, tokens)
     return {
         "reward": mean_ci([answer.gold for answer in answers]),
@@ -130,38 +205,42 @@ def row(answers: Sequence[Answer], curve: Sequence[Sequence[Answer]]) -> dict[st
         "draws": statistics.fmean(answer.draws for answer in answers),
         "against_most": mean_ci([a.gold - b.gold for a, b in zip(answers, most, strict=True)]),
         "against_curve": mean_ci([a.gold - b for a, b in zip(answers, plain, strict=True)]),
+        "seconds": statistics.fmean(answer.seconds for answer in answers),
     }
 
 
-def mean_seconds(answers: Sequence[Answer]) -> float:
-    """Mean duration of the requests."""
-    return statistics.fmean(answer.seconds for answer in answers)
-
-
-async def measure(base_url: str, prompts: Sequence[str], concurrency: int) -> dict[str, Any]:
-    """Rows by policy."""
-    client = Client(base_url, concurrency)
-    traced = await client.answers(prompts, report="trace")
-    candidates = [report["trace"][0]["candidates"] for _, report in traced]
-    curve = [
-        [best_of(n, *pair) for pair in zip(prompts, candidates, strict=True)]
-        for n in range(1, MOST + 1)
+def show(name: str, row: dict[str, Any]) -> None:
+    """Prints the figures of a policy."""
+    cells = [
+        f"{mean:+.3f} ± {ci:.3f}"
+        for mean, ci in (row[key] for key in ("reward", "against_most", "against_curve"))
     ]
-    rows = {f"best-of-{n}": row(curve[n - 1], curve) for n in (1, 2, 4, 8, MOST)}
-    rows[f"best-of-{MOST}"]["seconds"] = mean_seconds([answer for answer, _ in traced])
-    for name, stop in STOPS.items():
-        texts: list[list[str]] = []
-        for at_once in AT_ONCE:
-            stopped = await client.answers(prompts, stop=stop, at_once=at_once)
-            answers = [answer for answer, _ in stopped]
-            figures = row(answers, curve) | {"seconds": mean_seconds(answers)}
-            rows[f"{name}, {at_once} at once"] = figures
-            texts.append([answer.text for answer in answers])
-        differ = sum(len(set(same)) > 1 for same in zip(*texts, strict=True))
-        rows[f"{name}, {AT_ONCE[-1]} at once"]["answers_that_differ"] = differ
-    for name, policy in GIVING_UP.items():
-        answers = [answer for answer, _ in await client.answers(prompts, **policy)]
-        rows[name] = row(answers, curve) | {"seconds": mean_seconds(answers)}
+    print(
+        f"{name:28s}  {cells[0]}   {row['share_of_tokens']:.3f}   {row['draws']:5.1f}"
+        f"  {cells[1]}  {cells[2]}  {row['seconds']:.2f}",
+        flush=True,
+    )
+
+
+async def measure(
+    client: Client, demo: Demo, prompts: Sequence[str], most: Sequence[int]
+) -> dict[str, Any]:
+    """Figures by n and policy."""
+    traced = await client.answers(prompts, max(most), report="trace")
+    plain = curve(prompts, [report for _, report in traced], demo)
+    rows: dict[str, dict[str, Any]] = {}
+    for n in most:
+        print(f"{f'n = {n}':28s}  {'reward':14s}  tokens  draws  - best-of-{n:<5d}  - curve")
+        rows[str(n)] = {}
+        for draws in (4, 8, 16, 32, 64):
+            if draws <= n:
+                rows[str(n)][f"best-of-{draws}"] = figures(plain[draws - 1], plain, n)
+        for name, row in rows[str(n)].items():
+            show(name, row)
+        for name, policy in POLICIES[n].items():
+            answers = [answer for answer, _ in await client.answers(prompts, n, **policy)]
+            rows[str(n)][name] = figures(answers, plain, n)
+            show(name, rows[str(n)][name])
     return rows
 
 
@@ -169,27 +248,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--prompts", type=int, default=256, help="number of held-out prompts")
-    parser.add_argument("--concurrency", type=int, default=8, help="requests at the same time")
+    parser.add_argument("--demo", choices=("tiny", "smollm2"), default="tiny", help="the demo")
+    parser.add_argument("--prompts", type=int, default=128, help="number of held-out prompts")
+    parser.add_argument(
+        "--most",
+        type=int,
+        nargs="+",
+        choices=sorted(POLICIES),
+        default=sorted(POLICIES),
+        help="numbers of responses, n",
+    )
+    parser.add_argument("--concurrency", type=int, default=16, help="requests at the same time")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     args = parser.parse_args()
-    lines = PROMPTS_PATH.read_text(encoding="utf-8").splitlines()[: args.prompts]
+    chosen = demo(args.demo)
+    lines = chosen.prompts.read_text(encoding="utf-8").splitlines()[: args.prompts]
     prompts = [json.loads(line)["prompt"] for line in lines]
-    with Server(DEMO_DIR / "cdserve.yaml", "--set", "rewards.sentiment.standardise=true") as server:
-        rows = asyncio.run(measure(server.base_url, prompts, args.concurrency))
-    header = ("policy", "reward", "tokens", "draws", "- best-of-16", "- curve", "seconds")
-    print("{:22s}  {:14s}  {}  {}  {:14s}  {:14s}  {}".format(*header))
-    for name, figures in rows.items():
-        cells = [
-            f"{mean:+.3f} ± {ci:.3f}"
-            for mean, ci in (figures[k] for k in ("reward", "against_most", "against_curve"))
-        ]
-        print(
-            f"{name:22s}  {cells[0]}   {figures['share_of_tokens']:.2f}   {figures['draws']:5.1f}"
-            f"  {cells[1]}  {cells[2]}  {figures.get('seconds', math.nan):.2f}"
-        )
+    with Server(*chosen.config, "--set", "rewards.sentiment.standardise=true") as server:
+        client = Client(server.base_url, chosen, args.concurrency)
+        rows = asyncio.run(measure(client, chosen, prompts, args.most))
     if args.output is not None:
-        content = {"prompts": len(prompts), "machine": machine(), "policies": rows}
+        content = {
+            "demo": args.demo,
+            "prompts": len(prompts),
+            "machine": machine(),
+            "policies": rows,
+        }
         args.output.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 

@@ -23,6 +23,8 @@ _REACH, _STEPS = 8.0, 801
 _NORMAL = np.linspace(-_REACH, _REACH, _STEPS)
 _LOG_BELOW = np.log([0.5 * math.erfc(-x / math.sqrt(2.0)) for x in _NORMAL])
 """log Φ of the numbers of ``_NORMAL``."""
+_LEAST = 1e-6
+"""Least deviation of an unfinished response, in units of the score: 0 is that of a final score."""
 
 
 async def race(
@@ -157,11 +159,11 @@ class Race:
         mean = fmean([self.prior, *(runner.score.total for runner in runners)])
         outlooks = [
             *(None if runner.ended else self.outlook(runner.tokens) for runner in rivals),
-            *[self.outlook(1) if unbegun else None] * unbegun,
+            *[self.outlook(1)] * unbegun,
         ]
         finals = Finals(
             [*(runner.score.total for runner in rivals), *[mean] * unbegun],
-            [0.0 if outlook is None else outlook.deviation for outlook in outlooks],
+            [0.0 if rest is None else max(rest.deviation, _LEAST) for rest in outlooks],
         )
         chances = finals.win_chances()
         favourite = max(range(len(chances)), key=chances.__getitem__)
