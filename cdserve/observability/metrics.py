@@ -123,7 +123,7 @@ DRAWS_ALLOWED = Counter(
 SAVED_TOKENS = Counter(
     "cdserve_saved_tokens",
     "Estimate of the candidate tokens that finished responses saved by drawing fewer candidates "
-    "than allowed.",
+    "than allowed, or parts of them.",
     ["method"],
 )
 SCORES = Histogram(

@@ -68,6 +68,17 @@ def test_race_frees_the_rows_of_candidates_given_up(server: Served, client: Open
     reader.join()
     assert live == sorted(live, reverse=True)
 
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_race_with_a_price_draws_fewer_tokens_and_is_reproduced(
+    client: OpenAI, at_once: int
+) -> None:
+    policy = {**RACE, "stop": {"gain_per_token": 0.0005}, "at_once": at_once}
+    first, second = (complete(client, policy, **FIELDS) for _ in range(2))
+    assert text_of(first.choices[0]) == text_of(second.choices[0])
+    full = complete(client, RACE, **FIELDS).alignment
+    assert first.alignment["candidate_tokens"] < full["candidate_tokens"]
+    assert first.alignment["draws"]["allowed"] == 8
+
 
 @pytest.mark.parametrize("threshold", [-0.9, 0.9])
 def test_guard_judges_the_final_score_of_a_race(client: OpenAI, threshold: float) -> None:
