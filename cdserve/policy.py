@@ -345,9 +345,9 @@ class RaceParameters(_Object):
     delta: float = Field(
         gt=0,
         lt=0.5,
-        description="δ, below 1 / n. A response is given up once its probability of the highest "
-        "final score is below δ. If one response's probability exceeds 1 - δ, all others are "
-        "given up.",
+        description="δ, below 1 / n. An unfinished response is given up once its probability of "
+        "the highest final score is below δ. If one response's probability exceeds 1 - δ, all "
+        "others are given up.",
     )
     every: int = Field(default=16, ge=1, description="Tokens between comparisons.")
 

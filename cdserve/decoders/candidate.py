@@ -1,7 +1,7 @@
 """Candidates, their scores, and decisions between them: the data of every decoder."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 
@@ -115,6 +115,16 @@ class Outlook:
 
 Prefix = tuple[Candidate, ...]
 """The candidates selected so far, one per decision; the empty tuple is the prompt alone."""
+
+
+def final(candidate: Candidate) -> Candidate:
+    """The candidate as the last of its response."""
+    return replace(candidate, finish_reason=candidate.finish_reason or "deadline")
+
+
+def key(prefix: Prefix) -> Hashable:
+    """Equal for prefixes of the same tokens and finish reason."""
+    return tuple(block.token_ids for block in prefix), prefix[-1].finish_reason
 
 
 class Proposal(Protocol):

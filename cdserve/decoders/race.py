@@ -5,7 +5,7 @@ Pandora's box (Weitzman, 1979) with boxes that open in steps.
 """
 
 import math
-from collections.abc import AsyncGenerator, Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 
@@ -13,7 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cdserve import kl
-from cdserve.decoders.candidate import Candidate, Decision, Draws, Outlook, Prefix, Proposal, Score
+from cdserve.decoders.candidate import (
+    Candidate,
+    Decision,
+    Draws,
+    Outlook,
+    Prefix,
+    Proposal,
+    Score,
+    final,
+    key,
+)
 from cdserve.policy import Stop, StopAtThreshold, StopByGain
 
 Floats = NDArray[np.float64]
@@ -43,8 +53,8 @@ async def race(
     from the time when a single response is left. It lists the candidates drawn up to its round that
     no earlier decision lists.
 
-    Once the deadline has passed, no response begins and the stop rule has no effect. A response
-    that the deadline cut short is selected only if it cut all of them.
+    Once the deadline has passed, the best response that has ended is selected. If there is none, it
+    is one that the deadline cut short.
 
     Args:
         proposal: draws and scores candidates.
@@ -58,7 +68,7 @@ async def race(
     rule = Race(delta, at_once, stop, proposal.outlook, prior)
     record = _Record(n)
     runners: list[Runner] = []
-    unbegun, plan = n, Plan((), 1 if proposal.deadline_passed else min(n, at_once), n > at_once)
+    plan = Plan((), 1 if proposal.deadline_passed else min(n, at_once), n > at_once)
     while plan.grow or plan.begin:
         started = [Runner() for _ in range(plan.begin)]
         runners += started
@@ -66,14 +76,12 @@ async def race(
         blocks = await proposal.sample([runner.blocks for runner in growing], 1, every)
         late = proposal.deadline_passed
         for runner, block in zip(growing, blocks, strict=True):
-            runner.blocks += (_final(block) if late else block,)
+            runner.blocks += (final(block) if late else block,)
         await _score(runners, proposal)
         record.add(growing)
-        unbegun = n - len(runners) if plan.more and not late else 0
         if late:
-            plan = Plan([r for r in runners if not (r.ended or r.given_up)], 0, False)
-        else:
-            plan = rule.plan(runners, unbegun)
+            break
+        plan = rule.plan(runners, n - len(runners) if plan.more else 0)
         left = [runner for runner in runners if not runner.given_up]
         if len(left) == 1 and plan == Plan(left, 0, False):
             for decision in record.decisions(left[0]):
@@ -122,9 +130,9 @@ class Race:
 
     The final score of an unfinished response is taken as normal around its present score. A
     response that has not begun counts as one of no tokens, around the mean of the prompt's value
-    and the scores of all responses begun. Responses with a probability below δ are given up; if one
-    has more than 1 - δ, all others are. Those with the highest probability per token still to come
-    grow, at most ``at_once`` of them. The others wait.
+    and the scores of all responses begun. Unfinished responses with a probability below δ are given
+    up; if one response has more than 1 - δ, all others are. Those with the highest probability per
+    token still to come grow, at most ``at_once`` of them. The others wait.
 
     With ``gain_per_token`` λ, a response grows only if its expected gain over the best final score
     of those that ended or grow before it is at least λ times its tokens to come. With
@@ -167,16 +175,20 @@ class Race:
         )
         chances = finals.win_chances()
         favourite = max(range(len(chances)), key=chances.__getitem__)
-        least = self.delta if chances[favourite] <= 1.0 - self.delta else math.inf
-        kept = [i for i in range(len(chances)) if chances[i] >= least or i == favourite]
-        for i, runner in enumerate(rivals):
-            runner.given_up = i not in kept
+        if chances[favourite] > 1.0 - self.delta:
+            kept = [favourite]
+        else:  # an ended response costs nothing
+            kept = [i for i, p in enumerate(chances) if p >= self.delta or outlooks[i] is None]
         tokens = {i: max(1.0, rest.tokens) for i, rest in enumerate(outlooks) if rest and i in kept}
         order = sorted(tokens, key=lambda i: chances[i] / tokens[i], reverse=True)
         if comparable and isinstance(self.stop, StopByGain):
             price = self.stop.gain_per_token
             order = finals.worthwhile(order, {i: price * tokens[i] for i in order})
         taken = order[: self.at_once]
+        if not taken:
+            return Plan((), 0, False)
+        for i, runner in enumerate(rivals):
+            runner.given_up = i not in kept
         grow = [rivals[i] for i in taken if i < len(rivals)]
         begin = len(taken) - len(grow)
         return Plan(grow, begin, unbegun > begin and kept[-1] >= len(rivals))
@@ -300,18 +312,8 @@ async def _score(runners: Sequence[Runner], proposal: Proposal) -> None:
     computed again, it could differ in a last digit.
     """
     rivals = [runner for runner in runners if not runner.given_up]
-    unique = {_key(runner.blocks): runner.blocks for runner in rivals}
+    unique = {key(runner.blocks): runner.blocks for runner in rivals}
     scores = await proposal.score(list(unique.values()))
     score_by_key = dict(zip(unique, scores, strict=True))
     for runner in rivals:
-        runner.score = score_by_key[_key(runner.blocks)]
-
-
-def _final(candidate: Candidate) -> Candidate:
-    """The candidate as the last of its response."""
-    return replace(candidate, finish_reason=candidate.finish_reason or "deadline")
-
-
-def _key(prefix: Prefix) -> Hashable:
-    """Equal for prefixes of the same tokens and finish reason."""
-    return tuple(block.token_ids for block in prefix), prefix[-1].finish_reason
+        runner.score = score_by_key[key(runner.blocks)]

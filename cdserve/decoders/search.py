@@ -8,11 +8,11 @@ keeps several makes the search a beam search (arXiv 2405.19262) or speculative r
 
 import math
 from collections.abc import AsyncGenerator, Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import chain, repeat
 
 from cdserve import kl
-from cdserve.decoders.candidate import Candidate, Decision, Prefix, Proposal, Score
+from cdserve.decoders.candidate import Decision, Prefix, Proposal, Score, final, key
 from cdserve.decoders.selection import Argmax, SelectionRule
 
 Gain = Callable[[int], float]
@@ -66,10 +66,10 @@ async def search(
             count = 1 if proposal.deadline_passed else current.affordable(next(counts), budget)
             blocks = await proposal.sample(growing, count, m, current.steering_nats)
             late = proposal.deadline_passed
-            blocks = [_final(block) for block in blocks] if late else blocks
+            blocks = [final(block) for block in blocks] if late else blocks
             await current.add([(*growing[i // count], b) for i, b in enumerate(blocks)], proposal)
             current.rank(select, gain)
-            indices = select.keep(current.ranks, current.prefixes)
+            indices = select.keep(current.ranks)
             if indices is None and late:
                 indices = [Argmax().choose(current.ranks)]
         rounds.append(current)
@@ -121,15 +121,15 @@ class _Round:
         """
         new = drawn if self.prefixes else [*self.ended, *drawn]
         self.prefixes += new
-        keys = [_key(prefix) for prefix in new]
+        keys = [key(prefix) for prefix in new]
         unscored: dict[Hashable, Prefix] = {}
-        for key, prefix in zip(keys, new, strict=True):
-            if key not in self.score_by_key:
-                unscored.setdefault(key, prefix)
+        for prefix_key, prefix in zip(keys, new, strict=True):
+            if prefix_key not in self.score_by_key:
+                unscored.setdefault(prefix_key, prefix)
         if unscored:
             scores = await proposal.score(list(unscored.values()))
             self.score_by_key |= zip(unscored, scores, strict=True)
-        self.scores += [self.score_by_key[key] for key in keys]
+        self.scores += [self.score_by_key[prefix_key] for prefix_key in keys]
 
     def rank(self, select: SelectionRule, gain: Gain | None) -> None:
         """Ranks all prefixes; those that the deadline cut short come last.
@@ -180,16 +180,6 @@ def _decision(
         limited=rounds[0].limited,
         accepted=select.accepted(),
     )
-
-
-def _final(candidate: Candidate) -> Candidate:
-    """The candidate as the last of its response."""
-    return replace(candidate, finish_reason=candidate.finish_reason or "deadline")
-
-
-def _key(prefix: Prefix) -> Hashable:
-    """Equal for prefixes of the same tokens and finish reason."""
-    return tuple(block.token_ids for block in prefix), prefix[-1].finish_reason
 
 
 def _ended(prefix: Prefix) -> bool:

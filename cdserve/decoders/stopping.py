@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Protocol
 
 from cdserve import kl
-from cdserve.decoders.candidate import Candidate, Decision, Draws, Proposal, Score
+from cdserve.decoders.candidate import Candidate, Decision, Draws, Proposal, Score, final, key
 from cdserve.decoders.selection import SelectionRule
 from cdserve.policy import Stop, StopAtThreshold
 
@@ -263,7 +263,7 @@ class _Draws:
     async def _draw(self, index: int) -> None:
         self._drawn[index] = await self.proposal.draw(index, self.steering)
         if not self.stopped:
-            candidate = self._drawn[index] = _ended(self._drawn[index])
+            candidate = self._drawn[index] = final(self._drawn[index])
             (self._scored[index],) = await self.proposal.score([(candidate,)])
 
     def _consider(self) -> None:
@@ -275,7 +275,7 @@ class _Draws:
         while not self.stopped and (index := len(self.candidates)) in self._scored:
             candidate, score = self._drawn[index], self._scored[index]
             if not score.failed:
-                score = self._score_by_key.setdefault(_key(candidate), score)
+                score = self._score_by_key.setdefault(key((candidate,)), score)
             self.candidates.append(candidate)
             self.scores.append(score)
             self.stopped = self._should_stop()
@@ -296,10 +296,10 @@ class _Draws:
         A reward then has a value for all of them or fails for all, as in any other decision.
         """
         if len({score.failed for score in self.scores}) > 1:
-            unique = {_key(candidate): candidate for candidate in self.candidates}
+            unique = {key((candidate,)): candidate for candidate in self.candidates}
             scores = await self.proposal.score([(candidate,) for candidate in unique.values()])
             score_by_key = dict(zip(unique, scores, strict=True))
-            self.scores = [score_by_key[_key(candidate)] for candidate in self.candidates]
+            self.scores = [score_by_key[key((candidate,))] for candidate in self.candidates]
 
 
 def _ranks(
@@ -310,13 +310,3 @@ def _ranks(
     if all(candidate.cut for candidate in candidates):
         return ranks
     return [-math.inf if c.cut else rank for c, rank in zip(candidates, ranks, strict=True)]
-
-
-def _key(candidate: Candidate) -> Hashable:
-    """Equal for candidates of the same tokens and finish reason."""
-    return candidate.token_ids, candidate.finish_reason
-
-
-def _ended(candidate: Candidate) -> Candidate:
-    """The candidate as a finished response."""
-    return replace(candidate, finish_reason=candidate.finish_reason or "deadline")

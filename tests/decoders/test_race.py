@@ -153,12 +153,20 @@ class TestPlan:
 
     def test_favourite_is_kept_even_below_delta(self) -> None:
         runners = map(self.runner, [0.0, 0.1, 0.0])
-        assert self.kept(self.race(1.0, delta=0.4), *runners) == [1]
+        assert self.kept(self.race(1.0, delta=0.34), *runners) == [1]
 
     def test_ended_response_stays_until_others_cannot_pass_it(self) -> None:
         ended = self.runner(0.5, ended=True)
+        low, high = map(self.runner, [-1.0, 4.0])
         assert self.kept(self.race(0.5), ended, self.runner(0.4)) == [0, 1]
-        assert self.kept(self.race(0.5), ended, self.runner(-1.0)) == [0]
+        assert not self.race(0.5).plan([ended, low], 0).grow
+        assert self.kept(self.race(0.5), ended, high) == [1]
+
+    def test_ended_response_stays_though_its_chance_among_many_is_low(self) -> None:
+        stop = StopByGain(gain_per_token=0.02)
+        race, ended = self.race(1.0, delta=0.02, at_once=1, stop=stop), self.runner(0.8, ended=True)
+        assert race.plan([ended], 40).begin == 0
+        assert not ended.given_up
 
     def test_response_that_has_not_begun_competes_around_the_mean(self) -> None:
         low, high = self.runner(-1.0), self.runner(1.0)
@@ -384,7 +392,7 @@ def returned(drawn: tuple[Tokens, ...], delta: float, every: int) -> Tokens:
         if chances[favourite] > 1 - delta:
             kept = [kept[favourite]]
         else:
-            kept = [kept[i] for i, p in enumerate(chances) if p >= delta or i == favourite]
+            kept = [kept[i] for i, p in enumerate(chances) if p >= delta or not spreads[i]]
         if all(len(response) <= length for response in kept):
             return max(kept, key=value)
 
