@@ -208,7 +208,7 @@ class Report(TypedDict):
     `race`."""
     saved_tokens: NotRequired[int]
     """Tokens that all allowed responses would have taken, estimated by the mean length of those
-    considered (`race`: of those that ended), less `candidate_tokens`; present together with
+    considered (`race`: of ended responses), less `candidate_tokens`; present together with
     `draws`."""
     deadline: NotRequired[Deadline]
     """Outcome of the deadline; present if the request has a `deadline_ms`."""

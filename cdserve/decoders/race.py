@@ -135,8 +135,8 @@ class Race:
     token still to come grow, at most ``at_once`` of them. The others wait.
 
     With ``gain_per_token`` λ, a response grows only if its expected gain over the best final score
-    of those that ended or grow before it is at least λ times its tokens to come. With
-    ``threshold``, the race ends at a final score that reaches it.
+    of ended responses, and of responses taken before it, is at least λ times its tokens to come.
+    With ``threshold``, the race ends at a final score that reaches it.
 
     Args:
         delta: δ.
@@ -237,7 +237,7 @@ class Finals:
         """The unfinished responses of ``order`` whose expected gain is at least their price.
 
         The gain is E[(R_i - M)⁺] = ∫ P(R_i > x) P(M <= x) dx, where M is the highest final score so
-        far and of those taken before. The first one is taken at any price if there is no M.
+        far and of the responses taken before. The first one is taken at any price if there is no M.
         """
         column = {int(i): k for k, i in enumerate(np.flatnonzero(self._open))}
         below = np.exp(self._log_below)
@@ -298,7 +298,7 @@ class _Record:
             )
 
     def draws(self, runners: Sequence[Runner], late: bool) -> Draws:
-        """Responses begun, and the tokens saved by the mean length of those that ended."""
+        """Responses begun, and the tokens saved by the mean length of ended responses."""
         allowed = len(runners) if late else self.n
         length = fmean(runner.tokens for runner in runners if runner.ended)
         saved = max(0, round(allowed * length) - self.tokens)
