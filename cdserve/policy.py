@@ -352,6 +352,26 @@ class RaceParameters(_Object):
     every: int = Field(default=16, ge=1, description="Tokens between comparisons.")
 
 
+class Gate(_Object):
+    """When the first candidates of a block are enough: if one of them is good enough."""
+
+    threshold: float = Field(
+        ge=-1e12, le=1e12, description="Score from which a candidate is good enough."
+    )
+    scouts: int = Field(
+        default=2,
+        ge=1,
+        description="Candidates drawn first; others are drawn only if none of these is good "
+        "enough.",
+    )
+    at_once: int | None = Field(
+        default=None,
+        ge=1,
+        description="Other candidates drawn at the same time, until one is good enough; all of "
+        "them if absent.",
+    )
+
+
 Selection = Literal["argmax"] | SoftmaxSelection | PessimisticSelection | WorstCaseSelection
 
 

@@ -65,13 +65,23 @@ class Deadline(TypedDict):
 
 @_documented
 class Draws(TypedDict):
-    """Number of responses, for a policy that need not draw all of them or all of their tokens."""
+    """Number of candidates, for a policy that need not draw all of them or all of their tokens."""
 
     made: int
-    """Responses begun, including those ended early."""
+    """Candidates begun, including those ended early."""
     allowed: int
-    """Most responses: `n`, or fewer with a KL budget; the number begun if the deadline ended the
-    draws."""
+    """Most candidates: `n`, or fewer with a KL budget; for blocks the sum of `k`. The number begun
+    if the deadline ended the draws."""
+
+
+@_documented
+class GateCounts(TypedDict):
+    """Decisions of a policy with a gate."""
+
+    searched: int
+    """Decisions in which all candidates were drawn."""
+    skipped: int
+    """Decisions with fewer candidates, since one of them was good enough."""
 
 
 @_documented
@@ -204,12 +214,14 @@ class Report(TypedDict):
     """Sampling parameters that replaced those of the request; present if any were replaced, because
     the request has temperature 0 and the policy has `sampling`."""
     draws: NotRequired[Draws]
-    """Responses begun, of those allowed; present for `best_of_n` with `stop`, `at_once` or
-    `race`."""
+    """Candidates begun, of those allowed; present for `best_of_n` with `stop`, `at_once` or
+    `race`, and for `blockwise_cd` with `gate`."""
     saved_tokens: NotRequired[int]
-    """Tokens that all allowed responses would have taken, estimated by the mean length of those
+    """Tokens that all allowed candidates would have taken, estimated by the mean length of those
     considered (`race`: of ended responses), less `candidate_tokens`; present together with
     `draws`."""
+    gate: NotRequired[GateCounts]
+    """Decisions with all candidates and with fewer; present for `blockwise_cd` with `gate`."""
     deadline: NotRequired[Deadline]
     """Outcome of the deadline; present if the request has a `deadline_ms`."""
     accepted: NotRequired[bool]
@@ -267,10 +279,14 @@ def report(
         result["ends"] = _ends(decisions)
     if sampling is not None:
         result["sampling"] = sampling
-    draws = decisions[-1].draws
-    if draws is not None:
-        result["draws"] = {"made": draws.made, "allowed": draws.allowed}
-        result["saved_tokens"] = draws.saved_tokens
+    draws = [decision.draws for decision in decisions if decision.draws is not None]
+    if draws:
+        made, allowed = sum(each.made for each in draws), sum(each.allowed for each in draws)
+        result["draws"] = {"made": made, "allowed": allowed}
+        result["saved_tokens"] = sum(each.saved_tokens for each in draws)
+    if decisions[-1].searched is not None:
+        searched = sum(decision.searched is True for decision in decisions)
+        result["gate"] = {"searched": searched, "skipped": len(decisions) - searched}
     if deadline is not None:
         passed = decisions[-1].candidate.finish_reason == "deadline"
         result["deadline"] = {"ms": deadline, "passed": passed}
@@ -331,6 +347,11 @@ def merged(reports: Sequence[Report]) -> Report:
             "allowed": sum(each["draws"]["allowed"] for each in reports),
         }
         result["saved_tokens"] = sum(each["saved_tokens"] for each in reports)
+    if "gate" in reports[0]:
+        result["gate"] = {
+            "searched": sum(each["gate"]["searched"] for each in reports),
+            "skipped": sum(each["gate"]["skipped"] for each in reports),
+        }
     if "deadline" in reports[0]:
         result["deadline"] = _merged_deadline(reports)
     if "accepted" in reports[0]:

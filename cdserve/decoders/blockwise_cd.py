@@ -7,11 +7,12 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from cdserve.decoders.candidate import Decision, Proposal
 from cdserve.decoders.continuation_gain import continuation_gain
+from cdserve.decoders.gate import gated_search
 from cdserve.decoders.registry import decoder
 from cdserve.decoders.search import search
 from cdserve.decoders.selection import Beam, rule
 from cdserve.errors import PolicyError, safe_repr
-from cdserve.policy import FIELD, Limits, Schedule, SelectingPolicy, at_most
+from cdserve.policy import FIELD, Gate, Limits, Schedule, SelectingPolicy, at_most
 
 
 class BlockwiseCDPolicy(SelectingPolicy):
@@ -33,6 +34,12 @@ class BlockwiseCDPolicy(SelectingPolicy):
         description="Added to the score of unfinished candidates in decisions in which others have "
         "ended, in units of the score: the gain of the decisions still to come. 'auto' estimates "
         "it from the value head's figures on held-out responses.",
+    )
+    gate: Gate | None = Field(
+        default=None,
+        description="When fewer than k candidates per block are enough; all k are drawn if absent. "
+        "Requires the selection argmax and a beam_width of 1, and cannot be combined with "
+        "`kl_budget`.",
     )
 
     scores_prefixes: ClassVar[bool] = True
@@ -62,8 +69,20 @@ class BlockwiseCDPolicy(SelectingPolicy):
         return "continuation_gain" if self.continuation_gain == "auto" else None
 
     @property
+    def schedule(self) -> list[int]:
+        """K of each decision, the last repeated."""
+        return [self.k] if isinstance(self.k, int) else self.k
+
+    @property
     def width(self) -> int:
-        return self.beam_width * (self.k if isinstance(self.k, int) else max(self.k))
+        return self.beam_width * max(self.schedule)
+
+    @property
+    def concurrent(self) -> int:
+        if self.gate is None:
+            return self.width
+        scouts, width = self.gate.scouts, self.width
+        return max(scouts, min(self.gate.at_once or width, width - scouts))
 
     def check_limits(self, limits: Limits) -> None:
         if isinstance(self.k, int):
@@ -71,6 +90,8 @@ class BlockwiseCDPolicy(SelectingPolicy):
         else:
             for i, k in enumerate(self.k):
                 at_most(f"{FIELD}.k.{i}", k, limits.max_k)
+        if self.gate is not None:
+            self._check_gate(self.gate)
         if self.width > limits.max_k:
             k = self.width // self.beam_width
             raise PolicyError(
@@ -79,6 +100,24 @@ class BlockwiseCDPolicy(SelectingPolicy):
                 f"once; this server accepts up to {limits.max_k}, a beam_width of 1 to "
                 f"{limits.max_k // k} with k = {k}",
                 reason="limit",
+            )
+
+    def _check_gate(self, gate: Gate) -> None:
+        """Checks the fields that a gate cannot be combined with."""
+        excluded = {
+            "'selection' unless it is 'argmax'": self.selection != "argmax",
+            "'beam_width' unless it is 1": self.beam_width > 1,
+            "'kl_budget', the request's or the server's": self.kl_budget is not None,
+        }
+        for field, combined in excluded.items():
+            if combined:
+                detail = f"cannot be combined with {field}"
+                raise PolicyError(f"{FIELD}.gate", detail, reason="combination")
+        if gate.scouts >= self.width:
+            raise PolicyError(
+                f"{FIELD}.gate.scouts",
+                f"is {safe_repr(gate.scouts)}; it must be below k, which is at most {self.width}",
+                reason="combination",
             )
 
 
@@ -92,7 +131,7 @@ class BlockwiseCD:
     def run(
         cls, policy: BlockwiseCDPolicy, proposal: Proposal, seed: int | None
     ) -> AsyncGenerator[Decision, None]:
-        m, schedule = policy.m, [policy.k] if isinstance(policy.k, int) else policy.k
+        m, schedule = policy.m, policy.schedule
 
         def gain(draws: int) -> float:
             if policy.continuation_gain != "auto":
@@ -100,6 +139,8 @@ class BlockwiseCD:
             later = schedule[draws:] or schedule[-1:]
             return continuation_gain(proposal.outlook(draws * m), m, later)
 
+        if policy.gate is not None:
+            return gated_search(proposal, policy.gate, schedule, m, gain)
         if policy.beam_width == 1:
             select, budget = rule(policy, seed), policy.kl_budget
             return search(proposal, k=policy.k, m=m, select=select, budget=budget, gain=gain)

@@ -48,13 +48,13 @@ class Score:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draws:
-    """Number of responses drawn.
+    """Number of candidates drawn.
 
     Attributes:
-        made: responses begun, including those that were ended early.
-        allowed: most responses; the number begun if the deadline ended the draws.
-        saved_tokens: estimate of the tokens that ``allowed`` whole responses would have taken, less
-            the tokens drawn.
+        made: candidates begun, including those that were ended early.
+        allowed: most candidates; the number begun if the deadline ended the draws.
+        saved_tokens: estimate of the tokens that ``allowed`` whole candidates would have taken,
+            less the tokens drawn.
     """
 
     made: int
@@ -82,7 +82,9 @@ class Decision:
     accepted: bool | None = None
     """Whether the candidate passed the rule's own test; None for rules that have none."""
     draws: Draws | None = None
-    """Number of responses drawn, if the policy need not draw all of them or all of their tokens."""
+    """Number of candidates drawn, if the policy need not draw all of them or all of their tokens."""
+    searched: bool | None = None
+    """Whether all allowed candidates were drawn; None without a gate."""
     unused: Sequence[Candidate] = ()
     """Further candidates that had begun when the rule stopped; ended early or not considered."""
 

@@ -22,7 +22,7 @@ Gain = Callable[[int], float]
 async def search(
     proposal: Proposal,
     *,
-    k: int | Sequence[int],
+    k: int | Sequence[int] | Iterator[int],
     m: int | None,
     select: SelectionRule,
     budget: float | None = None,
@@ -45,7 +45,7 @@ async def search(
     Args:
         proposal: draws candidates, and scores prefixes.
         k: candidates per draw for each kept prefix; a sequence has one number per draw, the last
-            repeated.
+            repeated, and an iterator never ends.
         m: block length in tokens; None for ∞.
         select: the selection rule; with a budget, one that keeps a single prefix.
         budget: upper limit, in nats, on the decisions' KL bounds plus the KL of steering. Each draw
@@ -186,6 +186,8 @@ def _ended(prefix: Prefix) -> bool:
     return bool(prefix) and prefix[-1].finish_reason is not None
 
 
-def _counts(k: int | Sequence[int]) -> Iterator[int]:
+def _counts(k: int | Sequence[int] | Iterator[int]) -> Iterator[int]:
+    if isinstance(k, Iterator):
+        return k
     schedule = [k] if isinstance(k, int) else k
     return chain(schedule, repeat(schedule[-1]))

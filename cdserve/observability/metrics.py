@@ -126,6 +126,12 @@ SAVED_TOKENS = Counter(
     "than allowed, or parts of them.",
     ["method"],
 )
+GATED_DECISIONS = Counter(
+    "cdserve_gated_decisions",
+    "Decisions of finished responses whose policy has a gate: searched, with all candidates, or "
+    "skipped, with fewer.",
+    ["method", "outcome"],
+)
 SCORES = Histogram(
     "cdserve_score",
     "Scores of finished responses: weighted sums of their rewards.",
@@ -228,6 +234,8 @@ def count_response(report: Mapping[str, Any], decisions: Sequence[Decision]) -> 
         DRAWS_MADE.labels(method).inc(report["draws"]["made"])
         DRAWS_ALLOWED.labels(method).inc(report["draws"]["allowed"])
         SAVED_TOKENS.labels(method).inc(report["saved_tokens"])
+    for outcome, count in report.get("gate", {}).items():
+        GATED_DECISIONS.labels(method, outcome).inc(count)
     SCORES.labels(method).observe(report["score"])
     for name, reward in report["rewards"].items():
         REWARDS.labels(name).observe(reward)
