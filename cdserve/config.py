@@ -26,6 +26,8 @@ from cdserve.errors import ConfigError, safe_repr
 from cdserve.validation import explain
 
 _PREFIX = "CDSERVE_"
+BUILT_IN_EXTRACTORS = ("last_number", "boxed")
+"""Extractors that every server has."""
 
 
 class _Section(BaseModel):
@@ -527,6 +529,14 @@ class Settings(_Section):
     default_reward: str | None = Field(
         default=None, description="Reward used by policies that do not name one."
     )
+    extractors: dict[
+        Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")],
+        Annotated[str, Field(pattern=r"^\w+(\.\w+)*:\w+$")],
+    ] = Field(
+        default_factory=dict,
+        description="Functions that find a response's answer for a vote, by the name that requests "
+        "write in `extract`: module:function, from the response's text to the answer's, or None.",
+    )
     members: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][\w-]*$")], str] = Field(
         default_factory=dict,
         description="Auxiliary models to mix with the base model, by name: folders or Hub names.",
@@ -587,6 +597,14 @@ class Settings(_Section):
         if "base" in members:
             raise ValueError("'base' is the served model itself; give the member another name")
         return members
+
+    @field_validator("extractors")
+    @classmethod
+    def _no_extractor_named_as_a_built_in(cls, extractors: dict[str, str]) -> dict[str, str]:
+        for name in BUILT_IN_EXTRACTORS:
+            if name in extractors:
+                raise ValueError(f"{name!r} is built in; give the function another name")
+        return extractors
 
     @model_validator(mode="after")
     def _likelihood_models_exist(self) -> "Settings":

@@ -5,10 +5,19 @@ into one; every error names the field, the value and what is accepted.
 """
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+)
 
 from cdserve.errors import PolicyError, safe_key, safe_repr
 from cdserve.validation import explain
@@ -205,6 +214,16 @@ class Policy(RewardedMethod):
     """Whether the method requires at least one reward."""
 
     @property
+    def requires_rewards(self) -> bool:
+        """Whether this policy requires at least one reward; by default, whether its method does."""
+        return self.needs_rewards
+
+    @property
+    def extract(self) -> str | None:
+        """Extractor of the answers in finished responses: a name or a regular expression."""
+        return None
+
+    @property
     def traced(self) -> bool:
         """Whether the report lists the candidates of every decision."""
         return self.report in ("trace", "live")
@@ -318,6 +337,101 @@ class WorstCaseSelection(_Object):
     )
 
 
+NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+"""Names of extractors; an ``extract`` of any other form is a regular expression."""
+MAX_PATTERN = 500
+"""Longest regular expression, in characters."""
+MAX_REPEATS = 100_000
+"""Largest product of the counts in a regular expression, such as 6 for ``a{3}b{1,2}``."""
+
+
+class SoftmaxWeights(_Object):
+    """Votes of softmax(score / λ), which is right for any reward; all votes sum to 1."""
+
+    softmax: float = Field(gt=0, description="λ, in units of the score.")
+
+
+class Vote(_Object):
+    """Parameters of a vote."""
+
+    extract: str = Field(
+        min_length=1,
+        description="How a response's answer is found: `last_number`, `boxed`, the name of one of "
+        "the server's `extractors`, or a regular expression whose only group is the answer (its "
+        "last match counts).",
+    )
+    weights: Literal["count", "reward"] | SoftmaxWeights = Field(
+        default="count",
+        description="Weight of a response's vote. count: 1. reward: the score, which must be at "
+        "least 0. softmax: softmax(score / λ).",
+    )
+
+    @field_validator("extract")
+    @classmethod
+    def _is_a_name_or_a_pattern(cls, extract: str) -> str:
+        if not NAME.fullmatch(extract):
+            _check_pattern(extract)
+        return extract
+
+
+def _check_pattern(pattern: str) -> None:
+    """Checks that a client's regular expression has one group and is cheap to compile.
+
+    Raises:
+        ValueError: the pattern is too long or too large, invalid, or has another number of groups.
+    """
+    if len(pattern) > MAX_PATTERN:
+        raise ValueError(f"a regular expression may have up to {MAX_PATTERN} characters")
+    try:
+        groups = re.compile(pattern).groups
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"it is not a regular expression: {error}") from error
+    if groups != 1:
+        raise ValueError(
+            f"a regular expression must have exactly one group, the answer; this one has {groups}"
+        )
+    # The engine that runs the pattern copies what a count repeats.
+    counts = re.findall(r"\d+", "".join(re.findall(r"\{[\d,\s]*\}", pattern)))
+    if math.prod(max(1, int(count)) for count in counts) > MAX_REPEATS:
+        raise ValueError(
+            f"the product of the counts in a regular expression may be up to {MAX_REPEATS}"
+        )
+
+
+class VoteSelection(_Object):
+    """Majority vote over the answers of whole responses: self-consistency (arXiv 2203.11171).
+
+    Returns the response with the highest score among those with the winning answer.
+    """
+
+    vote: Vote = Field(description="Parameters of the vote.")
+
+
+class MinimumRisk(_Object):
+    """Parameters of minimum-Bayes-risk selection."""
+
+    beta: float = Field(
+        default=1.0,
+        gt=0,
+        le=1e12,
+        description="β, weight of the mean agreement, in units of the score. Without rewards, "
+        "agreement alone decides.",
+    )
+    similarity: Literal["token_f1"] = Field(
+        default="token_f1",
+        description="Agreement of two responses. token_f1: F1 of their tokens, with multiplicity.",
+    )
+
+
+class MinimumRiskSelection(_Object):
+    """Risk-regularised minimum-Bayes-risk selection (arXiv 2502.12668).
+
+    Returns the response with the highest score + β · (mean agreement with the other responses).
+    """
+
+    mbr: MinimumRisk = Field(description="Parameters.")
+
+
 class StopByGain(_Object):
     """Stop once the expected gain of another candidate per expected token is below a price."""
 
@@ -336,7 +450,18 @@ class StopAtThreshold(_Object):
     )
 
 
-Stop = StopByGain | StopAtThreshold
+class StopWhenCertain(_Object):
+    """Stop a vote once its outcome is certain enough: Adaptive-Consistency (arXiv 2305.11860)."""
+
+    certain: float = Field(
+        gt=0.5,
+        le=1,
+        description="Probability that the leading answer is more frequent than the next one, from "
+        "which the vote stops; 1: only once no other answer can win.",
+    )
+
+
+Stop = StopByGain | StopAtThreshold | StopWhenCertain
 
 
 class RaceParameters(_Object):
@@ -373,6 +498,8 @@ class Gate(_Object):
 
 
 Selection = Literal["argmax"] | SoftmaxSelection | PessimisticSelection | WorstCaseSelection
+WholeSelection = Selection | VoteSelection | MinimumRiskSelection
+"""Selections between whole responses."""
 
 
 class PolicySampling(_Object):
@@ -506,14 +633,18 @@ def parse_object(
 _ACCEPTED = {
     "selection": (
         "'argmax', {'softmax': λ}, {'pessimistic': β} or {'worst_case': {'lambda': λ}}, with λ and "
-        "β > 0; the λ of worst_case is at most 1e6"
+        "β > 0; the λ of worst_case is at most 1e6; best_of_n also takes "
+        "{'vote': {'extract': ...}} and {'mbr': {...}}"
     ),
     "stop": (
-        "{'gain_per_token': λ}, with λ from 0 to 1e6 units of the score per token, or "
-        "{'threshold': τ}, with τ from -1e12 to 1e12"
+        "{'gain_per_token': λ}, with λ from 0 to 1e6 units of the score per token, "
+        "{'threshold': τ}, with τ from -1e12 to 1e12, or {'certain': p}, with p above 0.5 and at "
+        "most 1"
     ),
 }
 """Accepted values of fields whose alternatives are objects."""
+_EXPLAINED: Mapping[str, type[BaseModel]] = {"vote": VoteSelection, "mbr": MinimumRiskSelection}
+"""Alternatives of a selection, by their only key, whose errors name the field inside."""
 
 
 def _policy_error(
@@ -524,7 +655,21 @@ def _policy_error(
     if field_name in _ACCEPTED and field_name in policy.model_fields:
         path = path[:1]
         predicate = f"is {safe_repr(sent[field_name])}; it takes {_ACCEPTED[field_name]}"
+        if policy.model_fields[field_name].annotation == WholeSelection:
+            inner = _selection_error(sent[field_name])
+            path, predicate = (path, predicate) if inner is None else ([*path, *inner[0]], inner[1])
     return PolicyError(".".join([field, *(safe_key(str(part)) for part in path)]), predicate)
+
+
+def _selection_error(sent: object) -> tuple[list[str | int], str] | None:
+    """Path inside a selection, and predicate, of an error in ``vote`` or ``mbr``; else None."""
+    if not isinstance(sent, dict) or len(sent) != 1 or (key := next(iter(sent))) not in _EXPLAINED:
+        return None
+    try:
+        _EXPLAINED[key].model_validate(sent)
+    except ValidationError as error:
+        return explain(error, _EXPLAINED[key], sent)
+    return None
 
 
 def _names(names: Mapping[str, object]) -> str:

@@ -8,7 +8,7 @@ from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
 
 from cdserve import kl
-from cdserve.decoders.candidate import Decision
+from cdserve.decoders.candidate import Decision, Votes
 
 _documented = with_config(ConfigDict(use_attribute_docstrings=True, extra="forbid"))
 
@@ -116,6 +116,8 @@ class TracedCandidate(TypedDict):
     """Weighted sum of the rewards of the text so far, the candidate included."""
     rewards: dict[str, float]
     """Each reward of the text so far, in units of the reward."""
+    answer: NotRequired[str | None]
+    """Answer extracted from the candidate, null if there is none; present for a vote."""
     chosen: bool
     """Whether the candidate was selected."""
 
@@ -170,6 +172,29 @@ class LiveDraw(TypedDict):
 
 
 @_documented
+class AnswerVotes(TypedDict):
+    """Votes for one answer."""
+
+    answer: str
+    """The answer."""
+    count: int
+    """Number of responses with the answer."""
+    weight: float
+    """Sum of the weights of their votes."""
+
+
+@_documented
+class Vote(TypedDict):
+    """Outcome of a vote."""
+
+    classes: list[AnswerVotes]
+    """Answers by falling weight, the winner first; empty if no response had an answer, so that the
+    response with the highest score was returned."""
+    unanswered: int
+    """Responses that cast no vote: without an answer, or cut short by the deadline."""
+
+
+@_documented
 class Ends(TypedDict):
     """Decisions between candidates of which some had ended the response and others had not."""
 
@@ -192,9 +217,9 @@ class Report(TypedDict):
     method: str
     """Method of the policy."""
     score: float
-    """Weighted sum of the rewards of the returned text."""
+    """Weighted sum of the rewards of the returned text; 0 without rewards."""
     rewards: dict[str, float]
-    """Each reward of the returned text, in units of the reward."""
+    """Each reward of the returned text, in units of the reward; empty without rewards."""
     scores: Spread
     """Mean, spread and extremes of the scores of all candidates."""
     decisions: int
@@ -204,7 +229,8 @@ class Report(TypedDict):
     candidate_tokens: int
     """Tokens of all candidates, without the extra token that computes the value of a block."""
     ties: int
-    """Decisions in which the two highest scores (`worst_case`: worst-case sums) were equal."""
+    """Decisions in which the two highest scores were equal (`worst_case`: worst-case sums; `vote`:
+    weights of answers; `mbr`: sums of score and agreement)."""
     kl: KL
     """KL divergence of the response's distribution from the base model's."""
     ends: NotRequired[Ends]
@@ -213,6 +239,9 @@ class Report(TypedDict):
     sampling: NotRequired[UsedSampling]
     """Sampling parameters that replaced those of the request; present if any were replaced, because
     the request has temperature 0 and the policy has `sampling`."""
+    votes: NotRequired[Vote]
+    """Outcome of the vote; present for the selection `vote`. With several choices, the sum of
+    their votes."""
     draws: NotRequired[Draws]
     """Candidates begun, of those allowed; present for `best_of_n` with `stop`, `at_once` or
     `race`, and for `blockwise_cd` with `gate`."""
@@ -279,6 +308,8 @@ def report(
         result["ends"] = _ends(decisions)
     if sampling is not None:
         result["sampling"] = sampling
+    if (votes := decisions[-1].votes) is not None:
+        result["votes"] = _votes(votes)
     draws = [decision.draws for decision in decisions if decision.draws is not None]
     if draws:
         made, allowed = sum(each.made for each in draws), sum(each.allowed for each in draws)
@@ -341,6 +372,8 @@ def merged(reports: Sequence[Report]) -> Report:
         }
     if "sampling" in reports[0]:
         result["sampling"] = reports[0]["sampling"]
+    if "votes" in reports[0]:
+        result["votes"] = _merged_votes([each["votes"] for each in reports])
     if "draws" in reports[0]:
         result["draws"] = {
             "made": sum(each["draws"]["made"] for each in reports),
@@ -363,6 +396,27 @@ def merged(reports: Sequence[Report]) -> Report:
 def _merged_deadline(reports: Sequence[Report]) -> Deadline:
     """The deadline of a choice that it ended, if there is one."""
     return max((each["deadline"] for each in reports), key=lambda item: item["passed"])
+
+
+def _votes(votes: Votes) -> Vote:
+    """The outcome of a vote, as the wire format has it."""
+    classes: list[AnswerVotes] = [
+        {"answer": each.answer, "count": each.count, "weight": each.weight}
+        for each in votes.classes
+    ]
+    return {"classes": classes, "unanswered": votes.unanswered}
+
+
+def _merged_votes(votes: Sequence[Vote]) -> Vote:
+    """The sum of several votes, its answers by falling weight."""
+    merged: dict[str, AnswerVotes] = {}
+    for each in (each for vote in votes for each in vote["classes"]):
+        answer = each["answer"]
+        total = merged.setdefault(answer, {"answer": answer, "count": 0, "weight": 0.0})
+        total["count"] += each["count"]
+        total["weight"] += each["weight"]
+    classes = sorted(merged.values(), key=lambda total: -total["weight"])
+    return {"classes": classes, "unanswered": sum(vote["unanswered"] for vote in votes)}
 
 
 def _kl(decisions: Sequence[Decision]) -> KL:
@@ -406,7 +460,7 @@ def _limited(decisions: Sequence[Decision]) -> Limited:
 
 def traced(decision: Decision) -> TracedDecision:
     """A decision with its candidates, as the wire format has it."""
-    return {
+    result: TracedDecision = {
         "kl": {"bound": decision.kl_bound, "estimate": decision.kl_estimate},
         "candidates": [
             {
@@ -423,6 +477,10 @@ def traced(decision: Decision) -> TracedDecision:
             )
         ],
     }
+    if decision.votes is not None:
+        for each, candidate in zip(result["candidates"], decision.candidates, strict=True):
+            each["answer"] = candidate.answer
+    return result
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -150,6 +150,10 @@ def server_settings() -> dict[str, Any]:
         },
     }
     settings["rewards"] |= failing
+    settings["extractors"] = {
+        "last_word": "tests.server.answers:last_word",
+        "broken_answer": "tests.server.answers:broken",
+    }
     for policy in ("skip", "base"):
         settings["rewards"] |= {
             f"{name}_{policy}": {**reward, "on_failure": policy} for name, reward in failing.items()

@@ -85,6 +85,9 @@ class Description(_Part):
     members: dict[str, dict[str, Any]] = Field(
         description="Auxiliary models that can be mixed with the base model, by name."
     )
+    extractors: list[str] = Field(
+        description="Names that `extract` of a vote may be, in addition to a regular expression."
+    )
     presets: dict[str, dict[str, Any]] = Field(description="Policy of each preset, by name.")
     limits: dict[str, Any] = Field(description="Limits on a request with the caller's API key.")
 
@@ -94,7 +97,8 @@ _ERRORS: dict[int | str, str] = {
     401: "Missing or unknown API key.",
     404: "Unknown model or preset.",
     413: "Request body too large.",
-    422: "No response reached the policy's `threshold`, and its `on_reject` is `error`.",
+    422: "No response reached the policy's `threshold`, and its `on_reject` is `error`; or the "
+    "regular expression of a vote takes too long on a response.",
     429: "Candidate limit of the API key reached; `retry-after` gives the delay in seconds.",
     500: "Internal error; `x-should-retry: false` if candidates had been drawn.",
     501: "Request not supported by vLLM for this model.",

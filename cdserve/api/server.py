@@ -12,7 +12,7 @@ from cdserve.engine.context import AlignmentContext
 from cdserve.errors import ConfigError, PolicyError, safe_repr
 from cdserve.failures import hide_unexpected
 from cdserve.policy import FIELD, BudgetedPolicy, Policy, SearchPolicy, parse, parse_object
-from cdserve.scoring import HeadOutput, ModelOutput, Objective, Reward
+from cdserve.scoring import Extractors, HeadOutput, ModelOutput, Objective, Reward
 from cdserve.worker.request import WorkerRequest
 
 
@@ -24,6 +24,7 @@ class AlignmentServer:
         settings: the operator's settings, with the limits of the key.
         decoders: decoder of each method.
         rewards: rewards by name.
+        extractors: extractors of the answers that votes are about.
         q_columns: output of the Q-heads for each reward with a Q-head.
         presets: policy of each preset.
         methods: policy class of each method.
@@ -34,6 +35,7 @@ class AlignmentServer:
     settings: Settings
     decoders: Mapping[str, type[Decoder]]
     rewards: Mapping[str, Reward]
+    extractors: Extractors
     q_columns: Mapping[str, int]
     presets: Mapping[str, Policy]
     methods: Mapping[str, type[Policy]]
@@ -57,7 +59,7 @@ class AlignmentServer:
             models: output of a reward model for each reward with one.
 
         Raises:
-            ConfigError: a reward, a preset or a decoder is invalid.
+            ConfigError: a reward, an extractor, a preset or a decoder is invalid.
         """
         loaded = decoders.load(settings.decoders)
         rewards = scoring.build(settings.rewards, outputs, models)
@@ -70,6 +72,7 @@ class AlignmentServer:
             settings=settings,
             decoders=loaded,
             rewards=rewards,
+            extractors=Extractors.load(settings.extractors, settings.error_details),
             q_columns=q_columns,
             presets={},
             methods={name: decoder.policy for name, decoder in loaded.items()},
@@ -137,6 +140,7 @@ class AlignmentServer:
                 for name, reward in self.rewards.items()
             },
             "members": {name: {} for name in self.settings.members},
+            "extractors": self.extractors.names,
             "presets": {n: p.model_dump(exclude_none=True) for n, p in self.presets.items()},
             "limits": {
                 **self.settings.limits.model_dump(),
@@ -185,6 +189,7 @@ class AlignmentServer:
             decoder=self.decoders[policy.method],
             objective=objective,
             refusal=self.settings.refusal,
+            extractor=None if policy.extract is None else self.extractors.of(policy.extract),
             worker_request=replace(
                 self._worker_request(policy, operator), loglik_models=tuple(objective.models)
             ),

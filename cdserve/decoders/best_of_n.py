@@ -12,11 +12,23 @@ from cdserve.decoders.candidate import Decision, Proposal
 from cdserve.decoders.race import race
 from cdserve.decoders.registry import decoder
 from cdserve.decoders.search import search
-from cdserve.decoders.selection import rule
-from cdserve.decoders.stopping import best_of, stop_rule
+from cdserve.decoders.selection import SelectionRule, rule
+from cdserve.decoders.stopping import StopRule, best_of, stop_rule
+from cdserve.decoders.voting import Certain, Election, MinimumRisk, Vote
 from cdserve.decoders.width import WidthField
 from cdserve.errors import PolicyError, safe_repr
-from cdserve.policy import FIELD, Guard, Limits, RaceParameters, SelectingPolicy, Stop
+from cdserve.policy import (
+    FIELD,
+    Guard,
+    Limits,
+    MinimumRiskSelection,
+    RaceParameters,
+    SelectingPolicy,
+    Stop,
+    StopWhenCertain,
+    VoteSelection,
+    WholeSelection,
+)
 
 
 class BestOfNPolicy(WidthField, SelectingPolicy):
@@ -24,10 +36,14 @@ class BestOfNPolicy(WidthField, SelectingPolicy):
 
     method: Literal["best_of_n"]
     n: int = Field(ge=1, description="Responses drawn for each one returned; the most with `stop`.")
+    selection: WholeSelection = Field(  # type: ignore[assignment]  # wider: whole responses only
+        default="argmax",
+        description="Rule that selects a response. A vote by count and `mbr` need no rewards.",
+    )
     stop: Stop | None = Field(
         default=None,
         description="When fewer than n responses are enough; all n are drawn if absent. Requires "
-        "the selection argmax.",
+        "the selection argmax; `certain` requires a vote with the weights count.",
     )
     at_once: int | None = Field(
         default=None,
@@ -72,11 +88,27 @@ class BestOfNPolicy(WidthField, SelectingPolicy):
     def guard(self) -> Guard | None:
         return self.threshold
 
+    @property
+    def requires_rewards(self) -> bool:
+        scoreless = isinstance(self.selection, MinimumRiskSelection) or _counts(self.selection)
+        return not scoreless or self.threshold is not None
+
+    @property
+    def extract(self) -> str | None:
+        return self.selection.vote.extract if isinstance(self.selection, VoteSelection) else None
+
     def check_limits(self, limits: Limits) -> None:
         super().check_limits(limits)
         if self.race is not None:
             self._check_race(self.race)
-        if self.stop is not None and self.selection != "argmax":
+        if isinstance(self.stop, StopWhenCertain):
+            if not _counts(self.selection):
+                raise PolicyError(
+                    f"{FIELD}.stop.certain",
+                    "requires the selection {'vote': {'extract': ...}} with the weights 'count'",
+                    reason="combination",
+                )
+        elif self.stop is not None and self.selection != "argmax":
             raise PolicyError(
                 f"{FIELD}.stop",
                 "requires the selection 'argmax', whose draws it saves",
@@ -114,6 +146,11 @@ class BestOfNPolicy(WidthField, SelectingPolicy):
             )
 
 
+def _counts(selection: WholeSelection) -> bool:
+    """Whether a selection is a vote in which all votes have the same weight."""
+    return isinstance(selection, VoteSelection) and selection.vote.weights == "count"
+
+
 @decoder("best_of_n")
 class BestOfN:
     """The search with M = ∞; with ``stop`` or ``at_once`` ``best_of``, with ``race`` a race."""
@@ -124,8 +161,11 @@ class BestOfN:
     async def run(
         cls, policy: BestOfNPolicy, proposal: Proposal, seed: int | None
     ) -> AsyncGenerator[Decision, None]:
-        async with aclosing(_decisions(policy, proposal, seed)) as decisions:
+        select = _rule(policy, seed)
+        async with aclosing(_decisions(policy, proposal, select)) as decisions:
             async for decision in decisions:
+                if isinstance(select, Election):
+                    decision = replace(decision, tie=select.tie, votes=select.votes)
                 if policy.threshold is not None and decision.candidate.finish_reason is not None:
                     score = decision.score
                     accepted = not score.failed and score.total >= policy.threshold.score
@@ -133,10 +173,26 @@ class BestOfN:
                 yield decision
 
 
+def _rule(policy: BestOfNPolicy, seed: int | None) -> SelectionRule:
+    selection = policy.selection
+    if isinstance(selection, VoteSelection):
+        return Vote(selection.vote.weights)
+    if isinstance(selection, MinimumRiskSelection):
+        return MinimumRisk(selection.mbr.beta)
+    return rule(policy, seed)
+
+
+def _stop_rule(policy: BestOfNPolicy, proposal: Proposal) -> StopRule | None:
+    if policy.stop is None:
+        return None
+    if isinstance(policy.stop, StopWhenCertain):
+        return Certain(policy.stop.certain, policy.n)
+    return stop_rule(policy.stop, proposal.score_variance)
+
+
 def _decisions(
-    policy: BestOfNPolicy, proposal: Proposal, seed: int | None
+    policy: BestOfNPolicy, proposal: Proposal, select: SelectionRule
 ) -> AsyncGenerator[Decision, None]:
-    select = rule(policy, seed)
     if policy.race is not None:
         return race(
             proposal,
@@ -148,12 +204,11 @@ def _decisions(
         )
     if policy.stop is None and policy.at_once is None:
         return search(proposal, k=policy.n, m=None, select=select, budget=policy.kl_budget)
-    variance = proposal.score_variance
     return best_of(
         proposal,
         n=policy.n,
         at_once=policy.at_once or policy.n,
         select=select,
-        stop=None if policy.stop is None else stop_rule(policy.stop, variance),
+        stop=_stop_rule(policy, proposal),
         budget=policy.kl_budget,
     )

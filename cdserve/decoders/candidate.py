@@ -17,7 +17,9 @@ class Candidate:
     stop_reason: int | str | None = None
     """The stop token or string, as vLLM reports it; None for EOS."""
     text: str = ""
-    """The block's text; empty unless a trace or a text reward reads it."""
+    """The block's text; empty unless a trace, a text reward or a vote reads it."""
+    answer: str | None = None
+    """Answer in the text of a whole response, for a vote; None if there is none."""
     values: Mapping[str, float] = field(default_factory=dict)
     """V of the prefix including this block, by value head, in raw reward units."""
     loglik: Mapping[str, float] = field(default_factory=dict)
@@ -44,6 +46,27 @@ class Score:
     """Rewards that failed, and that the operator's settings allow a decision to do without."""
     parts: Mapping[str, float] = field(default_factory=dict)
     """Contribution of each reward of nonzero weight to the sum, standardised if so configured."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerClass:
+    """Candidates with the same answer in a vote."""
+
+    answer: str
+    count: int
+    """Number of the candidates."""
+    weight: float
+    """Sum of the weights of the votes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Votes:
+    """Outcome of a vote."""
+
+    classes: Sequence[AnswerClass]
+    """Classes by falling weight, the winner first; of equal weights, the one begun first."""
+    unanswered: int
+    """Candidates that cast no vote: without an answer, or cut short by the deadline."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +108,8 @@ class Decision:
     """Number of candidates drawn, if the policy need not draw all of them or all of their tokens."""
     searched: bool | None = None
     """Whether all allowed candidates were drawn; None without a gate."""
+    votes: Votes | None = None
+    """Outcome of the vote; None for other selections."""
     unused: Sequence[Candidate] = ()
     """Further candidates that had begun when the rule stopped; ended early or not considered."""
 

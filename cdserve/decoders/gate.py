@@ -7,7 +7,7 @@ from itertools import chain, repeat
 from statistics import fmean
 
 from cdserve import kl
-from cdserve.decoders.candidate import Decision, Draws, Proposal, Score
+from cdserve.decoders.candidate import Decision, Draws, Prefix, Proposal, Score
 from cdserve.decoders.search import Gain, search
 from cdserve.decoders.selection import OrderDependentRule
 from cdserve.policy import Gate
@@ -48,12 +48,12 @@ class GatedArgmax(OrderDependentRule):
         self._good = any(score.total >= threshold and not score.failed for score in scores)
         return super().rank(scores)
 
-    def keep(self, scores: Sequence[float]) -> Sequence[int] | None:
+    def keep(self, scores: Sequence[float], prefixes: Sequence[Prefix]) -> Sequence[int] | None:
         self.allowed = max(self._open, len(scores))
         if len(scores) < self.allowed and not self._good:
             return None
         self._open = 0
-        return super().keep(scores)
+        return super().keep(scores, prefixes)
 
     def kl_bound(self, count: int) -> float:
         return kl.best_of_n_bound(self.allowed)

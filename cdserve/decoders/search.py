@@ -69,7 +69,7 @@ async def search(
             blocks = [final(block) for block in blocks] if late else blocks
             await current.add([(*growing[i // count], b) for i, b in enumerate(blocks)], proposal)
             current.rank(select, gain)
-            indices = select.keep(current.ranks)
+            indices = select.keep(current.ranks, current.prefixes)
             if indices is None and late:
                 indices = [Argmax().choose(current.ranks)]
         rounds.append(current)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cdserve import kl
-from cdserve.decoders.candidate import Score
+from cdserve.decoders.candidate import Prefix, Score
 from cdserve.policy import (
     PessimisticSelection,
     SelectingPolicy,
@@ -41,13 +41,14 @@ class SelectionRule(Protocol):
         """Index of the selected candidate, by the result of ``rank``; None to draw more first."""
         ...
 
-    def keep(self, scores: Sequence[float]) -> Sequence[int] | None:
+    def keep(self, scores: Sequence[float], prefixes: Sequence[Prefix]) -> Sequence[int] | None:
         """Indices that the search goes on with, the best first; None to draw more first.
 
         By default the one that ``choose`` gives.
 
         Args:
             scores: the result of ``rank``.
+            prefixes: the candidates with their prefixes, in the same order.
         """
         chosen = self.choose(scores)
         return None if chosen is None else [chosen]
@@ -173,7 +174,7 @@ class KeepSeveral(OrderDependentRule):
     Which of them is selected depends on later draws.
     """
 
-    def keep(self, scores: Sequence[float]) -> Sequence[int]:
+    def keep(self, scores: Sequence[float], prefixes: Sequence[Prefix]) -> Sequence[int]:
         """Indices of the ``width`` highest scores."""
         order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)
         return order[: self.width(len(scores))]

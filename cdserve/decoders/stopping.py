@@ -14,7 +14,7 @@ from typing import Protocol
 from cdserve import kl
 from cdserve.decoders.candidate import Candidate, Decision, Draws, Proposal, Score, final, key
 from cdserve.decoders.selection import SelectionRule
-from cdserve.policy import Stop, StopAtThreshold
+from cdserve.policy import StopAtThreshold, StopByGain
 
 _MEAN_WEIGHT = 1
 """Weight of the prior mean, in scores."""
@@ -27,8 +27,16 @@ _MIN_SCORES = 5
 class StopRule(Protocol):
     """Decides when enough candidates have been drawn."""
 
-    def should_stop(self, scores: Sequence[float], tokens: Sequence[int]) -> bool:
-        """Whether to stop after the candidates with these scores and lengths, in order drawn."""
+    def should_stop(
+        self, scores: Sequence[float], tokens: Sequence[int], answers: Sequence[str | None] = ()
+    ) -> bool:
+        """Whether to stop after the candidates with these scores and lengths, in order drawn.
+
+        Args:
+            scores: scores of the candidates; at least one.
+            tokens: their lengths in tokens.
+            answers: their answers in a vote; None for a candidate without an answer.
+        """
         ...
 
 
@@ -38,7 +46,9 @@ class AtThreshold:
 
     threshold: float
 
-    def should_stop(self, scores: Sequence[float], tokens: Sequence[int]) -> bool:
+    def should_stop(
+        self, scores: Sequence[float], tokens: Sequence[int], answers: Sequence[str | None] = ()
+    ) -> bool:
         return max(scores) >= self.threshold
 
 
@@ -54,11 +64,13 @@ class ByGain:
     gain_per_token: float
     variance: float | None = None
 
-    def should_stop(self, scores: Sequence[float], tokens: Sequence[int]) -> bool:
+    def should_stop(
+        self, scores: Sequence[float], tokens: Sequence[int], answers: Sequence[str | None] = ()
+    ) -> bool:
         return expected_gain(scores, self.variance) < self.gain_per_token * fmean(tokens)
 
 
-def stop_rule(stop: Stop, variance: float | None) -> StopRule:
+def stop_rule(stop: StopByGain | StopAtThreshold, variance: float | None) -> StopRule:
     """Stop rule of a policy; ``variance`` is the prior variance of the score, None without one."""
     if isinstance(stop, StopAtThreshold):
         return AtThreshold(stop.threshold)
@@ -165,8 +177,9 @@ async def best_of(
     await draws.run()
     await draws.make_comparable()
     ranks = _ranks(select, draws.candidates, draws.scores)
-    chosen = select.choose(ranks)
-    assert chosen is not None
+    kept = select.keep(ranks, [(candidate,) for candidate in draws.candidates])
+    assert kept is not None
+    chosen = kept[0]
     decision = Decision(
         candidates=draws.candidates,
         scores=draws.scores,
@@ -287,7 +300,9 @@ class _Draws:
         considered = zip(self.candidates, self.scores, strict=True)
         finished = [(c, score) for c, score in considered if not (c.cut or score.failed)]
         return bool(finished) and self.stop.should_stop(
-            [score.total for _, score in finished], [len(c.token_ids) for c, _ in finished]
+            [score.total for _, score in finished],
+            [len(c.token_ids) for c, _ in finished],
+            [c.answer for c, _ in finished],
         )
 
     async def make_comparable(self) -> None:

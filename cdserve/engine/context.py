@@ -11,7 +11,7 @@ from cdserve.engine.drafts import Drafts
 from cdserve.observability import metrics
 from cdserve.policy import Policy
 from cdserve.report import Report, TracedDecision, UsedSampling
-from cdserve.scoring import Objective
+from cdserve.scoring import Extractor, Objective
 from cdserve.worker.request import WorkerRequest
 
 CONTEXT_KEY = "cdserve.context"
@@ -27,6 +27,7 @@ class AlignmentContext:
         decoder: the decoder of its method.
         objective: what it maximises.
         refusal: text of a response that the policy's guard refuses.
+        extractor: finds the answer of each response for a vote; None for other policies.
         worker_request: part that all of its engine requests ask of the worker: tilt, mix, members.
         tools: whether the request has tools, for whose calls vLLM parses the text.
         conversations: messages of each prompt of a chat request, for rewards that read them.
@@ -42,6 +43,7 @@ class AlignmentContext:
     decoder: type[Decoder]
     objective: Objective
     refusal: str = ""
+    extractor: Extractor | None = None
     worker_request: WorkerRequest = field(default_factory=WorkerRequest)
     tools: bool = False
     conversations: Sequence[Sequence[Mapping[str, Any]]] = ()

@@ -22,12 +22,14 @@ from cdserve.engine.vllm import (
     RequestOutput,
     RequestOutputKind,
     SamplingParams,
+    VLLMUnprocessableEntityError,
     detokenizer,
     tokens_input,
 )
 from cdserve.observability.metrics import GENERATE_SECONDS, SCORE_SECONDS
 from cdserve.observability.tracing import ResponseSpans
-from cdserve.scoring import Response
+from cdserve.policy import FIELD
+from cdserve.scoring import PATTERN_SECONDS, Response
 from cdserve.worker.request import NOTHING, DrawPlace, WorkerRequest
 
 
@@ -83,7 +85,10 @@ class EngineProposal:
         self._choice = choice
         self._spans = spans
         self._reads_text = (
-            self._context.policy.traced or self._objective.reads_text or bool(request.params.stop)
+            self._context.policy.traced
+            or self._objective.reads_text
+            or self._context.extractor is not None
+            or bool(request.params.stop)
         )
         self._draws = 0
         self._drafts_drawn: list[Draft] = []
@@ -293,10 +298,12 @@ class EngineProposal:
     async def _with_results(
         self, candidate: Candidate, start: _Start, asked: WorkerRequest, request_id: str
     ) -> Candidate:
-        """The candidate with its path KL, values and log-likelihoods, where they are asked for."""
+        """The candidate with answer, path KL, values and log-likelihoods, where asked for."""
         resources = self._resources
         whole = [*start.token_ids, *candidate.token_ids]
         results: dict[str, Any] = {}
+        if self._context.extractor is not None:
+            results["answer"] = await self._answer(candidate.text)
         if asked.values is not None:
             values = resources.values.read(asked.values, len(whole))
             if values is None:  # The response ended: no later row has V of its last token.
@@ -312,6 +319,23 @@ class EngineProposal:
             kl, unsteered = resources.path_kl.read(asked.path_kl, len(whole)) if drawn else (0.0, 0)
             results |= {"kl": kl, "unsteered": unsteered}
         return replace(candidate, **results) if results else candidate
+
+    async def _answer(self, text: str) -> str | None:
+        """The answer in a response.
+
+        Raises:
+            VLLMUnprocessableEntityError: the client's regular expression takes too long.
+            ScoringError: the operator's function failed.
+        """
+        assert self._context.extractor is not None
+        try:
+            return await self._context.extractor.find(text, self._request.engine_id)
+        except TimeoutError as error:
+            raise VLLMUnprocessableEntityError(
+                f"{FIELD}.selection.vote.extract took more than {PATTERN_SECONDS:g} s on a "
+                f"response of {len(text)} characters",
+                parameter=f"{FIELD}.selection.vote.extract",
+            ) from error
 
     async def _run(
         self,

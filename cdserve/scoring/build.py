@@ -1,14 +1,14 @@
 """Rewards built from the operator's settings."""
 
-import importlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from cdserve import config
 from cdserve.errors import ConfigError, safe_repr
 from cdserve.scoring.endpoint import Endpoint
 from cdserve.scoring.ensemble import AGGREGATES, Ensemble, lower_bound
+from cdserve.scoring.functions import imported
 from cdserve.scoring.held_out import HeldOut
 from cdserve.scoring.http_model import (
     ChatNumber,
@@ -97,7 +97,8 @@ def _reward(
         case config.JsonValidReward():
             return JsonValid()
         case config.PythonReward():
-            return Python(_imported(name, settings.callable), settings.prefixes)
+            function = imported(f"rewards.{name}.callable", settings.callable)
+            return Python(function, settings.prefixes)
         case config.JudgeReward():
             return _judge(name, settings)
         case config.RewardModelReward():
@@ -200,15 +201,3 @@ def _options(settings: config.Reward, head: HeadOutput | None) -> RewardOptions:
     if isinstance(settings, config.Fallible):
         options = replace(options, on_failure=settings.on_failure, timeout=settings.timeout)
     return options
-
-
-def _imported(name: str, path: str) -> Callable[[str, str], float]:
-    module, function = path.split(":")
-    try:
-        imported = vars(importlib.import_module(module))[function]
-    except (ImportError, KeyError) as error:
-        raise ConfigError(f"rewards.{name}.callable: {path} cannot be imported: {error}") from error
-    if not callable(imported):
-        raise ConfigError(f"rewards.{name}.callable: {path} is not callable")
-    reward: Callable[[str, str], float] = imported
-    return reward

@@ -183,7 +183,7 @@ def objective(
     """
     weights = policy.rewards
     if weights is None:
-        if default is None and not policy.needs_rewards:
+        if default is None and not policy.requires_rewards:
             return Objective({}, {})
         if default is None:
             raise PolicyError(

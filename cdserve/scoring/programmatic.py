@@ -1,19 +1,13 @@
 """Rewards that the server computes itself, from values, likelihoods, lengths and text."""
 
-import asyncio
 import json
 import re
-import threading
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from typing import ClassVar
 
-from cdserve.errors import RewardFailure
+from cdserve.scoring.functions import Threads
 from cdserve.scoring.reward import Response, Reward
-
-_THREADS = 16
-"""Concurrent calls of one function."""
 
 
 class SyncReward(Reward):
@@ -149,30 +143,11 @@ class Python(SyncReward):
     def __init__(self, function: Callable[[str, str], float], prefixes: bool = False) -> None:
         self._function = function
         self.prefixes = prefixes
-        self._threads = asyncio.Semaphore(_THREADS)
+        self._threads = Threads()
 
     def __call__(self, response: Response) -> float:
         return float(self._function(response.prompt, response.text))
 
     async def score(self, responses: Sequence[Response]) -> list[float]:
-        """Reward of each response, computed in a thread, since the function may be slow.
-
-        After a timeout the thread runs to its end. Threads that never end block this reward only,
-        and neither other rewards nor the server's exit.
-        """
-        await self._threads.acquire()
-        result: Future[list[float]] = Future()
-        running = asyncio.wrap_future(result)
-        running.add_done_callback(lambda _: self._threads.release())
-        arguments = responses, result
-        threading.Thread(target=self._run, args=arguments, name="reward", daemon=True).start()
-        return await asyncio.shield(running)
-
-    def _run(self, responses: Sequence[Response], result: "Future[list[float]]") -> None:
-        try:
-            result.set_result([self(response) for response in responses])
-        except BaseException as error:
-            # A future cannot hold a StopIteration, and a SystemExit would end the server.
-            harmless = isinstance(error, Exception) and not isinstance(error, StopIteration)
-            reason = f"failed with {type(error).__name__}"
-            result.set_exception(error if harmless else RewardFailure(reason, repr(error)))
+        """Reward of each response, computed in a thread, since the function may be slow."""
+        return await self._threads.run(lambda: [self(response) for response in responses])

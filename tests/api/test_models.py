@@ -11,6 +11,7 @@ from cdserve.api.server import AlignmentServer
 from cdserve.config import Settings
 from cdserve.decoders import BestOfNPolicy
 from cdserve.errors import ModelError
+from cdserve.scoring import Extractors
 
 SAFE = BestOfNPolicy(method="best_of_n", n=2)
 
@@ -20,6 +21,7 @@ def server(name: str) -> AlignmentServer:
         settings=Settings(model="./m", served_model_name=name),
         decoders={},
         rewards={},
+        extractors=Extractors.load({}, "log"),
         q_columns={},
         presets={"safe": SAFE, "8b:safe": SAFE},
         methods={},

@@ -11,7 +11,7 @@ from cdserve.api.server import AlignmentServer
 from cdserve.config import Settings
 from cdserve.decoders import BestOfNPolicy
 from cdserve.errors import CdserveError, ModelError, PolicyError
-from cdserve.scoring import build
+from cdserve.scoring import Extractors, build
 
 SETTINGS = Settings.model_validate(
     {
@@ -25,6 +25,7 @@ SERVER = AlignmentServer(
     settings=SETTINGS,
     decoders={},
     rewards=build(SETTINGS.rewards, {}),
+    extractors=Extractors.load({}, "log"),
     q_columns={},
     presets={"safe": BestOfNPolicy(method="best_of_n", n=2)},
     methods={},

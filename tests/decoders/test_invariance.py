@@ -5,7 +5,7 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cdserve.decoders import Argmax, Beam, Score, SelectionRule, WorstCase
+from cdserve.decoders import Argmax, Beam, Candidate, Score, SelectionRule, WorstCase
 from cdserve.decoders.speculative_rejection import DropFraction
 
 SCORES = st.lists(st.integers(-50, 50), min_size=1, max_size=12)
@@ -18,7 +18,8 @@ reproducible = settings(derandomize=True, deadline=None, max_examples=200)
 def kept(select: SelectionRule, scores: list[float]) -> list[float]:
     """The scores kept, the best first."""
     made = [Score(s, {}, parts={"up": s, "down": -0.5 * s}) for s in scores]
-    chosen = select.keep(select.rank(made))
+    prefix = (Candidate(token_ids=(), finish_reason=None),)
+    chosen = select.keep(select.rank(made), [prefix] * len(made))
     assert chosen is not None
     return [scores[i] for i in chosen]
 

@@ -30,8 +30,8 @@ class Drawn(Argmax):
     def __init__(self, count: int) -> None:
         self._count = count
 
-    def keep(self, scores: Sequence[float]) -> Sequence[int] | None:
-        return None if len(scores) < self._count else super().keep(scores)
+    def keep(self, scores: Sequence[float], prefixes: Sequence[Prefix]) -> Sequence[int] | None:
+        return None if len(scores) < self._count else super().keep(scores, prefixes)
 
 
 class TestDecisions:
