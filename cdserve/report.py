@@ -184,7 +184,7 @@ class AnswerVotes(TypedDict):
 
 
 @_documented
-class Vote(TypedDict):
+class VoteOutcome(TypedDict):
     """Outcome of a vote."""
 
     classes: list[AnswerVotes]
@@ -239,7 +239,7 @@ class Report(TypedDict):
     sampling: NotRequired[UsedSampling]
     """Sampling parameters that replaced those of the request; present if any were replaced, because
     the request has temperature 0 and the policy has `sampling`."""
-    votes: NotRequired[Vote]
+    votes: NotRequired[VoteOutcome]
     """Outcome of the vote; present for the selection `vote`. With several choices, the sum of
     their votes."""
     draws: NotRequired[Draws]
@@ -398,7 +398,7 @@ def _merged_deadline(reports: Sequence[Report]) -> Deadline:
     return max((each["deadline"] for each in reports), key=lambda item: item["passed"])
 
 
-def _votes(votes: Votes) -> Vote:
+def _votes(votes: Votes) -> VoteOutcome:
     """The outcome of a vote, as the wire format has it."""
     classes: list[AnswerVotes] = [
         {"answer": each.answer, "count": each.count, "weight": each.weight}
@@ -407,7 +407,7 @@ def _votes(votes: Votes) -> Vote:
     return {"classes": classes, "unanswered": votes.unanswered}
 
 
-def _merged_votes(votes: Sequence[Vote]) -> Vote:
+def _merged_votes(votes: Sequence[VoteOutcome]) -> VoteOutcome:
     """The sum of several votes, its answers by falling weight."""
     merged: dict[str, AnswerVotes] = {}
     for each in (each for vote in votes for each in vote["classes"]):

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from cdserve.decoders import Candidate, Decision, Score
+from cdserve.decoders.candidate import AnswerClass, Votes
 from cdserve.report import UsedSampling, merged, report
 
 SHAPE = {
@@ -127,6 +128,42 @@ class TestEnds:
         each = report("blockwise_cd", [self.MIXED, self.LIVE_WINS], trace=False, ends=True)
         expected = {"decisions": 4, "candidates": 10, "ended": 6, "selected": 2}
         assert merged([each, each])["ends"] == expected
+
+
+class TestVotes:
+    VOTES = Votes([AnswerClass("7", 2, 2.5), AnswerClass("8", 1, 0.5)], 1)
+    VOTED = replace(decision(1.0, 2.0), votes=VOTES)
+
+    def test_votes_list_the_answers_and_the_responses_without_one(self) -> None:
+        result = report("best_of_n", [self.VOTED], trace=False)
+        assert list(result) == [*SHAPE, "votes"]
+        assert result["votes"] == {
+            "classes": [
+                {"answer": "7", "count": 2, "weight": 2.5},
+                {"answer": "8", "count": 1, "weight": 0.5},
+            ],
+            "unanswered": 1,
+        }
+
+    def test_trace_of_a_vote_has_the_answer_of_each_candidate(self) -> None:
+        candidates = [replace(self.VOTED.candidates[0], answer="7"), self.VOTED.candidates[1]]
+        voted = replace(self.VOTED, candidates=candidates)
+        ((traced,), (other,)) = (
+            report("best_of_n", [each], trace=True)["trace"] for each in (voted, decision(1.0))
+        )
+        assert [each["answer"] for each in traced["candidates"]] == ["7", None]
+        assert "answer" not in other["candidates"][0]
+
+    def test_merged_votes_are_sums_by_answer(self) -> None:
+        other = replace(self.VOTED, votes=Votes([AnswerClass("8", 3, 3.0)], 0))
+        reports = [report("best_of_n", [each], trace=False) for each in (self.VOTED, other)]
+        assert merged(reports)["votes"] == {
+            "classes": [
+                {"answer": "8", "count": 4, "weight": 3.5},
+                {"answer": "7", "count": 2, "weight": 2.5},
+            ],
+            "unanswered": 1,
+        }
 
 
 class TestTrace:

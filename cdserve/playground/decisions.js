@@ -78,7 +78,7 @@ function said({ candidates, chosen, kl, milliseconds }, i) {
 
 /** A candidate: its score with a bar, its rewards, its text. */
 function row(candidate, draw) {
-  const { chosen, score, rewards, tokens, finish_reason: finish, logprob, text } = candidate;
+  const { chosen, score, rewards, tokens, finish_reason: finish, logprob, text, answer } = candidate;
   const each = Object.entries(rewards).map(([name, value]) => {
     return h("span", { class: "reward", "data-reward": name }, `${name} ${number(value)}`);
   });
@@ -86,6 +86,7 @@ function row(candidate, draw) {
     counted(tokens, "token"),
     finish === null ? null : `ends: ${finish}`,
     logprob === null ? null : `log p ${number(logprob)}`,
+    answer === undefined ? null : answer === null ? "no answer" : `answer: ${answer}`,
     `draw ${draw + 1}`,
   ];
   return h(

@@ -39,10 +39,17 @@ const WORDS = {
   "sampling.temperature": "Temperature",
   "sampling.top_k": "Most likely tokens",
   "sampling.top_p": "Nucleus",
+  certain: "Probability of the lead",
+  extract: "Answer of a response",
+  mbr: "Agreement",
+  "mbr.beta": "Weight of agreement",
+  "mbr.similarity": "Agreement by",
   selection: "Selection",
   softmax: "Temperature λ",
   top_k: "Tokens steered",
   tuned: "Tuned model",
+  vote: "Vote",
+  "vote.weights": "Weight of a vote",
   weights: "Model weights",
 };
 const ABSENT = {
@@ -54,13 +61,17 @@ const ABSENT = {
 };
 const CHOICES = {
   argmax: "highest score",
+  count: "one each",
   logit_mixing: "mixture of models",
+  mbr: "most like the others",
   mixture: "several goals",
   pessimistic: "pessimistic, at random",
   proxy: "shift of a smaller pair",
   rescale: "other KL penalty",
+  reward: "score, at least 0",
   softmax: "at random, the better the likelier",
   tokenwise_cd: "every token steered",
+  vote: "most frequent answer",
   worst_case: "best in its worst reward",
 };
 const SLIDER = { min: -2, max: 2, step: 0.05 };

@@ -9,7 +9,10 @@ export function resolved(schema, root) {
 export function branches(schema, root) {
   const union = schema.anyOf ?? schema.oneOf;
   if (!union) return [resolved(schema, root)];
-  return union.flatMap((branch) => branches(branch, root)).filter(({ type }) => type !== "null");
+  return union
+    .flatMap((branch) => branches(branch, root))
+    .flatMap((branch) => branch.enum?.map((value) => ({ ...branch, const: value })) ?? [branch])
+    .filter(({ type }) => type !== "null");
 }
 
 /** A branch's name: its constant, that of its `method` or `kind`, or its only property. */

@@ -79,6 +79,15 @@ selections = st.one_of(
     positive.map(lambda x: {"pessimistic": x}),
     positive.map(lambda x: {"worst_case": {"lambda": x}}),
 )
+whole_selections = st.one_of(
+    selections,
+    fields(
+        {"extract": st.sampled_from(["last_number", "boxed", r"(\w+)\W*$"])},
+        {"weights": st.one_of(st.just("count"), positive.map(lambda x: {"softmax": x}))},
+    ).map(lambda vote: {"vote": vote}),
+    fields({}, {"beta": positive}).map(lambda mbr: {"mbr": mbr}),
+)
+"""Selections of best-of-n."""
 shared = {
     "rewards": weights,
     "report": st.sampled_from(["none", "summary", "trace"]),
@@ -89,8 +98,11 @@ budgets = {"kl_budget": st.floats(0, 5), "selection": selections}
 few = st.integers(1, 3)
 sparing = {
     "stop": st.one_of(
-        fields({"gain_per_token": st.floats(0, 0.1)}, {}), fields({"threshold": numbers}, {})
+        fields({"gain_per_token": st.floats(0, 0.1)}, {}),
+        fields({"threshold": numbers}, {}),
+        fields({"certain": st.floats(0.6, 1)}, {}),
     ),
+    "selection": whole_selections,
     "at_once": few,
     "race": fields({"delta": st.floats(0.001, 0.4)}, {"every": st.integers(1, 8)}),
     "threshold": fields(

@@ -211,6 +211,22 @@ class TestCards:
             assert taken["score"] == max(c["score"] for c in candidates)
 
 
+class TestVotes:
+    def test_vote_and_mbr_are_served(self, client: OpenAI) -> None:
+        selection = {"vote": {"extract": r"(\w+)\W*$"}}
+        policy = {**BEST_OF_N, "selection": selection, "report": "trace"}
+        report = complete(client, policy).alignment
+        (decision,) = report["trace"]
+        answers = [each["answer"] for each in decision["candidates"]]
+        (chosen,) = [each for each in decision["candidates"] if each["chosen"]]
+        assert report["votes"]["classes"][0]["answer"] == chosen["answer"]
+        assert answers.count(chosen["answer"]) == max(map(answers.count, answers))
+        assert report["kl"]["estimator"] == "bound"
+        central = complete(client, {**BEST_OF_N, "selection": {"mbr": {"beta": 1e6}}})
+        assert "votes" not in central.alignment
+        assert central.alignment["kl"]["bound"] == report["kl"]["bound"]
+
+
 class TestPessimistic:
     def test_pessimistic_selection_is_served(self, client: OpenAI) -> None:
         sharp = {**BEST_OF_N, "selection": {"pessimistic": 1e-6}}
