@@ -219,8 +219,10 @@ class Policy(RewardedMethod):
         return self.needs_rewards
 
     @property
-    def extract(self) -> str | None:
-        """Extractor of the answers in finished responses: a name or a regular expression."""
+    def answer_extractor(self) -> str | None:
+        """Extractor of the answers in finished responses, a name or a regular expression, for
+        decoders that read ``Candidate.answer``; None for no answers.
+        """
         return None
 
     @property
@@ -346,7 +348,7 @@ MAX_REPEATS = 100_000
 
 
 class SoftmaxWeights(_Object):
-    """Votes of softmax(score / λ), which is right for any reward; all votes sum to 1."""
+    """Votes in proportion to exp(score / λ), for scores of any sign; the weights sum to 1."""
 
     softmax: float = Field(gt=0, description="λ, in units of the score.")
 
@@ -378,10 +380,13 @@ def _check_pattern(pattern: str) -> None:
     """Checks that a client's regular expression has one group and is cheap to compile.
 
     Raises:
-        ValueError: the pattern is too long or too large, invalid, or has another number of groups.
+        ValueError: the pattern is too long or too large, invalid, verbose, or has another number
+            of groups.
     """
     if len(pattern) > MAX_PATTERN:
         raise ValueError(f"a regular expression may have up to {MAX_PATTERN} characters")
+    if re.search(r"\(\?[aiLmsu-]*x", pattern):  # could hide counts in comments
+        raise ValueError("a regular expression may not have the flag x")
     try:
         groups = re.compile(pattern).groups
     except (re.error, OverflowError, RecursionError) as error:
@@ -390,8 +395,8 @@ def _check_pattern(pattern: str) -> None:
         raise ValueError(
             f"a regular expression must have exactly one group, the answer; this one has {groups}"
         )
-    # The engine that runs the pattern copies what a count repeats.
-    counts = re.findall(r"\d+", "".join(re.findall(r"\{[\d,\s]*\}", pattern)))
+    # The ``regex`` module, which runs the pattern, copies what a count repeats.
+    counts = re.findall(r"\d+", "".join(re.findall(r"\{[\d,]*\}", pattern)))
     if math.prod(max(1, int(count)) for count in counts) > MAX_REPEATS:
         raise ValueError(
             f"the product of the counts in a regular expression may be up to {MAX_REPEATS}"

@@ -183,13 +183,13 @@ class AlignmentServer:
 
     def _context(self, policy: Policy, *, operator: bool) -> AlignmentContext:
         policy.check_limits(self.settings.limits)
-        objective = self.objective(policy)
+        objective, extract = self.objective(policy), policy.answer_extractor
         return AlignmentContext(
             policy=policy,
             decoder=self.decoders[policy.method],
             objective=objective,
             refusal=self.settings.refusal,
-            extractor=None if policy.extract is None else self.extractors.of(policy.extract),
+            extractor=None if extract is None else self.extractors.of(extract),
             worker_request=replace(
                 self._worker_request(policy, operator), loglik_models=tuple(objective.models)
             ),

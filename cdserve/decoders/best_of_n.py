@@ -94,7 +94,7 @@ class BestOfNPolicy(WidthField, SelectingPolicy):
         return not scoreless or self.threshold is not None
 
     @property
-    def extract(self) -> str | None:
+    def answer_extractor(self) -> str | None:
         return self.selection.vote.extract if isinstance(self.selection, VoteSelection) else None
 
     def check_limits(self, limits: Limits) -> None:

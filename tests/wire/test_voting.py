@@ -155,6 +155,11 @@ ERRORS: dict[str, tuple[dict[str, Any], str, list[str]]] = {
         "alignment.selection.vote.extract",
         ["not a regular expression"],
     ),
+    "a verbose expression": (
+        vote("(?ix) (a)"),
+        "alignment.selection.vote.extract",
+        ["may not have the flag x"],
+    ),
     "a long expression": (
         vote(f"({'a' * 500})"),
         "alignment.selection.vote.extract",
