@@ -105,7 +105,7 @@ class BestOfNPolicy(WidthField, SelectingPolicy):
             if not _counts(self.selection):
                 raise PolicyError(
                     f"{FIELD}.stop.certain",
-                    "requires the selection {'vote': {'extract': ...}} with the weights 'count'",
+                    "requires the selection {'vote': {...}} with the weights 'count'",
                     reason="combination",
                 )
         elif self.stop is not None and self.selection != "argmax":

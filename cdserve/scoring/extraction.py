@@ -76,7 +76,7 @@ class Pattern(Extractor):
         return await self._threads.run(lambda: self._find(text))
 
     def _find(self, text: str) -> str | None:
-        # ``re`` cannot be interrupted. ``concurrent`` lets other threads run meanwhile.
+        # The standard library's ``re`` has no timeout. ``concurrent`` lets other threads run.
         found = None
         for match in self._pattern.finditer(text, timeout=PATTERN_SECONDS, concurrent=True):
             found = match[1]
