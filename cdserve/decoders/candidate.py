@@ -105,7 +105,7 @@ class Decision:
     accepted: bool | None = None
     """Whether the candidate passed the rule's own test; None for rules that have none."""
     draws: Draws | None = None
-    """Number of candidates drawn, if the policy need not draw all of them or all of their tokens."""
+    """Numbers of candidates and tokens drawn, if the policy need not draw all; otherwise None."""
     searched: bool | None = None
     """Whether all allowed candidates were drawn; None without a gate."""
     votes: Votes | None = None

@@ -68,6 +68,7 @@ def test_race_frees_the_rows_of_candidates_given_up(server: Served, client: Open
     reader.join()
     assert live == sorted(live, reverse=True)
 
+
 @pytest.mark.parametrize("at_once", [1, 3])
 def test_race_with_a_price_draws_fewer_tokens_and_is_reproduced(
     client: OpenAI, at_once: int
