@@ -77,7 +77,7 @@ class PoolingServer:
 
 
 @pytest.fixture(scope="module")
-def server(reward_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PoolingServer]:
+def rm(reward_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PoolingServer]:
     running = PoolingServer(reward_model, tmp_path_factory.mktemp("pooling") / "log")
     try:
         until(running.answers, "the pooling server")
@@ -86,9 +86,9 @@ def server(reward_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         running.kill()
 
 
-def rewards(server: PoolingServer, model: Path, **faults: Any) -> Settings:
+def rewards(rm: PoolingServer, model: Path, **faults: Any) -> Settings:
     """The same reward in the process and by each route."""
-    http = {"kind": "http", "url": server.url, "model": "rm", "retries": 0, **faults}
+    http = {"kind": "http", "url": rm.url, "model": "rm", "retries": 0, **faults}
     engine = {"max_model_len": LENGTH, "kv_cache_memory_bytes": 64 << 20}
     return Settings.model_validate(
         {
@@ -112,9 +112,9 @@ def remote(settings: Settings, *names: str) -> dict[str, Reward]:
 
 
 async def test_values_equal_those_of_the_model_in_the_process(
-    server: PoolingServer, reward_model: Path
+    rm: PoolingServer, reward_model: Path
 ) -> None:
-    settings = rewards(server, reward_model)
+    settings = rewards(rm, reward_model)
     models = plan(settings)
     async with models.running():
         built = build(settings.rewards, models=models.outputs)
@@ -132,9 +132,9 @@ async def test_values_equal_those_of_the_model_in_the_process(
 
 
 async def test_texts_pairs_and_probabilities_are_scored(
-    server: PoolingServer, reward_model: Path
+    rm: PoolingServer, reward_model: Path
 ) -> None:
-    remotes = remote(rewards(server, reward_model), "text", "pairs", "probability", "classify")
+    remotes = remote(rewards(rm, reward_model), "text", "pairs", "probability", "classify")
     scores = await Objective(dict.fromkeys(remotes, 1.0), remotes).score(RESPONSES[:2])
     for score in scores:
         values = score.rewards
@@ -144,8 +144,8 @@ async def test_texts_pairs_and_probabilities_are_scored(
         assert values["probability"] == pytest.approx(sigmoid, abs=1e-4)
 
 
-async def test_text_that_is_too_long_fails_alone(server: PoolingServer, reward_model: Path) -> None:
-    remotes = remote(rewards(server, reward_model), "ids")
+async def test_text_that_is_too_long_fails_alone(rm: PoolingServer, reward_model: Path) -> None:
+    remotes = remote(rewards(rm, reward_model), "ids")
     scorer = Objective({"ids": 1.0}, remotes)
     long, short = await asyncio.gather(
         scorer.score([LONG]), scorer.score(RESPONSES), return_exceptions=True
@@ -157,12 +157,12 @@ async def test_text_that_is_too_long_fails_alone(server: PoolingServer, reward_m
 
 
 async def test_stopped_and_killed_server_is_handled_as_on_failure_says(
-    server: PoolingServer, reward_model: Path
+    rm: PoolingServer, reward_model: Path
 ) -> None:
     names = ("classify", "ids")
     policies: dict[str, Objective] = {}
     for policy in ("error", "skip", "base"):
-        remotes = remote(rewards(server, reward_model, on_failure=policy, timeout=2), *names)
+        remotes = remote(rewards(rm, reward_model, on_failure=policy, timeout=2), *names)
         policies[policy] = Objective(dict.fromkeys(names, 1.0), remotes)
 
     async def faulty(message: str) -> None:
@@ -174,13 +174,13 @@ async def test_stopped_and_killed_server_is_handled_as_on_failure_says(
             assert not isinstance(scores, BaseException)
             assert [(score.total, score.failed) for score in scores] == [(0.0, names)] * 5
 
-    server.send(signal.SIGSTOP)
+    rm.send(signal.SIGSTOP)
     try:
         await faulty("took longer than its timeout of 2 s")
     finally:
-        server.send(signal.SIGCONT)
-    patient = remote(rewards(server, reward_model, retries=3), *names)
+        rm.send(signal.SIGCONT)
+    patient = remote(rewards(rm, reward_model, retries=3), *names)
     scores = await Objective(dict.fromkeys(names, 1.0), patient).score(RESPONSES)
     assert all(not score.failed for score in scores)
-    server.kill()
+    rm.kill()
     await faulty("the reward server cannot be reached")

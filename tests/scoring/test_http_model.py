@@ -117,7 +117,7 @@ def outputs(path: str, body: Any) -> Any:
 
 
 @pytest.fixture
-def server() -> Iterator[RewardServer]:
+def rm() -> Iterator[RewardServer]:
     with RewardServer() as running:
         thread = threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True)
         thread.start()
@@ -149,13 +149,13 @@ TWO = [response("a"), response("bbb")]
 
 @pytest.mark.parametrize("path", ["classify", "pooling"])
 async def test_vllm_reads_the_conversation_and_returns_raw_outputs(
-    server: RewardServer, path: str
+    rm: RewardServer, path: str
 ) -> None:
     prompt = [
         {"role": "system", "content": "Be kind."},
         {"role": "user", "content": [{"type": "text", "text": "Why?"}]},
     ]
-    scores = await rewards(server, route=path, model="rm").score([response("So.", prompt)])
+    scores = await rewards(rm, route=path, model="rm").score([response("So.", prompt)])
     assert totals(scores) == [3.0]
     messages = [
         prompt[0],
@@ -163,89 +163,89 @@ async def test_vllm_reads_the_conversation_and_returns_raw_outputs(
         {"role": "assistant", "content": "So."},
     ]
     sent = {"model": "rm", "use_activation": False, "messages": messages}
-    assert server.requests == [(f"/{path}", sent)]
+    assert rm.requests == [(f"/{path}", sent)]
 
 
-async def test_conversations_are_sent_at_the_same_time(server: RewardServer) -> None:
-    server.meeting = threading.Barrier(2)
-    scorer = rewards(server, concurrency=2)
+async def test_conversations_are_sent_at_the_same_time(rm: RewardServer) -> None:
+    rm.meeting = threading.Barrier(2)
+    scorer = rewards(rm, concurrency=2)
     scores = await scorer.score([response("a" * i) for i in range(1, 5)])
     assert totals(scores) == [1.0, 2.0, 3.0, 4.0]
-    assert (len(server.requests), server.most_at_once) == (4, 2)
-    assert len(server.connections) <= 2  # kept alive
+    assert (len(rm.requests), rm.most_at_once) == (4, 2)
+    assert len(rm.connections) <= 2  # kept alive
 
 
-async def test_texts_of_concurrent_requests_share_a_batch(server: RewardServer) -> None:
-    scorer = rewards(server, template=PLAIN, max_batch=8, activation=True)
+async def test_texts_of_concurrent_requests_share_a_batch(rm: RewardServer) -> None:
+    scorer = rewards(rm, template=PLAIN, max_batch=8, activation=True)
     await asyncio.gather(*(scorer.score([response(f"{i}"), response(f"{i}b")]) for i in range(4)))
-    (body,) = server.bodies
+    (body,) = rm.bodies
     assert len(body["input"]) == 8
     assert body["input"][:2] == ["Why? 0", "Why? 0b"]
     assert body["use_activation"] is True
 
 
-async def test_tokenizer_sends_the_token_ids_of_the_conversation(server: RewardServer) -> None:
-    scorer = rewards(server, tokenizer=str(MODEL_DIR))
+async def test_tokenizer_sends_the_token_ids_of_the_conversation(rm: RewardServer) -> None:
+    scorer = rewards(rm, tokenizer=str(MODEL_DIR))
     await scorer.score(TWO)
-    (body,) = server.bodies
+    (body,) = rm.bodies
     tokenizer = load_tokenizer(MODEL_DIR)
     expected = [tokens(tokenizer, Dialogue.of(each, each.text)) for each in TWO]
     assert body["input"] == expected
 
 
-async def test_score_route_sends_prompts_and_responses_as_pairs(server: RewardServer) -> None:
+async def test_score_route_sends_prompts_and_responses_as_pairs(rm: RewardServer) -> None:
     prompt = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "When?"}]
-    scores = await rewards(server, route="score").score([*TWO, response("Now", prompt)])
+    scores = await rewards(rm, route="score").score([*TWO, response("Now", prompt)])
     assert totals(scores) == [1.0, 3.0, 3.0]
     sent = {"queries": ["Why?", "Why?", "Be kind.\n\nWhen?"], "documents": ["a", "bbb", "Now"]}
-    assert server.requests == [("/score", {"use_activation": False, **sent})]
+    assert rm.requests == [("/score", {"use_activation": False, **sent})]
 
 
-async def test_outputs_per_token_are_read_at_the_last_token(server: RewardServer) -> None:
+async def test_outputs_per_token_are_read_at_the_last_token(rm: RewardServer) -> None:
     rows = [[0.5], [0.25], [-1.5]]
-    server.answers = [lambda *_: {"data": [{"index": 0, "object": "pooling", "data": rows}]}]
-    (score,) = await rewards(server, route="pooling", output=None).score([response("a")])
+    rm.answers = [lambda *_: {"data": [{"index": 0, "object": "pooling", "data": rows}]}]
+    (score,) = await rewards(rm, route="pooling", output=None).score([response("a")])
     assert score.total == -1.5
 
 
 @pytest.mark.parametrize("how", ["text", "input_ids"])
-async def test_sglang_reads_texts_or_token_ids(server: RewardServer, how: str) -> None:
+async def test_sglang_reads_texts_or_token_ids(rm: RewardServer, how: str) -> None:
     inputs = {"template": PLAIN} if how == "text" else {"tokenizer": str(MODEL_DIR)}
-    scores = await rewards(server, server="sglang", **inputs).score(TWO)
-    ((path, body),) = server.requests
+    scores = await rewards(rm, server="sglang", **inputs).score(TWO)
+    ((path, body),) = rm.requests
     assert (path, list(body)) == ("/classify", [how])
     assert totals(scores) == [float(len(each)) for each in body[how]]
 
 
-async def test_tei_outputs_are_chosen_by_label(server: RewardServer) -> None:
-    scorer = rewards(server, server="tei", template="{response}", output="bad")
+async def test_tei_outputs_are_chosen_by_label(rm: RewardServer) -> None:
+    scorer = rewards(rm, server="tei", template="{response}", output="bad")
     assert totals(await scorer.score(TWO)) == [-1.0, -3.0]
     body = {"raw_scores": True, "truncate": False, "inputs": [["a"], ["bbb"]]}
-    assert server.requests == [("/predict", body)]
+    assert rm.requests == [("/predict", body)]
 
 
-async def test_tei_scores_pairs(server: RewardServer) -> None:
-    scorer = rewards(server, server="tei", route="score", output="good", activation=True)
+async def test_tei_scores_pairs(rm: RewardServer) -> None:
+    scorer = rewards(rm, server="tei", route="score", output="good", activation=True)
     assert totals(await scorer.score(TWO)) == [1.0, 3.0]
-    assert server.bodies[0]["inputs"] == [["Why?", "a"], ["Why?", "bbb"]]
-    assert server.bodies[0]["raw_scores"] is False
+    assert rm.bodies[0]["inputs"] == [["Why?", "a"], ["Why?", "bbb"]]
+    assert rm.bodies[0]["raw_scores"] is False
 
 
-async def test_chat_model_prints_a_number(server: RewardServer) -> None:
+async def test_chat_model_prints_a_number(rm: RewardServer) -> None:
     message = {"role": "assistant", "content": "1 of 2: -250.5"}
     choice = {"index": 0, "message": message, "finish_reason": "stop"}
     head = {"id": "1", "object": "chat.completion", "created": 1, "model": "m"}
-    server.answers = [lambda *_: {**head, "choices": [choice]}]
-    chat = rewards(server, route="openai_chat", model="m", template="Rate {response}")
+    rm.answers = [lambda *_: {**head, "choices": [choice]}]
+    chat = rewards(rm, route="openai_chat", model="m", template="Rate {response}")
     assert totals(await chat.score([response("a")])) == [-250.5]
-    ((path, body),) = server.requests
+    ((path, body),) = rm.requests
     assert path == "/v1/chat/completions"
     assert body["messages"] == [{"role": "user", "content": "Rate a"}]
     assert chat.rewards["long"].kind == "http"
 
 
-async def test_rewards_by_other_outputs_share_the_requests(server: RewardServer) -> None:
-    fixed = {"kind": "http", "url": server.url, "route": "classify", "template": PLAIN}
+async def test_rewards_by_other_outputs_share_the_requests(rm: RewardServer) -> None:
+    fixed = {"kind": "http", "url": rm.url, "route": "classify", "template": PLAIN}
     built = build(
         {
             "long": config.HttpReward.model_validate({**fixed, "output": 0}),
@@ -255,7 +255,7 @@ async def test_rewards_by_other_outputs_share_the_requests(server: RewardServer)
     both = Objective({"long": 1.0, "short": 0.5}, built)
     (score,) = await both.score([response("abc")])
     assert score.rewards == {"long": 8.0, "short": -8.0}
-    assert len(server.requests) == 1
+    assert len(rm.requests) == 1
 
 
 def fixed(answer: Any) -> Answer:
@@ -283,26 +283,26 @@ FAULTS: dict[str, tuple[Answer, str]] = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_fault_of_the_server_is_handled_as_on_failure_says(
-    server: RewardServer, fault: str
+    rm: RewardServer, fault: str
 ) -> None:
     answer, message = FAULTS[fault]
-    server.answers = [answer]
+    rm.answers = [answer]
     output = 1 if fault == "one output" else 0
     with pytest.raises(ScoringError, match=f"^reward 'long' .*{message}") as caught:
-        await rewards(server, output=output).score([response("a")])
-    assert server.url not in str(caught.value)
+        await rewards(rm, output=output).score([response("a")])
+    assert rm.url not in str(caught.value)
     for policy, scored in (("skip", ("long",)), ("base", ("long",))):
-        scorer = rewards(server, output=output, on_failure=policy)
+        scorer = rewards(rm, output=output, on_failure=policy)
         (score,) = await scorer.score([response("a")])
         assert (score.total, score.failed) == (0.0, scored)
-    server.answers = [outputs]
-    assert totals(await rewards(server).score([response("a")])) == [1.0]
+    rm.answers = [outputs]
+    assert totals(await rewards(rm).score([response("a")])) == [1.0]
 
 
 @pytest.mark.parametrize("policy", ["skip", "base"])
-async def test_slow_server_fails_at_the_timeout(server: RewardServer, policy: str) -> None:
-    server.meeting = threading.Barrier(2)
-    scorer = rewards(server, timeout=0.2, on_failure=policy)
+async def test_slow_server_fails_at_the_timeout(rm: RewardServer, policy: str) -> None:
+    rm.meeting = threading.Barrier(2)
+    scorer = rewards(rm, timeout=0.2, on_failure=policy)
     (score,) = await scorer.score([response("a")])
     assert (score.total, score.failed) == (0.0, ("long",))
 
@@ -321,19 +321,19 @@ async def test_dead_server_is_reported_without_its_address(
 
 
 @pytest.mark.parametrize("status", [429, 503])
-async def test_failed_attempt_is_retried(server: RewardServer, status: int) -> None:
-    server.answers = [fixed(status), outputs]
-    assert totals(await rewards(server, retries=1).score([response("a")])) == [1.0]
-    assert len(server.requests) == 2
+async def test_failed_attempt_is_retried(rm: RewardServer, status: int) -> None:
+    rm.answers = [fixed(status), outputs]
+    assert totals(await rewards(rm, retries=1).score([response("a")])) == [1.0]
+    assert len(rm.requests) == 2
 
 
-async def test_refused_text_fails_alone(server: RewardServer) -> None:
+async def test_refused_text_fails_alone(rm: RewardServer) -> None:
     def answer(path: str, body: Any) -> Any:
         too_long = any(len(text) > 10 for text in texts(body))
         return 400 if too_long else outputs(path, body)
 
-    server.answers = [answer]
-    scorer = rewards(server, template="{response}", retries=3)
+    rm.answers = [answer]
+    scorer = rewards(rm, template="{response}", retries=3)
     bad, good = await asyncio.gather(
         scorer.score([response("abc"), response("much too long")]),
         scorer.score([response("ab"), response("a")]),
@@ -344,48 +344,48 @@ async def test_refused_text_fails_alone(server: RewardServer) -> None:
     assert not isinstance(good, BaseException)
     assert totals(good) == [2.0, 1.0]
     # In halves, without a retry.
-    assert [len(body["input"]) for body in server.bodies] == [4, 2, 1, 1, 2]
+    assert [len(body["input"]) for body in rm.bodies] == [4, 2, 1, 1, 2]
 
 
-async def test_client_that_leaves_cancels_its_requests(server: RewardServer) -> None:
-    slow = server.meeting = threading.Barrier(2)
-    scorer = rewards(server, concurrency=1)
+async def test_client_that_leaves_cancels_its_requests(rm: RewardServer) -> None:
+    slow = rm.meeting = threading.Barrier(2)
+    scorer = rewards(rm, concurrency=1)
     task = asyncio.create_task(scorer.score(TWO))
-    await asyncio.to_thread(until, lambda: server.requests)
+    await asyncio.to_thread(until, lambda: rm.requests)
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task
-    server.meeting = threading.Barrier(1)
+    rm.meeting = threading.Barrier(1)
     assert totals(await scorer.score([response("cc")])) == [2.0]
     slow.abort()
-    sent = [text for body in server.bodies for text in texts(body)]
+    sent = [text for body in rm.bodies for text in texts(body)]
     assert sent == ["a", "cc"]  # the second response was never sent
 
 
 async def test_log_has_the_start_of_the_answer_without_the_api_key(
-    server: RewardServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    rm: RewardServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("REWARD_KEY", "secret-1")
-    server.answers = [fixed(401)]
+    rm.answers = [fixed(401)]
     with pytest.raises(ScoringError, match="answered with status 401"):
-        await rewards(server, api_key_env="REWARD_KEY").score([response("a")])
-    assert server.keys == ["Bearer secret-1"]
+        await rewards(rm, api_key_env="REWARD_KEY").score([response("a")])
+    assert rm.keys == ["Bearer secret-1"]
     assert "refused with key Bearer ***" in caplog.text
     assert "secret-1" not in caplog.text
-    server.answers = [fixed(b"y" * 1000)]
+    rm.answers = [fixed(b"y" * 1000)]
     with pytest.raises(ScoringError, match="did not answer in JSON"):
-        await rewards(server).score([response("a")])
+        await rewards(rm).score([response("a")])
     assert "y" * 200 in caplog.text
     assert "y" * 201 not in caplog.text
 
 
 def test_missing_api_key_and_tokenizer_are_refused_at_start(
-    server: RewardServer, tmp_path: Path
+    rm: RewardServer, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=r"rewards\.long\.api_key_env names NO_SUCH_KEY"):
-        rewards(server, api_key_env="NO_SUCH_KEY")
+        rewards(rm, api_key_env="NO_SUCH_KEY")
     with pytest.raises(ConfigError, match=r"rewards\.long\.tokenizer is '/.*': "):
-        rewards(server, tokenizer=str(tmp_path))
+        rewards(rm, tokenizer=str(tmp_path))
 
 
 class Prefixes(Policy):
@@ -395,11 +395,11 @@ class Prefixes(Policy):
     scores_prefixes = True
 
 
-def test_prefixes_are_scored_only_if_declared(server: RewardServer) -> None:
+def test_prefixes_are_scored_only_if_declared(rm: RewardServer) -> None:
     policy = Prefixes(method="blockwise", rewards={"long": 1.0})
     with pytest.raises(PolicyError, match=r"rewards\.long scores finished responses only"):
-        objective(policy, rewards(server).rewards, None)
-    assert objective(policy, rewards(server, prefixes=True).rewards, None).reads_text
+        objective(policy, rewards(rm).rewards, None)
+    assert objective(policy, rewards(rm, prefixes=True).rewards, None).reads_text
 
 
 CHAT = {"route": "openai_chat", "model": "m", "template": "{response}"}
