@@ -14,7 +14,9 @@ import json
 import time
 import zlib
 from collections.abc import Sequence
+from dataclasses import astuple
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import httpx2
@@ -67,18 +69,22 @@ class Experiment:
         rows = np.array(await asyncio.gather(*map(draws, self._prompts)), np.float64)
         return rows[..., 0], rows[..., 1], rows[..., 2]
 
-    async def answers(self, name: str, policy: dict[str, Any]) -> list[Answer]:
-        """One answer per prompt."""
+    async def answers(self, name: str, policy: dict[str, Any], count: int) -> list[Answer]:
+        """Means of ``count`` answers to each prompt."""
 
-        async def answer(prompt: Any) -> Answer:
-            choice, report = await self._complete(prompt, name, policy)
+        async def answer(prompt: Any, draw: int) -> Answer:
+            choice, report = await self._complete(prompt, f"{name}/{draw}", policy)
             text = choice["message"]["content"] if "message" in choice else choice["text"]
             tokens = sum(block["tokens"] for block in _selected(report))
             drawn, bound = report["candidate_tokens"], report["kl"]["bound"]
             return Answer(sentiment_gold("", text), tokens, drawn, bound)
 
+        async def mean(prompt: Any) -> Answer:
+            answers = await asyncio.gather(*(answer(prompt, draw) for draw in range(count)))
+            return Answer(*map(fmean, zip(*map(astuple, answers), strict=True)))
+
         policy = {"method": "blockwise_cd", "report": "trace", **policy}
-        return list(await asyncio.gather(*map(answer, self._prompts)))
+        return list(await asyncio.gather(*map(mean, self._prompts)))
 
     async def _complete(
         self, prompt: Any, name: str, policy: dict[str, Any]
@@ -122,7 +128,7 @@ async def measure(base_url: str, prompts: Sequence[Any], args: argparse.Namespac
         print(f"{row['by_truth']:+.3f} by the ground truth", flush=True)
     found["blockwise_cd"] = {}
     for name, policy in POLICIES.items():
-        answers = await experiment.answers(name, policy)
+        answers = await experiment.answers(name, policy, args.answers)
         row = figures(answers, by_value, tokens.mean(1))
         truth = figures(answers, by_truth, tokens.mean(1))
         row |= {f"{key}_by_truth": truth[key] for key in ("equals_best_of", "equals_best_of_95")}
@@ -137,6 +143,7 @@ def main() -> None:
     )
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--pool", type=int, default=64, help="draws from the base per prompt")
+    parser.add_argument("--answers", type=int, default=2, help="answers per prompt and policy")
     parser.add_argument("--concurrency", type=int, default=8, help="requests at once")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
@@ -148,8 +155,9 @@ def main() -> None:
     with Server(base.config, *(part for change in changes for part in ("--set", change))) as server:
         found = asyncio.run(measure(server.base_url, prompts, args))
     setting = {
-        **{"prompts": len(prompts), "pool": args.pool, "max_tokens": MAX_TOKENS},
-        **{"temperature": TEMPERATURE, "seconds": round(time.monotonic() - begun)},
+        **{"prompts": len(prompts), "pool": args.pool, "answers": args.answers},
+        **{"max_tokens": MAX_TOKENS, "temperature": TEMPERATURE},
+        **{"seconds": round(time.monotonic() - begun)},
         "machine": machine(),
     }
     if args.output:
