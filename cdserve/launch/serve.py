@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import uvloop
 from fastapi import FastAPI
+from vllm import envs
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.api_server.entry import build_and_serve, build_async_engine_client
 from vllm.entrypoints.launchers.app import build_app
@@ -161,6 +162,7 @@ async def _serve(
         interrupts.prepare_to_spawn()
     async with _running(application, server, build_engine) as engine:
         interrupts.release()
+        envs.enable_envs_cache()  # vLLM's statistics read a variable per token
         loads = server and server.loads
         shutdown = await build_and_serve(engine, address, sock, args, loads)
         died = engine.errored and not engine.draining
