@@ -6,6 +6,7 @@ into one; every error names the field, the value and what is accepted.
 
 import math
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
@@ -343,8 +344,8 @@ NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 """Names of extractors; an ``extract`` of any other form is a regular expression."""
 MAX_PATTERN = 500
 """Longest regular expression, in characters."""
-MAX_REPEATS = 100_000
-"""Largest product of the counts in a regular expression, such as 6 for ``a{3}b{1,2}``."""
+MAX_EXPANDED = 20_000
+"""Largest length of a regular expression times the product of its counts: 60 for ``a{3}b{1,2}``."""
 
 
 class SoftmaxWeights(_Object):
@@ -387,9 +388,15 @@ def _check_pattern(pattern: str) -> None:
         raise ValueError(f"a regular expression may have up to {MAX_PATTERN} characters")
     if re.search(r"\(\?[aiLmsu-]*x", pattern):  # could hide counts in comments
         raise ValueError("a regular expression may not have the flag x")
+    # In ``regex``, such a brace matches approximately.
+    unquoted = re.sub(r"\[\^?\]?[^]]*\]", "", re.sub(r"(?s)\\.", "", pattern))
+    if re.search(r"\{(?!\d*,?\d*\})", unquoted):
+        raise ValueError("a brace in a regular expression is a count, or must be escaped: \\{")
     try:
-        groups = re.compile(pattern).groups
-    except (re.error, OverflowError, RecursionError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", FutureWarning)  # sets that ``regex`` reads differently
+            groups = re.compile(pattern).groups
+    except (re.error, OverflowError, RecursionError, FutureWarning) as error:
         raise ValueError(f"it is not a regular expression: {error}") from error
     if groups != 1:
         raise ValueError(
@@ -397,9 +404,10 @@ def _check_pattern(pattern: str) -> None:
         )
     # The ``regex`` module, which runs the pattern, copies what a count repeats.
     counts = re.findall(r"\d+", "".join(re.findall(r"\{[\d,]*\}", pattern)))
-    if math.prod(max(1, int(count)) for count in counts) > MAX_REPEATS:
+    if len(pattern) * math.prod(max(1, int(count)) for count in counts) > MAX_EXPANDED:
         raise ValueError(
-            f"the product of the counts in a regular expression may be up to {MAX_REPEATS}"
+            "the length of a regular expression times the product of its counts may be up to "
+            f"{MAX_EXPANDED}"
         )
 
 

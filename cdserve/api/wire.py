@@ -13,7 +13,7 @@ from vllm.entrypoints.serve.utils.sse_keep_alive import (
     SSE_KEEP_ALIVE_COMMENT,
     with_sse_keep_alive,
 )
-from vllm.exceptions import VLLMError
+from vllm.exceptions import VLLMClientError, VLLMError
 
 from cdserve.api.streams import ChoiceEnds, parse_chunk
 from cdserve.engine.context import AlignmentContext
@@ -144,7 +144,9 @@ class ResponsesWriter(AnswerWriter):
                 yield f"event: error\ndata: {_json(_error_event(self._public(error), sent))}\n\n"
 
     def _public(self, error: Exception) -> Exception:
-        """Logs an error and returns the one that the client may see."""
+        """Logs an error of the server, and returns the one that the client may see."""
+        if isinstance(error, VLLMClientError):
+            return error
         if isinstance(error, CdserveError | VLLMError):
             _LOGGER.error("the stream of a response failed", exc_info=error)
             return error

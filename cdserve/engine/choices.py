@@ -122,8 +122,10 @@ class SearchedChoice:
         GUARD_REJECTIONS.labels(policy.method, policy.guard.on_reject).inc()
         if policy.guard.on_reject == "error":
             score, lowest = _distinct(decision.score.total, policy.guard.score)
+            draws = decision.draws
+            drawn = len(decision.candidates) if draws is None else draws.made
             raise VLLMUnprocessableEntityError(
-                f"the score of the response selected from {len(decision.candidates)} is {score}; "
+                f"the score of the response selected from {drawn} is {score}; "
                 f"{FIELD}.threshold accepts scores from {lowest}",
                 parameter=f"{FIELD}.threshold",
             )

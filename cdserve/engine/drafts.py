@@ -63,14 +63,15 @@ class Drafts:
         """The draws that have grown since the last call."""
         news: list[LiveDraw] = []
         for choice, draw in sorted(self._draws.items()):
-            tokens = [draft.tokens for draft in draw.drafts]
+            drafts = list(draw.drafts)  # more may begin while these are scored
+            tokens = [draft.tokens for draft in drafts]
             if tokens == draw.tokens_sent or not any(tokens):
                 continue
             draw.tokens_sent = tokens
-            scores = await self._scores(draw.drafts)
+            scores = await self._scores(drafts)
             candidates: list[LiveCandidate] = [
                 {"text": draft.text, "tokens": draft.tokens, "score": score}
-                for draft, score in zip(draw.drafts, scores, strict=True)
+                for draft, score in zip(drafts, scores, strict=True)
             ]
             news.append({"choice": choice, "draw": draw.draw, "candidates": candidates})
         return news

@@ -9,12 +9,17 @@ const WORDS = {
   continuation_gain: "Gain of later decisions",
   "cards.alpha": "First threshold",
   "recipe.alpha": "Strength of the shift",
+  at_once: "Drawn at once",
   "speculative_rejection.alpha": "Share dropped",
   beam_width: "Beams",
   beta: "Reward units per nat",
   "tokenwise_cd.beta": "Strength of the base model",
   deadline_ms: "Deadline in ms",
+  delta: "Probability given up",
   eta: "Reward units per nat",
+  every: "Tokens between comparisons",
+  gain_per_token: "Gain per token",
+  gate: "Few candidates if good enough",
   k: "Candidates per block",
   "cards.k": "Blocks drawn at a time",
   kind: "Kind",
@@ -25,9 +30,11 @@ const WORDS = {
   max_draws: "Maximum draws",
   mu: "Mean draws less one",
   n: "Answers drawn",
+  on_reject: "Otherwise",
   pessimistic: "Level β",
   proposal: "Proposal",
   r_max: "Upper bound of reward",
+  race: "Give up weak answers",
   r_star: "Target value",
   ratio: "Ratio of KL penalties",
   reference: "Reference model",
@@ -44,8 +51,13 @@ const WORDS = {
   mbr: "Agreement",
   "mbr.beta": "Weight of agreement",
   "mbr.similarity": "Agreement by",
+  score: "Lowest score",
+  scouts: "Candidates first",
   selection: "Selection",
   softmax: "Temperature λ",
+  stop: "Stop early",
+  threshold: "Good enough",
+  "best_of_n.threshold": "Lowest accepted score",
   top_k: "Tokens steered",
   tuned: "Tuned model",
   vote: "Vote",
@@ -53,6 +65,7 @@ const WORDS = {
   weights: "Model weights",
 };
 const ABSENT = {
+  at_once: "all",
   deadline_ms: "none",
   kl_budget: "none",
   proposal: "base model",
@@ -224,7 +237,8 @@ export class PolicyForm {
       { id, onchange: listen },
       h("option", { value: "" }, absent),
       named.map((name) => {
-        const label = CHOICES[name] ? `${CHOICES[name]} (${name})` : name;
+        const plain = CHOICES[name] ? `${CHOICES[name]} (${name})` : name;
+        const label = options.length === 1 ? "on" : plain;
         return h("option", { value: name, selected: branch && nameOf(branch) === name }, label);
       }),
     );

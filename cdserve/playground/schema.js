@@ -36,7 +36,7 @@ export function branchOf(options, value) {
   });
 }
 
-/** What required numbers begin with, by their names; others with 1. */
+/** What required fields begin with, by their names; other numbers with 1. */
 const FIRST = {
   n: 8,
   k: 4,
@@ -47,6 +47,7 @@ const FIRST = {
   softmax: 0.2,
   gain_per_token: 0.001,
   delta: 0.01,
+  extract: "last_number",
 };
 
 /** A value to begin with: constants, numbers, and objects with what they require. */
@@ -54,6 +55,7 @@ export function initial(schema, root, key = null) {
   const branch = branches(schema, root)[0];
   if (branch.const !== undefined) return branch.const;
   if (["number", "integer"].includes(branch.type)) return FIRST[key] ?? 1;
+  if (branch.type === "string") return FIRST[key];
   if (branch.type !== "object") return undefined;
   const values = {};
   for (const name of branch.required ?? []) {

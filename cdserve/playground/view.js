@@ -333,6 +333,15 @@ function aligned(report, tokens) {
     const { ms, passed } = report.deadline;
     found.push(["deadline", passed ? "passed" : "kept", duration(ms)]);
   }
+  if (report.draws) {
+    const { made, allowed } = report.draws;
+    found.push(["drawn", `${made} of ${allowed}`, `${counted(report.saved_tokens, "token")} saved`]);
+  }
+  if (report.votes) {
+    const [winner] = report.votes.classes;
+    const votes = winner ? `weight ${number(winner.weight)}` : "";
+    found.push(["answer", winner?.answer ?? "none", votes]);
+  }
   if (report.accepted !== undefined) found.push(["accepted", report.accepted ? "yes" : "no", ""]);
   for (const [name, count] of Object.entries(report.failed ?? {})) {
     found.push([`${name} failed`, counted(count, "decision"), ""]);

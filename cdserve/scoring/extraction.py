@@ -69,7 +69,7 @@ class Pattern(Extractor):
     """
 
     def __init__(self, pattern: str, threads: Threads) -> None:
-        self._pattern = regex.compile(pattern)
+        self._pattern = regex.compile(pattern, cache_pattern=False)  # the cache would be clients'
         self._threads = threads
 
     async def find(self, text: str, request_id: str = "") -> str | None:
@@ -153,7 +153,8 @@ def boxed(text: str) -> str | None:
     if last[0] < 0:
         return None
     content = " ".join(text[last[1] : last[2]].split())
-    if number := _NUMBER.fullmatch(content.strip("$").rstrip("\\%").strip()):
+    plain = re.sub(r"\\?[$%]", "", content).strip()
+    if number := _NUMBER.fullmatch(plain):
         return _normalised(*number.groups(default=""))
     return content or None
 

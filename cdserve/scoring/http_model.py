@@ -231,7 +231,7 @@ class HttpModel:
         )
         try:
             outputs = self._route.outputs(answer)
-        except (LookupError, TypeError, ValueError) as error:
+        except (LookupError, OverflowError, TypeError, ValueError) as error:
             form = f"gave an answer that is not of the form of {path}"
             raise self._endpoint.failure(form, path, json.dumps(answer)) from error
         if len(outputs) != len(inputs):

@@ -188,8 +188,8 @@ def objective(
         if default is None:
             raise PolicyError(
                 f"{FIELD}.rewards",
-                "is missing, and this server has no default reward; it has "
-                f"{', '.join(sorted(rewards)) or 'none'}",
+                "is missing, and this server has "
+                + (f"no default among {', '.join(sorted(rewards))}" if rewards else "no rewards"),
             )
         weights = {default: 1.0}
     for name in weights:

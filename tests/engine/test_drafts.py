@@ -1,5 +1,7 @@
 """Drafts: what a client sees of candidates under way."""
 
+from collections.abc import Sequence
+
 import pytest
 
 from cdserve.engine.drafts import Draft, Drafts
@@ -43,6 +45,24 @@ async def test_token_after_the_block_is_not_shown() -> None:
     draft.update("four more", 5, {"v": 2.0})
     (draw,) = await drafts.news()
     assert draw["candidates"] == [{"text": "four", "tokens": 4, "score": 4.0}]
+
+
+async def test_draft_that_begins_while_others_are_scored_waits_for_the_next_news() -> None:
+    drafts, each = drafts_of()
+    each[0].update("so", 1, None)
+    score = Drafts._scores
+
+    async def scored(self: Drafts, known: Sequence[Draft]) -> list[float | None]:
+        each.append(Draft(length=4, before=8))
+        return await score(self, known)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Drafts, "_scores", scored)
+        (draw,) = await drafts.news()
+    assert len(draw["candidates"]) == 2
+    each[2].update("oh", 1, None)
+    (draw,) = await drafts.news()
+    assert len(draw["candidates"]) == 3
 
 
 async def test_ended_choice_has_no_news() -> None:

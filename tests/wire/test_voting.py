@@ -168,7 +168,22 @@ ERRORS: dict[str, tuple[dict[str, Any], str, list[str]]] = {
     "a large expression": (
         vote("(?:(?:(a{1000}){1000}){1000})"),
         "alignment.selection.vote.extract",
-        ["product", "up to 100000"],
+        ["product", "up to 20000"],
+    ),
+    "a short expression with a large count": (
+        vote("((?:ab?c*){9999})"),
+        "alignment.selection.vote.extract",
+        ["product", "up to 20000"],
+    ),
+    "an approximate expression": (
+        vote("(holds){e<=2}"),
+        "alignment.selection.vote.extract",
+        ["a brace", "must be escaped"],
+    ),
+    "nested sets": (
+        vote("([[a-z]+)"),
+        "alignment.selection.vote.extract",
+        ["not a regular expression", "nested set"],
     ),
     "no extractor": (
         {**vote(), "selection": {"vote": {}}},
@@ -293,7 +308,7 @@ class TestWithoutRewards:
         self, plain: OpenAI, policy: dict[str, Any]
     ) -> None:
         with pytest.raises(
-            openai.BadRequestError, match="no default reward; it has none"
+            openai.BadRequestError, match="is missing, and this server has no rewards"
         ) as caught:
             complete(plain, policy)
         assert caught.value.param == "alignment.rewards"
