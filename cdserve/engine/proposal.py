@@ -265,8 +265,7 @@ class EngineProposal:
         """Draws a candidate; the first ``together`` candidates of a draw begin in one step."""
         draw_id = f"{self._request.engine_id}-{self._choice}.{draw}"
         request_id = f"{draw_id}.{index}"
-        following = together - 1 - index
-        place = DrawPlace(draw_id, following) if together > 1 and following >= 0 else None
+        place = DrawPlace(draw_id, index, together) if index < together > 1 else None
         with ExitStack() as tickets:
             asked = self._asked(start, place, tickets)
             output = await self._run(start, asked, draw, index, request_id, draft)

@@ -20,10 +20,14 @@ class Draws:
         self._until: dict[str, float] = {}
 
     def add(self, place: DrawPlace) -> None:
-        """Adds a request that has arrived."""
-        if place.following == 0:
+        """Adds a request that has arrived.
+
+        Only the first one of a draw starts the wait. On a full server the others get their slots
+        one by one, and would wait again.
+        """
+        if place.index == place.count - 1:
             self._until.pop(place.draw, None)
-        elif place.draw not in self._until:
+        elif place.index == 0:
             now = time.monotonic()
             self._until = {draw: end for draw, end in self._until.items() if end > now}
             self._until[place.draw] = now + WAIT

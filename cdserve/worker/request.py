@@ -15,11 +15,13 @@ class DrawPlace(NamedTuple):
 
     Attributes:
         draw: id of the draw.
-        following: number of requests of the draw that are sent after this one.
+        index: number of requests of the draw that are sent before this one.
+        count: number of requests of the draw.
     """
 
     draw: str
-    following: int
+    index: int
+    count: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,43 +21,53 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 def test_request_waits_until_the_last_of_its_draw_has_arrived(clock: SimpleNamespace) -> None:
     waiting = Draws()
-    for following in (2, 1):
-        waiting.add(DrawPlace("a", following))
-        assert waiting.incomplete(DrawPlace("a", 2))
-    waiting.add(DrawPlace("a", 0))
-    assert not waiting.incomplete(DrawPlace("a", 2))
+    for index in (0, 1):
+        waiting.add(DrawPlace("a", index, 3))
+        assert waiting.incomplete(DrawPlace("a", 0, 3))
+    waiting.add(DrawPlace("a", 2, 3))
+    assert not waiting.incomplete(DrawPlace("a", 0, 3))
     assert not waiting
 
 
 def test_draws_do_not_wait_for_each_other(clock: SimpleNamespace) -> None:
     waiting = Draws()
-    waiting.add(DrawPlace("a", 1))
-    waiting.add(DrawPlace("b", 1))
-    waiting.add(DrawPlace("b", 0))
-    assert waiting.incomplete(DrawPlace("a", 1))
-    assert not waiting.incomplete(DrawPlace("b", 1))
+    waiting.add(DrawPlace("a", 0, 2))
+    waiting.add(DrawPlace("b", 0, 2))
+    waiting.add(DrawPlace("b", 1, 2))
+    assert waiting.incomplete(DrawPlace("a", 0, 2))
+    assert not waiting.incomplete(DrawPlace("b", 0, 2))
 
 
 def test_request_stops_waiting_for_one_that_never_arrives(clock: SimpleNamespace) -> None:
     waiting = Draws()
-    waiting.add(DrawPlace("a", 2))
+    waiting.add(DrawPlace("a", 0, 3))
     clock.now = WAIT / 2
-    waiting.add(DrawPlace("a", 1))
+    waiting.add(DrawPlace("a", 1, 3))
     clock.now = WAIT
-    assert not waiting.incomplete(DrawPlace("a", 2))
-    waiting.add(DrawPlace("b", 1))
-    waiting.add(DrawPlace("b", 0))
+    assert not waiting.incomplete(DrawPlace("a", 0, 3))
+    waiting.add(DrawPlace("b", 0, 2))
+    waiting.add(DrawPlace("b", 1, 2))
     assert not waiting  # nothing is kept of the incomplete draw
+
+
+def test_late_request_of_a_draw_does_not_wait_again(clock: SimpleNamespace) -> None:
+    waiting = Draws()
+    waiting.add(DrawPlace("a", 0, 3))
+    clock.now = WAIT
+    waiting.add(DrawPlace("b", 0, 2))
+    waiting.add(DrawPlace("a", 1, 3))
+    assert waiting.incomplete(DrawPlace("b", 0, 2))
+    assert not waiting.incomplete(DrawPlace("a", 1, 3))
 
 
 def test_scheduler_skips_requests_of_an_incomplete_draw(clock: SimpleNamespace) -> None:
     scheduler: Any = TailScheduler.__new__(TailScheduler)
     scheduler._draws = Draws()
-    scheduler._draws.add(DrawPlace("a", 1))
-    assert not scheduler._handle_blocked_waiting_request(_request(DrawPlace("a", 1)))
+    scheduler._draws.add(DrawPlace("a", 0, 2))
+    assert not scheduler._handle_blocked_waiting_request(_request(DrawPlace("a", 0, 2)))
     assert scheduler._handle_blocked_waiting_request(_request(None))
-    scheduler._draws.add(DrawPlace("a", 0))
-    assert scheduler._handle_blocked_waiting_request(_request(DrawPlace("a", 1)))
+    scheduler._draws.add(DrawPlace("a", 1, 2))
+    assert scheduler._handle_blocked_waiting_request(_request(DrawPlace("a", 0, 2)))
 
 
 def _request(place: DrawPlace | None) -> SimpleNamespace:

@@ -32,7 +32,7 @@ FIELDS: dict[str, st.SearchStrategy[object]] = {
     "loglik": TICKETS,
     "loglik_start": st.none() | COUNTS,
     "loglik_models": st.lists(NAMES, unique=True).map(tuple),
-    "place": st.none() | st.builds(DrawPlace, NAMES, COUNTS),
+    "place": st.none() | st.builds(DrawPlace, NAMES, COUNTS, COUNTS),
 }
 REQUESTS = st.builds(lambda path, **others: WorkerRequest(**path, **others), BUDGETS, **FIELDS)
 
