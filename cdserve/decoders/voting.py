@@ -57,8 +57,8 @@ class Vote(Election):
             ScoringError: the votes are weighted by the reward, and a score is negative.
         """
         members: dict[str, list[int]] = {}
-        for i, (score, (*_, candidate)) in enumerate(zip(scores, prefixes, strict=True)):
-            if candidate.answer is not None and score > -math.inf:
+        for i, (*_, candidate) in enumerate(prefixes):
+            if candidate.answer is not None and not candidate.cut:
                 members.setdefault(candidate.answer, []).append(i)
         voters = [i for indices in members.values() for i in indices]
         weights = dict(zip(voters, self._of([scores[i] for i in voters]), strict=True))

@@ -84,8 +84,15 @@ class TestVote:
 
     def test_candidates_cut_by_the_deadline_do_not_vote(self) -> None:
         rule = Vote("count")
-        assert choice(rule, [0.0, -math.inf, -math.inf], answering("x", "y", "y")) == 0
+        prefixes = answering("x", "y", "y", cut=[1, 2])
+        assert choice(rule, [0.0, -math.inf, -math.inf], prefixes) == 0
         assert classes(rule) == [("x", 1, 1.0)]
+
+    def test_vote_with_all_candidates_cut_returns_the_best_response(self) -> None:
+        rule = Vote("count")
+        assert choice(rule, [1.0, 2.0, 0.0], answering("x", "y", "x", cut=[0, 1, 2])) == 1
+        assert rule.votes is not None
+        assert (classes(rule), rule.votes.unanswered) == ([], 3)
 
     def test_reward_weights_are_sums_of_scores(self) -> None:
         rule = Vote("reward")
