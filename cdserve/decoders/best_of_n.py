@@ -14,7 +14,7 @@ from cdserve.decoders.registry import decoder
 from cdserve.decoders.search import search
 from cdserve.decoders.selection import SelectionRule, rule
 from cdserve.decoders.stopping import StopRule, best_of, stop_rule
-from cdserve.decoders.voting import Certain, Election, MinimumRisk, Vote
+from cdserve.decoders.voting import Certain, Election, MinimumRiskRule, VoteRule
 from cdserve.decoders.width import WidthField
 from cdserve.errors import PolicyError, safe_repr
 from cdserve.policy import (
@@ -176,9 +176,9 @@ class BestOfN:
 def _rule(policy: BestOfNPolicy, seed: int | None) -> SelectionRule:
     selection = policy.selection
     if isinstance(selection, VoteSelection):
-        return Vote(selection.vote.weights)
+        return VoteRule(selection.vote.weights)
     if isinstance(selection, MinimumRiskSelection):
-        return MinimumRisk(selection.mbr.beta)
+        return MinimumRiskRule(selection.mbr.beta)
     return rule(policy, seed)
 
 

@@ -70,7 +70,7 @@ class Votes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Draws:
+class DrawCounts:
     """Number of candidates drawn.
 
     Attributes:
@@ -104,7 +104,7 @@ class Decision:
     """Whether a KL budget allowed fewer candidates than were asked for."""
     accepted: bool | None = None
     """Whether the candidate passed the rule's own test; None for rules that have none."""
-    draws: Draws | None = None
+    draws: DrawCounts | None = None
     """Numbers of candidates and tokens drawn, if the policy need not draw all; otherwise None."""
     searched: bool | None = None
     """Whether all allowed candidates were drawn; None without a gate."""

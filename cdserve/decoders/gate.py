@@ -7,7 +7,7 @@ from itertools import chain, repeat
 from statistics import fmean
 
 from cdserve import kl
-from cdserve.decoders.candidate import Decision, Draws, Prefix, Proposal, Score
+from cdserve.decoders.candidate import Decision, DrawCounts, Prefix, Proposal, Score
 from cdserve.decoders.search import Gain, search
 from cdserve.decoders.selection import OrderDependentRule
 from cdserve.policy import Gate
@@ -81,5 +81,5 @@ async def gated_search(
             allowed = drawn if late else select.allowed
             length = fmean(len(candidate.token_ids) for candidate in decision.candidates)
             saved = round((allowed - drawn) * length)
-            draws = Draws(made=drawn, allowed=allowed, saved_tokens=saved)
+            draws = DrawCounts(made=drawn, allowed=allowed, saved_tokens=saved)
             yield replace(decision, draws=draws, searched=drawn == allowed)

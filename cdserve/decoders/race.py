@@ -16,7 +16,7 @@ from cdserve import kl
 from cdserve.decoders.candidate import (
     Candidate,
     Decision,
-    Draws,
+    DrawCounts,
     Outlook,
     Prefix,
     Proposal,
@@ -297,12 +297,12 @@ class _Record:
                 kl_estimator="bound",
             )
 
-    def draws(self, runners: Sequence[Runner], late: bool) -> Draws:
+    def draws(self, runners: Sequence[Runner], late: bool) -> DrawCounts:
         """Responses begun, and the tokens saved by the mean length of ended responses."""
         allowed = len(runners) if late else self.n
         length = fmean(runner.tokens for runner in runners if runner.ended)
         saved = max(0, round(allowed * length) - self.tokens)
-        return Draws(made=len(runners), allowed=allowed, saved_tokens=saved)
+        return DrawCounts(made=len(runners), allowed=allowed, saved_tokens=saved)
 
 
 async def _score(runners: Sequence[Runner], proposal: Proposal) -> None:

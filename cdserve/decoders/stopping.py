@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Protocol
 
 from cdserve import kl
-from cdserve.decoders.candidate import Candidate, Decision, Draws, Proposal, Score, final, key
+from cdserve.decoders.candidate import Candidate, Decision, DrawCounts, Proposal, Score, final, key
 from cdserve.decoders.selection import SelectionRule
 from cdserve.policy import StopAtThreshold, StopByGain
 
@@ -226,7 +226,7 @@ class _Draws:
         """Candidates that had begun when the rule stopped, and that were not considered."""
         return [self._drawn[i] for i in sorted(self._drawn) if i >= len(self.candidates)]
 
-    def count(self) -> Draws:
+    def count(self) -> DrawCounts:
         """Candidates begun, and the tokens saved by the mean length of those considered."""
         considered = len(self.candidates)
         # The deadline, not the rule, ends draws that are incomplete without a stop: no savings.
@@ -234,7 +234,7 @@ class _Draws:
         length = fmean(len(candidate.token_ids) for candidate in self.candidates)
         unused = sum(len(candidate.token_ids) for candidate in self.unused)
         saved = max(0, round((allowed - considered) * length - unused))
-        return Draws(made=considered + len(self.unused), allowed=allowed, saved_tokens=saved)
+        return DrawCounts(made=considered + len(self.unused), allowed=allowed, saved_tokens=saved)
 
     async def run(self) -> None:
         """Draws candidates until the rule stops; if one fails or this is cancelled, all end."""

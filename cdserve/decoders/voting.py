@@ -35,7 +35,7 @@ class Election(OrderDependentRule):
         self.votes: Votes | None = None
 
 
-class Vote(Election):
+class VoteRule(Election):
     """Selects the response with the highest score among those with the winning answer.
 
     The winner has the highest weight; of equal weights, the answer begun first. Responses without
@@ -89,7 +89,7 @@ class Vote(Election):
         return [share / math.fsum(shares) for share in shares]
 
 
-class MinimumRisk(Election):
+class MinimumRiskRule(Election):
     """Selects the highest score + β · mean agreement with the other responses.
 
     Args:

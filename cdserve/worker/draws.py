@@ -13,8 +13,8 @@ WAIT = 0.02
 """Seconds after the first request of a draw at which the others are no longer awaited."""
 
 
-class Draws:
-    """The draws whose last request has not arrived yet."""
+class PendingDraws:
+    """Draws whose last request has not arrived yet."""
 
     def __init__(self) -> None:
         self._until: dict[str, float] = {}

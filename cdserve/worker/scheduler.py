@@ -33,7 +33,7 @@ from vllm.v1.kv_cache_interface import (
 )
 from vllm.v1.request import Request, RequestStatus
 
-from cdserve.worker.draws import Draws
+from cdserve.worker.draws import PendingDraws
 from cdserve.worker.request import DrawPlace, wire_form
 
 _GROUP = 0
@@ -44,7 +44,7 @@ class TailScheduler(Scheduler):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._draws = Draws()
+        self._draws = PendingDraws()
         groups = self.kv_cache_config.kv_cache_groups
         self._hash = get_hash_fn_by_name(self.cache_config.prefix_caching_hash_algo)
         self._active = (

@@ -19,7 +19,13 @@ from hypothesis import strategies as st
 from cdserve import kl
 from cdserve.decoders import BestOfN, BestOfNPolicy, Candidate, Prefix
 from cdserve.decoders.candidate import AnswerClass, Votes
-from cdserve.decoders.voting import Certain, MinimumRisk, Vote, lead_probability, mean_agreement
+from cdserve.decoders.voting import (
+    Certain,
+    MinimumRiskRule,
+    VoteRule,
+    lead_probability,
+    mean_agreement,
+)
 from cdserve.errors import PolicyError, ScoringError
 from cdserve.policy import SoftmaxWeights, parse
 
@@ -49,65 +55,67 @@ def answering(*answers: str | None, cut: Sequence[int] = ()) -> list[Prefix]:
     ]
 
 
-def choice(rule: Vote | MinimumRisk, scores: Sequence[float], prefixes: Sequence[Prefix]) -> int:
+def choice(
+    rule: VoteRule | MinimumRiskRule, scores: Sequence[float], prefixes: Sequence[Prefix]
+) -> int:
     (index,) = rule.keep(scores, prefixes)
     return index
 
 
-def classes(rule: Vote) -> list[tuple[str, int, float]]:
+def classes(rule: VoteRule) -> list[tuple[str, int, float]]:
     assert rule.votes is not None
     return [(each.answer, each.count, each.weight) for each in rule.votes.classes]
 
 
 class TestVote:
     def test_vote_returns_the_best_member_of_the_most_frequent_answer(self) -> None:
-        rule = Vote("count")
+        rule = VoteRule("count")
         assert choice(rule, [9, 1, 2, 2], answering("x", "y", "y", "y")) == 2
         assert classes(rule) == [("y", 3, 3.0), ("x", 1, 1.0)]
         assert not rule.tie
 
     def test_vote_tie_goes_to_the_answer_begun_first(self) -> None:
-        rule = Vote("count")
+        rule = VoteRule("count")
         assert choice(rule, [0, 5, 9, 1], answering("x", "y", "y", "x")) == 3
         assert rule.tie
 
     def test_responses_without_an_answer_do_not_vote(self) -> None:
-        rule = Vote("count")
+        rule = VoteRule("count")
         assert choice(rule, [0, 5, 5], answering("x", None, None)) == 0
         assert rule.votes is not None
         assert rule.votes.unanswered == 2
 
     def test_vote_without_any_answer_returns_the_best_response(self) -> None:
-        rule = Vote("count")
+        rule = VoteRule("count")
         assert choice(rule, [1, 3, 2], answering(None, None, None)) == 1
         assert classes(rule) == []
 
     def test_candidates_cut_by_the_deadline_do_not_vote(self) -> None:
-        rule = Vote("count")
+        rule = VoteRule("count")
         prefixes = answering("x", "y", "y", cut=[1, 2])
         assert choice(rule, [0.0, -math.inf, -math.inf], prefixes) == 0
         assert classes(rule) == [("x", 1, 1.0)]
 
     def test_vote_with_all_candidates_cut_returns_the_best_response(self) -> None:
-        rule = Vote("count")
+        rule = VoteRule("count")
         assert choice(rule, [1.0, 2.0, 0.0], answering("x", "y", "x", cut=[0, 1, 2])) == 1
         assert rule.votes is not None
         assert (classes(rule), rule.votes.unanswered) == ([], 3)
 
     def test_reward_weights_are_sums_of_scores(self) -> None:
-        rule = Vote("reward")
+        rule = VoteRule("reward")
         assert choice(rule, [0.9, 0.25, 0.5, 0.25], answering("x", "y", "y", "y")) == 2
         assert classes(rule) == [("y", 3, 1.0), ("x", 1, 0.9)]
 
     def test_reward_weights_reject_a_negative_score(self) -> None:
         with pytest.raises(ScoringError, match=r"score is -0\.5; .*'reward'.*softmax"):
-            choice(Vote("reward"), [1.0, -0.5], answering("x", "y"))
+            choice(VoteRule("reward"), [1.0, -0.5], answering("x", "y"))
 
     def test_reward_weights_ignore_scores_of_responses_that_do_not_vote(self) -> None:
-        assert choice(Vote("reward"), [1.0, -0.5], answering("x", None)) == 0
+        assert choice(VoteRule("reward"), [1.0, -0.5], answering("x", None)) == 0
 
     def test_softmax_weights_sum_to_one_and_ignore_a_constant(self) -> None:
-        rule = Vote(SoftmaxWeights(softmax=0.5))
+        rule = VoteRule(SoftmaxWeights(softmax=0.5))
         for constant in (-1000.0, 0.0, 1000.0):
             scores = [constant + score for score in (1.0, 0.0, 0.5)]
             assert choice(rule, scores, answering("x", "y", "y")) == 0
@@ -116,7 +124,7 @@ class TestVote:
             assert first + second == pytest.approx(1.0)
 
     def test_large_softmax_temperature_counts_votes(self) -> None:
-        rule = Vote(SoftmaxWeights(softmax=1e9))
+        rule = VoteRule(SoftmaxWeights(softmax=1e9))
         assert choice(rule, [1.0, 0.0, 0.5], answering("x", "y", "y")) == 2
 
     @reproducible
@@ -124,7 +132,7 @@ class TestVote:
     def test_winner_has_as_many_votes_as_any_answer(
         self, answers: list[str | None], rng: random.Random
     ) -> None:
-        rule = Vote("count")
+        rule = VoteRule("count")
         scores = [rng.random() for _ in answers]
         chosen = choice(rule, scores, answering(*answers))
         counts = Counter(answer for answer in answers if answer is not None)
@@ -170,21 +178,21 @@ class TestAgreement:
         prefixes: list[Prefix] = [
             (Candidate(token_ids=text, finish_reason="stop"),) for text in texts
         ]
-        rule = MinimumRisk(1.0)
+        rule = MinimumRiskRule(1.0)
         assert choice(rule, [0.0, 0.0, 0.0], prefixes) == 0
         assert rule.tie
         assert choice(rule, [0.0, 0.0, 0.3], prefixes) == 0
         assert choice(rule, [0.0, 0.0, 0.4], prefixes) == 2
-        assert choice(MinimumRisk(2.0), [0.0, 0.0, 0.4], prefixes) == 0
+        assert choice(MinimumRiskRule(2.0), [0.0, 0.0, 0.4], prefixes) == 0
         assert choice(rule, [-math.inf, 0.0, 0.0], prefixes) == 1
 
     def test_minimum_risk_of_one_response_returns_it(self) -> None:
-        assert choice(MinimumRisk(1.0), [0.5], answering(None)) == 0
+        assert choice(MinimumRiskRule(1.0), [0.5], answering(None)) == 0
 
 
 def final_winner(answers: Sequence[str | None]) -> str | None:
     """Answer of a vote by count over all these."""
-    rule = Vote("count")
+    rule = VoteRule("count")
     return answers[choice(rule, [0.0] * len(answers), answering(*answers))]
 
 

@@ -7,7 +7,7 @@ import pytest
 from vllm.v1.request import RequestStatus
 
 from cdserve.worker import draws
-from cdserve.worker.draws import WAIT, Draws
+from cdserve.worker.draws import WAIT, PendingDraws
 from cdserve.worker.request import DrawPlace, WorkerRequest
 from cdserve.worker.scheduler import TailScheduler
 
@@ -20,7 +20,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 def test_request_waits_until_the_last_of_its_draw_has_arrived(clock: SimpleNamespace) -> None:
-    waiting = Draws()
+    waiting = PendingDraws()
     for index in (0, 1):
         waiting.add(DrawPlace("a", index, 3))
         assert waiting.incomplete(DrawPlace("a", 0, 3))
@@ -30,7 +30,7 @@ def test_request_waits_until_the_last_of_its_draw_has_arrived(clock: SimpleNames
 
 
 def test_draws_do_not_wait_for_each_other(clock: SimpleNamespace) -> None:
-    waiting = Draws()
+    waiting = PendingDraws()
     waiting.add(DrawPlace("a", 0, 2))
     waiting.add(DrawPlace("b", 0, 2))
     waiting.add(DrawPlace("b", 1, 2))
@@ -39,7 +39,7 @@ def test_draws_do_not_wait_for_each_other(clock: SimpleNamespace) -> None:
 
 
 def test_request_stops_waiting_for_one_that_never_arrives(clock: SimpleNamespace) -> None:
-    waiting = Draws()
+    waiting = PendingDraws()
     waiting.add(DrawPlace("a", 0, 3))
     clock.now = WAIT / 2
     waiting.add(DrawPlace("a", 1, 3))
@@ -51,7 +51,7 @@ def test_request_stops_waiting_for_one_that_never_arrives(clock: SimpleNamespace
 
 
 def test_late_request_of_a_draw_does_not_wait_again(clock: SimpleNamespace) -> None:
-    waiting = Draws()
+    waiting = PendingDraws()
     waiting.add(DrawPlace("a", 0, 3))
     clock.now = WAIT
     waiting.add(DrawPlace("b", 0, 2))
@@ -62,7 +62,7 @@ def test_late_request_of_a_draw_does_not_wait_again(clock: SimpleNamespace) -> N
 
 def test_scheduler_skips_requests_of_an_incomplete_draw(clock: SimpleNamespace) -> None:
     scheduler: Any = TailScheduler.__new__(TailScheduler)
-    scheduler._draws = Draws()
+    scheduler._draws = PendingDraws()
     scheduler._draws.add(DrawPlace("a", 0, 2))
     assert not scheduler._handle_blocked_waiting_request(_request(DrawPlace("a", 0, 2)))
     assert scheduler._handle_blocked_waiting_request(_request(None))
