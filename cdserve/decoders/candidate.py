@@ -210,3 +210,15 @@ class Proposal(Protocol):
         begun are cancelled.
         """
         ...
+
+
+async def comparable_scores(proposal: Proposal, prefixes: Sequence[Prefix]) -> list[Score]:
+    """Scores of prefixes, in their order, by one call.
+
+    A reward that fails then fails for all of them. Equal prefixes share one score:
+    computed again, it could differ in a last digit.
+    """
+    unique = {key(prefix): prefix for prefix in prefixes}
+    scores = await proposal.score(list(unique.values()))
+    score_by_key = dict(zip(unique, scores, strict=True))
+    return [score_by_key[key(prefix)] for prefix in prefixes]

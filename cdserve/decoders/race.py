@@ -21,8 +21,8 @@ from cdserve.decoders.candidate import (
     Prefix,
     Proposal,
     Score,
+    comparable_scores,
     final,
-    key,
 )
 from cdserve.policy import Stop, StopAtThreshold, StopByGain
 
@@ -77,7 +77,10 @@ async def race(
         late = proposal.deadline_passed
         for runner, block in zip(growing, blocks, strict=True):
             runner.blocks += (final(block) if late else block,)
-        await _score(runners, proposal)
+        rivals = [runner for runner in runners if not runner.given_up]
+        scores = await comparable_scores(proposal, [runner.blocks for runner in rivals])
+        for runner, score in zip(rivals, scores, strict=True):
+            runner.score = score
         record.add(growing)
         if late:
             break
@@ -303,17 +306,3 @@ class _Record:
         length = fmean(runner.tokens for runner in runners if runner.ended)
         saved = max(0, round(allowed * length) - self.tokens)
         return DrawCounts(made=len(runners), allowed=allowed, saved_tokens=saved)
-
-
-async def _score(runners: Sequence[Runner], proposal: Proposal) -> None:
-    """Scores all responses that have not been given up, in one call.
-
-    A reward that fails then fails for all of them. Equal responses share the first one's score:
-    computed again, it could differ in a last digit.
-    """
-    rivals = [runner for runner in runners if not runner.given_up]
-    unique = {key(runner.blocks): runner.blocks for runner in rivals}
-    scores = await proposal.score(list(unique.values()))
-    score_by_key = dict(zip(unique, scores, strict=True))
-    for runner in rivals:
-        runner.score = score_by_key[key(runner.blocks)]

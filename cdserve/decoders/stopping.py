@@ -12,7 +12,16 @@ from statistics import fmean
 from typing import Protocol
 
 from cdserve import kl
-from cdserve.decoders.candidate import Candidate, Decision, DrawCounts, Proposal, Score, final, key
+from cdserve.decoders.candidate import (
+    Candidate,
+    Decision,
+    DrawCounts,
+    Proposal,
+    Score,
+    comparable_scores,
+    final,
+    key,
+)
 from cdserve.decoders.selection import SelectionRule
 from cdserve.policy import StopAtThreshold, StopByGain
 
@@ -311,10 +320,8 @@ class _Draws:
         A reward then has a value for all of them or fails for all, as in any other decision.
         """
         if len({score.failed for score in self.scores}) > 1:
-            unique = {key((candidate,)): candidate for candidate in self.candidates}
-            scores = await self.proposal.score([(candidate,) for candidate in unique.values()])
-            score_by_key = dict(zip(unique, scores, strict=True))
-            self.scores = [score_by_key[key((candidate,))] for candidate in self.candidates]
+            prefixes = [(candidate,) for candidate in self.candidates]
+            self.scores = await comparable_scores(self.proposal, prefixes)
 
 
 def _ranks(
