@@ -34,6 +34,11 @@ class GatedArgmax(OrderDependentRule):
         self.allowed = 1
         """K of the last decision."""
 
+    @property
+    def late(self) -> bool:
+        """Whether the deadline has ended the last decision before the gate did."""
+        return self._open > 0
+
     def counts(self) -> Iterator[int]:
         """Candidates per draw of the search: the scouts, and others until one is good enough."""
         for k in chain(self._schedule, repeat(self._schedule[-1])):
@@ -77,8 +82,7 @@ async def gated_search(
     ) as decisions:
         async for decision in decisions:
             drawn = len(decision.candidates)
-            late = decision.candidate.finish_reason == "deadline"
-            allowed = drawn if late else select.allowed
+            allowed = drawn if select.late else select.allowed
             length = fmean(len(candidate.token_ids) for candidate in decision.candidates)
             saved = round((allowed - drawn) * length)
             draws = DrawCounts(made=drawn, allowed=allowed, saved_tokens=saved)

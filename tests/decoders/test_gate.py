@@ -173,16 +173,20 @@ class TestDraws:
         assert first.searched
         assert first.candidate.token_ids == (A,)
 
-    def test_deadline_ends_the_draws_and_saves_nothing(self) -> None:
+    @pytest.mark.parametrize(
+        ("draws", "chosen", "reason"), [([(A,), (B,)], 1, "deadline"), ([(E,)] * 2, 0, "stop")]
+    )
+    def test_deadline_ends_the_draws_and_saves_nothing(
+        self, draws: Draws, chosen: int, reason: str
+    ) -> None:
         class Late(Toy):
             async def sample(self, *args: Any) -> Sequence[Candidate]:
                 self.deadline_passed = True
                 return await super().sample(*args)
 
-        late = Late(lambda *_: [(A,), (B,)])
-        (decision,) = finish(collect(BlockwiseCD.run(policy(NEVER), late, None)))
-        assert decision.candidate.finish_reason == "deadline"
-        assert (decision.chosen, allowed(decision), decision.searched) == (1, 2, True)
+        (decision,) = finish(collect(BlockwiseCD.run(policy(NEVER), Late(lambda *_: draws), None)))
+        assert decision.candidate.finish_reason == reason
+        assert (decision.chosen, allowed(decision), decision.searched) == (chosen, 2, True)
         assert decision.kl_bound == kl.best_of_n_bound(3)
 
     def test_request_holds_admission_for_the_larger_of_both_draws(self) -> None:
