@@ -25,9 +25,9 @@ class PendingDraws:
         Only the first one of a draw starts the wait. On a full server the others get their slots
         one by one, and would wait again.
         """
-        if place.index == place.count - 1:
+        if place.preceding == place.size - 1:
             self._until.pop(place.draw, None)
-        elif place.index == 0:
+        elif place.preceding == 0:
             now = time.monotonic()
             self._until = {draw: end for draw, end in self._until.items() if end > now}
             self._until[place.draw] = now + WAIT

@@ -15,13 +15,13 @@ class DrawPlace(NamedTuple):
 
     Attributes:
         draw: id of the draw.
-        index: number of requests of the draw that are sent before this one.
-        count: number of requests of the draw.
+        preceding: number of requests of the draw that are sent before this one.
+        size: number of requests of the draw.
     """
 
     draw: str
-    index: int
-    count: int
+    preceding: int
+    size: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 def test_request_waits_until_the_last_of_its_draw_has_arrived(clock: SimpleNamespace) -> None:
     waiting = PendingDraws()
-    for index in (0, 1):
-        waiting.add(DrawPlace("a", index, 3))
+    for preceding in (0, 1):
+        waiting.add(DrawPlace("a", preceding, 3))
         assert waiting.incomplete(DrawPlace("a", 0, 3))
     waiting.add(DrawPlace("a", 2, 3))
     assert not waiting.incomplete(DrawPlace("a", 0, 3))
