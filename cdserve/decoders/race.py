@@ -53,8 +53,8 @@ async def race(
     from the time when a single response is left. It lists the candidates drawn up to its round that
     no earlier decision lists.
 
-    Once the deadline has passed, the best response that has ended is selected. If there is none, it
-    is one that the deadline cut short.
+    Once the deadline has passed, the best response that has ended and has not been given up is
+    selected. If there is none, it is one that the deadline cut short.
 
     Args:
         proposal: draws and scores candidates.

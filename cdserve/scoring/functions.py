@@ -50,7 +50,8 @@ class Threads:
         """Result of ``call``, computed in a thread.
 
         Raises:
-            RewardFailure: the call raised an exception that would end the thread's server.
+            RewardFailure: the call raised SystemExit, StopIteration or another exception that a
+                future cannot pass on.
         """
         await self._free.acquire()
         result: Future[T] = Future()
