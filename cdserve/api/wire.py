@@ -145,10 +145,9 @@ class ResponsesWriter(AnswerWriter):
 
     def _public(self, error: Exception) -> Exception:
         """Logs an error of the server, and returns the one that the client may see."""
-        if isinstance(error, VLLMClientError):
-            return error
         if isinstance(error, CdserveError | VLLMError):
-            _LOGGER.error("the stream of a response failed", exc_info=error)
+            if not isinstance(error, VLLMClientError):
+                _LOGGER.error("the stream of a response failed", exc_info=error)
             return error
         details = self._context.objective.details
         return InternalError(log_failure("the request", error, details, self._id))

@@ -133,7 +133,7 @@ class EngineProposal:
         starts = [start for start in blocks for _ in range(count)]
         draw, self._draws = self._draws, self._draws + 1
         drafts = self._drafts(starts, draw)
-        together = min(len(starts), self._resources.slots.count)
+        together = len(starts) if self._resources.slots.available(len(starts)) else 1
         try:
             ended = ended_at_deadline(self._resources.engine, self._context, self.alive)
             traced = self._spans.span("generate", candidates=len(starts))
@@ -262,10 +262,10 @@ class EngineProposal:
     async def _candidate(
         self, start: _Start, draw: int, index: int, draft: Draft | None, together: int = 1
     ) -> Candidate:
-        """Draws a candidate; the first ``together`` candidates of a draw begin in one step."""
+        """Draws a candidate, which begins in one step with the others of ``together`` in all."""
         draw_id = f"{self._request.engine_id}-{self._choice}.{draw}"
         request_id = f"{draw_id}.{index}"
-        place = DrawPlace(draw_id, index, together) if index < together > 1 else None
+        place = DrawPlace(draw_id, index, together) if together > 1 else None
         with ExitStack() as tickets:
             asked = self._asked(start, place, tickets)
             output = await self._run(start, asked, draw, index, request_id, draft)

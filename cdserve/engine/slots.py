@@ -50,6 +50,10 @@ class Slots:
             if granted:
                 self._release(owner)
 
+    def available(self, count: int) -> bool:
+        """Whether this many candidates would get their slots at once."""
+        return not self._waiting and self._running + count <= self.count
+
     async def _acquire(self, owner: Hashable, wait: float | None) -> bool:
         if self._demand is None and not self._waiting and self._running < self.count:
             self._hold(owner)
