@@ -44,6 +44,10 @@ POLICIES: dict[str, Any] = {
         f"race, δ = {delta:g}": {"method": "best_of_n", "n": N, "race": {"delta": delta}}
         for delta in (0.03, 0.06)
     },
+    "race, δ = 0.01, λ = 0.0006, 4 at once": {
+        **{"method": "best_of_n", "n": N, "race": {"delta": 0.01}},
+        **{"stop": {"gain_per_token": 0.0006}, "at_once": 4},
+    },
 }
 """Policies of cdserve, by name."""
 
