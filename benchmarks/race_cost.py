@@ -15,9 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import httpx2
 from models import machine
-from overhead import complete, prompt_ids
+from overhead import Client, prompt_ids
 from server import Server
 
 from cdserve.demo.tiny import DEMO_DIR
@@ -33,7 +32,7 @@ PROMPT_TOKENS = [24, 33, 41, 57, 64, 78]
 
 
 async def rate(
-    client: httpx2.AsyncClient, policy: dict[str, Any], prompts: list[list[int]], tokens: int
+    client: Client, policy: dict[str, Any], prompts: list[list[int]], tokens: int
 ) -> float:
     """Candidate tokens per second of all prompts at once.
 
@@ -42,23 +41,23 @@ async def rate(
     """
     arm = {"model": "demo", "alignment": policy}
     start = time.perf_counter()
-    answers = await asyncio.gather(*(complete(client, arm, p, tokens) for p in prompts))
+    answers = await asyncio.gather(*(client.complete(arm, prompt) for prompt in prompts))
     elapsed = time.perf_counter() - start
     counts = [answer["alignment"]["candidate_tokens"] for answer in answers]
     assert all(count == N * tokens for count in counts), counts
     return sum(counts) / elapsed
 
 
-async def measure(base: str, rounds: int, tokens: int, concurrency: int) -> dict[str, Any]:
+async def measure(server: Server, rounds: int, tokens: int, concurrency: int) -> dict[str, Any]:
     """Median rates, and the median and quartiles of the ratio over rounds."""
     runs: list[dict[str, float]] = []
-    async with httpx2.AsyncClient(base_url=base, timeout=600) as client:
-        for i in range(rounds + 1):
-            prompts = [prompt_ids(PROMPT_TOKENS, seed=i * 1000 + c) for c in range(concurrency)]
-            order = list(ARMS)[:: 1 if i % 2 else -1]
-            rates = {arm: await rate(client, ARMS[arm], prompts, tokens) for arm in order}
-            if i:  # the first round warms up
-                runs.append(rates)
+    client = Client(server, tokens)
+    for i in range(rounds + 1):
+        prompts = [prompt_ids(PROMPT_TOKENS, seed=i * 1000 + c) for c in range(concurrency)]
+        order = list(ARMS)[:: 1 if i % 2 else -1]
+        rates = {arm: await rate(client, ARMS[arm], prompts, tokens) for arm in order}
+        if i:  # the first round warms up
+            runs.append(rates)
     ratios = [rates["race"] / rates["best_of_n"] for rates in runs]
     low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
     return {
@@ -84,7 +83,7 @@ def main() -> None:
     results: list[dict[str, Any]] = []
     with Server(DEMO_DIR / "cdserve.yaml", *args.flags) as server:
         for concurrency in args.concurrency:
-            row = asyncio.run(measure(server.base_url, args.rounds, args.tokens, concurrency))
+            row = asyncio.run(measure(server, args.rounds, args.tokens, concurrency))
             results.append(row)
             print(json.dumps(row), flush=True)
     if args.output:
