@@ -54,9 +54,10 @@ concurrency.
 {tables}
 ## Overhead
 
-Ratios of rates with one request and with eight at once. On two idle cores of an AMD EPYC: `python benchmarks/overhead.py
---model demo --rounds 11` (the first three rows) and `python benchmarks/race_cost.py --rounds 9` (the fourth). On two
-shared cores of an Intel Xeon at 2.50 GHz: `python benchmarks/in_engine.py`. Details are in [the log](log.md).
+Ratios of rates with one request and with eight at once. On two idle cores of an AMD EPYC:
+`python benchmarks/overhead.py --model demo --rounds 11` (the first three rows) and
+`python benchmarks/race_cost.py --rounds 9` (the fourth). On two shared cores of an Intel Xeon at
+2.50 GHz: `python benchmarks/in_engine.py`. Details are in [the log](log.md).
 
 | decoding | compared with | ratio of tokens/s |
 |---|---|---|
@@ -70,9 +71,11 @@ shared cores of an Intel Xeon at 2.50 GHz: `python benchmarks/in_engine.py`. Det
 | token-wise or mixing, 8 requests | a Transformers loop, one at a time | 4.1 to 5.4 |
 | token-wise or mixing, 1 request | the same loop | 0.81 to 0.86 |
 
-A ratio above 1 means that cdserve is faster. Each block costs one step and one row per candidate to read V, and with
-several requests one more step, in which the next block misses the running batch ([log](log.md)). A race with nothing to
-give up pays this for every 16 tokens. While six clients send best-of-64, the p99 of a
+A ratio above 1 means that cdserve is faster. Each block costs one step and one row per
+candidate to read V, and with several requests one more step, in which the next block misses the
+running batch ([log](log.md)). A race with nothing to give up pays this for every 16 tokens.
+
+While six clients send best-of-64, the p99 of a
 plain request is 0.6 s; without `admission.max_running` it is 2.5 s (`python
 benchmarks/fairness.py --rounds 4 --seconds 10`, on the machine of the other tables).
 
