@@ -19,15 +19,22 @@ SLOW = [
     for path in (
         "benchmarks/test_gpu_check.py",
         "benchmarks/test_kernel_resources.py",
+        "commands/test_interrupted_commands.py",
+        "commands/test_missing_models.py",
         "commands/test_train.py",
         "demo/test_build.py",
         "docs/test_heads.py",
+        "launch/test_interrupt.py",
+        "launch/test_reward_models.py",
         "v2",
         "value_heads/kernels/test_interpreter.py",
+        "wire/test_openapi.py",
+        "wire/test_silent_streams.py",
         "worker/test_parent.py",
     )
 ]
-"""Tests that build the demo, train heads, interpret kernels or run model runner V2."""
+"""Tests that build the demo, train heads, interpret kernels, run model runner V2, start processes
+or wait for timers."""
 OWN_SERVERS = [
     TESTS / path
     for path in (
@@ -78,7 +85,7 @@ FILES = {
     "slow": [*SLOW, TESTS / "worker/test_parity.py"],
 }
 """All files with tests of these markers: other files, a process of `make test` does not import."""
-FIRST_HALF = [WIRE, TESTS / "worker"]
+FIRST_HALF = [WIRE, *(TESTS / name for name in ("api", "engine", "scoring", "worker"))]
 """About half of `make check`, by processor time."""
 ELSEWHERE = "(deploy or v2)"
 """Tests of other make targets."""
