@@ -1,8 +1,8 @@
 """Readers of the worker's results: values, log-likelihoods and path KL, in shared tables."""
 
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -49,13 +49,27 @@ class ValueReader(TableReader):
 
     def __init__(self, engine: EngineClient, columns: Mapping[str, int], width: int) -> None:
         super().__init__(SharedTable(slots=_VALUE_SLOTS, columns=max(1, width)))
+        self._repeated = SharedTable(slots=_SLOTS, columns=max(1, width), length=_LENGTH)
         self._engine = engine
         self._columns = columns
         self._width = width
 
+    @contextmanager
+    def repeated(self, every: int) -> Iterator[Ticket]:
+        """A ticket for V of every ``every`` tokens, of which the last few are kept."""
+        with self._repeated.ticket() as ticket:
+            # The row of a prefix is its length modulo the number of rows.
+            rows = next(n for n in range(_LENGTH, 0, -1) if math.gcd(n, every) == 1)
+            yield replace(ticket, length=rows)
+
+    def close(self) -> None:
+        super().close()
+        self._repeated.close()
+
     def read(self, ticket: Ticket, length: int) -> Mapping[str, float] | None:
         """V of the prefix of ``length`` tokens of the ticket's request; None if not computed."""
-        row = self._table.read(ticket, length)
+        table = self._repeated if ticket.path == self._repeated.path else self._table
+        row = table.read(ticket, length)
         return None if row is None else self._by_name(row)
 
     def latest(self, ticket: Ticket, least: int) -> Mapping[str, float] | None:

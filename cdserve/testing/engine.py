@@ -338,7 +338,9 @@ class _Core(EngineCoreClient):  # type: ignore[misc]
             every = range(1, prompt + 1) if first and asked.value_length is None else []
             reached = len(written) - (asked.value_length or 0)
             drawn = asked.drawn_values and not first and reached < 0
-            lengths = every or ([len(written)] if drawn or reached == 0 else [])
+            step = asked.value_every
+            repeated = step is not None and reached > 0 and reached % step == 0
+            lengths = every or ([len(written)] if drawn or repeated or reached == 0 else [])
             _write(asked.values, {n: self._values(written[:n]) for n in lengths})
         if asked.loglik is not None and asked.loglik_start is None:
             _write(asked.loglik, {len(written): self._sums(written[prompt:], asked.loglik_models)})

@@ -45,6 +45,8 @@ class WorkerRequest:
         values: where V of prefixes is written; None to compute no values.
         value_length: length in tokens of the prefix whose V is computed; None for every prefix of
             the prompt.
+        value_every: tokens after which V of the next, longer prefix is written, again and again;
+            None for a single prefix.
         drawn_values: whether V of each shorter prefix that the request draws is written as well;
             each overwrites the one before it.
         response_start: tokens before the response, which is the client's prompt; here a grammar
@@ -65,6 +67,7 @@ class WorkerRequest:
 
     values: Ticket | None = None
     value_length: int | None = None
+    value_every: int | None = None
     drawn_values: bool = False
     response_start: int | None = None
     tilt: RowTilt | None = None
@@ -108,6 +111,7 @@ class WorkerRequest:
             wire["place"] = list(self.place)
         numbers = {
             "value_length": self.value_length,
+            "value_every": self.value_every,
             "response_start": self.response_start,
             "kl_budget": self.kl_budget,
             "loglik_start": self.loglik_start,
@@ -121,6 +125,7 @@ class WorkerRequest:
         return cls(
             values=_ticket(wire.get("values")),
             value_length=wire.get("value_length"),
+            value_every=wire.get("value_every"),
             drawn_values=wire.get("drawn_values", False),
             response_start=wire.get("response_start"),
             tilt=tilt and _tilt(**tilt),

@@ -23,11 +23,12 @@ Masks = npt.NDArray[np.bool_]
 
 MIXED, TILTED = 1, 2
 """Flags of a steered row: logits mixed, logits tilted. The kernels use the same values."""
-TOP_K, BOUNDED, MEASURED, VALUED, PROMPT_VALUES, DRAWN_LOGPROBS, TEXT_LOGPROBS, DRAWN_VALUES = (
-    1 << i for i in range(2, 10)
-)
+TOP_K, BOUNDED, MEASURED, VALUED, PROMPT_VALUES = (1 << i for i in range(2, 7))
 """Further flags: tilt of the top k only; KL budget; KL measured; V of some prefix; V of every
-prompt prefix; log p of drawn tokens; log p of given tokens; V of every drawn prefix."""
+prompt prefix."""
+DRAWN_LOGPROBS, TEXT_LOGPROBS, DRAWN_VALUES, REPEATED_VALUES = (1 << i for i in range(7, 11))
+"""Further flags: log p of drawn tokens; log p of given tokens; V of every drawn prefix; V of a
+prefix again and again."""
 _MEMBERS = 16
 """Bit of the first member; set where a row needs that member to run."""
 _MOST_MEMBERS = 63 - _MEMBERS
@@ -169,6 +170,7 @@ class RowTable:
         self._requests = np.zeros(slots, np.int64)
         self._flags = np.zeros(slots, np.int64)
         self._scored_at = np.full(slots, _NEVER, np.int64)
+        self._scored_every = np.zeros(slots, np.int64)
         self._first = np.zeros(slots, np.int64)
         self._prompts = np.zeros(slots, np.int64)
         self._response_starts = np.zeros(slots, np.int64)
@@ -205,6 +207,7 @@ class RowTable:
         tilt, mix, length = request.tilt, request.mix or {}, request.value_length
         if request.values is not None:
             self._scored_at[slot] = prompt_length if length is None else length
+            self._scored_every[slot] = request.value_every or 0
         self._flags[slot] = self._flags_of(request)
         self._prompts[slot] = prompt_length
         start = request.response_start
@@ -247,6 +250,7 @@ class RowTable:
             MEASURED: request.path_kl is not None,
             PROMPT_VALUES: request.values is not None and request.value_length is None,
             DRAWN_VALUES: request.values is not None and request.drawn_values,
+            REPEATED_VALUES: request.values is not None and request.value_every is not None,
             DRAWN_LOGPROBS: request.loglik is not None and request.loglik_start is None,
             TEXT_LOGPROBS: request.loglik is not None and request.loglik_start is not None,
         }
@@ -331,6 +335,10 @@ class RowTable:
         if self._union & DRAWN_VALUES:
             drawn = (self._prompts.take(self._slots) < self._tokens) & (self._tokens < last)
             chosen |= (self._asked & DRAWN_VALUES != 0) & drawn
+        if self._union & REPEATED_VALUES:
+            every = np.maximum(self._scored_every.take(self._slots), 1)
+            again = (last < self._tokens) & ((self._tokens - last) % every == 0)
+            chosen |= (self._asked & REPEATED_VALUES != 0) & again
         rows = chosen.nonzero()[0]
         if not len(rows):
             return None

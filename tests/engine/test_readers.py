@@ -52,6 +52,22 @@ def test_missing_path_kl_raises_a_scoring_error(reader: PathKLReader) -> None:
             reader.read(ticket, 9)
 
 
+@pytest.mark.parametrize("every", [1, 2, 15, 16, 240, 30030])
+def test_repeated_values_are_kept_while_the_engine_draws_on(every: int) -> None:
+    with closing(ValueReader(cast("Any", None), {"a": 0}, 2)) as reader:
+        with reader.repeated(every) as ticket:
+            view = TableView.open(ticket.path, 2)
+            lengths = [7 + every * i for i in range(5)]
+            for length in lengths:
+                row = np.array([ticket.offset + length % ticket.length])
+                values = np.array([[length, 0]], np.float32)
+                view.write(row, np.array([ticket.number]), np.array([length]), values)
+            kept = [reader.read(ticket, length) for length in lengths]
+        if every < 30030:  # the least number that has a factor in common with 2 to 16
+            assert kept == [{"a": length} for length in lengths]
+        assert kept[-1] == {"a": lengths[-1]}
+
+
 async def test_missing_value_is_named_with_its_reward_and_length(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -25,6 +25,7 @@ BUDGETS = st.builds(
 FIELDS: dict[str, st.SearchStrategy[object]] = {
     "values": TICKETS,
     "value_length": st.none() | COUNTS,
+    "value_every": st.none() | COUNTS,
     "drawn_values": st.booleans(),
     "response_start": st.none() | COUNTS,
     "tilt": st.none() | TILTS,

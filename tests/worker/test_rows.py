@@ -141,6 +141,19 @@ class TestV1:
             scored.append(numbers(table))
         assert scored == [{}, {0: 1}, {0: 1}, {}]
 
+    def test_prefixes_are_scored_again_after_every_few_tokens(
+        self, table: RowTable, batch: Batch
+    ) -> None:
+        request = WorkerRequest(values=ticket(1), value_length=4, value_every=2)
+        output: list[int] = []
+        batch.step(added=[(0, request.added_to(None), [1, 2, 3], output), (1, asks(2, 2), [1], [])])
+        scored = [numbers(table)]
+        for token in (7, 8, 9, 10, 11):
+            output.append(token)
+            batch.step()
+            scored.append(numbers(table))
+        assert scored == [{}, {0: 1}, {}, {0: 1}, {}, {0: 1}]
+
     def test_whole_prompt_is_scored_at_its_end_and_not_beyond(
         self, table: RowTable, batch: Batch
     ) -> None:
