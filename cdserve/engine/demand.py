@@ -47,6 +47,12 @@ class Demand:
         self._shared = shared
         self._index = index
 
+    @property
+    def others(self) -> tuple[int, int]:
+        """Slots that the other servers hold, and their requests that hold or await some."""
+        servers = [server for i, server in enumerate(self._servers()) if i != self._index]
+        return sum(one.running for one in servers), sum(one.requests for one in servers)
+
     def take(self, count: int, waiting: int, requests: int) -> int:
         """Takes this server's share of the free slots.
 

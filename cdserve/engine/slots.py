@@ -54,6 +54,19 @@ class Slots:
         """Whether this many candidates would get their slots at once."""
         return not self._waiting and self._running + count <= self.count
 
+    def share(self, owner: Hashable) -> int:
+        """Slots that a request can have now: those it holds and the free ones.
+
+        If there are none, or other candidates wait, it can have an equal share of all slots, and
+        keeps what it holds.
+        """
+        running, requests = (0, 0) if self._demand is None else self._demand.others
+        held, free = self._held[owner], self.count - self._running - running
+        if free > 0 and not self._waiting:
+            return held + free
+        requests += len(self._held.keys() | self._waiting.keys() | {owner})
+        return max(held, self.count // requests)
+
     async def _acquire(self, owner: Hashable, wait: float | None) -> bool:
         if self._demand is None and not self._waiting and self._running < self.count:
             self._hold(owner)

@@ -54,6 +54,22 @@ async def test_ties_between_owners_go_to_the_one_that_asked_first() -> None:
     await asyncio.gather(first.task, second.task, third.task)
 
 
+async def test_share_is_what_is_free_and_an_equal_part_once_candidates_wait() -> None:
+    slots = Slots(12)
+    shares = [slots.share("a")]
+    holders = [Holder(slots, "a") for _ in range(9)]
+    await turns()
+    shares += [slots.share("a"), slots.share("b")]
+    holders += [Holder(slots, "b") for _ in range(4)]
+    await turns()
+    shares += [slots.share(owner) for owner in "abc"]
+    assert shares == [12, 12, 3, 9, 6, 4]
+    for holder in holders:
+        holder.done.set()
+    await asyncio.gather(*(holder.task for holder in holders))
+    assert slots.share("c") == 12
+
+
 async def test_slot_wait_ends_at_its_limit() -> None:
     slots = Slots(1)
     holder = Holder(slots, "a")
