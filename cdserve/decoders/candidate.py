@@ -194,6 +194,25 @@ class Proposal(Protocol):
         """Variance of a score with mean 0, by the operator's statistics of the rewards, or None."""
         ...
 
+    def places(self, most: int) -> int:
+        """How many prefixes to grow at the same time now, from 1 to ``most``.
+
+        Fewer than ``most`` if the rest would wait for candidates of other requests.
+        """
+        ...
+
+    async def grow(self, prefixes: Sequence[Prefix], max_tokens: int) -> Sequence[Candidate]:
+        """One continuation of each prefix, for prefixes that go on growing.
+
+        What is drawn past a continuation is kept for the next call, which may continue it.
+        ``abandon`` ends what is drawn in between.
+
+        Args:
+            prefixes: prefixes that have not ended; those of earlier calls may be among them.
+            max_tokens: block length in tokens; the same in all calls.
+        """
+        ...
+
     async def draw(self, index: int, budget: float | None = None) -> Candidate:
         """One whole response: the candidate of this index in the first ``sample`` of the prompt.
 
@@ -204,7 +223,7 @@ class Proposal(Protocol):
         ...
 
     async def abandon(self) -> None:
-        """Ends all calls of ``draw`` under way, and returns once they have ended.
+        """Ends what ``grow`` and ``draw`` have begun, and returns once all of it has ended.
 
         Candidates that run are returned with the tokens drawn so far. Candidates that have not
         begun are cancelled.

@@ -59,36 +59,41 @@ async def race(
     Args:
         proposal: draws and scores candidates.
         n: most responses.
-        at_once: responses that grow in the same round, at most.
+        at_once: responses that grow in the same round, at most; fewer on a full server.
         every: tokens per round.
         delta: δ, from 0 to 1.
         stop: the stop rule; None for none.
     """
-    prior = (await proposal.score([()]))[0].total if at_once < n else 0.0
-    rule = Race(delta, at_once, stop, proposal.outlook, prior)
+    places = min(n, proposal.places(at_once))
+    prior = (await proposal.score([()]))[0].total if places < n else 0.0
+    rule = Race(delta, stop, proposal.outlook, prior)
     record = _Record(n)
     runners: list[Runner] = []
-    plan = Plan((), 1 if proposal.deadline_passed else min(n, at_once), n > at_once)
-    while plan.grow or plan.begin:
-        started = [Runner() for _ in range(plan.begin)]
-        runners += started
-        growing = [*plan.grow, *started]
-        blocks = await proposal.sample([runner.blocks for runner in growing], 1, every)
-        late = proposal.deadline_passed
-        for runner, block in zip(growing, blocks, strict=True):
-            runner.blocks += (final(block) if late else block,)
-        rivals = [runner for runner in runners if not runner.given_up]
-        scores = await comparable_scores(proposal, [runner.blocks for runner in rivals])
-        for runner, score in zip(rivals, scores, strict=True):
-            runner.score = score
-        record.add(growing)
-        if late:
-            break
-        plan = rule.plan(runners, n - len(runners) if plan.more else 0)
-        left = [runner for runner in runners if not runner.given_up]
-        if len(left) == 1 and plan == Plan(left, 0, False):
-            for decision in record.decisions(left[0]):
-                yield decision
+    plan = Plan((), 1 if proposal.deadline_passed else places, n > places)
+    try:
+        while plan.grow or plan.begin:
+            started = [Runner() for _ in range(plan.begin)]
+            runners += started
+            growing = [*plan.grow, *started]
+            blocks = await proposal.grow([runner.blocks for runner in growing], every)
+            late = proposal.deadline_passed
+            for runner, block in zip(growing, blocks, strict=True):
+                runner.blocks += (final(block) if late else block,)
+            rivals = [runner for runner in runners if not runner.given_up]
+            scores = await comparable_scores(proposal, [runner.blocks for runner in rivals])
+            for runner, score in zip(rivals, scores, strict=True):
+                runner.score = score
+            record.add(growing)
+            if late:
+                break
+            unbegun = n - len(runners) if plan.more else 0
+            plan = rule.plan(runners, unbegun, proposal.places(at_once))
+            left = [runner for runner in runners if not runner.given_up]
+            if len(left) == 1 and plan == Plan(left, 0, False):
+                for decision in record.decisions(left[0]):
+                    yield decision
+    finally:
+        await proposal.abandon()
     ended = [runner for runner in runners if runner.ended and not runner.given_up]
     best = max(ended, key=lambda runner: (not runner.blocks[-1].cut, runner.score.total))
     *others, last = record.decisions(best)
@@ -135,7 +140,7 @@ class Race:
     response that has not begun counts as one of no tokens, around the mean of the prompt's value
     and the scores of all responses begun. Unfinished responses with a probability below δ are given
     up; if one response has more than 1 - δ, all others are. Those with the highest probability per
-    token still to come grow, at most ``at_once`` of them. The others wait.
+    token still to come grow, as many as there are places. The others wait.
 
     With ``gain_per_token`` λ, a response grows only if its expected gain over the best final score
     of ended responses, and of responses taken before it, is at least λ times its tokens to come.
@@ -143,24 +148,23 @@ class Race:
 
     Args:
         delta: δ.
-        at_once: responses that grow in the same round, at most.
         stop: the stop rule, or None.
         outlook: maps the length of an unfinished response, in tokens, to its outlook.
         prior: value of the prompt, in units of the score.
     """
 
     delta: float
-    at_once: int
     stop: Stop | None
     outlook: Callable[[int], Outlook]
     prior: float = 0.0
 
-    def plan(self, runners: Sequence[Runner], unbegun: int) -> Plan:
+    def plan(self, runners: Sequence[Runner], unbegun: int, places: int) -> Plan:
         """Gives up responses, and plans the next round; it is empty once the race has ended.
 
         Args:
             runners: the responses begun.
             unbegun: responses that may still begin.
+            places: responses that grow in the same round, at most.
         """
         rivals = [runner for runner in runners if not runner.given_up]
         comparable = not any(runner.score.failed for runner in rivals)
@@ -187,7 +191,7 @@ class Race:
         if comparable and isinstance(self.stop, StopByGain):
             price = self.stop.gain_per_token
             order = finals.worthwhile(order, {i: price * tokens[i] for i in order})
-        taken = order[: self.at_once]
+        taken = order[:places]
         if not taken:
             return Plan((), 0, False)
         for i, runner in enumerate(rivals):

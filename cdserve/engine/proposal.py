@@ -5,18 +5,20 @@ import copy
 import hashlib
 import math
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from cdserve.decoders import Candidate, Outlook, Prefix, Score
 from cdserve.engine.deadline import AGAIN, ended_at_deadline
 from cdserve.engine.drafts import Draft
-from cdserve.engine.prefill import TokenSequence, final_output
+from cdserve.engine.prefill import TokenSequence
 from cdserve.engine.request import AlignedRequest
 from cdserve.engine.resources import EngineResources
 from cdserve.engine.response import cumulative_logprob
+from cdserve.engine.rollout import Rollout
 from cdserve.engine.vllm import (
     CompletionOutput,
     RequestOutput,
@@ -97,6 +99,8 @@ class EngineProposal:
         self._waiting: set[asyncio.Task[Any]] = set()
         """Tasks of ``_drawing`` whose candidate waits for a slot."""
         self._abandoned = False
+        self._rollouts: list[Rollout] = []
+        """Rollouts whose response goes on."""
         self.alive: set[str] = set()
         """Ids of its engine requests that run now."""
         self.scored_at = time.perf_counter()
@@ -134,18 +138,97 @@ class EngineProposal:
         draw, self._draws = self._draws, self._draws + 1
         drafts = self._drafts(starts, draw)
         together = len(starts) if self._resources.slots.available(len(starts)) else 1
+        drawing = [
+            self._candidate(start, draw, i, draft, together)
+            for i, (start, draft) in enumerate(zip(starts, drafts, strict=True))
+        ]
+        return await self._all(drawing)
+
+    def places(self, most: int) -> int:
+        """How many prefixes to grow at the same time: with a seed, ``most`` whatever else runs."""
+        if self._params.seed is not None:
+            return most
+        responses: int = self._params.n
+        share = self._resources.slots.share(self._context) // responses
+        return min(most, max(1, share))
+
+    async def grow(self, prefixes: Sequence[Prefix], max_tokens: int) -> Sequence[Candidate]:
+        """Continues each prefix by a block, from a rollout that goes on past it.
+
+        The next call takes the following blocks of these prefixes from their rollouts, and ends the
+        other rollouts. If a reward reads log-likelihoods, the blocks are those of ``sample``.
+
+        Args:
+            max_tokens: length of a block at most.
+        """
+        if self._reads_models:
+            return await self.sample(prefixes, 1, max_tokens)
+        by_last = {id(rollout.last): rollout for rollout in self._rollouts}
+        found = [by_last.get(id(prefix[-1])) if prefix else None for prefix in prefixes]
+        await self._end([rollout for rollout in self._rollouts if rollout not in found])
+        begun = found.count(None)
+        together = begun if self._resources.slots.available(begun) else 1
+        draw, self._draws = self._draws, self._draws + 1
+        starts = [self._start(prefix, max_tokens, None) for prefix in prefixes]
+        drawing = []
+        for i, draft in enumerate(self._drafts(starts, draw)):
+            place = self._place(draw, found[:i].count(None), together)
+            rollout = found[i] or self._roll(prefixes[i], max_tokens, draw, i, place)
+            rollout.watch(draft)
+            drawing.append(self._following(rollout, starts[i], f"{self._draw_id(draw)}.{i}"))
+        return await self._all(drawing)
+
+    async def _all(self, drawing: Sequence[Coroutine[Any, Any, Candidate]]) -> Sequence[Candidate]:
+        """Candidates that are drawn at the same time; the deadline ends them."""
         try:
             ended = ended_at_deadline(self._resources.engine, self._context, self.alive)
-            traced = self._spans.span("generate", candidates=len(starts))
+            traced = self._spans.span("generate", candidates=len(drawing))
             with GENERATE_SECONDS.time(), traced, ended:
                 async with asyncio.TaskGroup() as group:
-                    tasks = [
-                        group.create_task(self._candidate(start, draw, i, draft, together))
-                        for i, (start, draft) in enumerate(zip(starts, drafts, strict=True))
-                    ]
+                    tasks = [group.create_task(candidate) for candidate in drawing]
         except* Exception as failures:
             raise failures.exceptions[0] from None
         return [task.result() for task in tasks]
+
+    def _roll(
+        self, prefix: Prefix, every: int, draw: int, index: int, place: DrawPlace | None
+    ) -> Rollout:
+        """Begins a rollout that continues a prefix, with V after every ``every`` tokens."""
+        start, tickets = self._start(prefix, None, None), ExitStack()
+        asked = self._asked(start, place, tickets, every)
+        params = self._block_params(start, asked, self._seed(draw, index))
+        params.output_kind = RequestOutputKind.DELTA
+        params.stream_interval = every if self._context.drafts is None else None
+        rollout = Rollout(asked=asked, tickets=tickets, last=prefix[-1] if prefix else None)
+        request_id = f"{self._draw_id(draw)}.{index}"
+        running = self._run(start, params, request_id, rollout.add, first=draw == index == 0)
+        rollout.begin(asyncio.create_task(running))
+        self._rollouts.append(rollout)
+        return rollout
+
+    async def _following(self, rollout: Rollout, start: _Start, request_id: str) -> Candidate:
+        """The next block of a rollout, which ``start`` is the beginning of."""
+        block = self._read(await rollout.following(start.length), start)
+        block = await self._with_results(block, start, rollout.asked, request_id)
+        if block.kl is not None:  # of the rollout so far
+            block = replace(block, **rollout.step(block.kl, block.unsteered))
+        rollout.read(block)
+        if block.finish_reason is not None:
+            await self._end([rollout])
+        return block
+
+    async def _end(self, rollouts: Sequence[Rollout]) -> None:
+        """Ends rollouts, and returns once their slots are free."""
+        self._rollouts = [rollout for rollout in self._rollouts if rollout not in rollouts]
+        ending = [rollout.end() for rollout in rollouts]
+        await asyncio.gather(*ending, return_exceptions=True)
+
+    def _draw_id(self, draw: int) -> str:
+        return f"{self._request.engine_id}-{self._choice}.{draw}"
+
+    def _place(self, draw: int, preceding: int, together: int) -> DrawPlace | None:
+        """Place of a request among those of a draw that begin in one step; None if it is alone."""
+        return DrawPlace(self._draw_id(draw), preceding, together) if together > 1 else None
 
     async def draw(self, index: int, budget: float | None = None) -> Candidate:
         """Draws a whole response, with the seed of this candidate in the first ``sample``.
@@ -175,12 +258,13 @@ class EngineProposal:
             self._waiting.discard(task)
 
     async def abandon(self) -> None:
-        """Ends all calls of ``draw`` under way, and returns once they have ended.
+        """Ends all rollouts and calls of ``draw`` under way, and returns once they have ended.
 
         Candidates that run are returned with the tokens drawn so far. Candidates that wait for a
         slot are cancelled.
         """
         self._abandoned = True
+        await self._end(self._rollouts)
         for task in self._waiting:
             task.cancel()
         while self._drawing:
@@ -263,19 +347,30 @@ class EngineProposal:
         self, start: _Start, draw: int, index: int, draft: Draft | None, together: int = 1
     ) -> Candidate:
         """Draws a candidate, which begins in one step with the others of ``together`` in all."""
-        draw_id = f"{self._request.engine_id}-{self._choice}.{draw}"
-        request_id = f"{draw_id}.{index}"
-        place = DrawPlace(draw_id, index, together) if together > 1 else None
+        request_id = f"{self._draw_id(draw)}.{index}"
+        place = self._place(draw, index, together)
         with ExitStack() as tickets:
             asked = self._asked(start, place, tickets)
-            output = await self._run(start, asked, draw, index, request_id, draft)
+            params = self._block_params(start, asked, self._seed(draw, index))
+            watch = None if draft is None else partial(self._show, draft, start, asked)
+            output = await self._run(start, params, request_id, watch, first=draw == index == 0)
             candidate = self._read(output, start)
             if self._abandoned:
                 return candidate  # nothing else of it is used
             return await self._with_results(candidate, start, asked, request_id)
 
-    def _asked(self, start: _Start, place: DrawPlace | None, tickets: ExitStack) -> WorkerRequest:
-        """Worker request of a candidate, with tickets that live as long as the stack."""
+    def _asked(
+        self,
+        start: _Start,
+        place: DrawPlace | None,
+        tickets: ExitStack,
+        every: int | None = None,
+    ) -> WorkerRequest:
+        """Worker request of a candidate or rollout, with tickets that live as long as the stack.
+
+        Args:
+            every: tokens of a rollout's blocks; None for a candidate.
+        """
         resources, asked = self._resources, self._worker_request
         changes: dict[str, Any] = {}
         prompt = len(self._request.prompt)
@@ -285,9 +380,13 @@ class EngineProposal:
             changes["path_kl"] = tickets.enter_context(resources.path_kl.ticket())
             changes["kl_budget"] = start.budget
         if self._reads_values:
-            changes["values"] = tickets.enter_context(resources.values.ticket())
-            changes["value_length"] = len(start.token_ids) + start.length
-            changes["drawn_values"] = self._context.drafts is not None
+            values = (
+                resources.values.ticket() if every is None else resources.values.repeated(every)
+            )
+            changes["values"] = tickets.enter_context(values)
+            changes["value_length"] = len(start.token_ids) + (every or start.length)
+            changes["value_every"] = every
+            changes["drawn_values"] = self._context.drafts is not None and every is None
         if self._reads_models:
             changes["loglik"] = tickets.enter_context(resources.loglik.ticket())
         if place is not None and (changes or asked != NOTHING):
@@ -339,15 +438,18 @@ class EngineProposal:
     async def _run(
         self,
         start: _Start,
-        asked: WorkerRequest,
-        draw: int,
-        index: int,
+        params: SamplingParams,
         request_id: str,
-        draft: Draft | None,
+        watch: Callable[[RequestOutput], None] | None,
+        first: bool,
     ) -> CompletionOutput:
-        """Runs one engine request once there is a slot."""
+        """Runs one engine request once there is a slot; returns its last output.
+
+        Args:
+            watch: called with each output; None to watch none.
+            first: whether this is the very first candidate.
+        """
         context = self._context
-        params = self._block_params(start, asked, self._seed(draw, index))
         async with self._resources.slots.slot(context, context.seconds_left) as granted:
             if (task := asyncio.current_task()) is not None:
                 self._waiting.discard(task)
@@ -355,15 +457,17 @@ class EngineProposal:
                 return nothing(params)
             prompt = tokens_input(start.token_ids.copy(), cache_salt=self._request.cache_salt)
             outputs = self._resources.engine.generate(prompt, params, request_id, **self._options)
-            if draft is not None:
-                outputs = self._watched(outputs, draft, start, asked)
             self.alive.add(request_id)
+            drawn: RequestOutput | None = None
             try:
-                drawn = await final_output(outputs)
+                async for drawn in outputs:
+                    if first:
+                        self.first = drawn
+                    if watch is not None:
+                        watch(drawn)
             finally:
                 self.alive.discard(request_id)
-        if draw == index == 0:
-            self.first = drawn
+        assert drawn is not None  # vLLM ends every request with an output
         (output,) = drawn.outputs
         intended = context.deadline_passed or self._abandoned
         aborted = output.finish_reason == "abort" and not intended
@@ -371,21 +475,15 @@ class EngineProposal:
             raise Stopped(output.finish_reason)
         return output
 
-    async def _watched(
-        self,
-        outputs: AsyncGenerator[RequestOutput, None],
-        draft: Draft,
-        start: _Start,
-        asked: WorkerRequest,
-    ) -> AsyncGenerator[RequestOutput, None]:
-        """The outputs of an engine request, each of which its draft learns."""
-        async for output in outputs:
-            (drawn,) = output.outputs
-            values = None
-            if asked.values is not None:
-                values = self._resources.values.latest(asked.values, len(start.token_ids) + 1)
-            draft.update(drawn.text, len(drawn.token_ids), values)
-            yield output
+    def _show(
+        self, draft: Draft, start: _Start, asked: WorkerRequest, output: RequestOutput
+    ) -> None:
+        """Updates the draft of a candidate by an output of its engine request."""
+        (drawn,) = output.outputs
+        values = None
+        if asked.values is not None:
+            values = self._resources.values.latest(asked.values, len(start.token_ids) + 1)
+        draft.update(drawn.text, len(drawn.token_ids), values)
 
     def _read(self, output: CompletionOutput, start: _Start) -> Candidate:
         """The engine's output cut to the block, with stop strings that begin before the block."""

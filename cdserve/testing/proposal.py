@@ -55,6 +55,12 @@ class TinyProposal:
     def score_variance(self) -> float | None:
         return None
 
+    def places(self, most: int) -> int:
+        return most
+
+    async def grow(self, prefixes: Sequence[Prefix], max_tokens: int) -> Sequence[Candidate]:
+        return await self.sample(prefixes, 1, max_tokens)
+
     async def draw(self, index: int, budget: float | None = None) -> Candidate:
         (candidate,) = await self.sample([()], 1, None, budget)
         return candidate

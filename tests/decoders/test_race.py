@@ -136,11 +136,11 @@ class TestPlan:
         def outlook(tokens: int) -> Outlook:
             return Outlook(tokens=20.0 - tokens, deviation=spread, gains=())
 
-        return Race(delta, **{"at_once": 9, "stop": None, "outlook": outlook, **fields})
+        return Race(delta, **{"stop": None, "outlook": outlook, **fields})
 
     def kept(self, race: Race, *runners: Runner) -> list[int]:
         """Indices of the responses that a plan does not give up."""
-        race.plan(runners, 0)
+        race.plan(runners, 0, places=9)
         return [i for i, runner in enumerate(runners) if not runner.given_up]
 
     def test_hopeless_responses_are_given_up(self) -> None:
@@ -159,48 +159,48 @@ class TestPlan:
         ended = self.runner(0.5, ended=True)
         low, high = map(self.runner, [-1.0, 4.0])
         assert self.kept(self.race(0.5), ended, self.runner(0.4)) == [0, 1]
-        assert not self.race(0.5).plan([ended, low], 0).grow
+        assert not self.race(0.5).plan([ended, low], 0, places=9).grow
         assert self.kept(self.race(0.5), ended, high) == [1]
 
     def test_ended_response_stays_though_its_chance_among_many_is_low(self) -> None:
         stop = StopByGain(gain_per_token=0.02)
-        race, ended = self.race(1.0, delta=0.02, at_once=1, stop=stop), self.runner(0.8, ended=True)
-        assert race.plan([ended], 40).begin == 0
+        race, ended = self.race(1.0, delta=0.02, stop=stop), self.runner(0.8, ended=True)
+        assert race.plan([ended], 40, places=1).begin == 0
         assert not ended.given_up
 
     def test_response_that_has_not_begun_competes_around_the_mean(self) -> None:
         low, high = self.runner(-1.0), self.runner(1.0)
-        plan = self.race(1.0, at_once=1).plan([low, high], 2)
+        plan = self.race(1.0).plan([low, high], 2, places=1)
         assert (plan.grow, plan.begin, plan.more) == ([high], 0, True)
-        plan = self.race(1.0, at_once=1).plan([low], 2)
+        plan = self.race(1.0).plan([low], 2, places=1)
         assert (plan.grow, plan.begin, plan.more) == ([], 1, True)
-        plan = self.race(0.1, at_once=3).plan([self.runner(2.0)], 2)
+        plan = self.race(0.1).plan([self.runner(2.0)], 2, places=3)
         assert (plan.begin, plan.more) == (0, False)
 
     def test_places_go_to_the_best_chances_per_token_to_come(self) -> None:
         near, far = self.runner(0.0, tokens=16), self.runner(0.1, tokens=4)
-        assert self.race(1.0, at_once=1).plan([far, near], 0).grow == [near]
-        assert self.race(1.0, at_once=2).plan([far, near], 0).grow == [near, far]
+        assert self.race(1.0).plan([far, near], 0, places=1).grow == [near]
+        assert self.race(1.0).plan([far, near], 0, places=2).grow == [near, far]
 
     def test_threshold_ends_the_race_at_a_final_score_only(self) -> None:
         race = self.race(1.0, stop=StopAtThreshold(threshold=1.0))
-        assert race.plan([self.runner(1.2), self.runner(0.9, ended=True)], 3).grow
-        plan = race.plan([self.runner(1.2), self.runner(1.0, ended=True)], 3)
+        assert race.plan([self.runner(1.2), self.runner(0.9, ended=True)], 3, places=9).grow
+        plan = race.plan([self.runner(1.2), self.runner(1.0, ended=True)], 3, places=9)
         assert (plan.grow, plan.begin, plan.more) == ((), 0, False)
 
     @pytest.mark.parametrize(("price", "begun"), [(0.0, 3), (0.01, 3), (0.1, 0)])
     def test_gain_rule_begins_responses_only_below_their_expected_gain(
         self, price: float, begun: int
     ) -> None:
-        race = self.race(1.0, at_once=3, stop=StopByGain(gain_per_token=price))
-        assert race.plan([self.runner(0.0, ended=True)], 5).begin == begun
+        race = self.race(1.0, stop=StopByGain(gain_per_token=price))
+        assert race.plan([self.runner(0.0, ended=True)], 5, places=3).begin == begun
 
     @pytest.mark.parametrize("stop", [StopAtThreshold(threshold=0.0), StopByGain(gain_per_token=9)])
     def test_stop_has_no_effect_on_scores_with_a_failed_reward(self, stop: Stop) -> None:
         ended = self.runner(0.0, ended=True)
-        assert not self.race(1.0, stop=stop).plan([ended], 2).begin
+        assert not self.race(1.0, stop=stop).plan([ended], 2, places=9).begin
         ended.score = Score(0.0, {}, failed=("r",))
-        assert self.race(1.0, stop=stop).plan([ended], 2).begin == 2
+        assert self.race(1.0, stop=stop).plan([ended], 2, places=9).begin == 2
 
 
 class Drawn(Toy):

@@ -128,6 +128,14 @@ class Toy:
         """No statistics of the reward."""
         return None
 
+    def places(self, most: int) -> int:
+        """All of them."""
+        return most
+
+    async def grow(self, prefixes: Sequence[Prefix], max_tokens: int) -> Sequence[Candidate]:
+        """A block of each prefix."""
+        return await self.sample(prefixes, 1, max_tokens)
+
     async def draw(self, index: int, budget: float | None = None) -> Candidate:
         """A whole response."""
         (candidate,) = await self.sample([()], 1, None, budget)

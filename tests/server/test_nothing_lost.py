@@ -11,6 +11,8 @@ from openai import OpenAI
 from .served import Served
 from .wire import BEST_OF_N, BLOCKWISE, PROMPT, check_report, complete
 
+RACE = {**BEST_OF_N, "race": {"delta": 0.02, "every": 4}}
+
 LONG = {"model": "demo", "max_tokens": 1000, "ignore_eos": True}
 TALK = [{"role": "user", "content": PROMPT}]
 RESPONSE = {"input": PROMPT, "max_output_tokens": 1000}
@@ -81,7 +83,7 @@ async def test_random_disconnects_leak_no_engine_requests(server: Served, client
 
     async with server.async_client() as asynchronous:
         for _ in range(3):
-            policies = [rng.choice([BEST_OF_N, BLOCKWISE]) for _ in range(6)]
+            policies = [rng.choice([BEST_OF_N, BLOCKWISE, RACE]) for _ in range(6)]
             leaving = (leave(asynchronous, policy, rng.randrange(100)) for policy in policies)
             await asyncio.gather(*leaving)
     await asyncio.to_thread(server.wait_until_idle)

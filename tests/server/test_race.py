@@ -31,6 +31,17 @@ def test_race_with_a_delta_near_zero_keeps_all_candidates(client: OpenAI) -> Non
     assert report["score"] == max(candidate["score"] for candidate in ended)
 
 
+@pytest.mark.parametrize("every", [5, 16, 64])
+def test_race_that_gives_up_nothing_is_best_of_n_bit_for_bit(client: OpenAI, every: int) -> None:
+    """Its candidates are drawn by the same engine requests, and only read in blocks."""
+    policy = {**RACE, "race": {"delta": 1e-300, "every": every}}
+    raced = complete(client, policy, **FIELDS)
+    full = complete(client, {"method": "best_of_n", "n": 8}, **FIELDS)
+    assert text_of(raced.choices[0]) == text_of(full.choices[0])
+    assert raced.alignment["candidate_tokens"] == full.alignment["candidate_tokens"]
+    assert raced.alignment["score"] == pytest.approx(full.alignment["score"])
+
+
 def test_race_is_reproduced_by_its_seed_and_streams(client: OpenAI) -> None:
     answer = complete(client, RACE, **FIELDS)
     chunks = list(complete(client, RACE, stream=True, **FIELDS))

@@ -61,6 +61,22 @@ def test_streamed_race_is_the_whole_answer(client: OpenAI, fields: dict[str, Any
     assert chunks[-1].alignment["draws"] == answer.alignment["draws"]
 
 
+@pytest.mark.parametrize("fields", [{}, GAIN])
+def test_race_without_a_seed_grows_on_a_full_server(
+    client: OpenAI, http: httpx2.Client, fields: dict[str, Any]
+) -> None:
+    """The requests have more candidates than there are slots."""
+    policy = {"method": "best_of_n", "n": 16, "race": {"delta": 0.02, "every": 4}, **fields}
+    with ThreadPoolExecutor(16) as pool:
+        asked = [pool.submit(complete, client, policy, max_tokens=32) for _ in range(16)]
+    for answer in asked:
+        draws = answer.result().alignment["draws"]
+        assert 1 <= draws["made"] <= draws["allowed"] == 16
+    samples = read(http)
+    assert samples["cdserve_running_candidates", ""] == 0
+    assert samples["cdserve_waiting_candidates", ""] == 0
+
+
 @pytest.mark.parametrize(
     "excluded",
     [{"kl_budget": 0.5}, {"threshold": {"score": 0.0, "on_reject": "refuse"}}],
