@@ -200,6 +200,11 @@ export class PolicyForm {
   text(about) {
     const models = ["tuned", "reference", "member"].includes(about.path.at(-1));
     if (models) return this.select(this.names.models, about);
+    if (about.path.at(-1) === "extract") {
+      const list = `${about.id}-names`;
+      const known = this.names.extractors.map((value) => h("option", { value }));
+      return [this.input(about, { list }, (value) => value), h("datalist", { id: list }, known)];
+    }
     return this.input(about, {}, (value) => value);
   }
 

@@ -33,7 +33,8 @@ export class PolicyEditor {
     this.preset = null;
     const defaultReward = Object.keys(server.rewards).find((name) => server.rewards[name].default);
     const models = ["base", ...Object.keys(server.members)];
-    const names = { rewards: server.rewards, models, defaultReward };
+    const { rewards, extractors } = server;
+    const names = { rewards, models, extractors, defaultReward };
     this.form = new PolicyForm(prefix, names, () => this.changed());
     this.element = this.build();
     this.value = this.first();

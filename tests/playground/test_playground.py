@@ -482,6 +482,15 @@ class TestPolicy:
             page.run()
             assert policy(page)["method"] == method
 
+    def test_answer_of_a_vote_is_offered_the_extractors_of_the_server(
+        self, page: Playground, http: httpx2.Client
+    ) -> None:
+        vote = {"vote": {"extract": "boxed"}}
+        page.open({"method": "best_of_n", "n": 4, "selection": vote}, **ROUTE)
+        read = '[...document.querySelectorAll("datalist option")]'
+        offered = page.js(f"return {read}.map((option) => option.value)")
+        assert offered == http.get("/v1/alignment").json()["extractors"]
+
     def test_invalid_json_is_reported(self, page: Playground) -> None:
         page.open(BLOCKWISE, **ROUTE)
         page.js(OPEN_JSON)
