@@ -11,6 +11,7 @@ CdserveError
 └── InternalError    unexpected exception: 500
 """
 
+import re
 from typing import Literal
 
 RefusalReason = Literal["invalid", "limit", "combination"]
@@ -19,6 +20,8 @@ RefusalReason = Literal["invalid", "limit", "combination"]
 ``invalid``: a field, value or name that is unknown or malformed. ``limit``: more than this server
 accepts. ``combination``: values that are valid, but not together.
 """
+
+_USER_IN_URL = re.compile(r"://[^/@\s'\"]*@")
 
 
 class CdserveError(Exception):
@@ -111,9 +114,13 @@ def safe_key(key: str, limit: int = 80) -> str:
 
 
 def safe_repr(value: object, limit: int = 80) -> str:
-    """The repr of ``value`` for use in an error message, cut after ``limit`` characters."""
+    """The repr of ``value`` for use in an error message, cut after ``limit`` characters.
+
+    Passwords in URLs are left out.
+    """
     try:
         text = repr(value)
     except RecursionError:
         text = f"a deeply nested {type(value).__name__}"
+    text = _USER_IN_URL.sub("://***@", text)
     return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"

@@ -411,7 +411,7 @@ LOADED = "model: m\nrewards: {{a: {}}}"
     [
         ({"url": "rm:8000"}, r"url is 'rm:8000'; it must match"),
         ({"url": "http://rm:8000/v1/"}, r"url is .*; it must not end in /v1"),
-        ({"url": "http://me:pw@rm"}, r"url is .*; it must have no user"),
+        ({"url": "http://me:pw@rm"}, r"url is .http://\*\*\*@rm.; it must have no user"),
         ({"route": "embed"}, r"route is 'embed'; it must be 'classify', 'pooling', 'score' or"),
         ({"server": "tei", "route": "pooling"}, r"route is .*; server tei has classify, score"),
         ({"server": "sglang", "route": "score"}, r"route is .*; server sglang has classify, op"),
