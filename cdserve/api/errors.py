@@ -1,11 +1,13 @@
 """Error responses in OpenAI's format; ``api.messages`` converts them for Anthropic's API."""
 
+import logging
 from http import HTTPStatus
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from vllm.entrypoints.serve.engine.protocol import ErrorInfo, ErrorResponse
+from vllm.exceptions import VLLMClientError
 
 from cdserve.errors import CdserveError, ModelError, OverloadError, PolicyError
 from cdserve.observability.metrics import REFUSED
@@ -13,11 +15,28 @@ from cdserve.observability.metrics import REFUSED
 _NO_RETRY = {"x-should-retry": "false"}
 """OpenAI's clients retry a 5xx automatically unless this header forbids it."""
 
+_STREAMS = (
+    "vllm.entrypoints.openai.completion.serving",
+    "vllm.entrypoints.openai.chat_completion.serving",
+    "vllm.entrypoints.anthropic.serving",
+)
+"""Loggers to which vLLM writes the traceback of every exception that ends a stream."""
+
 
 def install(app: FastAPI) -> None:
-    """Registers the handlers for cdserve's and Starlette's exceptions."""
+    """Registers the handlers for cdserve's and Starlette's exceptions.
+
+    Errors of a client's, and those that cdserve has logged, are kept out of the log of streams.
+    """
+    for name in _STREAMS:
+        logging.getLogger(name).addFilter(_is_unexpected)
     app.add_exception_handler(CdserveError, _on_cdserve_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
+
+
+def _is_unexpected(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, (CdserveError, VLLMClientError))
 
 
 async def _on_cdserve_error(_: Request, error: Exception) -> JSONResponse:

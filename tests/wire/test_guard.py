@@ -9,6 +9,7 @@ import openai
 import pytest
 from openai import OpenAI
 
+from tests.server.served import Served
 from tests.server.wire import BEST_OF_N, PROMPT, Ask, chat, complete
 from tests.wire.test_metrics import changes, read
 from tests.wire.test_stopping import text_of
@@ -128,10 +129,14 @@ def test_error_tells_apart_a_score_just_below_the_threshold(client: OpenAI) -> N
 
 
 @ROUTES
-def test_error_of_a_stream_is_its_last_event(client: OpenAI, ask: Ask) -> None:
+def test_error_of_a_stream_is_its_last_event_and_not_logged(
+    client: OpenAI, ask: Ask, server: Served
+) -> None:
+    tracebacks = len(server.logged("Traceback"))
     with pytest.raises(openai.APIError, match=r"alignment\.threshold") as caught:
         list(ask(client, guarded(OUT_OF_REACH, "error"), stream=True))
     assert caught.value.body["code"] == 422
+    assert len(server.logged("Traceback")) == tracebacks
 
 
 def test_error_of_an_anthropic_stream_is_an_api_error(http: httpx2.Client) -> None:
