@@ -64,9 +64,9 @@ class Rollout:
         self._draft.update(text, len(drawn.token_ids) - self.taken, values)
 
     async def following(self, length: int) -> CompletionOutput:
-        """What was drawn after the blocks read so far, once it is more than ``length`` tokens.
+        """The output after the blocks read so far, once it has more than ``length`` tokens.
 
-        Or less, if the engine request has ended. Raises what the task raised.
+        If the engine request has ended, it may have fewer. Errors of the request are raised here.
         """
         while not self._task.done() and self._tokens <= self.taken + length:
             self._changed.clear()
