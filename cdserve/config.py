@@ -41,8 +41,18 @@ class Standardisation(_Section):
     std: float = Field(gt=0, description="Standard deviation, in units of the reward.")
 
 
+Sign = Literal["positive", "negative", "any"]
+"""Weights that requests may give a reward: at least 0, at most 0 (a cost), or any."""
+
+
 class _Kind(_Section):
-    public: ClassVar[frozenset[str]] = frozenset({"kind"})
+    sign: Sign | None = Field(
+        default=None,
+        description="Weights that requests may give the reward: positive (at least 0), negative "
+        "(at most 0: a cost) or any. If null, any if limits.allow_negative_rewards, else positive.",
+    )
+
+    public: ClassVar[frozenset[str]] = frozenset({"kind", "sign"})
     """Fields that ``GET /v1/alignment`` shows: no path, model, address, callable or rubric."""
 
     @property
@@ -456,6 +466,10 @@ class Limits(_Section):
     allow_negative_weights: bool = Field(
         default=False, description="Whether requests may give members negative weights."
     )
+    allow_negative_rewards: bool = Field(
+        default=False,
+        description="Whether requests may give negative weights to rewards whose `sign` is null.",
+    )
 
 
 class Admission(_Section):
@@ -618,6 +632,16 @@ class Settings(_Section):
         return self
 
     @model_validator(mode="after")
+    def _default_reward_is_no_cost(self) -> "Settings":
+        reward = self.rewards.get(self.default_reward or "")
+        if reward is not None and reward.sign == "negative":
+            raise ValueError(
+                f"default_reward is {self.default_reward!r}, whose sign is negative; a policy "
+                "without rewards gives it the weight 1"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _playground_gold_exists(self) -> "Settings":
         gold = self.playground.gold if isinstance(self.playground, Playground) else None
         if gold is not None and gold not in self.rewards:
@@ -635,6 +659,11 @@ class Settings(_Section):
                 key = ".".join(["keys", name, "limits", *map(str, path)])
                 raise ValueError(f"{key} {predicate}") from error
         return self
+
+    def sign_of(self, reward: str) -> Sign:
+        """Weights that requests may give a reward."""
+        default: Sign = "any" if self.limits.allow_negative_rewards else "positive"
+        return self.rewards[reward].sign or default
 
     def limits_of(self, key: str) -> Limits:
         """Limits that apply to requests with a key."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cdserve import decoders, scoring
+from cdserve.api.signs import check_signs
 from cdserve.api.steering import worker_request
 from cdserve.config import Settings
 from cdserve.decoders import Decoder
@@ -133,6 +134,7 @@ class AlignmentServer:
             "rewards": {
                 name: {
                     **settings[name].model_dump(include=set(settings[name].public)),
+                    "sign": self.settings.sign_of(name),
                     "prefixes": reward.prefixes,
                     "next_tokens": name in self.q_columns,
                     "default": name == self.settings.default_reward,
@@ -184,6 +186,8 @@ class AlignmentServer:
     def _context(self, policy: Policy, *, operator: bool) -> AlignmentContext:
         policy.check_limits(self.settings.limits)
         objective, extract = self.objective(policy), policy.answer_extractor
+        if not operator:
+            check_signs(objective.weights, self.settings, f"{FIELD}.rewards")
         return AlignmentContext(
             policy=policy,
             decoder=self.decoders[policy.method],

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from cdserve.api.signs import check_signs
 from cdserve.config import Settings
 from cdserve.errors import PolicyError, safe_repr
 from cdserve.policy import Mix, Tilt
@@ -31,6 +32,8 @@ def worker_request(
     weights: Mapping[str, float] = {}
     mix: Tilt | Mix | None = proposal
     if isinstance(proposal, Tilt):
+        if proposal.rewards and not operator:
+            check_signs(proposal.rewards, settings, f"{field}.rewards")
         coefficients = _coefficients(proposal, columns, settings.default_reward, field)
         if coefficients:
             tilt = RowTilt(coefficients, proposal.top_k)

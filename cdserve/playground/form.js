@@ -87,7 +87,11 @@ const CHOICES = {
   vote: "most frequent answer",
   worst_case: "best in its worst reward",
 };
-const SLIDER = { min: -2, max: 2, step: 0.05 };
+const SLIDERS = {
+  any: { min: -2, max: 2 },
+  positive: { min: 0, max: 2 },
+  negative: { min: -2, max: 0 },
+};
 
 /**
  * The form. It changes the policy in place, key by key, so that what it does not know is kept.
@@ -262,7 +266,8 @@ export class PolicyForm {
     const unused = known.filter((name) => !(name in value));
     const add = (event) => {
       const added = [...path, event.target.value];
-      this.set(added, 1);
+      const cost = !models && this.names.rewards[event.target.value].sign === "negative";
+      this.set(added, cost ? -1 : 1);
       this.show(this.schema, this.policy);
       this.focus(added);
     };
@@ -287,7 +292,8 @@ export class PolicyForm {
     const label = `weight of ${name}`;
     const value = text(this.get(path));
     const slider = h("input", {
-      ...SLIDER,
+      ...SLIDERS[this.names.rewards[name]?.sign ?? "any"],
+      step: 0.05,
       type: "range",
       value,
       "aria-label": `${label}, slider`,

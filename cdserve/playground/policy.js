@@ -194,10 +194,18 @@ export class PolicyEditor {
     return Object.fromEntries(Object.entries(policy).filter(said));
   }
 
-  /** Whether only the operator may ask for it: negative weights, where requests may have none. */
+  /** Whether only the operator may ask for it: weights whose sign requests may not give. */
   isOperators(name) {
-    if (this.server.limits.allow_negative_weights) return false;
-    const text = JSON.stringify(this.server.presets[name]);
+    const { presets, rewards, limits } = this.server;
+    const preset = presets[name];
+    const refused = ([reward, weight]) => {
+      const sign = rewards[reward]?.sign;
+      return (sign === "positive" && weight < 0) || (sign === "negative" && weight > 0);
+    };
+    const weighted = [preset.rewards, preset.proposal?.rewards];
+    if (weighted.some((weights) => Object.entries(weights ?? {}).some(refused))) return true;
+    if (limits.allow_negative_weights) return false;
+    const text = JSON.stringify(preset);
     return /"kind":"proxy"|"weights":\{[^}]*:-/.test(text);
   }
 
