@@ -259,6 +259,11 @@ class RewardModelReward(Fallible):
     output: int | str | None = Field(
         default=None, description="Index or label of the output; required if the model has several."
     )
+    value: Literal["logit", "log_prob", "prob"] = Field(
+        default="logit",
+        description="Reward made of the output: itself, or the logarithm of its label's "
+        "probability, in nats, or the probability.",
+    )
     prefixes: bool = Field(
         default=False,
         description="Whether to score unfinished responses. Few reward models are trained on them.",
@@ -275,8 +280,15 @@ class RewardModelReward(Fallible):
     )
 
     public: ClassVar[frozenset[str]] = Fallible.public | {
-        *("output", "prefixes", "steps", "max_batch", "max_wait"),
+        *("output", "value", "prefixes", "steps", "max_batch", "max_wait"),
     }
+
+    @field_validator("steps")
+    @classmethod
+    def _steps_have_their_own_value(cls, steps: Steps | None, info: ValidationInfo) -> Steps | None:
+        if steps is not None and info.data.get("value", "logit") != "logit":
+            raise ValueError("remove value: the reward of a step is set by steps.probability")
+        return steps
 
 
 _ROUTES = {

@@ -193,8 +193,12 @@ def plan(settings: Settings) -> RewardModels:
                     f"rewards.{name}.{field} is {ours}; rewards.{model.first}, which shares the "
                     f"model's engine, has {theirs}"
                 )
-        column = _column(name, reward, model.config.hf_config.id2label)
-        outputs[name] = ModelOutput(queue=model.queue, column=column)
+        labels = model.config.hf_config
+        outputs[name] = ModelOutput(
+            queue=model.queue,
+            column=_column(name, reward, labels.id2label),
+            independent=labels.problem_type == "multi_label_classification",
+        )
         if reward.on_failure == "error":
             required.add(model.engine)
     engines = [model.engine for model in planned.values()]

@@ -103,7 +103,9 @@ def _reward(
             return _judge(name, settings)
         case config.RewardModelReward():
             steps = None if settings.steps is None else _steps(settings.steps)
-            return RewardModel(models[name], prefixes=settings.prefixes, steps=steps)
+            return RewardModel(
+                models[name], prefixes=settings.prefixes, value=settings.value, steps=steps
+            )
         case config.HttpReward():
             return _http(name, settings, http_models)
         case config.EnsembleReward():

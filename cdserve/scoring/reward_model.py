@@ -5,7 +5,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from cdserve.errors import RewardFailure, safe_repr
 from cdserve.scoring.batching import Batcher
@@ -47,6 +47,8 @@ class ModelOutput:
 
     queue: Batcher[Dialogue, Outputs]
     column: int
+    independent: bool = False
+    """Whether several labels may hold at once, each with its own probability."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +76,7 @@ class Steps:
         """Aggregate of the steps' rewards by one label."""
         if not self.probability:
             return self.aggregate([row[column] for row in rows])
-        return self.aggregate([_probability(row, column) for row in rows])
+        return self.aggregate([math.exp(log_probability(row, column)) for row in rows])
 
 
 STEP_AGGREGATES: Mapping[str, Aggregate] = {
@@ -85,11 +87,19 @@ STEP_AGGREGATES: Mapping[str, Aggregate] = {
 }
 
 
-def _probability(row: Sequence[float], column: int) -> float:
-    logits = [0.0, *row] if len(row) == 1 else row
+Value = Literal["logit", "log_prob", "prob"]
+"""Reward made of an output: itself, or the logarithm of its probability, or the probability."""
+
+
+def log_probability(row: Sequence[float], column: int, independent: bool = False) -> float:
+    """log of a label's probability, in nats, from the raw outputs of all labels.
+
+    The probability is a softmax over the labels, or the sigmoid of a single or independent label.
+    """
+    logits = [row[column], 0.0] if independent or len(row) == 1 else row
     top = max(logits)
-    weights = [math.exp(logit - top) for logit in logits]
-    return weights[-1 if len(row) == 1 else column] / math.fsum(weights)
+    total = math.fsum(math.exp(logit - top) for logit in logits)
+    return min(0.0, row[column] - top - math.log(total))
 
 
 class RewardModel(Reward):
@@ -101,22 +111,32 @@ class RewardModel(Reward):
     Args:
         output: source of the scores.
         prefixes: whether the operator uses the scores for unfinished responses too.
+        value: the reward made of the output of an outcome model.
         steps: steps of a process reward model; None for an outcome model.
     """
 
     kind: ClassVar[str] = "reward_model"
     reads_text = True
 
-    def __init__(self, output: ModelOutput, *, prefixes: bool, steps: Steps | None = None) -> None:
+    def __init__(
+        self,
+        output: ModelOutput,
+        *,
+        prefixes: bool,
+        value: Value = "logit",
+        steps: Steps | None = None,
+    ) -> None:
         self._queue = output.queue
         self._column = output.column
+        self._independent = output.independent
+        self._value = value
         self._steps = steps
         self.prefixes = prefixes
 
     async def score(self, responses: Sequence[Response]) -> list[float]:
         if self._steps is None:
             dialogues = [Dialogue.of(response, response.text) for response in responses]
-            return [row[self._column] for (row,) in await self._queue.score(dialogues)]
+            return [self._reward(row) for (row,) in await self._queue.score(dialogues)]
         split = [self._steps.split(response.text) for response in responses]
         texts = ["".join(step + self._steps.marker for step in steps) for steps in split]
         outputs = await self._queue.score(list(map(Dialogue.of, responses, texts)))
@@ -125,6 +145,12 @@ class RewardModel(Reward):
             self._steps.reward(rows[-len(steps) :], self._column)
             for rows, steps in zip(outputs, split, strict=True)
         ]
+
+    def _reward(self, row: Sequence[float]) -> float:
+        if self._value == "logit":
+            return row[self._column]
+        log_p = log_probability(row, self._column, self._independent)
+        return log_p if self._value == "log_prob" else math.exp(log_p)
 
 
 def tokens(tokenizer: Any, dialogue: Dialogue) -> list[int]:

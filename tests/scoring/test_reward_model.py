@@ -2,10 +2,14 @@
 
 import asyncio
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from cdserve import config
@@ -13,7 +17,7 @@ from cdserve.errors import PolicyError, ScoringError
 from cdserve.policy import Policy
 from cdserve.scoring import ModelOutput, Objective, Response, build, objective
 from cdserve.scoring.batching import Batcher
-from cdserve.scoring.reward_model import Dialogue, Outputs
+from cdserve.scoring.reward_model import Dialogue, Outputs, log_probability
 from tests.waiting import turns
 
 
@@ -47,9 +51,9 @@ def model() -> Model:
 def rewards(model: Model, **settings: Any) -> Objective:
     """Two outputs of one model, as the rewards ``long`` and ``short``."""
     queue = Batcher(model, max_batch=32, max_wait=0.005)
-    given = {"kind": "reward_model", "model": "rm", **settings}
+    sent = {"kind": "reward_model", "model": "rm", **settings}
     made = build(
-        {name: config.RewardModelReward.model_validate(given) for name in ("long", "short")},
+        {name: config.RewardModelReward.model_validate(sent) for name in ("long", "short")},
         models={
             "long": ModelOutput(queue=queue, column=0),
             "short": ModelOutput(queue=queue, column=1),
@@ -71,6 +75,32 @@ async def test_rewards_of_one_model_share_its_outputs(model: Model) -> None:
     ]
     assert [score.total for score in scores] == [1.0, 2.0, 1.0]
     assert [len(batch) for batch in model.batches] == [2]  # both rewards, equal responses: once
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [("log_prob", -math.log1p(math.exp(-4.0))), ("prob", 1.0 / (1.0 + math.exp(-4.0)))],
+)
+async def test_output_becomes_the_probability_of_its_label(
+    model: Model, value: str, expected: float
+) -> None:
+    (score,) = await rewards(model, value=value).score([response("ab")])
+    assert score.rewards["long"] == pytest.approx(expected, rel=1e-12)
+
+
+@given(st.lists(st.floats(-1e4, 1e4), min_size=1, max_size=5), st.integers(0, 4), st.booleans())
+def test_log_probability_is_that_of_torch_and_at_most_0(
+    row: list[float], column: int, independent: bool
+) -> None:
+    column %= len(row)
+    logits = torch.tensor(row, dtype=torch.float64)
+    if independent or len(row) == 1:
+        expected = torch.nn.functional.logsigmoid(logits[column])
+    else:
+        expected = torch.log_softmax(logits, 0)[column]
+    log_p = log_probability(row, column, independent)
+    assert log_p <= 0.0
+    assert log_p == pytest.approx(expected.item(), rel=1e-9, abs=1e-9)
 
 
 async def test_concurrent_requests_are_scored_in_one_batch(model: Model) -> None:
@@ -153,7 +183,13 @@ def test_reward_model_scores_prefixes_only_if_declared(model: Model) -> None:
     assert objective(policy, rewards(model, prefixes=True).rewards, None).reads_text
 
 
-@pytest.mark.parametrize("field", [{"max_batch": 0}, {"max_wait": -1}, {"flags": {}}])
+@pytest.mark.parametrize(
+    "field",
+    [
+        *({"max_batch": 0}, {"max_wait": -1}, {"flags": {}}, {"value": "log"}),
+        {"steps": {"marker": "#"}, "value": "prob"},
+    ],
+)
 def test_invalid_reward_model_settings_are_rejected(model: Model, field: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=next(iter(field))):
         rewards(model, **field)
