@@ -258,6 +258,9 @@ class Report(TypedDict):
     only the best of those drawn. Present for `rejection`, `cards` and `best_of_n` with
     `threshold`. If a refusal replaces the response, score, rewards and KL are those of the
     response replaced."""
+    exact: NotRequired[bool]
+    """Whether the response is a draw from p exp(r / η) / Z: it was accepted, and no score of the
+    responses drawn exceeded `r_max`. Present for `rejection`."""
     failed: NotRequired[dict[str, int]]
     """Decisions made without a failed reward, by reward (with `on_failure` `skip` or `base`);
     present if there are any. `rewards` omits a reward that failed in the last decision."""
@@ -323,6 +326,8 @@ def report(
         result["deadline"] = {"ms": deadline, "passed": passed}
     if decisions[-1].accepted is not None:
         result["accepted"] = all(decision.accepted is not False for decision in decisions)
+    if decisions[-1].exact is not None:
+        result["exact"] = all(decision.exact for decision in decisions)
     failed = Counter(name for decision in decisions for name in decision.score.failed)
     if failed:
         result["failed"] = dict(failed)
@@ -389,6 +394,8 @@ def merged(reports: Sequence[Report]) -> Report:
         result["deadline"] = _merged_deadline(reports)
     if "accepted" in reports[0]:
         result["accepted"] = all(each["accepted"] for each in reports)
+    if "exact" in reports[0]:
+        result["exact"] = all(each["exact"] for each in reports)
     result["choices"] = list(reports)
     return result
 

@@ -104,6 +104,9 @@ class Decision:
     """Whether a KL budget allowed fewer candidates than were asked for."""
     accepted: bool | None = None
     """Whether the candidate passed the rule's own test; None for rules that have none."""
+    exact: bool | None = None
+    """Whether the candidate is a draw from the distribution asked for; None for rules that do not
+    draw from one."""
     draws: DrawCounts | None = None
     """Numbers of candidates and tokens drawn, if the policy need not draw all; otherwise None."""
     searched: bool | None = None

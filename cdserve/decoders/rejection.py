@@ -4,7 +4,7 @@ import math
 import random
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from itertools import repeat
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -14,8 +14,7 @@ from cdserve.decoders.registry import decoder
 from cdserve.decoders.search import search
 from cdserve.decoders.selection import Argmax, SelectionRule
 from cdserve.decoders.width import WidthField
-from cdserve.errors import ScoringError
-from cdserve.policy import FIELD, SearchPolicy
+from cdserve.policy import SearchPolicy
 
 BATCH = 8
 """Responses drawn at a time."""
@@ -24,14 +23,17 @@ BATCH = 8
 class RejectionPolicy(WidthField, SearchPolicy):
     """Samples whole responses until one is accepted, with probability exp((r - r_max) / eta).
 
-    An accepted response has exactly the distribution p exp(r / eta) / Z. If none of ``max_draws``
-    is accepted, the one with the highest reward is returned, and the report says so.
+    An accepted response has exactly the distribution p exp(r / eta) / Z, and the report has
+    ``exact``. It does not if a reward exceeds ``r_max``, or if ``r_max`` is the highest reward of
+    ``max_draws`` responses drawn at once (arXiv 2309.06657). If none of ``max_draws`` is accepted,
+    the one with the highest reward is returned.
     """
 
     method: Literal["rejection"]
     eta: float = Field(ge=1e-6, le=1e12, description="Reward units per nat.")
-    r_max: float = Field(
-        ge=-1e12, le=1e12, description="Upper bound on the weighted sum of the rewards."
+    r_max: Literal["empirical"] | Annotated[float, Field(ge=-1e12, le=1e12)] = Field(
+        description="Upper bound on the weighted sum of the rewards; 'empirical' for the highest "
+        "of max_draws responses.",
     )
     max_draws: int = Field(ge=1, description="Most responses drawn per response returned.")
 
@@ -98,20 +100,34 @@ class Threshold(SelectionRule):
 
 
 class ExactRejection(Threshold):
-    """Accepts responses with the distribution p exp(r / η) / Z: the threshold is an upper bound."""
+    """Accepts responses with the distribution p exp(r / η) / Z: the threshold is an upper bound.
 
-    def __init__(self, eta: float, r_max: float, max_draws: int, rng: random.Random) -> None:
-        super().__init__(eta, repeat(r_max), max_draws, rng)
+    Args:
+        eta: η, in units of the score per nat.
+        r_max: the upper bound; None for the highest score of the candidates.
+        max_draws: candidates after which the best is selected.
+        rng: source of one uniform number per candidate.
+    """
+
+    def __init__(self, eta: float, r_max: float | None, max_draws: int, rng: random.Random) -> None:
+        super().__init__(eta, repeat(math.inf if r_max is None else r_max), max_draws, rng)
         self._r_max = r_max
+        self._top = -math.inf
 
     def choose(self, scores: Sequence[float]) -> int | None:
-        top = max(scores)
-        if top > self._r_max and not math.isclose(top, self._r_max, rel_tol=1e-9, abs_tol=1e-9):
-            raise ScoringError(
-                f"a response's score is {top:.9g}, and {FIELD}.r_max is {self._r_max:.9g}; "
-                "accepted responses have the distribution asked for only if no score is above it"
-            )
+        self._top = max(scores)
         return super().choose(scores)
+
+    def exact(self) -> bool:
+        if self._r_max is None or not self.accepted():
+            return False
+        close = math.isclose(self._top, self._r_max, rel_tol=1e-9, abs_tol=1e-9)
+        return close or self._top < self._r_max
+
+    def _log_acceptance(self, score: float) -> float:
+        if self._r_max is None:
+            return (score - self._top) / self._eta
+        return super()._log_acceptance(score)
 
 
 @decoder("rejection")
@@ -124,7 +140,9 @@ class Rejection:
     def run(
         cls, policy: RejectionPolicy, proposal: Proposal, seed: int | None
     ) -> AsyncGenerator[Decision, None]:
-        full, rest = divmod(policy.max_draws, BATCH)
-        select = ExactRejection(policy.eta, policy.r_max, policy.max_draws, random.Random(seed))
-        batches = [BATCH] * full + ([rest] if rest else [])
+        r_max = None if policy.r_max == "empirical" else policy.r_max
+        select = ExactRejection(policy.eta, r_max, policy.max_draws, random.Random(seed))
+        at_once = policy.max_draws if r_max is None else BATCH
+        full, rest = divmod(policy.max_draws, at_once)
+        batches = [at_once] * full + ([rest] if rest else [])
         return search(proposal, k=batches, m=None, select=select)

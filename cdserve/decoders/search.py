@@ -179,6 +179,7 @@ def _decision(
         kl_estimator=select.kl_estimator(candidate.cumulative_logprob),
         limited=rounds[0].limited,
         accepted=select.accepted(),
+        exact=select.exact(),
     )
 
 

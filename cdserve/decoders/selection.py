@@ -57,6 +57,13 @@ class SelectionRule(Protocol):
         """Whether the last selected candidate passed the rule's test; None without a test."""
         return None
 
+    def exact(self) -> bool | None:
+        """Whether the last selected candidate is a draw from the distribution asked for.
+
+        None for rules that do not draw from one.
+        """
+        return None
+
     def kl_bound(self, count: int) -> float:
         """Upper bound on the KL of selecting one of ``count`` i.i.d. draws, in nats."""
         return kl.best_of_n_bound(count)

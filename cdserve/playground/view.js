@@ -343,6 +343,7 @@ function aligned(report, tokens) {
     found.push(["answer", winner?.answer ?? "none", votes]);
   }
   if (report.accepted !== undefined) found.push(["accepted", report.accepted ? "yes" : "no", ""]);
+  if (report.exact !== undefined) found.push(["exact draw", report.exact ? "yes" : "no", ""]);
   for (const [name, count] of Object.entries(report.failed ?? {})) {
     found.push([`${name} failed`, counted(count, "decision"), ""]);
   }

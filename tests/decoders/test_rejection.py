@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from itertools import product
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from cdserve import kl
 from cdserve.decoders import Decision, Rejection, RejectionPolicy
 from cdserve.decoders.rejection import BATCH, ExactRejection
-from cdserve.errors import PolicyError, ScoringError
+from cdserve.errors import PolicyError
 from cdserve.report import merged, report
 
 from .toy import (
@@ -124,15 +125,54 @@ class TestDraws:
 
         assert await chosen(1) == await chosen(1) != await chosen(2)
 
-    async def test_reward_above_r_max_is_an_error(self) -> None:
+    async def test_reward_above_r_max_is_accepted_and_the_law_not_exact(self) -> None:
         proposal = Toy(lambda prefix, count, m: [(B, B, B)] * count)
-        message = r"score is 3, and alignment\.r_max is 2\.5"
-        with pytest.raises(ScoringError, match=message):
-            await collect(Rejection.run(policy(r_max=2.5), proposal, 0))
+        (made,) = await collect(Rejection.run(policy(r_max=2.5), proposal, 0))
+        assert (made.accepted, made.exact) == (True, False)
 
-    def test_reward_above_r_max_by_rounding_is_accepted(self) -> None:
+    def test_reward_above_r_max_by_rounding_is_exact(self) -> None:
         rule = ExactRejection(1.0, 0.3, 2, At(0.0))
         assert rule.choose([0.1 + 0.2]) == 0
+        assert rule.exact()
+
+    async def test_exact_is_false_if_no_response_was_accepted(self) -> None:
+        proposal = Toy(lambda prefix, count, m: [(E,)] * count)
+        (best,) = await collect(Rejection.run(policy(eta=1e-3, max_draws=2), proposal, 0))
+        assert (best.accepted, best.exact) == (False, False)
+
+
+class TestEmpiricalBound:
+    async def test_all_max_draws_are_drawn_at_once(self) -> None:
+        seen: list[int] = []
+
+        def draw(prefix: Tokens, count: int, m: int | None) -> Draws:
+            seen.append(count)
+            return [(E,)] * count
+
+        (made,) = await collect(
+            Rejection.run(policy(r_max="empirical", max_draws=20), Toy(draw), 0)
+        )
+        assert seen == [20]
+        assert (made.accepted, made.exact) == (True, False)
+        assert made.kl_bound == kl.best_of_n_bound(20)
+
+    def test_distribution_of_two_draws_is_that_of_the_rule(self) -> None:
+        """The first of two is kept with probability exp((r_1 - max) / eta), else the second."""
+        expected = dict.fromkeys(RESPONSES, 0.0)
+        for first, second in product(RESPONSES, repeat=2):
+            p = probability(first) * probability(second)
+            kept = math.exp(min(0.0, reward(first) - reward(second)))
+            expected[first] += p * kept
+            expected[second] += p * (1 - kept)
+        draw = sampler(seed=5)
+        asked = policy(r_max="empirical", max_draws=2)
+        assert_follows((Rejection.run(asked, Toy(draw), i) for i in range(3000)), expected)
+
+    def test_many_draws_follow_the_exact_distribution(self) -> None:
+        draw = sampler(seed=6)
+        asked = policy(r_max="empirical", max_draws=256)
+        served = (Rejection.run(asked, Toy(draw), i) for i in range(1000))
+        assert_follows(served, tilted().responses)
 
 
 class TestKL:
@@ -155,6 +195,8 @@ class TestReport:
         reports = [report("rejection", [made], trace=False) for made in (accepted, best)]
         assert [made["accepted"] for made in reports] == [True, False]
         assert merged(reports)["accepted"] is False
+        assert [made["exact"] for made in reports] == [True, False]
+        assert merged(reports)["exact"] is False
         assert merged(reports[:1] * 2)["accepted"] is True
 
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import httpx2
 import pytest
-from openai import InternalServerError, OpenAI
+from openai import OpenAI
 
 from cdserve import kl
 from cdserve.decoders.continuation_gain import continuation_gain
@@ -72,15 +72,13 @@ class TestRejection:
         assert answer.alignment["accepted"] is False
         assert answer.alignment["score"] == max(c["score"] for c in candidates)
 
-    @pytest.mark.parametrize("stream", [False, True])
-    def test_rejection_score_above_r_max_is_an_error(self, client: OpenAI, stream: bool) -> None:
-        policy = {**REJECTION, "r_max": -1e6}
-        if stream:
-            with pytest.raises(Exception, match=r"alignment\.r_max"):
-                list(complete(client, policy, stream=True, max_tokens=8))
-        else:
-            with pytest.raises(InternalServerError, match=r"alignment\.r_max is -1000000"):
-                complete(client, policy, max_tokens=8)
+    @pytest.mark.parametrize(("r_max", "exact"), [(1e3, True), (-1e6, False), ("empirical", False)])
+    def test_rejection_says_whether_its_law_is_exact(
+        self, client: OpenAI, r_max: float | str, exact: bool
+    ) -> None:
+        policy = {**REJECTION, "eta": 1e9, "r_max": r_max}
+        report = complete(client, policy, max_tokens=8).alignment
+        assert (report["accepted"], report["exact"]) == (True, exact)
 
     def test_rejection_answers_each_of_several_choices(self, client: OpenAI) -> None:
         answer = complete(client, {**REJECTION, "eta": 1e9}, n=2, max_tokens=16)
