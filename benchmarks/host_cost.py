@@ -30,12 +30,12 @@ from triton.runtime.jit import JITFunction
 
 from cdserve.shared_table import SharedTable
 from cdserve.worker import runner_v2
-from cdserve.worker.likelihoods import Likelihoods
 from cdserve.worker.readback import ReadBack
 from cdserve.worker.request import RowTilt, WorkerRequest
 from cdserve.worker.rows import ROWS
 from cdserve.worker.scorer import ValueScorer
 from cdserve.worker.steerer import Steerer
+from cdserve.worker.token_stats import TokenStats
 from value_heads import HeadConfig, QHead, ValueHead
 
 TILT = RowTilt({0: 5.0}, None)
@@ -82,7 +82,7 @@ class Batch:
         self._steerer = Steerer(
             [str(folder / "q")], CPU, VOCABULARY, rows, True, True, MEMBERS, self._back
         )
-        self._likelihoods = Likelihoods(MODELS, rows, True, self._back)
+        self._token_stats = TokenStats(MODELS, rows, True, self._back)
         self._hidden = torch.zeros(rows, WIDTH)
         self._logits = torch.zeros(rows, VOCABULARY)
         self._last = torch.zeros(rows, dtype=torch.long)
@@ -104,7 +104,7 @@ class Batch:
 
     def enter(self) -> None:
         """The requests take their slots; the row table is this batch's from now on."""
-        ROWS.resize(len(self._requests), self._steerer.columns, MEMBERS)
+        ROWS.resize(len(self._requests), self._steerer.columns, MEMBERS, MODELS)
         for slot, request in enumerate(self._requests):
             self._state.add_request(slot, request)
 
@@ -114,12 +114,12 @@ class Batch:
         self._state.preprocess_state(self._batch)
         ROWS.prompt_value_rows()
         ROWS.members()
-        valued, steered, logprobs = ROWS.take_step()
+        valued, steered, drawing = ROWS.take_step()
         if valued is not None:
             self._scorer.score_last(self._hidden, valued)
-        if logprobs is not None:
+        if drawing is not None:
             logits = {name: self._logits for name in MODELS}
-            self._likelihoods.step(logprobs, self._last, logits)
+            self._token_stats.step(drawing, self._last, logits)
         if steered is not None:
             self._steerer.steer(self._logits, self._hidden, steered, self._members, None)
         launched = time.perf_counter()
@@ -131,14 +131,14 @@ class Batch:
 
     def _request(self, kind: str, row: int) -> Any:
         asked = KINDS[kind][row % len(KINDS[kind])]
-        values, path_kl, loglik = self._tables
+        values, path_kl, stats = self._tables
         steered = "tilt" in asked or "mix" in asked
         request = WorkerRequest(path_kl=path_kl.acquire() if steered else None, **asked)
         if kind.startswith("values"):
             length = request.value_length or AT
             request = replace(request, value_length=length, values=values.acquire())
         if kind == "log-likelihood":
-            request = replace(request, loglik=loglik.acquire(), loglik_models=MODELS)
+            request = replace(request, token_stats=stats.acquire(), token_stats_names=MODELS)
         extra = None if request == WorkerRequest() else request.added_to(None)
         params = SimpleNamespace(extra_args=extra, temperature=0.7)
         ids = [1] * PROMPT

@@ -60,6 +60,11 @@ class _Kind(_Section):
         """Models whose log-likelihoods the reward reads: ``base`` or members."""
         return ()
 
+    @property
+    def token_stats(self) -> tuple[str, ...]:
+        """Statistics of the response's tokens that the reward reads (``worker.token_stats``)."""
+        return self.models
+
 
 class _Reward(_Kind):
     standardise: Standardisation | None = Field(
@@ -154,11 +159,83 @@ class LogLikReward(_Reward):
         default="base", description="Name of a member, or base for the served model."
     )
 
-    public: ClassVar[frozenset[str]] = _Reward.public | {"member"}
+    per_token: bool = Field(default=False, description="Whether to divide by the number of tokens.")
+
+    public: ClassVar[frozenset[str]] = _Reward.public | {"member", "per_token"}
 
     @property
     def models(self) -> tuple[str, ...]:
         return (self.member,)
+
+
+class ConfidenceReward(_Reward):
+    """Confidence of the base model in the response's tokens; needs no head and no other model.
+
+    It is computed in the engine from the base model's own next-token distributions. A higher number
+    is more confident.
+    """
+
+    kind: Literal["confidence"]
+    of: Literal["self_certainty", "logprob", "entropy", "top_k_logprob"] = Field(
+        default="self_certainty",
+        description="Confidence of a token, in nats. self_certainty: KL(U || p), with U uniform "
+        "over the vocabulary. logprob: log p of the token drawn. entropy: the negative entropy of "
+        "p. top_k_logprob: minus the mean of log p over the top_k most likely tokens.",
+    )
+    top_k: int | None = Field(
+        default=None,
+        ge=1,
+        description="Most likely tokens that top_k_logprob averages over; 20 if null. Other "
+        "confidences do not have it.",
+    )
+    window: int | None = Field(
+        default=None,
+        ge=1,
+        description="Tokens per window that slides over the response; a shorter response is one "
+        "window. If null, the whole response.",
+    )
+    aggregate: Literal["mean", "min", "tail", "bottom_10"] = Field(
+        default="mean",
+        validate_default=True,
+        description="Aggregate of the means of all windows: their mean, the lowest (min), the last "
+        "(tail), or the mean of the lowest tenth (bottom_10). All but mean require window.",
+    )
+
+    public: ClassVar[frozenset[str]] = _Reward.public | {"of", "top_k", "window", "aggregate"}
+
+    @field_validator("top_k")
+    @classmethod
+    def _top_k_fits_the_confidence(cls, top_k: int | None, info: ValidationInfo) -> int | None:
+        if top_k is not None and info.data.get("of", "top_k_logprob") != "top_k_logprob":
+            raise ValueError(f"of {info.data['of']} does not have it")
+        return top_k
+
+    @field_validator("aggregate")
+    @classmethod
+    def _windows_are_aggregated(cls, aggregate: str, info: ValidationInfo) -> str:
+        if aggregate != "mean" and info.data.get("window", 1) is None:
+            raise ValueError("it requires window")
+        return aggregate
+
+    @property
+    def most_likely(self) -> int:
+        """Number of most likely tokens whose log-probabilities are read; 0 for none."""
+        return (self.top_k or 20) if self.of == "top_k_logprob" else 0
+
+    @property
+    def statistic(self) -> str:
+        """The confidence of a token, as ``worker.token_stats`` names it."""
+        names = {
+            "self_certainty": "base.self_certainty",
+            "logprob": "base",
+            "entropy": "base.negative_entropy",
+            "top_k_logprob": f"base.top_{self.most_likely}",
+        }
+        return names[self.of]
+
+    @property
+    def token_stats(self) -> tuple[str, ...]:
+        return (self.statistic,)
 
 
 class LogRatioReward(_Reward):
@@ -447,6 +524,7 @@ Reward = Annotated[
     | RegexReward
     | JsonValidReward
     | LogLikReward
+    | ConfidenceReward
     | LogRatioReward
     | PythonReward
     | JudgeReward
@@ -682,9 +760,9 @@ class Settings(_Section):
         return Limits.model_validate(self.limits.model_dump() | self.keys[key].limits)
 
     @property
-    def likelihoods(self) -> list[str]:
-        """Models whose log-likelihoods the rewards read: ``base`` and members, sorted."""
-        return sorted({model for reward in self.rewards.values() for model in reward.models})
+    def token_stats(self) -> list[str]:
+        """Statistics of tokens that the rewards read (``worker.token_stats``), sorted."""
+        return sorted({name for reward in self.rewards.values() for name in reward.token_stats})
 
     @property
     def model_name(self) -> str:

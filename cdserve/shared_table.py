@@ -1,4 +1,4 @@
-"""Table in shared memory that carries numbers (values, KL, log-likelihoods) to the server.
+"""Table in shared memory that carries numbers (values, KL, statistics of tokens) to the server.
 
 The server adds a ticket, a range of rows, to each engine request whose numbers it needs. In vLLM's
 step the worker writes the numbers of a prefix into the ticket's rows. The server reads them when
@@ -24,8 +24,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+Floats = npt.NDArray[np.float32]
+Masks = npt.NDArray[np.bool_]
+
 _EMPTY = -1
 _PREFIX = "cdserve-values-"
+_POOL_ROWS = 1 << 16
+"""Rows of a pool's first table of a length."""
+_LEAST_LENGTH = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +109,21 @@ class TableView:
         written = self.keys[row, 0] == ticket.number and self.keys[row, 1] == length
         return values if written else None
 
+    def read_span(self, ticket: Ticket, first: int, last: int) -> tuple[Floats, Masks]:
+        """Values ``[n, G]`` of the prefixes of ``first`` to ``last`` tokens, and which are there.
+
+        Args:
+            ticket: of at least n = ``last`` - ``first`` + 1 rows.
+            first: tokens of the shortest prefix.
+            last: tokens of the longest.
+        """
+        lengths = np.arange(first, last + 1)
+        rows = ticket.offset + lengths % ticket.length
+        values = self.values[rows]
+        return values, (
+            self.keys[rows] == np.stack([np.full_like(lengths, ticket.number), lengths], 1)
+        ).all(1)
+
 
 class SharedTable:
     """The server's side: creates the table, issues tickets and reads values.
@@ -177,12 +198,64 @@ class SharedTable:
         rows = (self.read(ticket, later) for later in sorted(written.tolist()))
         return next((values for values in rows if values is not None), None)
 
+    def read_span(self, ticket: Ticket, first: int, last: int) -> tuple[Floats, Masks]:
+        """Values of the prefixes of ``first`` to ``last`` tokens, as ``TableView.read_span``."""
+        return self._view.read_span(ticket, first, last)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether all slots are in use."""
+        return not self._free
+
     def close(self) -> None:
         """Removes the table's file; mapped views stay readable."""
         if self._lock is not None:
             Path(self.path).unlink(missing_ok=True)
             os.close(self._lock)
             self._lock = None
+
+
+class TablePool:
+    """Shared tables whose tickets have as many rows as asked for, made as they are needed.
+
+    A table has tickets of one length, a power of two. Each further table of a length has twice the
+    slots of the one before, so that there are few.
+
+    Args:
+        columns: values per row.
+    """
+
+    def __init__(self, columns: int) -> None:
+        self._columns = columns
+        self._by_length: dict[int, list[SharedTable]] = {}
+        self._by_path: dict[str, SharedTable] = {}
+
+    @contextmanager
+    def ticket(self, length: int) -> Iterator[Ticket]:
+        """Issues a ticket of at least ``length`` rows; releases it at the end of the context."""
+        table = self._with_a_slot(1 << max(_LEAST_LENGTH, length - 1).bit_length())
+        with table.ticket() as ticket:
+            yield ticket
+
+    def read_span(self, ticket: Ticket, first: int, last: int) -> tuple[Floats, Masks]:
+        """Values of the prefixes of ``first`` to ``last`` tokens, as ``TableView.read_span``."""
+        return self._by_path[ticket.path].read_span(ticket, first, last)
+
+    def close(self) -> None:
+        """Removes the tables' files."""
+        for table in self._by_path.values():
+            table.close()
+
+    def _with_a_slot(self, length: int) -> SharedTable:
+        tables = self._by_length.setdefault(length, [])
+        for table in tables:
+            if not table.is_full:
+                return table
+        slots = max(1, _POOL_ROWS // length) << len(tables)
+        table = SharedTable(slots=slots, length=length, columns=self._columns)
+        tables.append(table)
+        self._by_path[table.path] = table
+        return table
 
 
 def _remove_abandoned(folder: Path) -> None:

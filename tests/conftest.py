@@ -22,7 +22,7 @@ from hypothesis import settings as of_hypothesis
 from openai import OpenAI
 
 from .parts import DEPLOY, FILES, FIRST_HALF, OWN_SERVERS, SLOW, WIRE
-from .server.served import Served, demo_settings
+from .server.served import CONFIDENCES, Served, demo_settings
 from .v2 import mode
 from .waiting import HANG_SECONDS
 
@@ -136,6 +136,7 @@ def server_settings() -> dict[str, Any]:
         "json": {"kind": "json_valid"},
         "careful": {"kind": "ensemble", "of": ["sentiment", "brevity"], "aggregate": "min"},
         "fluent": {"kind": "loglik"},
+        **CONFIDENCES,
         "dpo": {"kind": "log_ratio", "tuned": "tuned", "reference": "ref", "beta": 0.5},
         "scaled": {"kind": "length", "target": 40, "standardise": {"mean": -1.0, "std": 0.5}},
     }

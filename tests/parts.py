@@ -62,7 +62,8 @@ SERVER = [
         "examples",
         "playground",
         "server",
-        "worker/test_likelihoods.py",
+        "worker/test_confidence.py",
+        "worker/test_token_stats.py",
         "worker/test_parity.py",
         "worker/test_tails.py",
     )

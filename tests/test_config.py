@@ -226,7 +226,7 @@ class TestInvalid:
             ("", "model is "),
             (
                 "model: m\nrewards: {a: {kind: lenght}}",
-                "rewards.a.kind is 'lenght'; did you mean length; it takes 'ensemble', ",
+                "rewards.a.kind is 'lenght'; did you mean length; it takes 'confidence', ",
             ),
             (
                 "model: m\nrewards: {a: {kind: length, target: 0}}",
@@ -245,6 +245,31 @@ class TestInvalid:
                 "rewards.a.goal is not known; accepted here: kind, ",
             ),
             ("model: m\nrewards: {a: {kind: python, callable: os.system}}", "'os.system'"),
+            (
+                "model: m\nrewards: {a: {kind: confidence, of: certainty}}",
+                "rewards.a.of is 'certainty'; it must be 'self_certainty', 'logprob', 'entropy' or "
+                "'top_k_logprob'",
+            ),
+            (
+                "model: m\nrewards: {a: {kind: confidence, window: 0}}",
+                "rewards.a.window is 0; it must be at least 1",
+            ),
+            (
+                "model: m\nrewards: {a: {kind: confidence, of: top_k_logprob, top_k: 0}}",
+                "rewards.a.top_k is 0; it must be at least 1",
+            ),
+            (
+                "model: m\nrewards: {a: {kind: confidence, of: entropy, top_k: 5}}",
+                "rewards.a.top_k is 5; of entropy does not have it",
+            ),
+            (
+                "model: m\nrewards: {a: {kind: confidence, aggregate: min}}",
+                "rewards.a.aggregate is 'min'; it requires window",
+            ),
+            (
+                "model: m\nrewards: {a: {kind: confidence, window: 4, aggregate: max}}",
+                "rewards.a.aggregate is 'max'; it must be 'mean', 'min', 'tail' or 'bottom_10'",
+            ),
             ("model: m\nrewards: {a: {kind: loglik, member: b}}", "rewards.a names the member 'b'"),
             (
                 "model: m\nmembers: {t: x}\n"

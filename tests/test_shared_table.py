@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cdserve.shared_table import SharedTable, TableView, Ticket
+from cdserve.shared_table import SharedTable, TablePool, TableView, Ticket
 from tests.waiting import HANG_SECONDS
 
 SLOTS, LENGTH, COLUMNS = 3, 4, 2
@@ -260,3 +261,32 @@ input()
             assert held.exists()
             alive.kill()
         held.unlink()
+
+
+class TestPool:
+    def test_tickets_of_any_lengths_share_no_rows(self) -> None:
+        with closing(TablePool(columns=COLUMNS)) as pool, ExitStack() as stack:
+            tickets = [
+                stack.enter_context(pool.ticket(length))
+                for length in [1, 16, 17, 1000, 100_000, 100_000, *[4000] * 40]
+            ]
+            rows = [(t.path, row) for t in tickets for row in range(t.offset, t.offset + t.length)]
+            assert len(set(rows)) == len(rows)
+            assert [ticket.length for ticket in tickets[:5]] == [16, 16, 32, 1024, 131_072]
+
+    def test_span_of_rows_tells_those_that_were_written(self) -> None:
+        with closing(TablePool(columns=COLUMNS)) as pool, pool.ticket(20) as ticket:
+            view = TableView.open(ticket.path, COLUMNS)
+            for length in (40, 42, 43):
+                write(view, ticket, length, length, -length)
+            values, written = pool.read_span(ticket, 40, 43)
+            assert written.tolist() == [True, False, True, True]
+            assert values[written].tolist() == [[40, -40], [42, -42], [43, -43]]
+
+    def test_released_rows_are_given_to_later_tickets(self) -> None:
+        with closing(TablePool(columns=COLUMNS)) as pool:
+            paths = set()
+            for _ in range(200):
+                with pool.ticket(50_000) as ticket:
+                    paths.add(ticket.path)
+            assert len(paths) == 1

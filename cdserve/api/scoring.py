@@ -27,7 +27,7 @@ from cdserve.engine.aligned import AlignedEngine, salted
 from cdserve.engine.prefill import TokenSequence
 from cdserve.errors import ModelError, PolicyError, safe_key, safe_repr
 from cdserve.policy import FIELD, Policy, parse_object
-from cdserve.scoring import Objective, Response
+from cdserve.scoring import Floats, Objective, Response, token_sums
 from cdserve.validation import explain, requirement
 from cdserve.worker.request import WorkerRequest
 
@@ -132,7 +132,7 @@ class _Scorer:
     """Scores the responses of one request.
 
     Args:
-        engine: computes values and log-likelihoods.
+        engine: computes values and statistics of tokens.
         objective: the rewards and their weights.
         prompt: vLLM's engine input, with ``prompt_token_ids``.
         request: the request.
@@ -176,7 +176,7 @@ class _Scorer:
         token_ids = self._tokenizer.encode(text, add_special_tokens=False)
         eos = self._tokenizer.eos_token_id
         response = [*token_ids, *([] if eos is None else [eos])]
-        values, logliks = await self._read(index, [*self._prompt, *response])
+        values, sums = await self._read(index, [*self._prompt, *response])
         most = len(response) if self._per_token else 1
         return [
             Response(
@@ -185,14 +185,16 @@ class _Scorer:
                 tokens=len(response) - missing,
                 finished=missing == 0,
                 values=values[-1 - missing] if values else {},
-                loglik=logliks[-1 - missing] if logliks else {},
+                token_sums={name: of[: len(response) - missing + 1] for name, of in sums.items()},
                 messages=self._messages,
             )
             for missing in reversed(range(most))
         ]
 
-    async def _read(self, index: int, token_ids: Sequence[int]) -> tuple[list[Any], list[Any]]:
-        """Reads V by reward and log p by model, in nats, from the engine.
+    async def _read(
+        self, index: int, token_ids: Sequence[int]
+    ) -> tuple[list[Any], dict[str, Floats]]:
+        """Reads V by reward and statistics of the response's tokens from the engine.
 
         Args:
             index: index of the response in the request.
@@ -200,16 +202,16 @@ class _Scorer:
 
         Returns:
             V of each prefix that ends in the response, or of the whole text without
-            ``per_token``; and log p of the response's part of each prefix.
+            ``per_token``; and the sums of each statistic (``scoring.token_sums``).
 
         Raises:
             PolicyError: prompt and response are too long for the model.
         """
         objective, start = self._objective, len(self._prompt)
         values: list[Any] = []
-        logliks: list[Any] = []
+        sums: dict[str, Floats] = {}
         limit = self._engine.model_config.max_model_len - 1
-        if (objective.reads_values or objective.models) and len(token_ids) > limit:
+        if (objective.reads_values or objective.token_stats) and len(token_ids) > limit:
             raise PolicyError(
                 f"responses.{index}",
                 f"has {len(token_ids)} tokens with the prompt; this server scores up to {limit}",
@@ -222,11 +224,12 @@ class _Scorer:
             values = await resources.values.every(text, request_id)
         elif objective.reads_values:
             values = [await resources.values.last(text, request_id)]
-        if objective.models:
-            asked = WorkerRequest(loglik_models=tuple(objective.models))
+        if objective.token_stats:
+            asked = WorkerRequest(token_stats_names=tuple(objective.token_stats))
             text = replace(text, worker_request=asked, cache_salt=salted(None, asked))
-            logliks = await resources.loglik.every(text, f"{request_id}.text")
-        return values, logliks
+            stats = await resources.token_stats.every(text, f"{request_id}.text")
+            sums = {name: token_sums([of_tokens]) for name, of_tokens in stats.items()}
+        return values, sums
 
 
 def _objective(request: ScoreRequest, server: AlignmentServer) -> Objective:

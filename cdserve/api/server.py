@@ -195,7 +195,8 @@ class AlignmentServer:
             refusal=self.settings.refusal,
             extractor=None if extract is None else self.extractors.of(extract),
             worker_request=replace(
-                self._worker_request(policy, operator), loglik_models=tuple(objective.models)
+                self._worker_request(policy, operator),
+                token_stats_names=tuple(objective.token_stats),
             ),
         )
 

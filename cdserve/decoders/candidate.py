@@ -4,6 +4,9 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
@@ -22,8 +25,8 @@ class Candidate:
     """Answer in the text of a whole response, for a vote; None if there is none."""
     values: Mapping[str, float] = field(default_factory=dict)
     """V of the prefix including this block, by value head, in raw reward units."""
-    loglik: Mapping[str, float] = field(default_factory=dict)
-    """log p of the block by model (``base`` or a member), in nats, if a reward reads it."""
+    token_stats: Mapping[str, NDArray[np.float64]] = field(default_factory=dict, compare=False)
+    """Statistics of each token of the block, ``[tokens]``, that the rewards read, by name."""
     logprobs: Any = None
     """vLLM's logprobs of the tokens, if the request asked for them."""
     cumulative_logprob: float | None = None

@@ -25,7 +25,7 @@ from cdserve.engine.vllm import (
 from cdserve.observability.metrics import GUARD_REJECTIONS, SELECT_SECONDS
 from cdserve.observability.tracing import ResponseSpans
 from cdserve.policy import FIELD
-from cdserve.scoring import Response
+from cdserve.scoring import Floats, Response, token_sums
 from cdserve.shared_table import Ticket
 
 
@@ -257,7 +257,7 @@ class SteeredChoice:
         self.spans.set_report(context.add_report([decision], request.index, self._choice))
 
     async def _response(self, token_ids: Sequence[int], text: str) -> Response:
-        """The finished response with the values and log-likelihoods that its rewards read."""
+        """The finished response with the values and statistics that its rewards read."""
         request, objective = self._request, self._context.objective
         sequence = TokenSequence(
             token_ids=[*request.prompt, *token_ids],
@@ -267,9 +267,9 @@ class SteeredChoice:
             options=self._options,
         )
         values: Mapping[str, float] = {}
-        loglik: Mapping[str, float] = {}
-        if objective.models:
-            loglik = (await self._resources.loglik.every(sequence, f"{self._id}.text"))[-1]
+        stats: Mapping[str, Floats] = {}
+        if objective.token_stats:
+            stats = await self._resources.token_stats.every(sequence, f"{self._id}.text")
         if objective.reads_values:
             values = await self._resources.values.last(sequence, f"{self._id}.end")
         return Response(
@@ -278,6 +278,6 @@ class SteeredChoice:
             tokens=len(token_ids),
             finished=True,
             values=values,
-            loglik=loglik,
+            token_sums={name: token_sums([of_tokens]) for name, of_tokens in stats.items()},
             messages=request.messages,
         )

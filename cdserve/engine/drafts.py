@@ -78,7 +78,7 @@ class Drafts:
 
     async def _scores(self, drafts: Sequence[Draft]) -> list[float | None]:
         scores: list[float | None] = [None] * len(drafts)
-        if self.objective.reads_text or self.objective.models:
+        if self.objective.reads_text or self.objective.token_stats:
             return scores
         valued = [i for i, d in enumerate(drafts) if d.values or not self.objective.reads_values]
         responses = [

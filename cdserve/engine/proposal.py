@@ -3,7 +3,6 @@
 import asyncio
 import copy
 import hashlib
-import math
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import ExitStack
@@ -31,7 +30,7 @@ from cdserve.engine.vllm import (
 from cdserve.observability.metrics import GENERATE_SECONDS, SCORE_SECONDS
 from cdserve.observability.tracing import ResponseSpans
 from cdserve.policy import FIELD
-from cdserve.scoring import PATTERN_SECONDS, Response
+from cdserve.scoring import PATTERN_SECONDS, Response, token_sums
 from cdserve.worker.request import NOTHING, DrawPlace, WorkerRequest
 
 
@@ -83,7 +82,7 @@ class EngineProposal:
         self._params = request.params
         self._worker_request = request.worker_request
         self._reads_values = self._objective.reads_values
-        self._reads_models = bool(self._objective.models)
+        self._reads_stats = bool(self._objective.token_stats)
         self._choice = choice
         self._spans = spans
         self._reads_text = (
@@ -156,12 +155,12 @@ class EngineProposal:
         """Continues each prefix by a block, from a rollout that goes on past it.
 
         The next call takes the following blocks of these prefixes from their rollouts, and ends the
-        other rollouts. If a reward reads log-likelihoods, the blocks are those of ``sample``.
+        other rollouts. If a reward reads statistics of tokens, the blocks are those of ``sample``.
 
         Args:
             max_tokens: length of a block at most.
         """
-        if self._reads_models:
+        if self._reads_stats:
             return await self.sample(prefixes, 1, max_tokens)
         by_last = {id(rollout.last): rollout for rollout in self._rollouts}
         found = [by_last.get(id(prefix[-1])) if prefix else None for prefix in prefixes]
@@ -309,9 +308,9 @@ class EngineProposal:
             tokens=sum(len(candidate.token_ids) for candidate in prefix),
             finished=bool(prefix) and prefix[-1].finish_reason is not None,
             values=prefix[-1].values if prefix else await self._prompt_values(),
-            loglik={
-                model: math.fsum(candidate.loglik[model] for candidate in prefix)
-                for model in self._objective.models
+            token_sums={
+                name: token_sums([candidate.token_stats[name] for candidate in prefix])
+                for name in self._objective.token_stats
             },
             messages=self._request.messages,
         )
@@ -387,8 +386,9 @@ class EngineProposal:
             changes["value_length"] = len(start.token_ids) + (every or start.length)
             changes["value_every"] = every
             changes["drawn_values"] = self._context.drafts is not None and every is None
-        if self._reads_models:
-            changes["loglik"] = tickets.enter_context(resources.loglik.ticket())
+        if self._reads_stats:
+            ticket = resources.token_stats.ticket(start.length)
+            changes["token_stats"] = tickets.enter_context(ticket)
         if place is not None and (changes or asked != NOTHING):
             changes["place"] = place
         return replace(asked, **changes) if changes else asked
@@ -396,7 +396,7 @@ class EngineProposal:
     async def _with_results(
         self, candidate: Candidate, start: _Start, asked: WorkerRequest, request_id: str
     ) -> Candidate:
-        """The candidate with answer, path KL, values and log-likelihoods, where asked for."""
+        """The candidate with answer, path KL, values and token statistics, where asked for."""
         resources = self._resources
         whole = [*start.token_ids, *candidate.token_ids]
         results: dict[str, Any] = {}
@@ -408,10 +408,12 @@ class EngineProposal:
                 sequence = self._sequence(whole, len(start.token_ids))
                 values = await resources.values.last(sequence, f"{request_id}.end")
             results["values"] = values
-        if asked.loglik is not None:
+        if asked.token_stats is not None:
             sequence = self._sequence(whole, len(start.token_ids))
             text_id = f"{request_id}.text"
-            results["loglik"] = await resources.loglik.drawn(asked.loglik, sequence, text_id)
+            results["token_stats"] = await resources.token_stats.drawn(
+                asked.token_stats, sequence, text_id
+            )
         if asked.path_kl is not None:
             drawn = bool(candidate.token_ids)
             kl, unsteered = resources.path_kl.read(asked.path_kl, len(whole)) if drawn else (0.0, 0)
@@ -527,7 +529,7 @@ class EngineProposal:
         params.n = 1
         params.seed = seed
         params.max_tokens = start.length
-        if asked.values is not None or asked.loglik is not None:
+        if asked.values is not None or asked.token_stats is not None:
             # The row that samples one token more knows V and log p of the last.
             params.max_tokens += 1
         if asked != NOTHING:

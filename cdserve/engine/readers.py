@@ -1,4 +1,4 @@
-"""Readers of the worker's results: values, log-likelihoods and path KL, in shared tables."""
+"""Readers of the worker's results: values, statistics of tokens and path KL, in shared tables."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,12 +11,14 @@ import numpy.typing as npt
 from cdserve.engine.prefill import TokenSequence, prefill
 from cdserve.engine.vllm import EngineClient
 from cdserve.errors import ScoringError
-from cdserve.shared_table import SharedTable, Ticket
+from cdserve.shared_table import SharedTable, TablePool, Ticket
 
 _VALUE_SLOTS = 65536
 _SLOTS, _LENGTH = 16384, 16
 
 Row = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.float32]
+Floats = npt.NDArray[np.float64]
 
 
 class TableReader:
@@ -124,65 +126,65 @@ class ValueReader(TableReader):
         )
 
 
-class LogLikelihoodReader(TableReader):
-    """Reads log p of responses by model, in nats.
+class TokenStatsReader:
+    """Reads statistics of the tokens of responses, by the names of ``worker.token_stats``.
 
     Args:
         engine: prefills sequences that no request has drawn to their end.
-        models: the columns of the table.
+        names: the columns of the tables.
     """
 
-    def __init__(self, engine: EngineClient, models: Sequence[str]) -> None:
-        super().__init__(SharedTable(slots=_SLOTS, columns=max(1, len(models)), length=_LENGTH))
+    def __init__(self, engine: EngineClient, names: Sequence[str]) -> None:
+        self._tables = TablePool(columns=max(1, len(names)))
         self._engine = engine
-        self._models = tuple(models)
+        self._names = tuple(names)
+
+    def ticket(self, length: int) -> AbstractContextManager[Ticket]:
+        """A ticket for an engine request that draws up to ``length`` tokens."""
+        return self._tables.ticket(length)
+
+    def close(self) -> None:
+        """Removes the tables."""
+        self._tables.close()
 
     async def drawn(
         self, ticket: Ticket, sequence: TokenSequence, request_id: str
-    ) -> Mapping[str, float]:
-        """log p of the tokens that the ticket's request drew, from ``sequence.start`` on.
+    ) -> Mapping[str, Floats]:
+        """Statistics of the tokens that the ticket's request drew, from ``sequence.start`` on.
 
-        log p of a token is known in the step after it. A response that ended has no such step: its
-        last token is prefilled once more, behind its cached prefix.
+        Those of a token are known in the step after it. A response that ended has no such step, and
+        a preempted one lacks one: what is missing is prefilled once more, behind its cached prefix.
         """
-        end = len(sequence.token_ids)
-        row = self._table.read(ticket, end)
-        if row is None and end > sequence.start:
-            previous = self._table.read(ticket, end - 1)
-            if previous is not None:
-                row = previous + (await self._sums(sequence, end - 1, request_id))[-1]
-        if row is None:
-            row = (await self._sums(sequence, sequence.start, request_id))[-1]
-        return self._by_name(row, sequence)
+        start, token_ids = sequence.start, sequence.token_ids
+        rows, known = self._tables.read_span(ticket, start + 1, len(token_ids))
+        if len(missing := np.flatnonzero(~known)):
+            first, end = int(missing[0]), int(missing[-1]) + 1
+            part = replace(sequence, token_ids=token_ids[: start + end], start=start + first)
+            rows[first:end] = await self._read(part, request_id)
+        return self._by_name(rows, sequence)
 
-    async def every(self, sequence: TokenSequence, request_id: str) -> list[Mapping[str, float]]:
-        """log p of the tokens from ``sequence.start`` up to each of them."""
-        rows = await self._sums(sequence, sequence.start, request_id)
-        return [self._by_name(row, sequence) for row in rows]
+    async def every(self, sequence: TokenSequence, request_id: str) -> Mapping[str, Floats]:
+        """Statistics of the tokens from ``sequence.start`` on."""
+        return self._by_name(await self._read(sequence, request_id), sequence)
 
-    async def _sums(self, sequence: TokenSequence, start: int, request_id: str) -> list[Row]:
-        """Sums of log p from token ``start`` on, one for each token."""
-        length = len(sequence.token_ids) - start
-        if length == 0:
-            return [np.zeros(len(self._models), np.float32)]
-        table = SharedTable(slots=1, length=length, columns=len(self._models))
-        try:
-            ticket = table.acquire()
-            asked = replace(sequence.worker_request, loglik=ticket, loglik_start=start)
+    async def _read(self, sequence: TokenSequence, request_id: str) -> Rows:
+        """Rows of the tokens from ``sequence.start`` on, ``[n, columns]``."""
+        start, end = sequence.start, len(sequence.token_ids)
+        if start == end:
+            return np.zeros((0, len(self._names)), np.float32)
+        with self._tables.ticket(end - start) as ticket:
+            asked = replace(sequence.worker_request, token_stats=ticket, token_stats_start=start)
             for cached in (True, False):
                 attempt = f"{request_id}.{start}.{int(cached)}"
                 await prefill(self._engine, sequence, asked, attempt, cached=cached)
-                ends = range(start + 1, start + length + 1)
-                rows = [row for n in ends if (row := table.read(ticket, n)) is not None]
-                if len(rows) == length:
+                rows, known = self._tables.read_span(ticket, start + 1, end)
+                if known.all():
                     return rows
-        finally:
-            table.close()
-        raise ScoringError("the engine returned no log-likelihood for a text")
+        raise ScoringError("the engine returned no statistics of the tokens of a text")
 
-    def _by_name(self, row: Row, sequence: TokenSequence) -> Mapping[str, float]:
-        models = sequence.worker_request.loglik_models
-        return {model: float(row[self._models.index(model)]) for model in models}
+    def _by_name(self, rows: Rows, sequence: TokenSequence) -> Mapping[str, Floats]:
+        names = sequence.worker_request.token_stats_names
+        return {name: rows[:, self._names.index(name)].astype(np.float64) for name in names}
 
 
 class PathKLReader(TableReader):

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from cdserve.engine.readers import LogLikelihoodReader, PathKLReader, ValueReader
+from cdserve.engine.readers import PathKLReader, TokenStatsReader, ValueReader
 from cdserve.engine.slots import Slots
 from cdserve.engine.vllm import EngineClient, TokenizerLike
 
@@ -14,14 +14,14 @@ class EngineResources:
     Attributes:
         engine: vLLM's engine.
         values: reads V of prefixes.
-        loglik: reads log p of responses.
+        token_stats: reads statistics of the tokens of responses.
         path_kl: reads the KL of steered requests.
         slots: bounds the candidates that run at once.
     """
 
     engine: EngineClient
     values: ValueReader
-    loglik: LogLikelihoodReader
+    token_stats: TokenStatsReader
     path_kl: PathKLReader
     slots: Slots
 
@@ -32,5 +32,5 @@ class EngineResources:
 
     def close(self) -> None:
         """Removes the tables shared with the worker."""
-        for reader in (self.values, self.loglik, self.path_kl):
+        for reader in (self.values, self.token_stats, self.path_kl):
             reader.close()

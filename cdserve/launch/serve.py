@@ -27,7 +27,7 @@ from cdserve import interrupts
 from cdserve.config import Settings
 from cdserve.engine.admission import Admission, new_counters
 from cdserve.engine.aligned import AlignedEngine
-from cdserve.engine.readers import LogLikelihoodReader, PathKLReader, ValueReader
+from cdserve.engine.readers import PathKLReader, TokenStatsReader, ValueReader
 from cdserve.engine.resources import EngineResources
 from cdserve.engine.slots import Slots
 from cdserve.engine.vllm import EngineClient
@@ -120,7 +120,7 @@ def _aligned(
     resources = EngineResources(
         engine=inner,
         values=ValueReader(inner, heads.values.columns, heads.values.width),
-        loglik=LogLikelihoodReader(inner, settings.likelihoods),
+        token_stats=TokenStatsReader(inner, settings.token_stats),
         path_kl=PathKLReader(),
         slots=Slots(running, server.demand if server else None),
     )

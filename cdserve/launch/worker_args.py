@@ -8,7 +8,7 @@ from vllm.config.compilation import CUDAGraphMode
 from vllm.transformers_utils.config import get_config
 from vllm.triton_utils import HAS_TRITON
 
-from cdserve.config import Settings
+from cdserve.config import ConfidenceReward, Settings
 from cdserve.errors import ConfigError
 from cdserve.launch.heads import Heads
 from cdserve.worker.register import ARCHITECTURE
@@ -24,8 +24,8 @@ _UNFIT = {
 
 
 def needed(settings: Settings, heads: Heads) -> bool:
-    """Whether the worker has heads, members or log-likelihoods to compute."""
-    return bool(heads.values.paths or settings.members or settings.likelihoods)
+    """Whether the worker has heads, members or statistics of tokens to compute."""
+    return bool(heads.values.paths or settings.members or settings.token_stats)
 
 
 def configure(args: Namespace, settings: Settings, heads: Heads) -> None:
@@ -43,7 +43,7 @@ def configure(args: Namespace, settings: Settings, heads: Heads) -> None:
             "values": list(heads.values.paths),
             "q": list(heads.q.paths),
             "members": settings.members,
-            "likelihoods": settings.likelihoods,
+            "token_stats": settings.token_stats,
             "kernels": settings.kernels,
         },
     }
@@ -84,17 +84,31 @@ def _check(args: Namespace, settings: Settings, heads: Heads) -> None:
             f"--tensor-parallel-size is {args.tensor_parallel_size}; the tied Q-head {tied[0]} "
             "reads the whole LM head, which is sharded with tensor parallelism; use a lowrank head"
         )
-    if (settings.members or settings.likelihoods) and args.pipeline_parallel_size > 1:
+    if (settings.members or settings.token_stats) and args.pipeline_parallel_size > 1:
         raise ConfigError(
             f"--pipeline-parallel-size is {args.pipeline_parallel_size}; members and rewards of "
-            "log-likelihoods need the whole base model on one stage"
+            "log p or confidence need the whole base model on one stage"
         )
-    if (settings.members or settings.likelihoods) and args.enable_lora:
+    if (settings.members or settings.token_stats) and args.enable_lora:
         raise ConfigError(
-            "--enable-lora cannot be used with members and rewards of log-likelihoods: they read "
-            "logits of rows for which vLLM's LoRA layers have none"
+            "--enable-lora cannot be used with members and rewards of log p or confidence: they "
+            "read logits of rows for which vLLM's LoRA layers have none"
         )
+    _check_top_k(args, settings)
     _check_graphs(args.compilation_config.cudagraph_mode, settings, heads)
+
+
+def _check_top_k(args: Namespace, settings: Settings) -> None:
+    for name, reward in settings.rewards.items():
+        if not isinstance(reward, ConfidenceReward) or not reward.most_likely:
+            continue
+        config = get_config(args.model, args.trust_remote_code, revision=args.revision)
+        vocabulary: int = config.get_text_config().vocab_size
+        if reward.most_likely > vocabulary:
+            raise ConfigError(
+                f"rewards.{name}.top_k is {reward.most_likely}; the model's vocabulary has "
+                f"{vocabulary} tokens"
+            )
 
 
 def _check_graphs(mode: CUDAGraphMode | None, settings: Settings, heads: Heads) -> None:
@@ -103,8 +117,8 @@ def _check_graphs(mode: CUDAGraphMode | None, settings: Settings, heads: Heads) 
     if _reads_forward(settings) and mode.has_full_cudagraphs():
         raise ConfigError(
             f"--compilation-config has cudagraph_mode {mode.name}; with members or rewards of "
-            "log-likelihoods it can be PIECEWISE or NONE: a graph of the whole forward pass would "
-            "repeat what one step did"
+            "log p or confidence it can be PIECEWISE or NONE: a graph of the whole forward pass "
+            "would repeat what one step did"
         )
     if heads.values.paths and mode.mixed_mode() == CUDAGraphMode.FULL:
         raise ConfigError(
@@ -117,7 +131,7 @@ def _check_graphs(mode: CUDAGraphMode | None, settings: Settings, heads: Heads) 
 def _reads_forward(settings: Settings) -> bool:
     """Whether the wrapper's ``forward`` has to run in every step.
 
-    ``forward`` chooses the members that run and reads the tokens whose log-likelihoods are summed.
+    ``forward`` chooses the members that run and reads the tokens whose statistics are computed.
     A full CUDA graph replays the model without calling it.
     """
-    return bool(settings.members or settings.likelihoods)
+    return bool(settings.members or settings.token_stats)

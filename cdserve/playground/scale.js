@@ -13,6 +13,7 @@ function unit({ kind, target, scale }) {
     value_head: "expected reward",
     length: `0 at ${target} tokens`,
     loglik: "nats",
+    confidence: "nats",
     log_ratio: "log ratio × β",
     judge: `grade, ${scale?.join(" to ")}`,
     regex: "1 if it matches",

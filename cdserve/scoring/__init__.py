@@ -4,13 +4,14 @@ from cdserve.scoring.build import HeadOutput, build
 from cdserve.scoring.extraction import PATTERN_SECONDS, Extractor, Extractors
 from cdserve.scoring.held_out import HeldOut
 from cdserve.scoring.objective import Objective, objective
-from cdserve.scoring.reward import Response, Reward
+from cdserve.scoring.reward import Floats, Response, Reward, token_sums
 from cdserve.scoring.reward_model import ModelOutput
 
 __all__ = [
     "PATTERN_SECONDS",
     "Extractor",
     "Extractors",
+    "Floats",
     "HeadOutput",
     "HeldOut",
     "ModelOutput",
@@ -19,4 +20,5 @@ __all__ = [
     "Reward",
     "build",
     "objective",
+    "token_sums",
 ]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from cdserve import config
 from cdserve.errors import ConfigError, safe_repr
+from cdserve.scoring.confidence import Confidence
 from cdserve.scoring.endpoint import Endpoint
 from cdserve.scoring.ensemble import AGGREGATES, Ensemble, lower_bound
 from cdserve.scoring.functions import imported
@@ -87,7 +88,9 @@ def _reward(
         case config.ValueHeadReward():
             return ValueHead(name) if head is None else ValueHead(name, head.kind, head.prefixes)
         case config.LogLikReward():
-            return LogLik(settings.member)
+            return LogLik(settings.member, mean=settings.per_token)
+        case config.ConfidenceReward():
+            return Confidence(settings.statistic, settings.window, settings.aggregate)
         case config.LogRatioReward():
             return LogRatio(settings.tuned, settings.reference, settings.beta)
         case config.LengthReward():

@@ -42,7 +42,7 @@ class Ensemble(Reward):
         self.prefixes = all(reward.prefixes for reward in of.values())
         self.reads_text = any(reward.reads_text for reward in of.values())
         self.reads_values = any(reward.reads_values for reward in of.values())
-        self.models = frozenset().union(*(reward.models for reward in of.values()))
+        self.token_stats = frozenset().union(*(reward.token_stats for reward in of.values()))
 
     async def score(self, responses: Sequence[Response]) -> list[float]:
         rewards = self._of.values()

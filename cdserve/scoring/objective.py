@@ -37,9 +37,9 @@ class Objective:
         return any(reward.reads_text for reward in self.rewards.values())
 
     @property
-    def models(self) -> list[str]:
-        """Models whose log-likelihoods of responses the engine must compute."""
-        return sorted(set[str]().union(*(reward.models for reward in self.rewards.values())))
+    def token_stats(self) -> list[str]:
+        """Statistics of the tokens of responses that the engine must compute."""
+        return sorted(set[str]().union(*(reward.token_stats for reward in self.rewards.values())))
 
     def outlook(self, tokens: int) -> Outlook | None:
         """Rest of a response after an unfinished prefix, in units of the weighted sum.

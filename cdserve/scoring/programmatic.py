@@ -1,4 +1,4 @@
-"""Rewards that the server computes itself, from values, likelihoods, lengths and text."""
+"""Rewards that the server computes itself, from values, log p, lengths and text."""
 
 import json
 import re
@@ -39,18 +39,25 @@ class ValueHead(SyncReward):
 
 
 class LogLik(SyncReward):
-    """log p of the response, or of a prefix, under a model inside the engine, in nats."""
+    """log p of the response, or of a prefix, under a model inside the engine, in nats.
+
+    Args:
+        model: ``base`` or a member.
+        mean: whether to divide by the number of tokens.
+    """
 
     kind: ClassVar[str] = "loglik"
     prefixes = True
     per_token = True
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, *, mean: bool = False) -> None:
         self._model = model
-        self.models = frozenset([model])
+        self._mean = mean
+        self.token_stats = frozenset([model])
 
     def __call__(self, response: Response) -> float:
-        return response.loglik[self._model]
+        log_p = float(response.token_sums[self._model][-1])
+        return log_p / max(1, response.tokens) if self._mean else log_p
 
 
 class LogRatio(SyncReward):
@@ -72,10 +79,13 @@ class LogRatio(SyncReward):
         self._tuned = tuned
         self._reference = reference
         self._beta = beta
-        self.models = frozenset([tuned, reference])
+        self.token_stats = frozenset([tuned, reference])
 
     def __call__(self, response: Response) -> float:
-        return self._beta * (response.loglik[self._tuned] - response.loglik[self._reference])
+        tuned, reference = (
+            float(response.token_sums[model][-1]) for model in (self._tuned, self._reference)
+        )
+        return self._beta * (tuned - reference)
 
 
 class Length(SyncReward):

@@ -5,8 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from cdserve.scoring.held_out import HeldOut
 
+Floats = npt.NDArray[np.float64]
 OnFailure = Literal["error", "skip", "base"]
 
 
@@ -21,8 +25,8 @@ class Response:
     finished: bool
     values: Mapping[str, float]
     """V by reward name, computed by the engine."""
-    loglik: Mapping[str, float] = field(default_factory=dict)
-    """log p of the response's tokens by model (``base`` or a member), in nats, by the engine."""
+    token_sums: Mapping[str, Floats] = field(default_factory=dict)
+    """Sums of each statistic that the engine computed of the tokens, as ``token_sums`` returns."""
     messages: Sequence[Mapping[str, Any]] | None = None
     """Messages of a chat request; None for a request with a prompt."""
 
@@ -55,6 +59,16 @@ class RewardOptions:
         return (value - self.mean) / self.std
 
 
+def token_sums(blocks: Sequence[Floats]) -> Floats:
+    """Sums of a statistic over the first 0, 1, ..., n tokens of consecutive blocks, ``[n + 1]``.
+
+    Args:
+        blocks: the statistic of each token of each block.
+    """
+    sums: Floats = np.concatenate([np.zeros(1), *blocks]).cumsum()
+    return sums
+
+
 class Reward(ABC):
     """A function of responses."""
 
@@ -65,8 +79,9 @@ class Reward(ABC):
     """Whether ``per_token`` requests get a value per token; true of what the engine computes."""
     reads_text: bool = False
     reads_values: bool = False
-    models: frozenset[str] = frozenset()
-    """Models (members, or ``base``) whose log-likelihoods of the response the reward reads."""
+    token_stats: frozenset[str] = frozenset()
+    """Statistics of the response's tokens that the reward reads, as ``worker.token_stats`` names
+    them: a model (``base`` or a member) for log p, in nats, or a confidence."""
     options: RewardOptions = RewardOptions()
     held_out: HeldOut | None = None
     """Figures on held-out responses; None unless a head of mean values has been measured."""

@@ -2,7 +2,7 @@
 
 Rendering, detokenization, stop strings, log-probabilities, aborts and metrics are vLLM's own. Only
 the engine core is replaced. It draws tokens from the model and does what ``cdserve.worker`` does
-for a ``WorkerRequest``: it tilts, mixes, and writes V, path KL and log-likelihoods into shared
+for a ``WorkerRequest``: it tilts, mixes, and writes V, path KL and statistics of tokens into shared
 tables.
 """
 
@@ -185,7 +185,7 @@ class _Core(EngineCoreClient):  # type: ignore[misc]
     def __init__(self, vllm_config: Any, model: TinyModel, step_seconds: float) -> None:
         ours = (vllm_config.additional_config or {}).get("cdserve", {})
         self._outputs = sum(map(_outputs, ours.get("values", ())))
-        self._likelihoods = ours.get("likelihoods", ())
+        self._token_stats = ours.get("token_stats", ())
         self.models = {name: i for i, name in enumerate(["base", *ours.get("members", ())])}
         self._model = model
         self._step_seconds = step_seconds
@@ -327,7 +327,7 @@ class _Core(EngineCoreClient):  # type: ignore[misc]
         return ids, np.array(numbers, np.float32).reshape(ids.shape), np.array(ranks, np.int64)
 
     def _write(self, running: _Running, written: list[int], first: bool) -> None:
-        """Writes V and log-likelihoods of prefixes that the step's row covers.
+        """Writes V and statistics of tokens of prefixes that the step's row covers.
 
         Args:
             written: the prompt and the tokens drawn before this step.
@@ -342,25 +342,30 @@ class _Core(EngineCoreClient):  # type: ignore[misc]
             repeated = step is not None and reached > 0 and reached % step == 0
             lengths = every or ([len(written)] if drawn or repeated or reached == 0 else [])
             _write(asked.values, {n: self._values(written[:n]) for n in lengths})
-        if asked.loglik is not None and asked.loglik_start is None:
-            _write(asked.loglik, {len(written): self._sums(written[prompt:], asked.loglik_models)})
-        elif asked.loglik is not None and first:
-            start = asked.loglik_start or 0
-            rows = {
-                n: self._sums(written[start:n], asked.loglik_models)
-                for n in range(start + 1, prompt + 1)
-            }
-            _write(asked.loglik, rows)
+        if asked.token_stats is not None and asked.token_stats_start is None:
+            _write(asked.token_stats, {len(written): self._stats(written[-1])})
+        elif asked.token_stats is not None and first:
+            since = range((asked.token_stats_start or 0) + 1, prompt + 1)
+            _write(asked.token_stats, {n: self._stats(written[n - 1]) for n in since})
 
     def _values(self, token_ids: Sequence[int]) -> list[float]:
         return [self._model.value(token_ids, output) for output in range(self._outputs)]
 
-    def _sums(self, token_ids: Sequence[int], models: Sequence[str]) -> list[float]:
-        """log p of tokens by column of the table; 0 for models that are not asked for."""
-        return [
-            math.fsum(self._model.log_p_of(token_ids, self.models[name])) if name in models else 0.0
-            for name in self._likelihoods
-        ]
+    def _stats(self, token: int) -> list[float]:
+        """Statistics of a token by column of the table."""
+        return [self._stat(token, *name.partition(".")[::2]) for name in self._token_stats]
+
+    def _stat(self, token: int, model: str, confidence: str) -> float:
+        number = self.models[model]
+        if not confidence:
+            return self._model.log_p_of([token], number)[0]
+        log_p = np.full(self._vocabulary, FLOOR)
+        log_p[list(self._model.tokens)] = self._model.log_p(number)
+        if confidence == "self_certainty":
+            return float(-log_p.mean() - math.log(self._vocabulary))
+        if confidence == "negative_entropy":
+            return float(np.exp(log_p) @ log_p)
+        return float(-np.sort(log_p)[-int(confidence.removeprefix("top_")) :].mean())
 
 
 def _write(ticket: Ticket, rows: Mapping[int, Sequence[float]]) -> None:

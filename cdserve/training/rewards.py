@@ -21,6 +21,7 @@ _REFUSED = {
     "value_head": "a head learns from a reward of whole responses",
     "loglik": "its log-likelihoods are computed in the served engine",
     "log_ratio": "its log-likelihoods are computed in the served engine",
+    "confidence": "it is computed in the served engine",
 }
 _KEPT = ("judge", "reward_model", "http", "ensemble")
 """Kinds whose values are worth keeping on disk."""

@@ -19,13 +19,13 @@ from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.forward_context import get_forward_context
 
 from cdserve.worker.inputs import MemberLogits, to_device
-from cdserve.worker.likelihoods import SLICE, Likelihoods, Logits
 from cdserve.worker.lm_head import lm_head
 from cdserve.worker.members import Members, architecture
 from cdserve.worker.rows import ROWS, PromptRows
 from cdserve.worker.scorer import ValueScorer
 from cdserve.worker.steerer import Steerer
 from cdserve.worker.tickets import Ints
+from cdserve.worker.token_stats import SLICE, Logits, TokenStats
 from value_heads.kernels import runs_on
 
 _LOGGER = logging.getLogger("vllm.cdserve")
@@ -48,10 +48,10 @@ class _Aligned:
         names = tuple(attached["members"])
         steerer = Steerer(attached["q"], device, vocabulary, slots, first, fused, names)
         self._steerer = (steerer,)
-        ROWS.resize(slots, steerer.columns, names)
+        statistics = attached["token_stats"]
+        ROWS.resize(slots, steerer.columns, names, statistics)
         self._cold = True
-        models = attached["likelihoods"]
-        self._likelihoods = Likelihoods(models, slots, first) if models else None
+        self._token_stats = TokenStats(statistics, slots, first) if statistics else None
         self._last = torch.empty(0, dtype=torch.long)
         self._vllm_config = vllm_config
         self._width = vllm_config.model_config.get_hidden_size()
@@ -90,26 +90,26 @@ class _Aligned:
             self._values[0].score_every(hidden, _located(every, starts, positions), starts)
         members = ROWS.members() if step else None
         states: torch.Tensor = self.members(hidden, members, input_ids, positions)
-        if step and input_ids is not None and self._likelihoods is not None and ROWS.reads_tokens:
-            self._read_tokens(self._likelihoods, states, input_ids, positions)
+        if step and input_ids is not None and self._token_stats is not None and ROWS.reads_tokens:
+            self._read_tokens(self._token_stats, states, input_ids, positions)
         return states
 
     def compute_logits(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """Computes the logits, steered where rows ask for it, and V from the same hidden states."""
         own, behind = hidden_states[:, : self._width], hidden_states[:, self._width :]
-        valued, steered, logprobs = ROWS.take_step()
+        valued, steered, drawing = ROWS.take_step()
         if valued is not None and self._values[0] is not None:
             self._values[0].score_last(own, valued)
         logits = super().compute_logits(own, *args, **kwargs)  # type: ignore[misc]
         if self._cold:  # in vLLM's memory profiling, after loading and before serving
             self._cold = False
             self._warm_up(logits, own, behind)
-        if logits is None or (steered is None and logprobs is None):
+        if logits is None or (steered is None and drawing is None):
             return logits
         by_member: Logits | None = None
-        if logprobs is not None and self._likelihoods is not None:
+        if drawing is not None and self._token_stats is not None:
             by_member = self.members.logits(behind)
-            self._likelihoods.step(logprobs, self._last, {"base": logits, **by_member})
+            self._token_stats.step(drawing, self._last, {"base": logits, **by_member})
         if steered is None:
             return logits
         members = self._members_of(by_member, behind)
@@ -133,11 +133,11 @@ class _Aligned:
         kinds = 0 if self._values[0] is None else self._values[0].warm_up(own)
         if logits is not None:
             by_member: Logits | None = None
-            if self._likelihoods is not None:
+            if self._token_stats is not None:
                 by_member = self.members.logits(behind)
-                self._likelihoods.warm_up({"base": logits, **by_member})
+                self._token_stats.warm_up({"base": logits, **by_member})
                 text = own.new_zeros(SLICE, own.shape[1] + behind.shape[1])
-                self._likelihoods.warm_up(self._every_logits(text, slice(SLICE)))
+                self._token_stats.warm_up(self._every_logits(text, slice(SLICE)))
             members = self._members_of(by_member, behind)
             kinds += self._steerer[0].warm_up(logits, own, members, lm_head(self))
         if kinds:
@@ -146,29 +146,30 @@ class _Aligned:
 
     def _read_tokens(
         self,
-        likelihoods: Likelihoods,
+        token_stats: TokenStats,
         states: torch.Tensor,
         input_ids: torch.Tensor,
         positions: torch.Tensor,
     ) -> None:
-        """Keeps the last token of each row, and sums log p of rows with given tokens."""
+        """Keeps the last token of each row; computes the statistics of rows of given tokens."""
         starts = _row_starts()
         (ends,) = to_device([starts[1:] - 1], np.int64, input_ids.device)
         self._last = input_ids[ends]
-        texts = ROWS.text_logprob_rows()
+        texts = ROWS.text_stat_rows()
         if texts is None:
             return
         texts = _located(texts, starts, positions)
         for i, (row, tokens) in enumerate(zip(texts.index, texts.tokens, strict=True)):
             span = slice(int(starts[row]), int(starts[row + 1]))
-            likelihoods.text(
+            token_stats.text(
                 int(texts.slots[i]),
                 int(texts.requests[i]),
                 texts.destinations.of(slice(i, i + 1)),
-                int(texts.loglik_start[i]),
+                int(texts.token_stats_start[i]),
                 int(tokens) - (span.stop - span.start),
                 input_ids[span],
                 partial(self._every_logits, states[span]),
+                texts.wanted[i],
             )
 
     def _every_logits(self, states: torch.Tensor, part: slice) -> Logits:

@@ -39,7 +39,7 @@ class RowTilt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerRequest:
-    """The worker's part of one engine request: values, steering and sums to compute.
+    """The worker's part of one engine request: values, steering and statistics to compute.
 
     Attributes:
         values: where V of prefixes is written; None to compute no values.
@@ -57,10 +57,11 @@ class WorkerRequest:
         path_kl: where the KL along the request's path is written, in nats; None to write none.
         kl_budget: upper bound on the KL along the path, in nats; needs ``path_kl``. A step that
             would exceed it is not steered. None for no bound.
-        loglik: where summed log p of tokens is written, in nats; None to sum none.
-        loglik_start: tokens before the first whose log p is summed; None to sum drawn tokens.
-        loglik_models: models whose log p is summed. They run even where ``loglik`` is None: later
-            requests may continue from the KV cache that this one fills.
+        token_stats: where statistics of tokens are written (``worker.token_stats``); None to
+            compute none.
+        token_stats_start: tokens before the first with statistics; None for those drawn.
+        token_stats_names: statistics to compute. Their models run even where ``token_stats`` is
+            None: later requests may continue from the KV cache that this one fills.
         place: place in a draw whose requests begin in the same step; None for a request that waits
             for no other.
     """
@@ -74,9 +75,9 @@ class WorkerRequest:
     mix: Mapping[str, float] | None = None
     path_kl: Ticket | None = None
     kl_budget: float | None = None
-    loglik: Ticket | None = None
-    loglik_start: int | None = None
-    loglik_models: tuple[str, ...] = ()
+    token_stats: Ticket | None = None
+    token_stats_start: int | None = None
+    token_stats_names: tuple[str, ...] = ()
     place: DrawPlace | None = None
 
     def __post_init__(self) -> None:
@@ -92,11 +93,12 @@ class WorkerRequest:
     @property
     def members(self) -> frozenset[str]:
         """Members that run for this request."""
-        return frozenset({*(self.mix or ()), *self.loglik_models} - {"base"})
+        models = (name.partition(".")[0] for name in self.token_stats_names)
+        return frozenset({*(self.mix or ()), *models} - {"base"})
 
     def to_wire(self) -> dict[str, Any]:
         """The request in JSON types, without fields that have their defaults."""
-        tickets = {"values": self.values, "path_kl": self.path_kl, "loglik": self.loglik}
+        tickets = {"values": self.values, "path_kl": self.path_kl, "token_stats": self.token_stats}
         wire: dict[str, Any] = {k: t.to_wire() for k, t in tickets.items() if t is not None}
         if self.tilt is not None:
             by = {str(column): weight for column, weight in self.tilt.coefficients.items()}
@@ -105,8 +107,8 @@ class WorkerRequest:
             wire["mix"] = dict(self.mix)
         if self.drawn_values:
             wire["drawn_values"] = True
-        if self.loglik_models:
-            wire["loglik_models"] = list(self.loglik_models)
+        if self.token_stats_names:
+            wire["token_stats_names"] = list(self.token_stats_names)
         if self.place is not None:
             wire["place"] = list(self.place)
         numbers = {
@@ -114,7 +116,7 @@ class WorkerRequest:
             "value_every": self.value_every,
             "response_start": self.response_start,
             "kl_budget": self.kl_budget,
-            "loglik_start": self.loglik_start,
+            "token_stats_start": self.token_stats_start,
         }
         return wire | {name: number for name, number in numbers.items() if number is not None}
 
@@ -132,9 +134,9 @@ class WorkerRequest:
             mix=wire.get("mix"),
             path_kl=_ticket(wire.get("path_kl")),
             kl_budget=wire.get("kl_budget"),
-            loglik=_ticket(wire.get("loglik")),
-            loglik_start=wire.get("loglik_start"),
-            loglik_models=tuple(wire.get("loglik_models", ())),
+            token_stats=_ticket(wire.get("token_stats")),
+            token_stats_start=wire.get("token_stats_start"),
+            token_stats_names=tuple(wire.get("token_stats_names", ())),
             place=place and DrawPlace(*place),
         )
 

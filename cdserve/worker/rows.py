@@ -26,8 +26,8 @@ MIXED, TILTED = 1, 2
 TOP_K, BOUNDED, MEASURED, VALUED, PROMPT_VALUES = (1 << i for i in range(2, 7))
 """Further flags: tilt of the top k only; KL budget; KL measured; V of some prefix; V of every
 prompt prefix."""
-DRAWN_LOGPROBS, TEXT_LOGPROBS, DRAWN_VALUES, REPEATED_VALUES = (1 << i for i in range(7, 11))
-"""Further flags: log p of drawn tokens; log p of given tokens; V of every drawn prefix; V of a
+DRAWN_STATS, TEXT_STATS, DRAWN_VALUES, REPEATED_VALUES = (1 << i for i in range(7, 11))
+"""Further flags: statistics of drawn tokens; of given tokens; V of every drawn prefix; V of a
 prefix again and again."""
 _MEMBERS = 16
 """Bit of the first member; set where a row needs that member to run."""
@@ -59,11 +59,13 @@ class PromptRows:
     """Length of each row's prefix at the end of the step."""
     response_starts: Ints
     """Tokens before the response."""
-    loglik_start: Ints
-    """Tokens before the first whose log p is summed."""
+    token_stats_start: Ints
+    """Tokens before the first with statistics."""
     requests: Ints
     """Unique number of each row's request."""
     destinations: Destinations
+    wanted: Masks
+    """Statistics that each row needs, ``[n, statistics]``."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -121,17 +123,17 @@ class SteeredRows:
 
 
 @dataclass(slots=True, kw_only=True)
-class LogprobRows:
-    """Rows that sum log p of the tokens they draw; ``[n]`` each."""
+class StatRows:
+    """Rows with statistics of the tokens they draw; ``[n]`` each."""
 
     index: Ints
     slots: Ints
     tokens: Ints
-    first: Masks
-    """Whether the step draws the first token whose log p is summed."""
     requests: Ints
     """Unique number of each row's request."""
     destinations: Destinations
+    wanted: Masks
+    """Statistics that some row needs, ``[statistics]``."""
 
 
 class Step(NamedTuple):
@@ -139,7 +141,7 @@ class Step(NamedTuple):
 
     values: ValueRows | None
     steered: SteeredRows | None
-    logprobs: LogprobRows | None
+    token_stats: StatRows | None
 
 
 class RowTable:
@@ -149,15 +151,24 @@ class RowTable:
         slots: maximum number of requests in the batch.
         columns: number of outputs of all Q-heads.
         members: names of the members.
+        statistics: names of the statistics of tokens.
 
     Raises:
         ValueError: as ``resize`` does.
     """
 
-    def __init__(self, slots: int = 0, columns: int = 0, members: Sequence[str] = ()) -> None:
-        self.resize(slots, columns, members)
+    def __init__(
+        self,
+        slots: int = 0,
+        columns: int = 0,
+        members: Sequence[str] = (),
+        statistics: Sequence[str] = (),
+    ) -> None:
+        self.resize(slots, columns, members, statistics)
 
-    def resize(self, slots: int, columns: int, members: Sequence[str]) -> None:
+    def resize(
+        self, slots: int, columns: int, members: Sequence[str], statistics: Sequence[str] = ()
+    ) -> None:
         """Empties the table and sets its size.
 
         Raises:
@@ -166,6 +177,7 @@ class RowTable:
         if len(members) > _MOST_MEMBERS:
             raise ValueError(f"there are {len(members)} members; at most {_MOST_MEMBERS} can run")
         self._members = tuple(members)
+        self._statistics = tuple(statistics)
         self._assigned = 0
         self._requests = np.zeros(slots, np.int64)
         self._flags = np.zeros(slots, np.int64)
@@ -174,14 +186,15 @@ class RowTable:
         self._first = np.zeros(slots, np.int64)
         self._prompts = np.zeros(slots, np.int64)
         self._response_starts = np.zeros(slots, np.int64)
-        self._loglik_start = np.zeros(slots, np.int64)
+        self._token_stats_start = np.zeros(slots, np.int64)
+        self._wanted = np.zeros((slots, len(statistics)), np.bool_)
         self._top_k = np.zeros(slots, np.int64)
         self._coefficients = np.zeros((slots, columns), np.float32)
         self._weights = np.zeros((slots, 1 + len(members)), np.float32)
         self._temperatures = np.ones(slots, np.float32)
         self._budgets = np.full(slots, np.inf, np.float32)
         self._carried = np.zeros((slots, 2))
-        self._values, self._path_kl, self._loglik = (Tickets(slots) for _ in range(3))
+        self._values, self._path_kl, self._token_stats = (Tickets(slots) for _ in range(3))
         self.starts: Ints | None = None
         self._end()
 
@@ -213,7 +226,8 @@ class RowTable:
         start = request.response_start
         self._response_starts[slot] = prompt_length if start is None else start
         self._first[slot] = max(prompt_length, tokens)
-        self._loglik_start[slot] = request.loglik_start or 0
+        self._token_stats_start[slot] = request.token_stats_start or 0
+        self._wanted[slot] = [name in request.token_stats_names for name in self._statistics]
         self._top_k[slot] = (tilt and tilt.top_k) or 0
         self._coefficients[slot] = 0.0
         for column, coefficient in (tilt.coefficients if tilt else {}).items():
@@ -224,12 +238,12 @@ class RowTable:
         self._carried[slot] = carried
         self._values.assign(slot, request.values)
         self._path_kl.assign(slot, request.path_kl)
-        self._loglik.assign(slot, request.loglik)
+        self._token_stats.assign(slot, request.token_stats)
 
     def clear(self, slot: int) -> None:
         """Empties a slot; a request without a ``WorkerRequest`` may take it."""
         self._renew(slot)
-        for tickets in (self._values, self._path_kl, self._loglik):
+        for tickets in (self._values, self._path_kl, self._token_stats):
             tickets.assign(slot, None)
 
     def _renew(self, slot: int) -> None:
@@ -251,8 +265,8 @@ class RowTable:
             PROMPT_VALUES: request.values is not None and request.value_length is None,
             DRAWN_VALUES: request.values is not None and request.drawn_values,
             REPEATED_VALUES: request.values is not None and request.value_every is not None,
-            DRAWN_LOGPROBS: request.loglik is not None and request.loglik_start is None,
-            TEXT_LOGPROBS: request.loglik is not None and request.loglik_start is not None,
+            DRAWN_STATS: request.token_stats is not None and request.token_stats_start is None,
+            TEXT_STATS: request.token_stats is not None and request.token_stats_start is not None,
         }
         for i, name in enumerate(self._members):
             flags[1 << (_MEMBERS + i)] = name in request.members
@@ -299,20 +313,20 @@ class RowTable:
         armed, self._armed = self._armed, False
         if not armed:
             return Step(None, None, None)
-        return Step(self._value_rows(), self._steered_rows(), self._logprob_rows())
+        return Step(self._value_rows(), self._steered_rows(), self._stat_rows())
 
     def prompt_value_rows(self) -> PromptRows | None:
         """Rows that need V of every prompt prefix; None outside a step."""
         return self._prompt_rows(PROMPT_VALUES, self._values)
 
-    def text_logprob_rows(self) -> PromptRows | None:
-        """Rows that sum log p of given tokens; None outside a step."""
-        return self._prompt_rows(TEXT_LOGPROBS, self._loglik)
+    def text_stat_rows(self) -> PromptRows | None:
+        """Rows with statistics of given tokens; None outside a step."""
+        return self._prompt_rows(TEXT_STATS, self._token_stats)
 
     @property
     def reads_tokens(self) -> bool:
-        """Whether some row sums log p of tokens, given or drawn; False outside a step."""
-        return self._armed and bool(self._union & (DRAWN_LOGPROBS | TEXT_LOGPROBS))
+        """Whether some row has statistics of tokens, given or drawn; False outside a step."""
+        return self._armed and bool(self._union & (DRAWN_STATS | TEXT_STATS))
 
     def members(self) -> set[str] | None:
         """The members that rows of this step need.
@@ -375,18 +389,18 @@ class RowTable:
             uniform=any_flags == int(np.bitwise_and.reduce(flags)),
         )
 
-    def _logprob_rows(self) -> LogprobRows | None:
-        rows = self._drawing(DRAWN_LOGPROBS)
+    def _stat_rows(self) -> StatRows | None:
+        rows = self._drawing(DRAWN_STATS)
         if rows is None:
             return None
         index, slots, tokens, _ = rows
-        return LogprobRows(
+        return StatRows(
             index=index,
             slots=slots,
             tokens=tokens,
-            first=tokens == self._prompts.take(slots),
             requests=self._requests.take(slots),
-            destinations=self._loglik.of(slots),
+            destinations=self._token_stats.of(slots),
+            wanted=np.logical_or.reduce(self._wanted.take(slots, axis=0), axis=0),
         )
 
     def _drawing(self, asked: int) -> tuple[Ints, Ints, Ints, Ints] | None:
@@ -412,9 +426,10 @@ class RowTable:
             slots=slots,
             tokens=self._tokens[rows],
             response_starts=self._response_starts.take(slots),
-            loglik_start=self._loglik_start.take(slots),
+            token_stats_start=self._token_stats_start.take(slots),
             requests=self._requests.take(slots),
             destinations=tickets.of(slots),
+            wanted=self._wanted.take(slots, axis=0),
         )
 
     def _end(self) -> None:

@@ -152,7 +152,7 @@ def _place(request: Request) -> DrawPlace | None:
 
 def _continues(wire: Mapping[str, Any] | None) -> bool:
     """Whether a request continues others and needs no logits before its last token."""
-    return wire is not None and "loglik_start" not in wire
+    return wire is not None and "token_stats_start" not in wire
 
 
 def _is_full_attention(spec: KVCacheSpec) -> bool:

@@ -4,7 +4,13 @@ import re
 
 import pytest
 
-from cdserve.config import LogLikReward, RewardModelReward, Settings, ValueHeadReward
+from cdserve.config import (
+    ConfidenceReward,
+    LogLikReward,
+    RewardModelReward,
+    Settings,
+    ValueHeadReward,
+)
 from cdserve.demo.tiny import HEAD_DIR, MODEL_DIR, Q_HEAD_DIR, TUNED_DIR
 from cdserve.errors import ConfigError
 from cdserve.launch import worker_args
@@ -18,6 +24,10 @@ MODEL = HEADS.model_copy(
     update={"rewards": {"rm": RewardModelReward(kind="reward_model", model=str(MODEL_DIR))}}
 )
 LIKELY = Settings(model=str(MODEL_DIR), rewards={"fluent": LogLikReward(kind="loglik")})
+TOP_HEAVY = Settings(
+    model=str(MODEL_DIR),
+    rewards={"top": ConfidenceReward(kind="confidence", of="top_k_logprob", top_k=9999)},
+)
 PLAIN = Settings(model=str(MODEL_DIR))
 TRACKER = "cdserve.worker.runner_v1:RowTracker"
 
@@ -32,14 +42,15 @@ TRACKER = "cdserve.worker.runner_v1:RowTracker"
         ),
         (HEADS, ["--enable-batch-sharded-sampling"], "--enable-batch-sharded-sampling is True"),
         (MEMBERS, ["--enable-dbo"], "--enable-dbo is True"),
+        (TOP_HEAVY, [], "rewards.top.top_k is 9999; the model's vocabulary has 1536 tokens"),
         (MEMBERS, ["--pipeline-parallel-size", "2"], "--pipeline-parallel-size is 2; members"),
         (HEADS, ["--worker-cls", "mine.Worker"], "--worker-cls is mine.Worker"),
         (MEMBERS, ["--enable-lora"], "--enable-lora cannot be used with members"),
         (
             MEMBERS,
             ["--compilation-config", '{"cudagraph_mode": "FULL_AND_PIECEWISE"}'],
-            "cudagraph_mode FULL_AND_PIECEWISE; with members or rewards of log-likelihoods it can "
-            "be PIECEWISE or NONE",
+            "cudagraph_mode FULL_AND_PIECEWISE; with members or rewards of log p or confidence it "
+            "can be PIECEWISE or NONE",
         ),
         (MODEL, ["--api-server-count", "2"], "--api-server-count is 2; .* reward model 'rm'"),
         (PLAIN, ["--api-server-count", "0"], "--api-server-count is 0"),

@@ -3,17 +3,18 @@
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
-from cdserve.scoring import Response
+from cdserve.scoring import Floats, Response, token_sums
 from cdserve.scoring.programmatic import LogLik, LogRatio
 from tests.decoders.toy import RESPONSES, P, Tokens, reward, soft_value
 
 LOG_Z = 1.1267598402
 
 
-def summed(tokens: Tokens, step: Callable[[Tokens, int], float]) -> float:
-    return math.fsum(step(tokens[:i], token) for i, token in enumerate(tokens))
+def sums(tokens: Tokens, step: Callable[[Tokens, int], float]) -> Floats:
+    return token_sums([np.array([step(tokens[:i], token) for i, token in enumerate(tokens)])])
 
 
 def base(prefix: Tokens, token: int) -> float:
@@ -26,8 +27,14 @@ def optimum(prefix: Tokens, token: int) -> float:
 
 
 def response(tokens: Tokens) -> Response:
-    loglik = {"base": summed(tokens, base), "tuned": summed(tokens, optimum)}
-    return Response(prompt="", text="", tokens=len(tokens), finished=True, values={}, loglik=loglik)
+    return Response(
+        prompt="",
+        text="",
+        tokens=len(tokens),
+        finished=True,
+        values={},
+        token_sums={"base": sums(tokens, base), "tuned": sums(tokens, optimum)},
+    )
 
 
 @pytest.mark.parametrize("beta", [1.0, 0.25])
@@ -46,8 +53,10 @@ async def test_log_ratio_of_a_prefix_is_the_soft_value_up_to_the_same_constant()
 async def test_loglik_is_the_models_log_likelihood() -> None:
     (found,) = await LogLik("base").score([response((0, 1, 2))])
     assert found == pytest.approx(math.log(0.5 * 0.3 * 0.2))
+    (mean,) = await LogLik("base", mean=True).score([response((0, 1, 2))])
+    assert mean == pytest.approx(found / 3)
 
 
 def test_log_ratio_and_loglik_read_their_models() -> None:
-    assert LogRatio("tuned", "base", 1.0).models == {"tuned", "base"}
-    assert LogLik("ref").models == {"ref"}
+    assert LogRatio("tuned", "base", 1.0).token_stats == {"tuned", "base"}
+    assert LogLik("ref").token_stats == {"ref"}

@@ -22,6 +22,18 @@ from .gate import FOLDER, Gate
 
 HTTP: dict[str, Any] = {"timeout": HANG_SECONDS, "verify": False}
 """Arguments of HTTP clients. Servers have no TLS: loading its certificates would take 20 ms."""
+CONFIDENCES = {
+    "certain": {"kind": "confidence"},
+    "sharp": {"kind": "confidence", "of": "entropy", "window": 5},
+    "lowest": {
+        **{"kind": "confidence", "of": "top_k_logprob", "top_k": 7},
+        **{"window": 9, "aggregate": "min"},
+    },
+    "ending": {"kind": "confidence", "of": "logprob", "window": 9, "aggregate": "tail"},
+    "doubtful": {"kind": "confidence", "window": 3, "aggregate": "bottom_10"},
+    "likely": {"kind": "loglik", "per_token": True},
+}
+"""A reward of each kind of confidence."""
 
 
 def demo_settings(**changes: Any) -> dict[str, Any]:

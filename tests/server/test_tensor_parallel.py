@@ -8,7 +8,7 @@ import pytest
 from openai import OpenAI
 
 from .killing import gone, kill, load, started
-from .served import Served, demo_settings
+from .served import CONFIDENCES, Served, demo_settings
 from .wire import BEST_OF_N, BLOCKWISE, PROMPT, assert_close, complete
 
 TILT = {"method": "tokenwise_cd", "beta": 0.2}
@@ -18,7 +18,10 @@ POLICIES = {
     "blockwise": BLOCKWISE,
     "several rewards": {
         **BEST_OF_N,
-        "rewards": {"sentiment": 1.0, "fluent": 0.1, "dpo": 0.1, "sentiment_gold": 0.1},
+        "rewards": {
+            **{"sentiment": 1.0, "fluent": 0.1, "dpo": 0.1, "sentiment_gold": 0.1},
+            **dict.fromkeys(CONFIDENCES, 0.1),
+        },
     },
     "tilt": TILT,
     "top_k": {**TILT, "top_k": 20},
@@ -36,6 +39,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     settings["rewards"] |= {
         "fluent": {"kind": "loglik"},
         "dpo": {"kind": "log_ratio", "tuned": "tuned", "reference": "ref", "beta": 0.5},
+        **CONFIDENCES,
     }
     flags = ["--tensor-parallel-size", "2"]
     with Served(settings, tmp_path_factory.mktemp("halves"), flags) as served:
@@ -65,7 +69,7 @@ def test_texts_are_scored_as_by_one_worker(halves: OpenAI, http: httpx2.Client) 
     body = {
         "prompt": PROMPT,
         "responses": [" A good mower.", " It broke at once."],
-        "rewards": {"sentiment": 1.0, "fluent": 1.0, "dpo": 1.0},
+        "rewards": {"sentiment": 1.0, "fluent": 1.0, "dpo": 1.0} | dict.fromkeys(CONFIDENCES, 1.0),
     }
     ours = halves.post("/alignment/score", body=body, cast_to=dict[str, Any])
     assert_close(ours, http.post("/v1/alignment/score", json=body).raise_for_status().json())

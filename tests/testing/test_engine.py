@@ -42,6 +42,7 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Any
 
     settings = demo_settings()
     settings["rewards"] |= {"fluent": {"kind": "loglik"}, "tuned": {"kind": "log_ratio"}}
+    settings["rewards"]["sharp"] = {"kind": "confidence", "of": "entropy", "window": 4}
     settings["rewards"]["tuned"] |= {"tuned": "tuned", "reference": "base", "beta": 1.0}
     async with running_app(Application.build(written(settings, tmp_path_factory))) as running:
         yield running
@@ -140,16 +141,18 @@ async def test_score_is_the_value_of_the_best_candidate(
         assert scores[True] >= scores.get(False, -math.inf)
 
 
-async def test_log_likelihood_rewards_are_those_of_the_models(
+async def test_rewards_of_log_p_and_confidence_are_those_of_the_models(
     http: httpx2.AsyncClient, model: TinyModel, numbers: Mapping[str, int]
 ) -> None:
-    rewards = {"fluent": 1.0, "tuned": 1.0}
+    rewards = {"fluent": 1.0, "tuned": 1.0, "sharp": 1.0}
     answer = await complete(http, {"method": "best_of_n", "n": 2, "rewards": rewards})
     drawn = answer["choices"][0]["token_ids"]
     base, tuned = (math.fsum(model.log_p_of(drawn, numbers[name])) for name in ("base", "tuned"))
     reported = answer["alignment"]["rewards"]
     assert reported["tuned"] == pytest.approx(tuned - base, abs=1e-3)
     assert reported["fluent"] == pytest.approx(base, abs=1e-3)
+    p = [math.exp(log_p) for log_p in model.log_p()]
+    assert reported["sharp"] == pytest.approx(sum(x * math.log(x) for x in p), abs=1e-5)
 
 
 async def test_mixing_draws_the_mixed_distribution_at_its_kl(

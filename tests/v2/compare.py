@@ -6,7 +6,7 @@ from typing import Any
 Result = Mapping[str, Any]
 """What a request drew and what was written of it, as ``run`` has it."""
 
-TOLERANCES = {"logprobs": 2e-4, "values": 1e-5, "path_kl": 1e-4, "loglik": 1e-4}
+TOLERANCES = {"logprobs": 2e-4, "values": 1e-5, "path_kl": 1e-4, "token_stats": 1e-4}
 """Largest difference of a log-probability, of V, and of nats summed along a path."""
 
 
@@ -25,7 +25,7 @@ def _differences(one: Result, other: Result) -> Iterator[str]:
         if len(both) < len(a) - 1:
             yield f"the most likely tokens of step {step}: {list(a)} and {list(b)}"
         yield from _far("logprobs", step, [a[t] for t in both], [b[t] for t in both])
-    for name in ("values", "path_kl", "loglik"):
+    for name in ("values", "path_kl", "token_stats"):
         if name not in one:
             continue
         if one[name].keys() != other[name].keys() or not one[name]:

@@ -4,14 +4,14 @@ import random
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, get_args
 from unittest.mock import patch
 
 from vllm import LLM, EngineArgs, SamplingParams
 from vllm.inputs import TokensPrompt
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
-from cdserve.config import LogLikReward, LogRatioReward, Settings, ValueHeadReward
+from cdserve.config import ConfidenceReward, LogRatioReward, Settings, ValueHeadReward
 from cdserve.demo.tiny import HEAD_DIR, MODEL_DIR, Q_HEAD_DIR, REF_DIR, TUNED_DIR
 from cdserve.launch import worker_args
 from cdserve.launch.heads import attach
@@ -20,11 +20,11 @@ from cdserve.shared_table import SharedTable, Ticket
 from cdserve.worker.register import register
 from cdserve.worker.request import WorkerRequest
 
-from .kinds import Kind
+from .kinds import STATISTICS, Kind
 
 LENGTH = 256
 """Tokens of the longest sequence of a batch, and slots of a ticket's."""
-_COLUMNS = {"values": 1, "path_kl": 2, "loglik": 3}
+_COLUMNS = {"values": 1, "path_kl": 2, "token_stats": len(STATISTICS)}
 _ENGINE = {
     "dtype": "float32",
     "enforce_eager": True,
@@ -38,14 +38,18 @@ _ENGINE = {
 
 
 def settings(members: bool) -> Settings:
-    """Those of the demo's heads, with its members and rewards of log-likelihoods or without."""
+    """Those of the demo's heads, with or without members and rewards of log p and confidence."""
     head = ValueHeadReward(kind="value_head", path=str(HEAD_DIR), q_head=str(Q_HEAD_DIR))
     if not members:
         return Settings(model=str(MODEL_DIR), rewards={"sentiment": head}, engine=_ENGINE)
+    confidences = {
+        of: ConfidenceReward(kind="confidence", of=of)
+        for of in get_args(ConfidenceReward.model_fields["of"].annotation)
+    }
     ratio = LogRatioReward(kind="log_ratio", tuned="tuned", reference="ref", beta=0.5)
     return Settings(
         model=str(MODEL_DIR),
-        rewards={"sentiment": head, "fluent": LogLikReward(kind="loglik"), "dpo": ratio},
+        rewards={"sentiment": head, **confidences, "dpo": ratio},
         members={"tuned": str(TUNED_DIR), "ref": str(REF_DIR)},
         engine=_ENGINE,
     )
@@ -55,7 +59,7 @@ class Engine:
     """The demo's engine, asked as the server asks it: by sampling parameters and value tables.
 
     Args:
-        members: whether it has members and log-likelihoods.
+        members: whether it has members and statistics of tokens.
         flags: vLLM's, beside those of the settings.
     """
 

@@ -10,6 +10,8 @@ TILT = RowTilt({0: 5.0}, None)
 TOP_K = RowTilt({0: 5.0}, 20)
 MIX = {"base": 1.0, "tuned": 0.7, "ref": -0.4}
 
+STATISTICS = ("base", "base.negative_entropy", "base.self_certainty", "base.top_20", "ref", "tuned")
+
 SIZES = [1, 4, 16, 64, 256]
 """Tokens of a step that CUDA graphs are captured for; a step of another number is padded."""
 
@@ -22,7 +24,7 @@ class Kind:
         length: tokens of its prompt.
         steps: tokens that it draws.
         wants: fields of its ``WorkerRequest``, without tickets; empty for a plain request.
-        tables: the fields that are tickets: ``values``, ``path_kl``, ``loglik``.
+        tables: the fields that are tickets: ``values``, ``path_kl``, ``token_stats``.
         temperature: 0 for the most likely token.
     """
 
@@ -35,7 +37,9 @@ class Kind:
     @property
     def cached(self) -> bool:
         """Whether its prompt may come from the prefix cache: not where all of it is read."""
-        return "loglik_start" not in self.wants and self.wants.get("value_length", 0) is not None
+        return (
+            "token_stats_start" not in self.wants and self.wants.get("value_length", 0) is not None
+        )
 
 
 def _steered(length: int, **wants: Any) -> Kind:
@@ -68,14 +72,14 @@ MEMBERS = {
     "mixture under a tilt": _steered(19, mix=MIX, tilt=TILT),
     "mixture under a tilt of the top k": _steered(21, mix=MIX, tilt=TOP_K),
     "mixture without one member": _steered(34, mix={"base": 1.0, "tuned": 1.0}),
-    "log p of what it draws": Kind(
-        length=22, wants={"loglik_models": ("base", "ref", "tuned")}, tables=("loglik",)
+    "statistics of what it draws": Kind(
+        length=22, wants={"token_stats_names": STATISTICS}, tables=("token_stats",)
     ),
-    "log p of a text": Kind(
+    "statistics of a text": Kind(
         length=60,
         steps=1,
-        wants={"loglik_models": ("base", "ref", "tuned"), "loglik_start": 30},
-        tables=("loglik",),
+        wants={"token_stats_names": STATISTICS, "token_stats_start": 30},
+        tables=("token_stats",),
     ),
 }
-"""What members and rewards of log-likelihoods add."""
+"""What members and rewards of log p and confidence add."""

@@ -13,7 +13,8 @@ TESTS = Path(__file__).parents[1]
 FILES = [
     # Every kind of row, in process: against V1, and under emulated CUDA graphs.
     "v2",
-    # Values, tilts, mixtures, budgets, log-likelihoods: against Transformers, and by their laws.
+    # Values, tilts, mixtures, budgets, confidences: against Transformers, and by their laws.
+    "worker/test_confidence.py",
     "worker/test_parity.py",
     "worker/test_adapter.py",
     "server/test_tokenwise.py",

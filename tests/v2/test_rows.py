@@ -48,7 +48,7 @@ def test_row_behind_a_cached_prompt_matches(v2: Running, kind: str) -> None:
 def test_dummy_batch_after_a_step_writes_nothing(v2: Running) -> None:
     before, after = v2.made["dummy batch"]
     assert before["values of a whole prompt"]["values"].keys() == {str(n) for n in range(1, 41)}
-    assert before["log p of a text"]["loglik"]
+    assert before["statistics of a text"]["token_stats"]
     assert before == after
 
 

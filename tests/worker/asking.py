@@ -17,8 +17,9 @@ class Asking:
         members: Sequence[str] = (),
         slots: int = 128,
         prompt_length: int = 1,
+        statistics: Sequence[str] = (),
     ) -> None:
-        self.table = RowTable(slots, columns, members)
+        self.table = RowTable(slots, columns, members, statistics)
         self._prompt_length = prompt_length
         self._asked: dict[int, WorkerRequest] = {}
 

@@ -18,13 +18,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from cdserve.shared_table import Ticket
-from cdserve.worker.likelihoods import Likelihoods
 from cdserve.worker.readback import ReadBack
 from cdserve.worker.request import RowTilt, WorkerRequest
 from cdserve.worker.rows import PromptRows
 from cdserve.worker.scorer import ValueScorer
 from cdserve.worker.steerer import Steerer
 from cdserve.worker.tickets import Destinations
+from cdserve.worker.token_stats import TokenStats
 from value_heads import HeadConfig, QHead, ValueHead
 
 from .asking import Asking
@@ -128,14 +128,23 @@ def test_steering_memory_stays_within_its_bound(
     assert found <= 2.01 * GIB
 
 
-@pytest.mark.parametrize("models", [("base",), ("base", *MEMBERS)])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("base",),
+        ("base", *MEMBERS),
+        ("base", "base.negative_entropy", "base.self_certainty", "base.top_20"),
+    ],
+)
 @pytest.mark.parametrize(("rows", "vocabulary"), [(1024, 262_144), (256, 128_256)])
-def test_log_likelihood_memory_stays_within_its_bound(
-    models: tuple[str, ...], rows: int, vocabulary: int
+def test_memory_of_token_statistics_stays_within_its_bound(
+    names: tuple[str, ...], rows: int, vocabulary: int
 ) -> None:
     """The logits kept for the next step, and float32 copies of 256 rows."""
-    made, asking = Likelihoods(models, rows, False), Asking(1, MEMBERS, rows)
-    request = WorkerRequest(loglik=Ticket("/sums", 1, 0, 16), loglik_models=models)
+    models = [name for name in names if "." not in name]
+    made = TokenStats(names, rows, False)
+    asking = Asking(1, MEMBERS, rows, statistics=names)
+    request = WorkerRequest(token_stats=Ticket("/sums", 1, 0, 16), token_stats_names=names)
     logits = {
         name: torch.empty(rows, vocabulary, dtype=torch.bfloat16, device=META) for name in models
     }
@@ -144,7 +153,7 @@ def test_log_likelihood_memory_stays_within_its_bound(
         made.warm_up(logits)
         measured = peak.bytes
         for tokens in (1, 2):
-            drawing = asking.step(dict.fromkeys(range(rows), request), tokens).logprobs
+            drawing = asking.step(dict.fromkeys(range(rows), request), tokens).token_stats
             assert drawing is not None
             made.step(drawing, last, logits)
     kept = 2 * rows * len(models) * vocabulary
@@ -176,9 +185,10 @@ def test_scoring_a_whole_prompt_takes_the_memory_of_a_tile(
         slots=0 * one,
         tokens=tokens * one,
         response_starts=0 * one,
-        loglik_start=0 * one,
+        token_stats_start=0 * one,
         requests=one,
         destinations=Destinations(-one, one, one, one),
+        wanted=one > 0,
     )
     hidden = torch.empty(tokens, width, dtype=torch.bfloat16, device=META)
     with Peak() as peak:

@@ -15,14 +15,14 @@ from openai import OpenAI
 
 from cdserve.demo.tiny import HEAD_DIR, MODEL_DIR
 from cdserve.demo.tiny.build.folders import load_model, load_tokenizer
-from tests.server.served import Served, demo_settings
+from tests.server.served import CONFIDENCES, Served, demo_settings
 from tests.server.tilted import BETA, TOKENWISE, Tilted, check_tilted
 from tests.server.wire import blocks, complete
 from tests.waiting import HANG_SECONDS
 from value_heads import HeadConfig, QHead, ValueHead
 from value_heads.heads import POSITION_FEATURES
 
-from . import adapter
+from . import adapter, test_confidence
 
 TOLERANCE = 1e-4
 LENGTHS = [1, 5, 31, 32, 33, 64, 100, 300]
@@ -296,6 +296,11 @@ def paced_q_head(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def confidences() -> test_confidence.Reference:
+    return test_confidence.Reference()
+
+
+@pytest.fixture(scope="module")
 def paced(paced_head: Path) -> Reference:
     return Reference(head=paced_head)
 
@@ -311,7 +316,7 @@ def small(
     flags = ["--max-model-len", "704", "--kv-cache-memory-bytes", str(cache)]
     flags += ["--max-num-batched-tokens", "64", "--max-num-seqs", "16", "--enable-chunked-prefill"]
     settings = demo_settings(members={}, presets={})  # members would take part of the cache
-    settings["rewards"]["fluent"] = {"kind": "loglik"}
+    settings["rewards"] |= CONFIDENCES
     paced = {"kind": "value_head", "path": str(paced_head), "q_head": str(paced_q_head)}
     settings["rewards"]["paced"] = paced
     with Served(settings, tmp_path_factory.mktemp("small"), flags) as served:
@@ -403,24 +408,39 @@ class TestSmallServer:
                 reference.check(prompt, choice["token_ids"], report, m)
         assert small.metric("num_preemptions_total") > 0
 
-    def test_log_likelihoods_after_preemption_match_transformers(
-        self, small: Served, reference: Reference
+    def test_confidences_after_preemption_match_transformers(
+        self, small: Served, confidences: test_confidence.Reference
     ) -> None:
-        """One that was preempted is read anew, in chunks, where the sum was lost."""
-        before = small.metric("num_preemptions_total")
-        policy = {"method": "best_of_n", "n": 6, "rewards": {"fluent": 1.0}, "report": "trace"}
+        """Of one that was preempted, a single token's are read anew."""
+        before, prompt = small.metric("num_preemptions_total"), tokens(200, seed=13)
         body = {
-            **{"model": "demo", "prompt": tokens(200, seed=11), "max_tokens": 160, "n": 2},
-            **{"ignore_eos": True, "return_token_ids": True, "alignment": policy},
+            **{"model": "demo", "prompt": prompt, "max_tokens": 160, "n": 2},
+            **{"ignore_eos": True, "return_token_ids": True},
         }
-        with small.client() as http:
-            answer = http.post("/v1/completions", json=body).raise_for_status().json()
+        for policy, m in [(test_confidence.BEST_OF_N, 160), (test_confidence.BLOCKWISE, 32)]:
+            body["alignment"] = {**policy, **({"n": 6} if m == 160 else {"k": 6, "m": m})}
+            with small.client() as http:
+                answer = http.post("/v1/completions", json=body).raise_for_status().json()
+            reports = answer["alignment"]["choices"]
+            for choice, report in zip(answer["choices"], reports, strict=True):
+                test_confidence.check_answer(confidences, prompt, choice, report, m)
         assert small.metric("num_preemptions_total") > before
-        reports = answer["alignment"]["choices"]
-        for choice, report in zip(answer["choices"], reports, strict=True):
-            whole = [*choice["prompt_token_ids"], *choice["token_ids"]]
-            expected = sum(reference.logprobs(whole)[199:])
-            assert report["rewards"]["fluent"] == pytest.approx(expected, abs=2e-3)
+
+    def test_confidences_of_a_text_in_chunks_match_transformers(
+        self, small: Served, confidences: test_confidence.Reference
+    ) -> None:
+        """A response of several chunks of 64 tokens, behind a prompt of several."""
+        prompt, text = tokens(200, seed=15), "It broke. " * 60
+        body = {"model": "demo", "prompt": prompt, "responses": [text], "per_token": True}
+        body["rewards"] = test_confidence.REWARDS
+        with small.client() as http:
+            scored = http.post("/v1/alignment/score", json=body).raise_for_status().json()
+        ids = confidences.tokenizer.encode(text, add_special_tokens=False)
+        assert len(ids) > 128
+        expected = confidences.rewards(prompt, [*ids, confidences.tokenizer.eos_token_id])
+        per_token = scored["scores"][0]["per_token"]
+        for i, prefix in enumerate(expected):
+            test_confidence.check({name: of[i] for name, of in per_token.items()}, prefix)
 
     def test_grammar_continues_across_blocks_after_preemption(self, small: Served) -> None:
         before = small.metric("num_preemptions_total")

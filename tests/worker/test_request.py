@@ -22,6 +22,7 @@ BUDGETS = st.builds(
     TICKETS,
     st.none() | st.floats(0, 1e6),
 )
+STATISTICS = st.builds("{}{}".format, NAMES, st.sampled_from(["", ".self_certainty", ".top_20"]))
 FIELDS: dict[str, st.SearchStrategy[object]] = {
     "values": TICKETS,
     "value_length": st.none() | COUNTS,
@@ -30,9 +31,9 @@ FIELDS: dict[str, st.SearchStrategy[object]] = {
     "response_start": st.none() | COUNTS,
     "tilt": st.none() | TILTS,
     "mix": st.none() | st.dictionaries(NAMES, WEIGHTS),
-    "loglik": TICKETS,
-    "loglik_start": st.none() | COUNTS,
-    "loglik_models": st.lists(NAMES, unique=True).map(tuple),
+    "token_stats": TICKETS,
+    "token_stats_start": st.none() | COUNTS,
+    "token_stats_names": st.lists(STATISTICS, unique=True).map(tuple),
     "place": st.none() | st.builds(DrawPlace, NAMES, COUNTS, COUNTS),
 }
 REQUESTS = st.builds(lambda path, **others: WorkerRequest(**path, **others), BUDGETS, **FIELDS)
@@ -71,8 +72,11 @@ def test_extra_args_without_a_request_have_none() -> None:
 
 
 @given(request=REQUESTS)
-def test_members_are_the_models_of_mix_and_loglik_without_the_base(request: WorkerRequest) -> None:
-    assert request.members == {*(request.mix or {}), *request.loglik_models} - {"base"}
+def test_members_are_the_models_of_mix_and_statistics_without_the_base(
+    request: WorkerRequest,
+) -> None:
+    models = {name.split(".")[0] for name in request.token_stats_names}
+    assert request.members == {*(request.mix or {}), *models} - {"base"}
 
 
 def test_kl_budget_without_a_path_is_refused() -> None:

@@ -375,7 +375,7 @@ class TestSize:
     def test_more_members_than_flags_of_a_row_are_refused(self) -> None:
         names = [f"m{i}" for i in range(48)]
         table = RowTable(1, 0, names[:47])
-        table.assign(0, WorkerRequest(loglik_models=("base", "m0", "m46")), prompt_length=1)
+        table.assign(0, WorkerRequest(token_stats_names=("base", "m0", "m46")), prompt_length=1)
         table.begin_step(np.array([0]), np.array([0]), np.array([1]))
         assert table.members() == {"m0", "m46"}
         with pytest.raises(ValueError, match="48 members; at most 47"):
@@ -407,8 +407,8 @@ class TestSteps:
         """Such as a capture, or a dummy batch after a step: its rows are nobody's."""
         assert table.members() is None
         wanted = {
-            "loglik_models": ("base", "tuned"),
-            "loglik": Ticket("/likelihood", 1, 0, 16),
+            "token_stats_names": ("base", "tuned"),
+            "token_stats": Ticket("/likelihood", 1, 0, 16),
         }
         batch.step(added=[(0, asks(1, None), [1], []), (1, steered(**wanted), [1], [])])
         assert (indices(table.prompt_value_rows()), table.reads_tokens) == ([0], True)

@@ -183,8 +183,13 @@ def test_warm_up_compiles_scoring(head: Path, behind: int) -> None:
                 scorer.score_last(hidden, due)
                 for starts in ([0, len(hidden)], [0, 1, len(hidden)]):
                     one, row_of = np.array([1]), np.array([len(starts) - 2])
-                    wanted = {"index": row_of, "slots": one, "tokens": one, "loglik_start": one}
-                    wanted["response_starts"] = one
+                    wanted = {
+                        "index": row_of,
+                        "slots": one,
+                        "tokens": one,
+                        "token_stats_start": one,
+                    }
+                    wanted |= {"response_starts": one, "token_stats_start": one, "wanted": one}
                     spans = PromptRows(**wanted, requests=one, destinations=due.destinations)
                     scorer.score_every(hidden, spans, np.array(starts))
             assert met
@@ -203,7 +208,7 @@ class _Logits(nn.Module):
 class _Model(model._Aligned, _Logits):
     def __init__(self, steerer: Steerer, scorer: ValueScorer, cold: bool) -> None:
         nn.Module.__init__(self)
-        self._steerer, self._values, self._likelihoods = (steerer,), (scorer,), None
+        self._steerer, self._values, self._token_stats = (steerer,), (scorer,), None
         self._width, self._cold = WIDTH, cold
         self.members = SimpleNamespace(logits=lambda behind: {"tuned": behind})  # type: ignore[assignment]
 
