@@ -54,8 +54,12 @@ class Model:
         )
 
     def plain_config(self, member: str | None = None) -> Path:
-        """Settings that serve the model or a member alone, without heads and members."""
-        return self._settings(self.base if member is None else self.members[member])
+        """Settings that serve the model or a member alone, without rewards and members."""
+        return self._settings(self.base if member is None else self.members[member], rewards={})
+
+    def bare_config(self) -> Path:
+        """Settings that serve the model with nothing set, so with the built-in rewards."""
+        return self._settings(self.base)
 
     def _settings(self, model: Path, **settings: Any) -> Path:
         path = Path(tempfile.mkdtemp(prefix="cdserve-bench-")) / "cdserve.yaml"

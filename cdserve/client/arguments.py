@@ -29,7 +29,7 @@ def chosen_settings(args: argparse.Namespace) -> demo.DemoSettings:
     """The settings that the flags select. The first use of the default demo fetches its model.
 
     Raises:
-        ConfigError: the model cannot be fetched.
+        ConfigError: the flags contradict each other, or the model cannot be fetched.
     """
     if args.config is not None:
         return demo.DemoSettings(args.config, ())

@@ -12,14 +12,14 @@ DEMO_DIR = Path(__file__).parent
 
 
 class DemoSettings(NamedTuple):
-    """Settings of a demo's server.
+    """Settings of a server to start.
 
     Attributes:
-        config: YAML file of the settings.
+        config: YAML file of the settings; None for no file.
         changes: ``key=value`` pairs that override the file.
     """
 
-    config: Path
+    config: Path | None
     changes: Sequence[str]
 
 

@@ -26,7 +26,7 @@ _MIDDLEWARE = (
 class Source(NamedTuple):
     """Arguments of ``Application.build``; several API servers each build their own."""
 
-    config: Path
+    config: Path | None
     changes: Sequence[str]
     flags: Sequence[str]
 
@@ -51,12 +51,12 @@ class Application:
 
     @classmethod
     def build(
-        cls, config: Path, changes: Sequence[str] = (), flags: Sequence[str] = ()
+        cls, config: Path | None, changes: Sequence[str] = (), flags: Sequence[str] = ()
     ) -> "Application":
         """Reads and checks the settings.
 
         Args:
-            config: YAML file of the settings.
+            config: YAML file of the settings; None for no file.
             changes: ``key=value`` pairs that override the file.
             flags: flags of vLLM's command line.
 
@@ -66,8 +66,8 @@ class Application:
         settings = load(config, changes)
         check_models(models_of(settings), has_token=has_token(settings, flags))
         heads, models = attach(settings), plan(settings)
+        args, settings = vllm_args.parse(settings, heads, flags)
         server = AlignmentServer.build(settings, heads.outputs, heads.q.columns, models.outputs)
-        args = vllm_args.parse(settings, heads, flags)
         args.cdserve = keys = Keys.build(server)
         vllm_args.authenticate(args, keys.secrets)
         args.middleware = [*args.middleware, *_MIDDLEWARE]

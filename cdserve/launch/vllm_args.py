@@ -34,8 +34,12 @@ class _Parser(FlexibleArgumentParser):  # type: ignore[misc]
         raise ConfigError(message)
 
 
-def parse(settings: Settings, heads: Heads, flags: Sequence[str]) -> Namespace:
+def parse(settings: Settings, heads: Heads, flags: Sequence[str]) -> tuple[Namespace, Settings]:
     """Parses the settings' ``engine`` section, then the flags of the command line.
+
+    Returns:
+        vLLM's arguments; and the settings, without the built-in rewards if the engine cannot
+        compute them.
 
     Raises:
         ConfigError: a flag is one that cdserve sets itself or does not support.
@@ -54,9 +58,10 @@ def parse(settings: Settings, heads: Heads, flags: Sequence[str]) -> Namespace:
     _check_servers(args, settings)
     reward_models = any(reward.kind == "reward_model" for reward in settings.rewards.values())
     set_cpu_defaults(args, other_engines=reward_models)
+    settings = worker_args.fitting(args, settings, heads)
     if worker_args.needed(settings, heads):
         worker_args.configure(args, settings, heads)
-    return args
+    return args, settings
 
 
 def _check_servers(args: Namespace, settings: Settings) -> None:

@@ -1,18 +1,21 @@
 """vLLM's arguments and environment that put cdserve into its workers."""
 
+import logging
 import os
 from argparse import Namespace
 
 import vllm.envs as envs
 from vllm.config.compilation import CUDAGraphMode
+from vllm.model_executor.models.registry import _MULTIMODAL_MODELS, _TEXT_GENERATION_MODELS
 from vllm.transformers_utils.config import get_config
 from vllm.triton_utils import HAS_TRITON
 
-from cdserve.config import ConfidenceReward, Settings
+from cdserve.config import BUILT_IN_REWARDS, ConfidenceReward, Settings
 from cdserve.errors import ConfigError
 from cdserve.launch.heads import Heads
 from cdserve.worker.register import ARCHITECTURE
 
+_LOGGER = logging.getLogger("vllm.cdserve")
 _PROCESSOR = "cdserve.worker.runner_v1:RowTracker"
 _WORKER = "cdserve.worker.worker.Worker"
 _SCHEDULER = "cdserve.worker.scheduler.scheduler"
@@ -26,6 +29,25 @@ _UNFIT = {
 def needed(settings: Settings, heads: Heads) -> bool:
     """Whether the worker has heads, members or statistics of tokens to compute."""
     return bool(heads.values.paths or settings.members or settings.token_stats)
+
+
+def fitting(args: Namespace, settings: Settings, heads: Heads) -> Settings:
+    """The settings, without the built-in rewards if vLLM's worker cannot compute them.
+
+    The log says why. vLLM's own worker then serves the model.
+    """
+    if not settings.has_built_in_rewards:
+        return settings
+    others = settings.model_copy(update={"rewards": {}})
+    try:
+        if not needed(others, heads):
+            _check_model(args)
+        _check(args, settings, heads)
+    except ConfigError as error:
+        names = " and ".join(BUILT_IN_REWARDS)
+        _LOGGER.warning("the built-in rewards %s are off: %s", names, error)
+        return others
+    return settings
 
 
 def configure(args: Namespace, settings: Settings, heads: Heads) -> None:
@@ -66,6 +88,24 @@ def runner_v2() -> bool:
     """Whether vLLM uses model runner V2: if Triton is installed, unless the environment decides."""
     override: bool | None = envs.VLLM_USE_V2_MODEL_RUNNER
     return bool(HAS_TRITON) if override is None else override
+
+
+def _check_model(args: Namespace) -> None:
+    """Raises ConfigError for a model that is served, but not known to run in the wrapper."""
+    if args.hf_overrides or args.model_impl not in ("auto", "vllm"):
+        raise ConfigError("the model's class is changed by --hf-overrides or --model-impl")
+    if args.runner not in ("auto", "generate"):
+        raise ConfigError(f"--runner is {args.runner}; the model does not generate text")
+    try:
+        config = get_config(args.model, args.trust_remote_code, revision=args.revision)
+    except Exception as error:  # vLLM may know how to read it in another way
+        raise ConfigError(f"the model's configuration cannot be read: {error}") from error
+    names = config.architectures or []
+    if not any(name in {**_TEXT_GENERATION_MODELS, **_MULTIMODAL_MODELS} for name in names[:1]):
+        raise ConfigError(
+            f"the architecture {', '.join(names[:1]) or 'of the model'} is not one of vLLM's own "
+            "text models"
+        )
 
 
 def _check(args: Namespace, settings: Settings, heads: Heads) -> None:
@@ -117,21 +157,22 @@ def _check_graphs(mode: CUDAGraphMode | None, settings: Settings, heads: Heads) 
     if _reads_forward(settings) and mode.has_full_cudagraphs():
         raise ConfigError(
             f"--compilation-config has cudagraph_mode {mode.name}; with members or rewards of "
-            "log p or confidence it can be PIECEWISE or NONE: a graph of the whole forward pass "
+            "log p it can be PIECEWISE or NONE: a graph of the whole forward pass "
             "would repeat what one step did"
         )
-    if heads.values.paths and mode.mixed_mode() == CUDAGraphMode.FULL:
+    reads_texts = heads.values.paths or settings.token_stats
+    if reads_texts and mode.mixed_mode() == CUDAGraphMode.FULL:
         raise ConfigError(
-            f"--compilation-config has cudagraph_mode {mode.name}; with value heads it can be "
-            "FULL_AND_PIECEWISE, FULL_DECODE_ONLY, PIECEWISE or NONE: a full graph would skip "
-            "the values of each token of a prompt"
+            f"--compilation-config has cudagraph_mode {mode.name}; with value heads or rewards of "
+            "confidence it can be FULL_AND_PIECEWISE, FULL_DECODE_ONLY, PIECEWISE or NONE: a full "
+            "graph would skip what is computed of each token of a prompt"
         )
 
 
 def _reads_forward(settings: Settings) -> bool:
     """Whether the wrapper's ``forward`` has to run in every step.
 
-    ``forward`` chooses the members that run and reads the tokens whose statistics are computed.
-    A full CUDA graph replays the model without calling it.
+    ``forward`` chooses the members that run and reads the tokens whose log p is computed. A full
+    CUDA graph replays the model without calling it.
     """
-    return bool(settings.members or settings.token_stats)
+    return bool(settings.members) or any("." not in name for name in settings.token_stats)

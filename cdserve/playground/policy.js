@@ -183,6 +183,8 @@ export class PolicyEditor {
       if ((policy[key] ?? schema.properties[key]?.default) > bound) policy[key] = bound;
     }
     if (schema.properties.weights) policy.weights = { base: 1 };
+    const [reward] = Object.keys(this.server.rewards);
+    if (this.server.advice && reward && schema.properties.rewards) policy.rewards = { [reward]: 1 };
     return policy;
   }
 
@@ -265,7 +267,9 @@ export class PolicyEditor {
     }
     if (this.policy.method === "none") return ["The model's own text: no reward, one candidate."];
     if (this.preset === null) {
-      return [described(this.server.methods[this.policy.method])];
+      const { methods, advice } = this.server;
+      const about = described(methods[this.policy.method]);
+      return [advice ? `${about} ${advice}` : about];
     }
     const name = () => {
       this.value = this.preset;

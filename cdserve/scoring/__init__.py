@@ -3,7 +3,7 @@
 from cdserve.scoring.build import HeadOutput, build
 from cdserve.scoring.extraction import PATTERN_SECONDS, Extractor, Extractors
 from cdserve.scoring.held_out import HeldOut
-from cdserve.scoring.objective import Objective, objective
+from cdserve.scoring.objective import Objective, advise, objective
 from cdserve.scoring.reward import Floats, Response, Reward, token_sums
 from cdserve.scoring.reward_model import ModelOutput
 
@@ -18,6 +18,7 @@ __all__ = [
     "Objective",
     "Response",
     "Reward",
+    "advise",
     "build",
     "objective",
     "token_sums",

@@ -166,6 +166,21 @@ async def _scored(reward: Reward, responses: Sequence[Response]) -> list[float]:
     return values
 
 
+def advise(rewards: Mapping[str, Reward]) -> str | None:
+    """Possibilities of a server without rewards other than the model's own confidence, in words.
+
+    None for a server with other rewards.
+    """
+    if any(reward.kind != "confidence" for reward in rewards.values()):
+        return None
+    confidence = "Its rewards are the model's own confidence, which is no judgement of quality. "
+    return (
+        (confidence if rewards else "")
+        + "Without a reward, best_of_n selects by a vote by count or by mbr. A reward in the "
+        "server's settings adds selection by quality."
+    )
+
+
 def objective(
     policy: Policy,
     rewards: Mapping[str, Reward],
@@ -189,7 +204,8 @@ def objective(
             raise PolicyError(
                 f"{FIELD}.rewards",
                 "is missing, and this server has "
-                + (f"no default among {', '.join(sorted(rewards))}" if rewards else "no rewards"),
+                + (f"no default among {', '.join(sorted(rewards))}" if rewards else "no rewards")
+                + ("" if (advice := advise(rewards)) is None else f". {advice}"),
             )
         weights = {default: 1.0}
     for name in weights:

@@ -5,8 +5,7 @@ It takes the arguments of ``cdserve serve``. Reward models of the settings run a
 
 import sys
 
-from cdserve.cli import parser
-from cdserve.client.arguments import chosen_settings
+from cdserve.cli import parser, served_settings
 from cdserve.errors import ConfigError, EngineError
 from cdserve.launch.application import Application
 from cdserve.launch.serve import serve
@@ -17,8 +16,7 @@ def main() -> None:
     """Serves the settings on a ``FakeEngine`` until SIGINT or SIGTERM."""
     known, flags = parser().parse_known_args(["serve", *sys.argv[1:]])
     try:
-        config, changes = chosen_settings(known)
-        application = Application.build(config, [*changes, *known.set], flags)
+        application = Application.build(*served_settings(known), flags)
         if (application.args.api_server_count or 1) > 1:
             raise ConfigError("--api-server-count: a FakeEngine has one API server")
         serve(application, build_engine)

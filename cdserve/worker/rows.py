@@ -124,11 +124,13 @@ class SteeredRows:
 
 @dataclass(slots=True, kw_only=True)
 class StatRows:
-    """Rows with statistics of the tokens they draw; ``[n]`` each."""
+    """Rows with statistics of their last token; ``[n]`` each."""
 
     index: Ints
     slots: Ints
     tokens: Ints
+    since: Ints
+    """Tokens before the first with statistics; 0 where tokens are drawn."""
     requests: Ints
     """Unique number of each row's request."""
     destinations: Destinations
@@ -302,7 +304,7 @@ class RowTable:
         self._index, self._slots, self._tokens = index, slots, tokens
         self._asked, self._draws, self.starts = flags, draws, starts
         self._union = _any_flags(flags)
-        self._armed = True
+        self._armed, self._texts_read = True, False
 
     def take_step(self) -> Step:
         """Returns the rows of this step's logits, and ends the step.
@@ -320,7 +322,12 @@ class RowTable:
         return self._prompt_rows(PROMPT_VALUES, self._values)
 
     def text_stat_rows(self) -> PromptRows | None:
-        """Rows with statistics of given tokens; None outside a step."""
+        """Rows with statistics of given tokens; None outside a step.
+
+        A CUDA graph of the whole forward pass does not call this. Its rows have one token each, so
+        ``take_step`` then returns these rows among those that draw.
+        """
+        self._texts_read = True
         return self._prompt_rows(TEXT_STATS, self._token_stats)
 
     @property
@@ -390,7 +397,7 @@ class RowTable:
         )
 
     def _stat_rows(self) -> StatRows | None:
-        rows = self._drawing(DRAWN_STATS)
+        rows = self._drawing(DRAWN_STATS, 0 if self._texts_read else TEXT_STATS)
         if rows is None:
             return None
         index, slots, tokens, _ = rows
@@ -398,18 +405,26 @@ class RowTable:
             index=index,
             slots=slots,
             tokens=tokens,
+            since=self._token_stats_start.take(slots),
             requests=self._requests.take(slots),
             destinations=self._token_stats.of(slots),
             wanted=np.logical_or.reduce(self._wanted.take(slots, axis=0), axis=0),
         )
 
-    def _drawing(self, asked: int) -> tuple[Ints, Ints, Ints, Ints] | None:
-        """Index, slots, tokens and flags of the drawing rows with these flags; None without any."""
-        if not self._union & asked:
+    def _drawing(self, asked: int, given: int = 0) -> tuple[Ints, Ints, Ints, Ints] | None:
+        """Index, slots, tokens and flags of rows; None without any.
+
+        Args:
+            asked: flags of rows that count if they draw.
+            given: flags of rows that count in any case.
+        """
+        if not self._union & (asked | given):
             return None
         chosen = self._asked & asked != 0
         if self._draws is not None:
             chosen &= self._draws
+        if given:
+            chosen |= self._asked & given != 0
         rows = chosen.nonzero()[0]
         everything = self._index, self._slots, self._tokens, self._asked
         if len(rows) == len(chosen):
@@ -435,6 +450,7 @@ class RowTable:
     def _end(self) -> None:
         """Returns to the state in which no step is running."""
         self._armed, self._union, self._draws = False, 0, None
+        self._texts_read = False
         self._index = self._slots = self._tokens = self._asked = np.zeros(0, np.int64)
         self.starts = None
 

@@ -74,6 +74,11 @@ class TokenStats:
         self._kept: Tensor | None = None
         self._next = torch.empty(0)
 
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether some statistic depends on the token itself, and not on its distribution alone."""
+        return bool(self._log_p)
+
     def _prepare(self, logits: Tensor) -> None:
         """Allocates what is kept between steps.
 
@@ -103,13 +108,15 @@ class TokenStats:
 
         Args:
             rows: rows with statistics of drawn tokens.
-            last: last token of each prefix, ``[batch]``.
+            last: last token of each prefix, ``[batch]``; not used unless ``reads_tokens``.
             logits: logits of the next tokens, of the whole batch.
         """
         self._prepare(logits["base"])
         known = self._goes_on(rows.slots, rows.requests, rows.tokens - 1)
-        index, slots = to_device([rows.index, rows.slots], np.int64, last.device)
-        self._write(self._of(slots, last[index]), rows.destinations, rows.tokens, known)
+        index, slots = to_device([rows.index, rows.slots], np.int64, logits["base"].device)
+        tokens = last[index] if self.reads_tokens else None
+        known &= rows.tokens > rows.since
+        self._write(self._of(slots, tokens), rows.destinations, rows.tokens, known)
         self._keep(logits, index, slots, rows.wanted)
         self._request[rows.slots], self._at[rows.slots] = rows.requests, rows.tokens
 
@@ -162,12 +169,17 @@ class TokenStats:
         same: Masks = (self._request[slots] == requests) & (self._at[slots] == tokens)
         return same
 
-    def _of(self, slots: Tensor, tokens: Tensor) -> Tensor:
-        """Statistics of tokens ``[n]`` by what is kept in their slots, ``[n, columns]``."""
+    def _of(self, slots: Tensor, tokens: Tensor | None) -> Tensor:
+        """Statistics of tokens ``[n]`` by what is kept in their slots, ``[n, columns]``.
+
+        Args:
+            tokens: the tokens; None where no statistic depends on them.
+        """
         assert self._kept is not None
         values = self._next[slots]
-        for place, column in enumerate(self._log_p.values()):
-            values[:, column] += self._kept[slots, place, tokens.long()].float()
+        if tokens is not None:
+            for place, column in enumerate(self._log_p.values()):
+                values[:, column] += self._kept[slots, place, tokens.long()].float()
         return values
 
     def _given(self, logits: Logits, tokens: Tensor, wanted: Masks) -> Tensor:

@@ -23,7 +23,7 @@ from .gate import FOLDER, Gate
 HTTP: dict[str, Any] = {"timeout": HANG_SECONDS, "verify": False}
 """Arguments of HTTP clients. Servers have no TLS: loading its certificates would take 20 ms."""
 CONFIDENCES = {
-    "certain": {"kind": "confidence"},
+    "self_certainty": {"kind": "confidence"},
     "sharp": {"kind": "confidence", "of": "entropy", "window": 5},
     "lowest": {
         **{"kind": "confidence", "of": "top_k_logprob", "top_k": 7},
@@ -49,7 +49,7 @@ class Served:
     """A server on a free port of this machine, forked from a process that has imported vLLM.
 
     Args:
-        settings: what goes into its YAML file.
+        settings: what goes into its YAML file; None for no file.
         folder: where that file and the log are written.
         flags: vLLM's flags.
         packages: a folder with packages that it can import too.
@@ -58,15 +58,17 @@ class Served:
 
     def __init__(
         self,
-        settings: Mapping[str, Any],
+        settings: Mapping[str, Any] | None,
         folder: Path,
         flags: Sequence[str] = (),
         packages: Path | None = None,
         fake: bool = False,
     ) -> None:
         self._command = ["cdserve.testing"] if fake else ["cdserve", "serve"]
-        self._config = folder / "cdserve.yaml"
-        self._config.write_text(yaml.safe_dump(dict(settings)))
+        self._settings: list[str] = []
+        if settings is not None:
+            (config := folder / "cdserve.yaml").write_text(yaml.safe_dump(dict(settings)))
+            self._settings = ["--config", str(config)]
         self._log = folder / "server.log"
         self._flags = flags
         path = [str(packages or ""), os.environ.get("PYTHONPATH", "")]
@@ -84,7 +86,7 @@ class Served:
     def __enter__(self) -> "Served":
         module, *command = self._command
         host, port = self.base_url.removeprefix("http://").split(":")
-        command += ["--config", str(self._config), "--host", host, "--port", port, *self._flags]
+        command += [*self._settings, "--host", host, "--port", port, *self._flags]
         with self._log.open("w") as log:
             self._process = Forked(module, command, self._environment, log, log)
         try:

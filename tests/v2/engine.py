@@ -4,14 +4,14 @@ import random
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, get_args
+from typing import Any
 from unittest.mock import patch
 
 from vllm import LLM, EngineArgs, SamplingParams
 from vllm.inputs import TokensPrompt
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
-from cdserve.config import ConfidenceReward, LogRatioReward, Settings, ValueHeadReward
+from cdserve.config import ConfidenceReward, LogLikReward, LogRatioReward, Settings, ValueHeadReward
 from cdserve.demo.tiny import HEAD_DIR, MODEL_DIR, Q_HEAD_DIR, REF_DIR, TUNED_DIR
 from cdserve.launch import worker_args
 from cdserve.launch.heads import attach
@@ -20,11 +20,11 @@ from cdserve.shared_table import SharedTable, Ticket
 from cdserve.worker.register import register
 from cdserve.worker.request import WorkerRequest
 
-from .kinds import STATISTICS, Kind
+from .kinds import Kind
 
 LENGTH = 256
 """Tokens of the longest sequence of a batch, and slots of a ticket's."""
-_COLUMNS = {"values": 1, "path_kl": 2, "token_stats": len(STATISTICS)}
+_COLUMNS = {"values": 1, "path_kl": 2}
 _ENGINE = {
     "dtype": "float32",
     "enforce_eager": True,
@@ -38,18 +38,19 @@ _ENGINE = {
 
 
 def settings(members: bool) -> Settings:
-    """Those of the demo's heads, with or without members and rewards of log p and confidence."""
+    """Those of the demo's heads and confidences, with or without members and rewards of log p."""
     head = ValueHeadReward(kind="value_head", path=str(HEAD_DIR), q_head=str(Q_HEAD_DIR))
-    if not members:
-        return Settings(model=str(MODEL_DIR), rewards={"sentiment": head}, engine=_ENGINE)
     confidences = {
         of: ConfidenceReward(kind="confidence", of=of)
-        for of in get_args(ConfidenceReward.model_fields["of"].annotation)
+        for of in ("self_certainty", "entropy", "top_k_logprob")
     }
+    rewards: dict[str, Any] = {"sentiment": head, **confidences}
+    if not members:
+        return Settings(model=str(MODEL_DIR), rewards=rewards, engine=_ENGINE)
     ratio = LogRatioReward(kind="log_ratio", tuned="tuned", reference="ref", beta=0.5)
     return Settings(
         model=str(MODEL_DIR),
-        rewards={"sentiment": head, **confidences, "dpo": ratio},
+        rewards={**rewards, "fluent": LogLikReward(kind="loglik"), "dpo": ratio},
         members={"tuned": str(TUNED_DIR), "ref": str(REF_DIR)},
         engine=_ENGINE,
     )
@@ -59,20 +60,21 @@ class Engine:
     """The demo's engine, asked as the server asks it: by sampling parameters and value tables.
 
     Args:
-        members: whether it has members and statistics of tokens.
+        members: whether it has members and rewards of log p.
         flags: vLLM's, beside those of the settings.
     """
 
     def __init__(self, members: bool, flags: Sequence[str] = ()) -> None:
         asked = settings(members)
-        args = parse(asked, attach(asked), list(flags))
+        args, _ = parse(asked, attach(asked), list(flags))
         worker_args.set_environment(args)
         register()  # vLLM has asked its plugins before, to parse the flags
         self._llm = LLM.from_engine_args(EngineArgs.from_cli_args(args))
         self._tables = {
             name: SharedTable(slots=16, columns=columns, length=2 * LENGTH)
-            for name, columns in _COLUMNS.items()
+            for name, columns in {**_COLUMNS, "token_stats": len(asked.token_stats)}.items()
         }
+        self._statistics = asked.token_stats
 
     def __enter__(self) -> "Engine":
         return self
@@ -131,6 +133,12 @@ class Engine:
         """Empties the prefix cache."""
         assert self._llm.reset_prefix_cache()
 
+    def _columns(self, kind: Kind, field: str) -> list[int]:
+        """The columns of a table that a request of this kind asks for."""
+        if field == "token_stats":
+            return [self._statistics.index(name) for name in kind.wants["token_stats_names"]]
+        return list(range(_COLUMNS[field]))
+
     @contextmanager
     def _requested(
         self, kinds: Mapping[str, Kind], seed: int | None = None
@@ -153,14 +161,17 @@ class Engine:
     ) -> dict[str, Any]:
         """By kind, table, and tokens of the prefix."""
         return {
-            kind: {name: _found(self._tables[name], ticket) for name, ticket in held.items()}
-            for kind, held in zip(kinds, tickets, strict=True)
+            name: {
+                field: _found(self._tables[field], ticket, self._columns(kind, field))
+                for field, ticket in held.items()
+            }
+            for (name, kind), held in zip(kinds.items(), tickets, strict=True)
         }
 
 
-def _found(table: SharedTable, ticket: Ticket) -> dict[str, list[float]]:
+def _found(table: SharedTable, ticket: Ticket, columns: list[int]) -> dict[str, list[float]]:
     rows = {n: table.read(ticket, n) for n in range(1, LENGTH)}
-    return {str(n): row.tolist() for n, row in rows.items() if row is not None}
+    return {str(n): row[columns].tolist() for n, row in rows.items() if row is not None}
 
 
 def _drawn(output: Any) -> dict[str, Any]:

@@ -10,7 +10,8 @@ TILT = RowTilt({0: 5.0}, None)
 TOP_K = RowTilt({0: 5.0}, 20)
 MIX = {"base": 1.0, "tuned": 0.7, "ref": -0.4}
 
-STATISTICS = ("base", "base.negative_entropy", "base.self_certainty", "base.top_20", "ref", "tuned")
+CONFIDENCES = ("base.negative_entropy", "base.self_certainty", "base.top_20")
+STATISTICS = ("base", *CONFIDENCES, "ref", "tuned")
 
 SIZES = [1, 4, 16, 64, 256]
 """Tokens of a step that CUDA graphs are captured for; a step of another number is padded."""
@@ -64,8 +65,17 @@ HEADS = {
     "tilt of the top k": _steered(15, tilt=TOP_K),
     "tilt with a budget": _steered(16, tilt=TILT, kl_budget=0.5),
     "plain, of a whole KV block": Kind(length=32),
+    "confidences of what it draws": Kind(
+        length=23, wants={"token_stats_names": CONFIDENCES}, tables=("token_stats",)
+    ),
+    "confidences of a text": Kind(
+        length=39,
+        steps=1,
+        wants={"token_stats_names": CONFIDENCES, "token_stats_start": 20},
+        tables=("token_stats",),
+    ),
 }
-"""What a server with value heads and Q-heads alone has."""
+"""What a server with value heads, Q-heads and confidences alone has."""
 
 MEMBERS = {
     "mixture": _steered(18, mix=MIX),
@@ -82,4 +92,4 @@ MEMBERS = {
         tables=("token_stats",),
     ),
 }
-"""What members and rewards of log p and confidence add."""
+"""What members and rewards of log p add."""

@@ -21,7 +21,7 @@ SEED = 5
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
-    parser.add_argument("--heads", action="store_true", help="no members, no statistics of tokens")
+    parser.add_argument("--heads", action="store_true", help="no members, no log p")
     parser.add_argument("--synchronous", action="store_true", help="no asynchronous scheduling")
     parser.add_argument("--graphs", nargs="*", default=[], help="modes of CUDA graphs")
     known = parser.parse_args()

@@ -28,7 +28,7 @@ class TestAlignment:
     def test_alignment_lists_methods_rewards_members_and_presets(self, http: httpx2.Client) -> None:
         answer = http.get("/v1/alignment").json()
         assert set(answer) == {
-            *("methods", "rewards", "members", "extractors", "presets", "limits")
+            *("methods", "rewards", "advice", "members", "extractors", "presets", "limits")
         }
         assert set(answer["methods"]) == {
             "none",

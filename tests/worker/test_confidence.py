@@ -22,7 +22,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     "at once": {**BEST_OF_N, "at_once": 2},
     "blockwise_cd": BLOCKWISE,
     "beams": {**BLOCKWISE, "k": 2, "beam_width": 2},
-    "of one reward": {**BLOCKWISE, "rewards": {"certain": 1.0}},
+    "of one reward": {**BLOCKWISE, "rewards": {"self_certainty": 1.0}},
     "mixed": {
         **BLOCKWISE,
         "proposal": {"method": "logit_mixing", "weights": {"base": 0.5, "twin": 0.5}},
@@ -49,7 +49,7 @@ class Reference:
         entropy, top = (p * log_p).sum(-1), -log_p.topk(7).values.mean(-1)
         return [
             {
-                "certain": float(certainty[:n].mean()),
+                "self_certainty": float(certainty[:n].mean()),
                 "sharp": float(windows(entropy[:n], 5).mean()),
                 "lowest": float(windows(top[:n], 9).min()),
                 "ending": float(taken[max(0, n - 9) : n].mean()),
@@ -127,7 +127,7 @@ def test_confidence_of_a_steered_response_is_that_of_the_base_model(
 
 
 def test_search_selects_the_most_confident_response(http: httpx2.Client) -> None:
-    policy = {**BEST_OF_N, "rewards": {"certain": 1.0}}
+    policy = {**BEST_OF_N, "rewards": {"self_certainty": 1.0}}
     answer = http.post("/v1/completions", json=body(tokens(20, seed=3), policy)).json()
     (decision,) = answer["alignment"]["trace"]
     scores = {one["score"]: one["chosen"] for one in decision["candidates"]}
