@@ -271,16 +271,11 @@ class PythonReward(Fallible):
     public: ClassVar[frozenset[str]] = Fallible.public | {"prefixes"}
 
 
-class JudgeReward(Fallible):
-    """Grade of a finished response by a model behind an OpenAI-compatible endpoint."""
+class _ChatModel(_Section):
+    """A model behind an OpenAI-compatible chat endpoint."""
 
-    kind: Literal["judge"]
     url: str = Field(pattern=r"^https?://", description="Base URL of the endpoint, including /v1.")
     model: str = Field(description="Model id at the endpoint.")
-    rubric: str = Field(
-        description="Question to the judge; {prompt} and {response} are replaced by the texts."
-    )
-    scale: tuple[float, float] = Field(default=(1, 10), description="Lowest and highest grade.")
     api_key_env: str | None = Field(
         default=None, description="Environment variable that holds the endpoint's API key."
     )
@@ -291,6 +286,16 @@ class JudgeReward(Fallible):
     max_tokens: int = Field(
         default=512, ge=1, description="Maximum length of the judge's answer, in tokens."
     )
+
+
+class JudgeReward(_ChatModel, Fallible):
+    """Grade of a finished response by a model behind an OpenAI-compatible endpoint."""
+
+    kind: Literal["judge"]
+    rubric: str = Field(
+        description="Question to the judge; {prompt} and {response} are replaced by the texts."
+    )
+    scale: tuple[float, float] = Field(default=(1, 10), description="Lowest and highest grade.")
 
     public: ClassVar[frozenset[str]] = Fallible.public | {
         *("scale", "concurrency", "retries", "max_tokens"),
@@ -544,6 +549,64 @@ BUILT_IN_REWARDS: dict[str, Reward] = {
 """Rewards of a server whose settings have no ``rewards``."""
 
 
+class PairwiseJudge(_ChatModel):
+    """A model behind an OpenAI-compatible endpoint that says which of two responses is better.
+
+    It is asked about each pair twice, once in each order.
+    """
+
+    template: str = Field(
+        default="Which answer to the request is better?\n\n[Request]\n{prompt}\n\n"
+        "[Answer A]\n{first}\n\n[Answer B]\n{second}\n\n"
+        'Do not let the order or the length of the answers influence you. End with "[[A]]" if '
+        'answer A is better, "[[B]]" if answer B is better, or "[[C]]" for a tie.',
+        description="Question to the judge; {prompt}, {first} and {second} are replaced by the "
+        "texts.",
+    )
+    verdict: str = Field(
+        default=r"\[\[([ABC])\]\]",
+        description="Python regular expression whose only group is the verdict in the judge's "
+        "answer: A (the first response is better), B, or C (a tie). Its last match counts.",
+    )
+    extra_body: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Further fields of each question's request, such as vLLM's "
+        "`structured_outputs`.",
+    )
+    on_failure: Literal["error", "skip", "base"] = Field(
+        default="error",
+        description="Effect of a failure. error: the request fails. skip: the response with the "
+        "highest score is selected, without rewards the first one. base: the first response, a "
+        "draw from the proposal, is selected.",
+    )
+    timeout: float = Field(
+        default=60, gt=0, description="Seconds for all comparisons of one decision."
+    )
+
+    public: ClassVar[frozenset[str]] = frozenset(
+        {"concurrency", "retries", "max_tokens", "on_failure", "timeout"}
+    )
+    """Fields that ``GET /v1/alignment`` shows."""
+
+    @field_validator("template")
+    @classmethod
+    def _template_has_both_responses(cls, template: str) -> str:
+        if "{first}" not in template or "{second}" not in template:
+            raise ValueError("it must contain {first} and {second}")
+        return template
+
+    @field_validator("verdict")
+    @classmethod
+    def _verdict_has_one_group(cls, pattern: str) -> str:
+        try:
+            groups = re.compile(pattern).groups
+        except re.error as error:
+            raise ValueError(f"it is not a regular expression: {error}") from error
+        if groups != 1:
+            raise ValueError(f"it must have exactly one group; this one has {groups}")
+        return pattern
+
+
 class Limits(_Section):
     """Limits on a single request."""
 
@@ -555,6 +618,11 @@ class Limits(_Section):
         default=65536,
         ge=1,
         description="Maximum of candidates × max_tokens × answers (prompts × n) of a request.",
+    )
+    max_comparisons: int = Field(
+        default=128,
+        ge=1,
+        description="Maximum pairs that a pairwise judge compares for each response returned.",
     )
     max_kl_budget: float | None = Field(
         default=None,
@@ -643,6 +711,11 @@ class Settings(_Section):
     )
     default_reward: str | None = Field(
         default=None, description="Reward used by policies that do not name one."
+    )
+    pairwise_judges: dict[str, PairwiseJudge] = Field(
+        default_factory=dict,
+        description="Judges of the selection `pairwise`, by the name that requests write in "
+        "`judge`. A name of a reward is refused.",
     )
     extractors: dict[
         Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")],
@@ -740,6 +813,13 @@ class Settings(_Section):
                 f"default_reward is {self.default_reward!r}, whose sign is negative; a policy "
                 "without rewards gives it the weight 1"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _no_judge_named_as_a_reward(self) -> "Settings":
+        for name in self.pairwise_judges:
+            if name in self.rewards:
+                raise ValueError(f"pairwise_judges.{name} has the name of a reward; rename it")
         return self
 
     @model_validator(mode="after")

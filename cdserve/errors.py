@@ -8,6 +8,7 @@ CdserveError
 ├── OverloadError    no capacity for the request now: 503 or 429, with a delay for the retry
 ├── ScoringError     reward that could not be computed: 500
 ├── RewardFailure    reason that a reward gives for its failure
+├── JudgeFailure     pairwise judge that failed, where the decision does without it
 └── InternalError    unexpected exception: 500
 """
 
@@ -101,6 +102,20 @@ class RewardFailure(CdserveError):
     def __init__(self, reason: str, details: str = "") -> None:
         super().__init__(reason)
         self.details = details
+
+
+class JudgeFailure(CdserveError):
+    """A pairwise judge failed, and its settings allow a decision without it.
+
+    Args:
+        judge: name of the judge.
+        on_failure: ``skip``: the scores decide. ``base``: the first candidate is selected.
+    """
+
+    def __init__(self, judge: str, on_failure: Literal["skip", "base"]) -> None:
+        super().__init__(f"pairwise judge {judge!r} failed")
+        self.judge = judge
+        self.on_failure = on_failure
 
 
 class InternalError(CdserveError):

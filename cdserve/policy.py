@@ -37,6 +37,7 @@ class Limits(Protocol):
     max_n: int
     max_k: int
     max_candidate_tokens: int
+    max_comparisons: int
     allow_negative_weights: bool
 
 
@@ -224,6 +225,11 @@ class Policy(RewardedMethod):
         """Extractor of the answers in finished responses, a name or a regular expression, for
         decoders that read ``Candidate.answer``; None for no answers.
         """
+        return None
+
+    @property
+    def pairwise_judge(self) -> str | None:
+        """Name of the judge for decoders that call ``Proposal.compare``; None for no judge."""
         return None
 
     @property
@@ -445,6 +451,24 @@ class MinimumRiskSelection(_Object):
     mbr: MinimumRisk = Field(description="Parameters.")
 
 
+class Pairwise(_Object):
+    """Parameters of pairwise selection."""
+
+    judge: str = Field(description="Name of one of the server's `pairwise_judges`.")
+    tournament: Literal["knockout", "borda", "copeland"] = Field(
+        default="knockout",
+        description="Which pairs are compared, and which response wins. knockout: winners meet in "
+        "rounds, n - 1 pairs. borda: all pairs; the largest sum of wins. copeland: all pairs; the "
+        "most pairs won.",
+    )
+
+
+class PairwiseSelection(_Object):
+    """Selection by a judge that compares two whole responses at a time, in both orders."""
+
+    pairwise: Pairwise = Field(description="Parameters.")
+
+
 class StopByGain(_Object):
     """Stop once the expected gain of another candidate per expected token is below a price."""
 
@@ -511,7 +535,7 @@ class Gate(_Object):
 
 
 Selection = Literal["argmax"] | SoftmaxSelection | PessimisticSelection | WorstCaseSelection
-WholeSelection = Selection | VoteSelection | MinimumRiskSelection
+WholeSelection = Selection | VoteSelection | MinimumRiskSelection | PairwiseSelection
 """Selections between whole responses."""
 
 
@@ -647,7 +671,7 @@ _ACCEPTED = {
     "selection": (
         "'argmax', {'softmax': λ}, {'pessimistic': β} or {'worst_case': {'lambda': λ}}, with λ and "
         "β > 0; the λ of worst_case is at most 1e6; best_of_n also takes "
-        "{'vote': {'extract': ...}} and {'mbr': {...}}"
+        "{'vote': {'extract': ...}}, {'mbr': {...}} and {'pairwise': {'judge': ...}}"
     ),
     "stop": (
         "{'gain_per_token': λ}, with λ from 0 to 1e6 units of the score per token, "
@@ -656,7 +680,11 @@ _ACCEPTED = {
     ),
 }
 """Accepted values of fields whose alternatives are objects."""
-_EXPLAINED: Mapping[str, type[BaseModel]] = {"vote": VoteSelection, "mbr": MinimumRiskSelection}
+_EXPLAINED: Mapping[str, type[BaseModel]] = {
+    "vote": VoteSelection,
+    "mbr": MinimumRiskSelection,
+    "pairwise": PairwiseSelection,
+}
 """Alternatives of a selection, by their only key, whose errors name the field inside."""
 
 
@@ -675,7 +703,7 @@ def _policy_error(
 
 
 def _selection_error(sent: object) -> tuple[list[str | int], str] | None:
-    """Path inside a selection, and predicate, of an error in ``vote`` or ``mbr``; else None."""
+    """Path inside a selection, and predicate, of an error in one of ``_EXPLAINED``; else None."""
     if not isinstance(sent, dict) or len(sent) != 1 or (key := next(iter(sent))) not in _EXPLAINED:
         return None
     try:

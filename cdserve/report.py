@@ -116,6 +116,9 @@ class TracedCandidate(TypedDict):
     """Weighted sum of the rewards of the text so far, the candidate included."""
     rewards: dict[str, float]
     """Each reward of the text so far, in units of the reward."""
+    wins: NotRequired[float]
+    """Comparisons that the candidate won, a tie being half; present for the selection
+    `pairwise`."""
     answer: NotRequired[str | None]
     """Answer extracted from the candidate, null if there is none; present for a vote."""
     chosen: bool
@@ -195,6 +198,21 @@ class VoteOutcome(TypedDict):
 
 
 @_documented
+class ComparisonCounts(TypedDict):
+    """Comparisons by a pairwise judge."""
+
+    judge: str
+    """Name of the judge."""
+    made: int
+    """Pairs of responses compared, each in both orders. Equal texts are a tie without being
+    compared."""
+    disagreements: int
+    """Pairs of `made` on which the judge's verdict depends on the order."""
+    missed: int
+    """Pairs that the deadline left uncompared; each counts as a tie."""
+
+
+@_documented
 class Ends(TypedDict):
     """Decisions between candidates of which some had ended the response and others had not."""
 
@@ -230,7 +248,8 @@ class Report(TypedDict):
     """Tokens of all candidates, without the extra token that computes the value of a block."""
     ties: int
     """Decisions in which the two highest scores were equal (`worst_case`: worst-case sums; `vote`:
-    weights of answers; `mbr`: sums of score and agreement)."""
+    weights of answers; `mbr`: sums of score and agreement; `pairwise`: wins, or a knockout's last
+    pair)."""
     kl: KL
     """KL divergence of the response's distribution from the base model's."""
     ends: NotRequired[Ends]
@@ -242,6 +261,8 @@ class Report(TypedDict):
     votes: NotRequired[VoteOutcome]
     """Outcome of the vote; present for the selection `vote`. With several choices, the sum of
     their votes."""
+    comparisons: NotRequired[ComparisonCounts]
+    """Comparisons by a judge; present for the selection `pairwise`."""
     draws: NotRequired[Draws]
     """Candidates begun, of those allowed; present for `best_of_n` with `stop`, `at_once` or
     `race`, and for `blockwise_cd` with `gate`."""
@@ -262,8 +283,8 @@ class Report(TypedDict):
     """Whether the response is a draw from p exp(r / η) / Z: it was accepted, and no score of the
     responses drawn exceeded `r_max`. Present for `rejection`."""
     failed: NotRequired[dict[str, int]]
-    """Decisions made without a failed reward, by reward (with `on_failure` `skip` or `base`);
-    present if there are any. `rewards` omits a reward that failed in the last decision."""
+    """Decisions made without a failed reward or judge, by its name (with `on_failure` `skip` or
+    `base`); present if there are any. `rewards` omits a reward that failed in the last decision."""
     trace: NotRequired[list[TracedDecision]]
     """All decisions in order; present with `report: "trace"` or `"live"`."""
     choices: NotRequired[list["Report"]]
@@ -313,6 +334,13 @@ def report(
         result["sampling"] = sampling
     if (votes := decisions[-1].votes) is not None:
         result["votes"] = _votes(votes)
+    if (compared := decisions[-1].comparisons) is not None:
+        result["comparisons"] = {
+            "judge": compared.judge,
+            "made": compared.made,
+            "disagreements": compared.disagreements,
+            "missed": compared.missed,
+        }
     draws = [decision.draws for decision in decisions if decision.draws is not None]
     if draws:
         made, allowed = sum(each.made for each in draws), sum(each.allowed for each in draws)
@@ -379,6 +407,14 @@ def merged(reports: Sequence[Report]) -> Report:
         result["sampling"] = reports[0]["sampling"]
     if "votes" in reports[0]:
         result["votes"] = _merged_votes([each["votes"] for each in reports])
+    if "comparisons" in reports[0]:
+        compared = [each["comparisons"] for each in reports]
+        result["comparisons"] = {
+            "judge": compared[0]["judge"],
+            "made": sum(each["made"] for each in compared),
+            "disagreements": sum(each["disagreements"] for each in compared),
+            "missed": sum(each["missed"] for each in compared),
+        }
     if "draws" in reports[0]:
         result["draws"] = {
             "made": sum(each["draws"]["made"] for each in reports),
@@ -487,6 +523,9 @@ def traced(decision: Decision) -> TracedDecision:
     if decision.votes is not None:
         for each, candidate in zip(result["candidates"], decision.candidates, strict=True):
             each["answer"] = candidate.answer
+    if decision.comparisons is not None:
+        for each, wins in zip(result["candidates"], decision.comparisons.wins, strict=True):
+            each["wins"] = wins
     return result
 
 

@@ -151,6 +151,13 @@ def server_settings() -> dict[str, Any]:
         },
     }
     settings["rewards"] |= failing
+    settings["pairwise_judges"] = {
+        # Nothing answers there.
+        "absent": {
+            **{"url": "http://127.0.0.1:9/v1", "model": "none", "retries": 0},
+            "on_failure": "skip",
+        },
+    }
     settings["extractors"] = {
         "last_word": "tests.server.answers:last_word",
         "broken_answer": "tests.server.answers:broken",

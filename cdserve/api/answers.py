@@ -92,6 +92,9 @@ class Description(_Part):
     extractors: list[str] = Field(
         description="Names that `extract` of a vote may be, in addition to a regular expression."
     )
+    pairwise_judges: dict[str, dict[str, Any]] = Field(
+        description="Settings of each judge of the selection `pairwise`, by name."
+    )
     presets: dict[str, dict[str, Any]] = Field(description="Policy of each preset, by name.")
     limits: dict[str, Any] = Field(description="Limits on a request with the caller's API key.")
 

@@ -1,7 +1,7 @@
 """The alignment server: the operator's settings, resolved and validated, for the routes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cdserve import decoders, scoring
@@ -13,7 +13,14 @@ from cdserve.engine.context import AlignmentContext
 from cdserve.errors import ConfigError, PolicyError, safe_repr
 from cdserve.failures import hide_unexpected
 from cdserve.policy import FIELD, BudgetedPolicy, Policy, SearchPolicy, parse, parse_object
-from cdserve.scoring import Extractors, HeadOutput, ModelOutput, Objective, Reward
+from cdserve.scoring import (
+    Extractors,
+    HeadOutput,
+    ModelOutput,
+    Objective,
+    PairwiseJudge,
+    Reward,
+)
 from cdserve.worker.request import WorkerRequest
 
 
@@ -25,6 +32,7 @@ class AlignmentServer:
         settings: the operator's settings, with the limits of the key.
         decoders: decoder of each method.
         rewards: rewards by name.
+        judges: pairwise judges by name.
         extractors: extractors of the answers that votes are about.
         q_columns: output of the Q-heads for each reward with a Q-head.
         presets: policy of each preset.
@@ -40,6 +48,7 @@ class AlignmentServer:
     q_columns: Mapping[str, int]
     presets: Mapping[str, Policy]
     methods: Mapping[str, type[Policy]]
+    judges: Mapping[str, PairwiseJudge] = field(default_factory=dict)
     key: str = ""
     max_candidates: int | None = None
 
@@ -60,7 +69,7 @@ class AlignmentServer:
             models: output of a reward model for each reward with one.
 
         Raises:
-            ConfigError: a reward, an extractor, a preset or a decoder is invalid.
+            ConfigError: a reward, a judge, an extractor, a preset or a decoder is invalid.
         """
         loaded = decoders.load(settings.decoders)
         rewards = scoring.build(settings.rewards, outputs, models)
@@ -73,6 +82,7 @@ class AlignmentServer:
             settings=settings,
             decoders=loaded,
             rewards=rewards,
+            judges=scoring.build_judges(settings.pairwise_judges),
             extractors=Extractors.load(settings.extractors, settings.error_details),
             q_columns=q_columns,
             presets={},
@@ -144,6 +154,10 @@ class AlignmentServer:
             "advice": scoring.advise(self.rewards),
             "members": {name: {} for name in self.settings.members},
             "extractors": self.extractors.names,
+            "pairwise_judges": {
+                name: judge.model_dump(include=set(judge.public))
+                for name, judge in self.settings.pairwise_judges.items()
+            },
             "presets": {n: p.model_dump(exclude_none=True) for n, p in self.presets.items()},
             "limits": {
                 **self.settings.limits.model_dump(),
@@ -194,12 +208,24 @@ class AlignmentServer:
             decoder=self.decoders[policy.method],
             objective=objective,
             refusal=self.settings.refusal,
+            judge=self._judge(policy.pairwise_judge),
             extractor=None if extract is None else self.extractors.of(extract),
             worker_request=replace(
                 self._worker_request(policy, operator),
                 token_stats_names=tuple(objective.token_stats),
             ),
         )
+
+    def _judge(self, name: str | None) -> PairwiseJudge | None:
+        if name is None:
+            return None
+        if name not in self.judges:
+            known = ", ".join(map(repr, self.judges)) or "none"
+            raise PolicyError(
+                f"{FIELD}.selection.pairwise.judge",
+                f"is {safe_repr(name)}; this server has {known}",
+            )
+        return self.judges[name]
 
     def _worker_request(self, policy: Policy, operator: bool) -> WorkerRequest:
         if policy.proposal_policy is None:

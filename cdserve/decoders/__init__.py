@@ -3,7 +3,15 @@
 from cdserve.decoders.best_of_n import BestOfN, BestOfNPolicy
 from cdserve.decoders.best_of_poisson import BestOfPoisson, BestOfPoissonPolicy
 from cdserve.decoders.blockwise_cd import BlockwiseCD, BlockwiseCDPolicy
-from cdserve.decoders.candidate import Candidate, Decision, Outlook, Prefix, Proposal, Score
+from cdserve.decoders.candidate import (
+    Candidate,
+    Comparison,
+    Decision,
+    Outlook,
+    Prefix,
+    Proposal,
+    Score,
+)
 from cdserve.decoders.cards import Cards, CardsPolicy
 from cdserve.decoders.logit_mixing import LogitMixing, LogitMixingPolicy
 from cdserve.decoders.registry import Decoder, load
@@ -36,6 +44,7 @@ __all__ = [
     "Candidate",
     "Cards",
     "CardsPolicy",
+    "Comparison",
     "Decision",
     "Decoder",
     "KeepSeveral",

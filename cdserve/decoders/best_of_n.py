@@ -9,10 +9,11 @@ from pydantic import Field
 
 from cdserve import kl
 from cdserve.decoders.candidate import Decision, Proposal
+from cdserve.decoders.pairwise import by_tournament, pairs_of
 from cdserve.decoders.race import race
 from cdserve.decoders.registry import decoder
 from cdserve.decoders.search import search
-from cdserve.decoders.selection import SelectionRule, rule
+from cdserve.decoders.selection import OrderDependentRule, SelectionRule, rule
 from cdserve.decoders.stopping import StopRule, best_of, stop_rule
 from cdserve.decoders.voting import Certain, Election, MinimumRiskRule, VoteRule
 from cdserve.decoders.width import WidthField
@@ -22,6 +23,7 @@ from cdserve.policy import (
     Guard,
     Limits,
     MinimumRiskSelection,
+    PairwiseSelection,
     RaceParameters,
     SelectingPolicy,
     Stop,
@@ -38,7 +40,8 @@ class BestOfNPolicy(WidthField, SelectingPolicy):
     n: int = Field(ge=1, description="Responses drawn for each one returned; the most with `stop`.")
     selection: WholeSelection = Field(  # type: ignore[assignment]  # wider: whole responses only
         default="argmax",
-        description="Rule that selects a response. A vote by count and `mbr` need no rewards.",
+        description="Rule that selects a response. A vote by count, `mbr` and `pairwise` need no "
+        "rewards.",
     )
     stop: Stop | None = Field(
         default=None,
@@ -90,15 +93,23 @@ class BestOfNPolicy(WidthField, SelectingPolicy):
 
     @property
     def requires_rewards(self) -> bool:
-        scoreless = isinstance(self.selection, MinimumRiskSelection) or _counts(self.selection)
+        scoreless = isinstance(self.selection, MinimumRiskSelection | PairwiseSelection)
+        scoreless = scoreless or _counts(self.selection)
         return not scoreless or self.threshold is not None
 
     @property
     def answer_extractor(self) -> str | None:
         return self.selection.vote.extract if isinstance(self.selection, VoteSelection) else None
 
+    @property
+    def pairwise_judge(self) -> str | None:
+        selection = self.selection
+        return selection.pairwise.judge if isinstance(selection, PairwiseSelection) else None
+
     def check_limits(self, limits: Limits) -> None:
         super().check_limits(limits)
+        if isinstance(self.selection, PairwiseSelection):
+            self._check_pairs(self.selection.pairwise.tournament, limits.max_comparisons)
         if self.race is not None:
             self._check_race(self.race)
         if isinstance(self.stop, StopWhenCertain):
@@ -113,6 +124,17 @@ class BestOfNPolicy(WidthField, SelectingPolicy):
                 f"{FIELD}.stop",
                 "requires the selection 'argmax', whose draws it saves",
                 reason="combination",
+            )
+
+    def _check_pairs(self, tournament: str, limit: int) -> None:
+        """Checks the number of comparisons."""
+        pairs = pairs_of(tournament, self.n)
+        if pairs > limit:
+            raise PolicyError(
+                f"{FIELD}.selection.pairwise.tournament",
+                f"is {tournament!r}, which compares {pairs} pairs of n = {self.n} responses; this "
+                f"server accepts up to {limit} comparisons",
+                reason="limit",
             )
 
     def _check_race(self, race: RaceParameters) -> None:
@@ -164,7 +186,9 @@ class BestOfN:
         select = _rule(policy, seed)
         async with aclosing(_decisions(policy, proposal, select)) as decisions:
             async for decision in decisions:
-                if isinstance(select, Election):
+                if isinstance(policy.selection, PairwiseSelection):
+                    decision = await by_tournament(decision, proposal, policy.selection.pairwise)
+                elif isinstance(select, Election):
                     decision = replace(decision, tie=select.tie, votes=select.votes)
                 if policy.threshold is not None and decision.candidate.finish_reason is not None:
                     score = decision.score
@@ -179,6 +203,8 @@ def _rule(policy: BestOfNPolicy, seed: int | None) -> SelectionRule:
         return VoteRule(selection.vote.weights)
     if isinstance(selection, MinimumRiskSelection):
         return MinimumRiskRule(selection.mbr.beta)
+    if isinstance(selection, PairwiseSelection):
+        return OrderDependentRule()  # the tournament follows
     return rule(policy, seed)
 
 

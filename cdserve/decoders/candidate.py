@@ -72,6 +72,32 @@ class Votes:
     """Candidates that cast no vote: without an answer, or cut short by the deadline."""
 
 
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Verdicts of a judge on two responses, asked in both orders."""
+
+    share: float
+    """Mean of the two verdicts: 1 if the first response is better, 0 if the second one is, 1/2 for
+    a tie."""
+    agreed: bool
+    """Whether the verdict is the same in both orders."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparisons:
+    """Comparisons of one decision."""
+
+    judge: str
+    made: int
+    """Pairs compared, each in both orders."""
+    disagreements: int
+    """Pairs of ``made`` on which the verdict depends on the order."""
+    missed: int
+    """Pairs that the deadline left uncompared; each counts as a tie."""
+    wins: Sequence[float]
+    """Wins of each candidate, in their order."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrawCounts:
     """Number of candidates drawn.
@@ -116,6 +142,8 @@ class Decision:
     """Whether all allowed candidates were drawn; None without a gate."""
     votes: Votes | None = None
     """Outcome of the vote; None for other selections."""
+    comparisons: Comparisons | None = None
+    """Comparisons by a judge; None for other selections."""
     unused: Sequence[Candidate] = ()
     """Further candidates that had begun when the rule stopped; ended early or not considered."""
 
@@ -186,6 +214,18 @@ class Proposal(Protocol):
 
     async def score(self, prefixes: Sequence[Prefix]) -> Sequence[Score]:
         """The request's rewards of each prefix, ended or not, the prompt alone included."""
+        ...
+
+    async def compare(
+        self, pairs: Sequence[tuple[Candidate, Candidate]]
+    ) -> Sequence[Comparison | None]:
+        """The policy's judge on pairs of whole responses; None for pairs past the deadline.
+
+        Defined for policies whose ``pairwise_judge`` is not None.
+
+        Raises:
+            JudgeFailure: the judge failed, and its settings allow a decision without it.
+        """
         ...
 
     def outlook(self, tokens: int) -> Outlook:

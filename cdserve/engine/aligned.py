@@ -120,7 +120,7 @@ class AlignedEngine(EngineProxy):
                 index=context.add_prompt(token_ids),
                 inputs=_salted(prompt, context.worker_request),
                 prompt=token_ids,
-                prompt_text=self._prompt_text(prompt) if context.objective.reads_text else "",
+                prompt_text=self._prompt_text(prompt) if context.reads_text else "",
                 params=params,
                 request_id=request_id,
                 engine_id=f"{request_id}-{random_uuid():.8}",

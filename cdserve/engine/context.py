@@ -11,7 +11,7 @@ from cdserve.engine.drafts import Drafts
 from cdserve.observability import metrics
 from cdserve.policy import Policy
 from cdserve.report import Report, TracedDecision, UsedSampling
-from cdserve.scoring import Extractor, Objective
+from cdserve.scoring import Extractor, Objective, PairwiseJudge
 from cdserve.worker.request import WorkerRequest
 
 CONTEXT_KEY = "cdserve.context"
@@ -27,6 +27,7 @@ class AlignmentContext:
         decoder: the decoder of its method.
         objective: what it maximises.
         refusal: text of a response that the policy's guard refuses.
+        judge: compares the responses for a pairwise selection; None for other policies.
         extractor: finds the answer of each response for a vote; None for other policies.
         worker_request: part that all of its engine requests ask of the worker: tilt, mix, members.
         tools: whether the request has tools, for whose calls vLLM parses the text.
@@ -43,6 +44,7 @@ class AlignmentContext:
     decoder: type[Decoder]
     objective: Objective
     refusal: str = ""
+    judge: PairwiseJudge | None = None
     extractor: Extractor | None = None
     worker_request: WorkerRequest = field(default_factory=WorkerRequest)
     tools: bool = False
@@ -60,6 +62,11 @@ class AlignmentContext:
     def __repr__(self) -> str:
         """Short: vLLM may log the sampling parameters that hold it."""
         return f"AlignmentContext({self.policy.method})"
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether a reward or a judge reads the prompt and the responses as text."""
+        return self.objective.reads_text or self.judge is not None
 
     @property
     def seconds_left(self) -> float | None:

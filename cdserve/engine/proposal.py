@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from cdserve.decoders import Candidate, Outlook, Prefix, Score
+from cdserve.decoders import Candidate, Comparison, Outlook, Prefix, Score
+from cdserve.engine.comparisons import Comparer
 from cdserve.engine.deadline import AGAIN, ended_at_deadline
 from cdserve.engine.drafts import Draft
 from cdserve.engine.prefill import TokenSequence
@@ -27,7 +28,7 @@ from cdserve.engine.vllm import (
     detokenizer,
     tokens_input,
 )
-from cdserve.observability.metrics import GENERATE_SECONDS, SCORE_SECONDS
+from cdserve.observability.metrics import COMPARE_SECONDS, GENERATE_SECONDS, SCORE_SECONDS
 from cdserve.observability.tracing import ResponseSpans
 from cdserve.policy import FIELD
 from cdserve.scoring import PATTERN_SECONDS, Response, token_sums
@@ -87,10 +88,11 @@ class EngineProposal:
         self._spans = spans
         self._reads_text = (
             self._context.policy.traced
-            or self._objective.reads_text
+            or self._context.reads_text
             or self._context.extractor is not None
             or bool(request.params.stop)
         )
+        self._comparer = Comparer(self._context, request.engine_id)
         self._draws = 0
         self._drafts_drawn: list[Draft] = []
         self._drawing: set[asyncio.Task[Any]] = set()
@@ -103,7 +105,7 @@ class EngineProposal:
         self.alive: set[str] = set()
         """Ids of its engine requests that run now."""
         self.scored_at = time.perf_counter()
-        """When prefixes were scored last, by ``time.perf_counter``."""
+        """When prefixes were scored or compared last, by ``time.perf_counter``."""
         self.first: RequestOutput | None = None
         """Output of the very first candidate; it tells how much of the prompt was cached."""
 
@@ -293,6 +295,16 @@ class EngineProposal:
             scores = await self._objective.score(responses, self._request.engine_id)
         self.scored_at = time.perf_counter()
         return scores
+
+    async def compare(
+        self, pairs: Sequence[tuple[Candidate, Candidate]]
+    ) -> Sequence[Comparison | None]:
+        """Compares pairs of whole responses by the policy's judge."""
+        texts = [(a.text, b.text) for a, b in pairs]
+        with COMPARE_SECONDS.time(), self._spans.span("compare", pairs=len(pairs)):
+            compared = await self._comparer.compare(self._request.prompt_text, texts)
+        self.scored_at = time.perf_counter()
+        return compared
 
     def outlook(self, tokens: int) -> Outlook:
         """Rest of a response after an unfinished prefix, within the request's ``max_tokens``."""

@@ -19,7 +19,7 @@ class AlignedRequest:
         index: index of the prompt in the HTTP request.
         inputs: the prompt as vLLM's serving code passed it, with a cache salt for its members.
         prompt: prompt token ids.
-        prompt_text: the prompt as text; empty where no reward reads text.
+        prompt_text: the prompt as text; empty where no reward or judge reads text.
         params: the client's sampling parameters; ``max_tokens`` bounds the whole response.
         request_id: vLLM's id. Clients choose it, so concurrent requests may share it.
         engine_id: prefix of the ids of this request's engine requests; unique.

@@ -152,8 +152,20 @@ KL_BOUND = Histogram(
 )
 REWARD_FAILURES = Counter(
     "cdserve_reward_failures",
-    "Decisions in which a reward failed or timed out, by the reward's on_failure setting.",
+    "Decisions in which a reward or a pairwise judge failed or timed out, by its on_failure "
+    "setting.",
     ["reward", "on_failure"],
+)
+COMPARE_SECONDS = Histogram(
+    "cdserve_compare_seconds",
+    "Time of a pairwise judge for one round of a tournament, in seconds.",
+    buckets=_SECONDS,
+)
+COMPARISONS = Counter(
+    "cdserve_comparisons",
+    "Pairs of responses that a pairwise judge compared, in both orders: agreed, or disagreed if "
+    "its verdict depends on the order.",
+    ["judge", "outcome"],
 )
 SCORER_WAIT_SECONDS = Histogram(
     "cdserve_scorer_wait_seconds",

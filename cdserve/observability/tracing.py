@@ -50,7 +50,7 @@ class ResponseSpans:
 
     @contextmanager
     def span(self, name: str, **attributes: Any) -> Iterator[None]:
-        """Opens a span, ``generate`` or ``score``, inside the span of the current decision."""
+        """Opens ``generate``, ``score`` or ``compare`` inside the span of the current decision."""
         if self._decision is None:
             self._decision = _TRACER.start_span("decision", _context(self._response))
         prefixed = {f"cdserve.{key}": value for key, value in attributes.items()}

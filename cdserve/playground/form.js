@@ -20,6 +20,7 @@ const WORDS = {
   every: "Tokens between comparisons",
   gain_per_token: "Gain per token",
   gate: "Few candidates if good enough",
+  judge: "Judge",
   k: "Candidates per block",
   "cards.k": "Blocks drawn at a time",
   kind: "Kind",
@@ -31,6 +32,7 @@ const WORDS = {
   mu: "Mean draws less one",
   n: "Answers drawn",
   on_reject: "Otherwise",
+  pairwise: "Comparisons",
   pessimistic: "Level β",
   proposal: "Proposal",
   r_max: "Upper bound of reward",
@@ -59,6 +61,7 @@ const WORDS = {
   threshold: "Good enough",
   "best_of_n.threshold": "Lowest accepted score",
   top_k: "Tokens steered",
+  tournament: "Tournament",
   tuned: "Tuned model",
   vote: "Vote",
   "vote.weights": "Weight of a vote",
@@ -78,6 +81,7 @@ const CHOICES = {
   logit_mixing: "mixture of models",
   mbr: "most like the others",
   mixture: "several goals",
+  pairwise: "preferred by a judge",
   pessimistic: "pessimistic, at random",
   proxy: "shift of a smaller pair",
   rescale: "other KL penalty",
@@ -97,7 +101,7 @@ const SLIDERS = {
  * The form. It changes the policy in place, key by key, so that what it does not know is kept.
  *
  * @param prefix what the ids of its elements begin with.
- * @param names names that may stand in it: `rewards` with what each can score, `models`.
+ * @param names names that may stand in it: `rewards` with what each can score, `models`, `judges`.
  * @param onchange called after each change.
  */
 export class PolicyForm {
@@ -202,9 +206,10 @@ export class PolicyForm {
   }
 
   text(about) {
-    const models = ["tuned", "reference", "member"].includes(about.path.at(-1));
-    if (models) return this.select(this.names.models, about);
-    if (about.path.at(-1) === "extract") {
+    const key = about.path.at(-1);
+    if (["tuned", "reference", "member"].includes(key)) return this.select(this.names.models, about);
+    if (key === "judge") return this.select(this.names.judges, about);
+    if (key === "extract") {
       const list = `${about.id}-names`;
       const known = this.names.extractors.map((value) => h("option", { value }));
       return [this.input(about, { list }, (value) => value), h("datalist", { id: list }, known)];

@@ -34,7 +34,8 @@ export class PolicyEditor {
     const defaultReward = Object.keys(server.rewards).find((name) => server.rewards[name].default);
     const models = ["base", ...Object.keys(server.members)];
     const { rewards, extractors } = server;
-    const names = { rewards, models, extractors, defaultReward };
+    const judges = Object.keys(server.pairwise_judges);
+    const names = { rewards, models, extractors, judges, defaultReward };
     this.form = new PolicyForm(prefix, names, () => this.changed());
     this.element = this.build();
     this.value = this.first();

@@ -342,6 +342,11 @@ function aligned(report, tokens) {
     const votes = winner ? `weight ${number(winner.weight)}` : "";
     found.push(["answer", winner?.answer ?? "none", votes]);
   }
+  if (report.comparisons) {
+    const { judge, made, disagreements } = report.comparisons;
+    const unsure = disagreements > 0 ? `order decides ${disagreements}` : "";
+    found.push([`compared by ${judge}`, counted(made, "pair"), unsure]);
+  }
   if (report.accepted !== undefined) found.push(["accepted", report.accepted ? "yes" : "no", ""]);
   if (report.exact !== undefined) found.push(["exact draw", report.exact ? "yes" : "no", ""]);
   for (const [name, count] of Object.entries(report.failed ?? {})) {

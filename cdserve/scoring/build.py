@@ -23,6 +23,7 @@ from cdserve.scoring.http_model import (
     token_reader,
 )
 from cdserve.scoring.judge import Judge, chat_model
+from cdserve.scoring.pairwise import PairwiseJudge
 from cdserve.scoring.programmatic import (
     JsonValid,
     Length,
@@ -76,6 +77,27 @@ def build(
     return {name: rewards[name] for name in settings}
 
 
+def build_judges(settings: Mapping[str, config.PairwiseJudge]) -> dict[str, PairwiseJudge]:
+    """Pairwise judges by name, in the order of the settings.
+
+    Raises:
+        ConfigError: a variable with an API key is not set.
+    """
+    judges: dict[str, PairwiseJudge] = {}
+    for name, judge in settings.items():
+        endpoint = _endpoint(f"pairwise_judges.{name}", judge, "the judge", judge.url)
+        ask = chat_model(endpoint, judge.model, judge.max_tokens, judge.extra_body)
+        judges[name] = PairwiseJudge(
+            ask,
+            judge.template,
+            judge.verdict,
+            concurrency=judge.concurrency,
+            on_failure=judge.on_failure,
+            timeout=judge.timeout,
+        )
+    return judges
+
+
 def _reward(
     name: str,
     settings: config.Reward,
@@ -125,14 +147,14 @@ def _steps(settings: config.Steps) -> Steps:
 
 
 def _judge(name: str, settings: config.JudgeReward) -> Judge:
-    endpoint = _endpoint(name, settings, "the judge", settings.url)
+    endpoint = _endpoint(f"rewards.{name}", settings, "the judge", settings.url)
     ask = chat_model(endpoint, settings.model, settings.max_tokens)
     return Judge(ask, settings.rubric, *settings.scale, settings.concurrency)
 
 
 def _http(name: str, settings: config.HttpReward, models: dict[str, HttpModel]) -> Reward:
     if settings.route == "openai_chat":
-        endpoint = _endpoint(name, settings, "the judge", f"{settings.url}/v1")
+        endpoint = _endpoint(f"rewards.{name}", settings, "the judge", f"{settings.url}/v1")
         assert settings.model is not None  # as the settings' checks ensure
         assert settings.template is not None
         ask = chat_model(endpoint, settings.model)
@@ -147,7 +169,7 @@ def _http_model(name: str, settings: config.HttpReward) -> HttpModel:
     one = settings.route != "score" and settings.template is None and settings.tokenizer is None
     return HttpModel(
         name,
-        _endpoint(name, settings, "the reward server", settings.url),
+        _endpoint(f"rewards.{name}", settings, "the reward server", settings.url),
         route(settings.server, settings.route, settings.model, activation=settings.activation),
         _reader(name, settings),
         max_batch=1 if one else settings.max_batch,
@@ -174,12 +196,15 @@ def _reader(name: str, settings: config.HttpReward) -> Reader:
 
 
 def _endpoint(
-    name: str, settings: config.JudgeReward | config.HttpReward, subject: str, url: str
+    path: str,
+    settings: config.JudgeReward | config.HttpReward | config.PairwiseJudge,
+    subject: str,
+    url: str,
 ) -> Endpoint:
     variable = settings.api_key_env
     key = None if variable is None else os.environ.get(variable)
     if variable is not None and key is None:
-        raise ConfigError(f"rewards.{name}.api_key_env names {variable}, which is not set")
+        raise ConfigError(f"{path}.api_key_env names {variable}, which is not set")
     return Endpoint(subject, url, key, timeout=settings.timeout, retries=settings.retries)
 
 

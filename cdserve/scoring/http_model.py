@@ -149,7 +149,9 @@ def template_reader(template: str) -> Reader:
     """A text, by a template with the placeholders ``{prompt}`` and ``{response}``."""
 
     async def read(responses: Sequence[Response]) -> list[Input]:
-        return [fill(template, response.prompt, response.text) for response in responses]
+        return [
+            fill(template, prompt=response.prompt, response=response.text) for response in responses
+        ]
 
     return read
 

@@ -1,8 +1,8 @@
 """A language model's grade as a reward, from any OpenAI-compatible endpoint."""
 
 import re
-from collections.abc import Awaitable, Callable, Sequence
-from typing import ClassVar
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 from cdserve.errors import RewardFailure
 from cdserve.scoring.batching import Batcher
@@ -41,7 +41,10 @@ class Judge(Reward):
         return await self._queue.score([(response.prompt, response.text) for response in responses])
 
     async def _grades(self, items: Sequence[tuple[str, str]]) -> list[float]:
-        return [self._read(await self._ask(fill(self._rubric, *item))) for item in items]
+        return [
+            self._read(await self._ask(fill(self._rubric, prompt=prompt, response=response)))
+            for prompt, response in items
+        ]
 
     def _read(self, answer: str) -> float:
         numbers = re.findall(r"-?\d+(?:\.\d+)?", answer)
@@ -55,13 +58,17 @@ class Judge(Reward):
         return grade
 
 
-def fill(template: str, prompt: str, response: str) -> str:
-    """A template with the texts in place of ``{prompt}`` and ``{response}``."""
-    parts = {"{prompt}": prompt, "{response}": response}
-    return re.sub(r"\{prompt\}|\{response\}", lambda match: parts[match[0]], template)
+def fill(template: str, **texts: str) -> str:
+    """A template with the texts in place of their names in braces, such as ``{prompt}``."""
+    return re.sub(rf"\{{({'|'.join(texts)})\}}", lambda match: texts[match[1]], template)
 
 
-def chat_model(endpoint: Endpoint, model: str, max_tokens: int = 512) -> Ask:
+def chat_model(
+    endpoint: Endpoint,
+    model: str,
+    max_tokens: int = 512,
+    extra_body: Mapping[str, Any] | None = None,
+) -> Ask:
     """A model behind an OpenAI-compatible chat endpoint, asked at temperature 0.
 
     Questions raise RewardFailure if the endpoint does not answer, or answers with an error.
@@ -70,6 +77,7 @@ def chat_model(endpoint: Endpoint, model: str, max_tokens: int = 512) -> Ask:
         endpoint: the endpoint, whose URL includes ``/v1``.
         model: model id.
         max_tokens: most tokens of an answer.
+        extra_body: further fields of each request.
     """
 
     async def ask(question: str) -> str:
@@ -79,6 +87,7 @@ def chat_model(endpoint: Endpoint, model: str, max_tokens: int = 512) -> Ask:
                 messages=[{"role": "user", "content": question}],
                 temperature=0,
                 max_tokens=max_tokens,
+                extra_body=extra_body,
             )
         return completion.choices[0].message.content or ""
 

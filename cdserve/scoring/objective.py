@@ -11,7 +11,7 @@ from cdserve.errors import PolicyError, RewardFailure, ScoringError, safe_repr
 from cdserve.failures import Details, log_failure
 from cdserve.observability.metrics import REWARD_FAILURES
 from cdserve.policy import FIELD, Policy
-from cdserve.scoring.reward import Response, Reward
+from cdserve.scoring.reward import OnFailure, Response, Reward
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,13 +128,8 @@ class Objective:
         try:
             return await _scored(reward, responses)
         except Exception as error:  # the operator's function may raise anything
-            on_failure = reward.options.on_failure
-            REWARD_FAILURES.labels(name, on_failure).inc()
-            fails = on_failure == "error"
-            level = logging.ERROR if fails else logging.WARNING
-            message = log_failure(f"reward {name!r}", error, self.details, request_id, level)
-            if fails:
-                raise ScoringError(message) from error
+            on_failure, subject = reward.options.on_failure, f"reward {name!r}"
+            report_failure(name, subject, error, on_failure, self.details, request_id)
             return None
 
     def _sum(self, rewards: dict[str, float], failed: tuple[str, ...], undecided: bool) -> Score:
@@ -148,6 +143,35 @@ class Objective:
         if not math.isfinite(total):
             raise ScoringError(f"the weighted sum of the rewards is {total}, not a finite number")
         return Score(0.0 if undecided else total, rewards, failed, parts)
+
+
+def report_failure(
+    name: str,
+    subject: str,
+    error: Exception,
+    on_failure: OnFailure,
+    details: Details,
+    request_id: str,
+) -> None:
+    """Counts and logs the failure of a reward or a pairwise judge.
+
+    Args:
+        name: name in the settings.
+        subject: noun phrase for it.
+        error: the exception.
+        on_failure: what a decision does without it.
+        details: recipient of the exception's text.
+        request_id: id of the request in the log.
+
+    Raises:
+        ScoringError: ``on_failure`` is ``error``.
+    """
+    REWARD_FAILURES.labels(name, on_failure).inc()
+    fails = on_failure == "error"
+    level = logging.ERROR if fails else logging.WARNING
+    message = log_failure(subject, error, details, request_id, level)
+    if fails:
+        raise ScoringError(message) from error
 
 
 async def _scored(reward: Reward, responses: Sequence[Response]) -> list[float]:

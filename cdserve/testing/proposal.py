@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Sequence
 from itertools import product
 
-from cdserve.decoders import Candidate, Decision, Outlook, Prefix, Proposal, Score
+from cdserve.decoders import Candidate, Comparison, Decision, Outlook, Prefix, Proposal, Score
 from cdserve.testing.model import TinyModel
 
 Tokens = tuple[int, ...]
@@ -46,6 +46,15 @@ class TinyProposal:
             for tokens in map(_tokens, prefixes)
         ]
         return [Score(total, {"value": total}) for total in totals]
+
+    async def compare(
+        self, pairs: Sequence[tuple[Candidate, Candidate]]
+    ) -> Sequence[Comparison | None]:
+        """The judge prefers the higher V."""
+        scores = await self.score([(one,) for pair in pairs for one in pair])
+        compared = zip(scores[::2], scores[1::2], strict=True)
+        gains = [a.total - b.total for a, b in compared]
+        return [Comparison(0.5 + 0.5 * ((d > 0) - (d < 0)), agreed=True) for d in gains]
 
     def outlook(self, tokens: int) -> Outlook:
         """No outlook: nothing is measured on held-out responses."""

@@ -155,6 +155,7 @@ class Limits:
     max_n = 16
     max_k = 8
     max_candidate_tokens = 8192
+    max_comparisons = 128
     allow_negative_weights = False
 
 

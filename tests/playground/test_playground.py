@@ -472,6 +472,18 @@ class TestPolicy:
         assert page.one("#a-n-input").get_property("value") == "5"
         assert page.one("#a-chooser").get_property("value") == "method best_of_n"
 
+    def test_judge_is_chosen_in_the_form_and_its_comparisons_are_shown(
+        self, page: Playground
+    ) -> None:
+        page.open({"method": "best_of_n", "n": 4}, **{**ROUTE, "max_tokens": 8})
+        page.js(SELECT, page.one("#a-selection-input"), "pairwise")
+        page.js(SELECT, page.one("#a-selection-pairwise-judge-input"), "absent")
+        selection = {"pairwise": {"judge": "absent"}}
+        assert policy(page) == {"method": "best_of_n", "n": 4, "selection": selection}
+        page.run()
+        names = [name.text for name in page.all("#lane-a .figures dt")]
+        assert {"compared by absent", "absent failed"} <= set(names)
+
     def test_every_method_has_a_form_that_can_be_sent(
         self, page: Playground, http: httpx2.Client
     ) -> None:

@@ -28,7 +28,8 @@ class TestAlignment:
     def test_alignment_lists_methods_rewards_members_and_presets(self, http: httpx2.Client) -> None:
         answer = http.get("/v1/alignment").json()
         assert set(answer) == {
-            *("methods", "rewards", "advice", "members", "extractors", "presets", "limits")
+            *("methods", "rewards", "advice", "members", "extractors", "pairwise_judges"),
+            *("presets", "limits"),
         }
         assert set(answer["methods"]) == {
             "none",
@@ -45,6 +46,7 @@ class TestAlignment:
         assert {"sentiment", "sentiment_gold", "brevity"} <= set(answer["rewards"])
         assert set(answer["members"]) == {"tuned", "ref", "twin"}
         assert answer["extractors"] == ["last_number", "boxed", "broken_answer", "last_word"]
+        assert set(answer["pairwise_judges"]) == {"absent"}
         assert answer["presets"]["safe"].items() >= BLOCKWISE.items()
         assert answer["presets"]["best-of-4"].items() >= BEST_OF_N.items()
         expected = {"max_n": 16, "max_k": 8, "max_candidate_tokens": 8192}
