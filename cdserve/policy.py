@@ -369,10 +369,11 @@ class Vote(_Object):
         "the server's `extractors`, or a regular expression whose only group is the answer (its "
         "last match counts).",
     )
-    weights: Literal["count", "reward"] | SoftmaxWeights = Field(
+    weights: Literal["count", "reward", "posterior"] | SoftmaxWeights = Field(
         default="count",
         description="Weight of a response's vote. count: 1. reward: the score, which must be at "
-        "least 0. softmax: softmax(score / λ).",
+        "least 0. softmax: softmax(score / λ). posterior: an answer's weight is its posterior "
+        "probability, where the score is the probability that the response is right, from 0 to 1.",
     )
 
     @field_validator("extract")
@@ -488,13 +489,17 @@ class StopAtThreshold(_Object):
 
 
 class StopWhenCertain(_Object):
-    """Stop a vote once its outcome is certain enough: Adaptive-Consistency (arXiv 2305.11860)."""
+    """Stop a vote once its outcome is certain enough.
+
+    Adaptive-Consistency (arXiv 2305.11860) by count, CGES (arXiv 2511.02603) by posterior.
+    """
 
     certain: float = Field(
         gt=0.5,
         le=1,
         description="Probability that the leading answer is more frequent than the next one, from "
-        "which the vote stops; 1: only once no other answer can win.",
+        "which the vote stops; 1: only once no other answer can win. With the weights posterior, "
+        "posterior probability of the leading answer.",
     )
 
 

@@ -15,7 +15,13 @@ from cdserve.decoders.registry import decoder
 from cdserve.decoders.search import search
 from cdserve.decoders.selection import OrderDependentRule, SelectionRule, rule
 from cdserve.decoders.stopping import StopRule, best_of, stop_rule
-from cdserve.decoders.voting import Certain, Election, MinimumRiskRule, VoteRule
+from cdserve.decoders.voting import (
+    Certain,
+    CertainPosterior,
+    Election,
+    MinimumRiskRule,
+    VoteRule,
+)
 from cdserve.decoders.width import WidthField
 from cdserve.errors import PolicyError, safe_repr
 from cdserve.policy import (
@@ -46,7 +52,7 @@ class BestOfNPolicy(WidthField, SelectingPolicy):
     stop: Stop | None = Field(
         default=None,
         description="When fewer than n responses are enough; all n are drawn if absent. Requires "
-        "the selection argmax; `certain` requires a vote with the weights count.",
+        "the selection argmax; `certain` requires a vote with the weights count or posterior.",
     )
     at_once: int | None = Field(
         default=None,
@@ -113,10 +119,11 @@ class BestOfNPolicy(WidthField, SelectingPolicy):
         if self.race is not None:
             self._check_race(self.race)
         if isinstance(self.stop, StopWhenCertain):
-            if not _counts(self.selection):
+            if not _counts(self.selection) and not _is_posterior(self.selection):
                 raise PolicyError(
                     f"{FIELD}.stop.certain",
-                    "requires the selection {'vote': {...}} with the weights 'count'",
+                    "requires the selection {'vote': {...}} with the weights 'count' or "
+                    "'posterior'",
                     reason="combination",
                 )
         elif self.stop is not None and self.selection != "argmax":
@@ -173,6 +180,10 @@ def _counts(selection: WholeSelection) -> bool:
     return isinstance(selection, VoteSelection) and selection.vote.weights == "count"
 
 
+def _is_posterior(selection: WholeSelection) -> bool:
+    return isinstance(selection, VoteSelection) and selection.vote.weights == "posterior"
+
+
 @decoder("best_of_n")
 class BestOfN:
     """The search with M = ∞; with ``stop`` or ``at_once`` ``best_of``, with ``race`` a race."""
@@ -212,6 +223,8 @@ def _stop_rule(policy: BestOfNPolicy, proposal: Proposal) -> StopRule | None:
     if policy.stop is None:
         return None
     if isinstance(policy.stop, StopWhenCertain):
+        if _is_posterior(policy.selection):
+            return CertainPosterior(policy.stop.certain)
         return Certain(policy.stop.certain, policy.n)
     return stop_rule(policy.stop, proposal.score_variance)
 

@@ -14,12 +14,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cdserve.decoders.candidate import AnswerClass, Prefix, Votes
+from cdserve.decoders.candidate import AnswerClass, Prefix, Score, Votes
 from cdserve.decoders.selection import OrderDependentRule
 from cdserve.errors import ScoringError
 from cdserve.policy import FIELD, SoftmaxWeights
 
-Weights = Literal["count", "reward"] | SoftmaxWeights
+Weights = Literal["count", "reward", "posterior"] | SoftmaxWeights
+_LEAST = 1e-6
+"""Distance of a confidence from 0 and 1, at least."""
 
 
 class Election(OrderDependentRule):
@@ -49,22 +51,32 @@ class VoteRule(Election):
     def __init__(self, weights: Weights) -> None:
         super().__init__()
         self._weights = weights
+        self._failed = False
+
+    def rank(self, scores: Sequence[Score]) -> Sequence[float]:
+        self._failed = any(score.failed for score in scores)
+        return super().rank(scores)
 
     def keep(self, scores: Sequence[float], prefixes: Sequence[Prefix]) -> Sequence[int]:
         """Index of the selected response.
 
         Raises:
-            ScoringError: the votes are weighted by the reward, and a score is negative.
+            ScoringError: a score is negative with the weights ``reward``, or not from 0 to 1 with
+                ``posterior``.
         """
         members: dict[str, list[int]] = {}
         for i, (*_, candidate) in enumerate(prefixes):
             if candidate.answer is not None and not candidate.cut:
                 members.setdefault(candidate.answer, []).append(i)
         voters = [i for indices in members.values() for i in indices]
-        weights = dict(zip(voters, self._of([scores[i] for i in voters]), strict=True))
+        if self._weights == "posterior" and not self._failed:
+            class_weights = posterior([[scores[i] for i in each] for each in members.values()])
+        else:
+            weights = dict(zip(voters, self._of([scores[i] for i in voters]), strict=True))
+            class_weights = [math.fsum(weights[i] for i in each) for each in members.values()]
         classes = [
-            AnswerClass(answer, len(indices), math.fsum(weights[i] for i in indices))
-            for answer, indices in members.items()
+            AnswerClass(answer, len(indices), weight)
+            for (answer, indices), weight in zip(members.items(), class_weights, strict=True)
         ]
         classes.sort(key=lambda each: -each.weight)  # stable: of equal weights the first begun
         self.votes = Votes(classes, len(scores) - len(voters))
@@ -75,16 +87,16 @@ class VoteRule(Election):
 
     def _of(self, scores: Sequence[float]) -> Sequence[float]:
         """Weights of the votes of responses with these scores."""
-        if not scores or self._weights == "count":
-            return [1.0] * len(scores)
         if self._weights == "reward":
-            if min(scores) < 0:
+            if min(scores, default=0.0) < 0:
                 raise ScoringError(
                     f"a response's score is {min(scores):.9g}; {FIELD}.selection.vote.weights is "
                     "'reward', which needs scores of at least 0; {'softmax': λ} takes any"
                 )
             return scores
-        top = max(scores)
+        if not isinstance(self._weights, SoftmaxWeights):
+            return [1.0] * len(scores)
+        top = max(scores, default=0.0)
         shares = [math.exp((score - top) / self._weights.softmax) for score in scores]
         return [share / math.fsum(shares) for share in shares]
 
@@ -139,6 +151,56 @@ def mean_agreement(texts: Sequence[Sequence[int]]) -> list[float]:
     np.fill_diagonal(f1, 0.0)
     means: list[float] = (f1.sum(1) / (count - 1)).tolist()
     return means
+
+
+def posterior(confidences: Sequence[Sequence[float]]) -> list[float]:
+    """Probability that each answer is right, by CGES (arXiv 2511.02603).
+
+    Each response is right with its confidence c, independently. If it is wrong, its answer is any
+    other one with equal probability. Before the responses, the k answers seen and one not seen are
+    equally likely. So an answer's odds against the unseen one are Π k c / (1 - c) over its
+    responses.
+
+    Args:
+        confidences: confidences of the responses with each answer.
+
+    Raises:
+        ScoringError: a confidence is not from 0 to 1.
+    """
+    for confidence in (c for each in confidences for c in each):
+        if not 0.0 <= confidence <= 1.0:
+            raise ScoringError(
+                f"a response's score is {confidence:.9g}; {FIELD}.selection.vote.weights is "
+                "'posterior', which needs probabilities from 0 to 1; {'softmax': λ} takes any score"
+            )
+    log_odds = [
+        math.fsum(_logit(c) + math.log(len(confidences)) for c in each) for each in confidences
+    ]
+    top = max([0.0, *log_odds])
+    shares = [math.exp(odds - top) for odds in log_odds]
+    total = math.fsum([math.exp(-top), *shares])
+    return [share / total for share in shares]
+
+
+def _logit(confidence: float) -> float:
+    c = min(max(confidence, _LEAST), 1.0 - _LEAST)
+    return math.log(c / (1.0 - c))
+
+
+@dataclass(frozen=True, slots=True)
+class CertainPosterior:
+    """Stops a vote by posterior once the leading answer is right with probability ``p``."""
+
+    p: float
+
+    def should_stop(
+        self, scores: Sequence[float], tokens: Sequence[int], answers: Sequence[str | None] = ()
+    ) -> bool:
+        confidences: dict[str, list[float]] = {}
+        for score, answer in zip(scores, answers, strict=True):
+            if answer is not None:
+                confidences.setdefault(answer, []).append(score)
+        return max(posterior(list(confidences.values())), default=0.0) >= self.p
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,6 +83,7 @@ const CHOICES = {
   mixture: "several goals",
   pairwise: "preferred by a judge",
   pessimistic: "pessimistic, at random",
+  posterior: "probability of being right",
   proxy: "shift of a smaller pair",
   rescale: "other KL penalty",
   reward: "score, at least 0",

@@ -17,14 +17,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cdserve import kl
-from cdserve.decoders import BestOfN, BestOfNPolicy, Candidate, Prefix
+from cdserve.decoders import BestOfN, BestOfNPolicy, Candidate, Prefix, Score
 from cdserve.decoders.candidate import AnswerClass, Votes
 from cdserve.decoders.voting import (
     Certain,
+    CertainPosterior,
     MinimumRiskRule,
     VoteRule,
     lead_probability,
     mean_agreement,
+    posterior,
 )
 from cdserve.errors import PolicyError, ScoringError
 from cdserve.policy import SoftmaxWeights, parse
@@ -234,6 +236,75 @@ class TestCertain:
         assert not stop.should_stop([0.0] * 3, [1] * 3, [None] * 3)
 
 
+CONFIDENCES = st.lists(
+    st.lists(st.floats(0.01, 0.99), min_size=1, max_size=4), min_size=1, max_size=4
+)
+
+
+class TestPosterior:
+    @reproducible
+    @given(confidences=CONFIDENCES)
+    def test_posterior_is_bayes_rule_over_the_answers_and_one_not_seen(
+        self, confidences: list[list[float]]
+    ) -> None:
+        count = len(confidences)
+        likelihoods = [
+            math.prod(
+                c if answer == truth else (1 - c) / count
+                for answer, each in enumerate(confidences)
+                for c in each
+            )
+            for truth in range(count + 1)
+        ]
+        expected = [likelihood / math.fsum(likelihoods) for likelihood in likelihoods[:-1]]
+        assert posterior(confidences) == pytest.approx(expected, abs=1e-9)
+
+    @reproducible
+    @given(confidence=st.floats(0.001, 0.999))
+    def test_posterior_of_one_response_is_its_confidence(self, confidence: float) -> None:
+        assert posterior([[confidence]]) == pytest.approx([confidence])
+
+    def test_confidences_of_0_and_1_are_finite(self) -> None:
+        assert posterior([[1.0] * 600, [0.0] * 600]) == pytest.approx([1.0, 0.0])
+
+    @pytest.mark.parametrize("confidence", [-0.1, 1.1])
+    def test_score_that_is_not_a_probability_is_an_error(self, confidence: float) -> None:
+        with pytest.raises(ScoringError, match=r"'posterior', which needs probabilities"):
+            choice(VoteRule("posterior"), [0.5, confidence], answering("x", "y"))
+
+    def test_sure_response_outweighs_two_unsure_ones(self) -> None:
+        rule = VoteRule("posterior")
+        scores = [0.3, 0.9, 0.3]
+        assert choice(rule, scores, answering("x", "y", "x")) == 1
+        assert classes(rule) == [
+            ("y", 1, pytest.approx(18 / (18 + 36 / 49 + 1))),
+            ("x", 2, pytest.approx(36 / 49 / (18 + 36 / 49 + 1))),
+        ]
+
+    def test_votes_count_if_a_reward_failed(self) -> None:
+        rule = VoteRule("posterior")
+        ranks = rule.rank([Score(0.0, {}, ("prm",))] * 3)
+        assert choice(rule, ranks, answering("x", "y", "y")) == 1
+        assert classes(rule) == [("y", 2, 2.0), ("x", 1, 1.0)]
+
+    def test_vote_stops_from_the_posterior_on(self) -> None:
+        stop = CertainPosterior(0.95)
+        assert not stop.should_stop([0.9], [1], ["x"])
+        assert stop.should_stop([0.9, 0.9], [1, 1], ["x", "x"])
+        assert not stop.should_stop([0.9, 0.9, 0.9], [1] * 3, ["x", "x", "y"])
+        assert not stop.should_stop([0.99], [1], [None])
+
+    def test_stopped_vote_draws_until_one_answer_is_probable(self) -> None:
+        policy = vote("posterior", stop={"certain": 0.9}, at_once=1, n=3)
+        draws = [(A, A, B), (A, B, B), (A, B, A)]  # answers 2, 1, 2 with confidences 1/3, 2/3, 1/3
+        (decision,) = asyncio.run(collect(BestOfN.run(policy, Graded(draws), None)))
+        assert [each.answer for each in decision.candidates] == ["2", "1", "2"]
+        assert decision.candidate.answer == "1"
+        draws = [(B, B, B), (A, B, B), (A, B, A)]
+        (decision,) = asyncio.run(collect(BestOfN.run(policy, Graded(draws), None)))
+        assert len(decision.candidates) == 1
+
+
 def vote(weights: Any = "count", **fields: Any) -> BestOfNPolicy:
     selection = {"vote": {"extract": "last_number", "weights": weights}}
     policy = parse(
@@ -274,6 +345,14 @@ class Listed(Answering):
         return (await self.sample([()], 1, None))[index]
 
 
+class Graded(Listed):
+    """Draws the given responses, and scores them by a probability: a third of #b."""
+
+    async def score(self, prefixes: Sequence[Prefix]) -> Sequence[Score]:
+        totals = [score.total / 3 for score in await super().score(prefixes)]
+        return [Score(total, {"b": total}) for total in totals]
+
+
 MBR = {"mbr": {"beta": 2.0}}
 
 
@@ -281,6 +360,8 @@ POLICIES = {
     "count": vote(),
     "reward": vote("reward"),
     "softmax": vote({"softmax": 0.5}),
+    "posterior": vote("posterior"),
+    "probable": vote("posterior", stop={"certain": 0.75}),
     "mbr": vote(selection=MBR),
     "certain": vote(stop={"certain": 1}),
     "likely": vote(stop={"certain": 0.75}),
@@ -291,13 +372,14 @@ POLICIES = {
 def served(name: str) -> Distribution:
     """Distribution of the responses of a policy with n = 3 on ab3."""
     policy = POLICIES[name]
-    if policy.stop is None:
+    if policy.stop is None and name != "posterior":
         return replay(lambda toy: BestOfN.run(policy, toy, None), Answering)
 
     async def stopped() -> Distribution:
         responses: Counter[Tokens] = Counter()
         for drawn in product(RESPONSES, repeat=3):
-            (decision,) = await collect(BestOfN.run(policy, Listed(drawn), None))
+            toy = Graded(drawn) if name in ("posterior", "probable") else Listed(drawn)
+            (decision,) = await collect(BestOfN.run(policy, toy, None))
             responses[decision.candidate.token_ids] += math.prod(map(probability, drawn))
             bounds = {decision.kl_bound, decision.kl_estimate, kl.best_of_n_bound(3)}
             assert len(bounds) == 1

@@ -73,6 +73,17 @@ def test_reward_vote_needs_scores_of_at_least_zero(client: OpenAI) -> None:
         complete(client, vote(weights="reward", rewards={"brevity": 1.0}), max_tokens=16)
 
 
+def test_posterior_vote_needs_probabilities_and_stops(client: OpenAI) -> None:
+    policy = vote(weights="posterior", rewards={"named": 1.0}, report="trace")
+    report = complete(client, {**policy, "stop": {"certain": 0.9}, "at_once": 1}, max_tokens=16)
+    weights = [each["weight"] for each in report.alignment["votes"]["classes"]]
+    assert weights == sorted(weights, reverse=True)
+    assert sum(weights) <= 1
+    assert report.alignment["draws"]["allowed"] == 8
+    with pytest.raises(openai.InternalServerError, match=r"score is -.*'posterior'.*from 0 to 1"):
+        complete(client, {**policy, "rewards": {"brevity": 1.0}}, max_tokens=16)
+
+
 def test_regular_expression_finds_the_answers(client: OpenAI) -> None:
     answer = complete(client, vote(PATTERN, report="trace"), max_tokens=16)
     for each in traced(answer):
