@@ -7,7 +7,7 @@ into one; every error names the field, the value and what is accepted.
 import math
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import (
@@ -231,6 +231,11 @@ class Policy(RewardedMethod):
     def pairwise_judge(self) -> str | None:
         """Name of the judge for decoders that call ``Proposal.compare``; None for no judge."""
         return None
+
+    @property
+    def block_ends(self) -> Sequence[str | int]:
+        """Strings and tokens that end a block before its length is reached; none by default."""
+        return ()
 
     @property
     def traced(self) -> bool:

@@ -119,6 +119,8 @@ class TracedCandidate(TypedDict):
     wins: NotRequired[float]
     """Comparisons that the candidate won, a tie being half; present for the selection
     `pairwise`."""
+    until: NotRequired[str | int]
+    """String or token of the policy's `until` that ended the block; present if one did."""
     answer: NotRequired[str | None]
     """Answer extracted from the candidate, null if there is none; present for a vote."""
     chosen: bool
@@ -520,6 +522,9 @@ def traced(decision: Decision) -> TracedDecision:
             )
         ],
     }
+    for each, candidate in zip(result["candidates"], decision.candidates, strict=True):
+        if candidate.until is not None:
+            each["until"] = candidate.until
     if decision.votes is not None:
         for each, candidate in zip(result["candidates"], decision.candidates, strict=True):
             each["answer"] = candidate.answer

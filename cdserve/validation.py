@@ -200,6 +200,8 @@ def _words(schema: Schema, root: Schema) -> str:
             return f"an integer{_range(schema)}"
         case "number":
             return f"a number{_range(schema)}"
+        case "string" if "maxLength" in schema:
+            return f"a string of {schema.get('minLength', 0)} to {schema['maxLength']} characters"
         case "string":
             return "a string"
         case "boolean":

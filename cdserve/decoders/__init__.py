@@ -31,6 +31,7 @@ from cdserve.decoders.speculative_rejection import (
     SpeculativeRejectionPolicy,
 )
 from cdserve.decoders.tokenwise_cd import TokenwiseCD, TokenwiseCDPolicy
+from cdserve.decoders.until import UntilField
 
 __all__ = [
     "Argmax",
@@ -64,6 +65,7 @@ __all__ = [
     "Threshold",
     "TokenwiseCD",
     "TokenwiseCDPolicy",
+    "UntilField",
     "WorstCase",
     "load",
     "search",

@@ -11,11 +11,12 @@ from cdserve.decoders.gate import gated_search
 from cdserve.decoders.registry import decoder
 from cdserve.decoders.search import search
 from cdserve.decoders.selection import Beam, rule
+from cdserve.decoders.until import UntilField
 from cdserve.errors import PolicyError, safe_repr
 from cdserve.policy import FIELD, Gate, Limits, Schedule, SelectingPolicy, at_most
 
 
-class BlockwiseCDPolicy(SelectingPolicy):
+class BlockwiseCDPolicy(UntilField, SelectingPolicy):
     """Samples ``k`` blocks of ``m`` tokens, keeps one by prefix value, and continues from it."""
 
     method: Literal["blockwise_cd"]
@@ -23,7 +24,7 @@ class BlockwiseCDPolicy(SelectingPolicy):
         description="Blocks drawn per block kept; a list has one number per block, "
         "with the last repeated."
     )
-    m: int = Field(ge=1, description="Block length in tokens.")
+    m: int = Field(ge=1, description="Block length in tokens; with `until` the most.")
     beam_width: int = Field(
         default=1,
         ge=1,
@@ -92,6 +93,13 @@ class BlockwiseCDPolicy(SelectingPolicy):
                 at_most(f"{FIELD}.k.{i}", k, limits.max_k)
         if self.gate is not None:
             self._check_gate(self.gate)
+        if self.until and self.continuation_gain == "auto":
+            raise PolicyError(
+                f"{FIELD}.continuation_gain",
+                "is 'auto', whose estimate counts blocks of m tokens; it must be a number with "
+                "'until'",
+                reason="combination",
+            )
         if self.width > limits.max_k:
             k = self.width // self.beam_width
             raise PolicyError(

@@ -21,6 +21,8 @@ class Candidate:
     """The stop token or string, as vLLM reports it; None for EOS."""
     text: str = ""
     """The block's text; empty unless a trace, a text reward or a vote reads it."""
+    until: str | int | None = None
+    """String or token of the policy's ``until`` that ended the block; None if none did."""
     answer: str | None = None
     """Answer in the text of a whole response, for a vote; None if there is none."""
     values: Mapping[str, float] = field(default_factory=dict)
@@ -207,7 +209,8 @@ class Proposal(Protocol):
 
         Args:
             prefixes: prefixes that have not ended.
-            max_tokens: block length in tokens; None runs each to the end of the response.
+            max_tokens: block length in tokens; None runs each to the end of the response. Blocks
+                may end earlier, at the policy's ``until``.
             budget: nats that the steering of each continuation may cost; None for no limit.
         """
         ...

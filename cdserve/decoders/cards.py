@@ -12,11 +12,11 @@ from cdserve.decoders.candidate import Decision, Proposal
 from cdserve.decoders.registry import decoder
 from cdserve.decoders.rejection import Threshold
 from cdserve.decoders.search import search
+from cdserve.decoders.until import UntilField
 from cdserve.decoders.width import WidthField
-from cdserve.policy import SearchPolicy
 
 
-class CardsPolicy(WidthField, SearchPolicy):
+class CardsPolicy(WidthField, UntilField):
     """Draws blocks of ``m`` tokens until one is accepted.
 
     The probability of acceptance is min(1, exp((V - threshold) / beta)). The threshold rises from
@@ -25,7 +25,7 @@ class CardsPolicy(WidthField, SearchPolicy):
     """
 
     method: Literal["cards"]
-    m: int = Field(ge=1, description="Block length in tokens.")
+    m: int = Field(ge=1, description="Block length in tokens; with `until` the most.")
     r_star: float = Field(ge=-1e12, le=1e12, description="Target value.")
     beta: float = Field(default=0.7, ge=1e-6, le=1e12, description="Reward units per nat.")
     alpha: float = Field(

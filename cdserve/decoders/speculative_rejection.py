@@ -10,11 +10,11 @@ from cdserve.decoders.candidate import Decision, Proposal
 from cdserve.decoders.registry import decoder
 from cdserve.decoders.search import search
 from cdserve.decoders.selection import KeepSeveral
+from cdserve.decoders.until import UntilField
 from cdserve.decoders.width import WidthField
-from cdserve.policy import SearchPolicy
 
 
-class SpeculativeRejectionPolicy(WidthField, SearchPolicy):
+class SpeculativeRejectionPolicy(WidthField, UntilField):
     """Starts ``n`` responses; every ``m`` tokens, drops the share ``alpha`` with the lowest values.
 
     Of the responses that reach their end, the one with the highest reward is returned.
@@ -22,7 +22,7 @@ class SpeculativeRejectionPolicy(WidthField, SearchPolicy):
 
     method: Literal["speculative_rejection"]
     n: int = Field(ge=1, description="Responses started per response returned.")
-    m: int = Field(ge=1, description="Tokens between comparisons.")
+    m: int = Field(ge=1, description="Tokens between comparisons; with `until` the most.")
     alpha: float = Field(
         default=0.5, ge=0, lt=1, description="Share of responses dropped at each comparison."
     )

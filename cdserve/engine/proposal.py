@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from cdserve.decoders import Candidate, Comparison, Outlook, Prefix, Score
+from cdserve.decoders.until import step_text
 from cdserve.engine.comparisons import Comparer
 from cdserve.engine.deadline import AGAIN, ended_at_deadline
 from cdserve.engine.drafts import Draft
@@ -19,6 +20,7 @@ from cdserve.engine.request import AlignedRequest
 from cdserve.engine.resources import EngineResources
 from cdserve.engine.response import cumulative_logprob
 from cdserve.engine.rollout import Rollout
+from cdserve.engine.until import Until
 from cdserve.engine.vllm import (
     CompletionOutput,
     RequestOutput,
@@ -57,6 +59,10 @@ class _Start:
     """Length of the block in tokens, at most."""
     budget: float | None
     """KL budget of the block's steering, in nats; None for no bound."""
+    until: Until | None
+    """Strings and tokens that end the block; None for a whole response."""
+    step: str
+    """Text of the response in which a string of ``until`` may begin."""
 
 
 class EngineProposal:
@@ -91,8 +97,11 @@ class EngineProposal:
             or self._context.reads_text
             or self._context.extractor is not None
             or bool(request.params.stop)
+            or any(isinstance(end, str) for end in self._context.policy.block_ends)
         )
         self._comparer = Comparer(self._context, request.engine_id)
+        ends = self._context.policy.block_ends
+        self._until = Until(ends, resources.tokenizer) if ends else None
         self._draws = 0
         self._drafts_drawn: list[Draft] = []
         self._drawing: set[asyncio.Task[Any]] = set()
@@ -352,6 +361,8 @@ class EngineProposal:
             left=left,
             length=left if max_tokens is None else min(max_tokens, left),
             budget=budget,
+            until=None if max_tokens is None else self._until,
+            step=step_text(prefix),
         )
 
     async def _candidate(
@@ -505,6 +516,13 @@ class EngineProposal:
         ended = output.finish_reason if len(output.token_ids) <= start.length else None
         # A stop string is looked for below, where the text before the block is known too.
         by_token = ended == "stop" and not isinstance(output.stop_reason, str)
+        until = None
+        if start.until is not None:
+            end = start.until.end(start.token_ids, start.step, token_ids, self._params)
+            if end is not None:
+                by_token = by_token and end[0] == len(token_ids) and self._ends(output, start.until)
+                ended = "stop" if by_token else None
+                token_ids, until = token_ids[: end[0]], end[1]
         text, stop = "", None
         if self._reads_text:
             reader = detokenizer(
@@ -528,6 +546,7 @@ class EngineProposal:
             cut=aborted and finish_reason is None,
             stop_reason=stop or (output.stop_reason if by_token else None),
             text=text,
+            until=until if finish_reason != "stop" else None,
             logprobs=logprobs,
             cumulative_logprob=cumulative_logprob(logprobs, token_ids)
             if logprobs is not None and _samples_raw(self._params)
@@ -548,6 +567,8 @@ class EngineProposal:
             params.extra_args = asked.added_to(params.extra_args)
         # vLLM refuses a minimum above the maximum.
         params.min_tokens = min(params.min_tokens, start.length)
+        if start.until is not None:
+            start.until.add_to(params)
         params.output_kind = RequestOutputKind.FINAL_ONLY
         params.detokenize = bool(params.stop) or params.logprobs is not None
         if self._context.drafts is not None:
@@ -556,6 +577,11 @@ class EngineProposal:
         params.skip_clone = True
         without_prompt_logprobs(params)
         return params
+
+    def _ends(self, output: CompletionOutput, until: Until) -> bool:
+        """Whether the token that stopped a candidate ends the response, not only its block."""
+        token, stops = output.stop_reason, self._params.stop_token_ids or ()
+        return token in stops or token not in until.token_ids
 
     def _min_tokens_left(self, start: _Start) -> SamplingParams:
         """The client's parameters, with ``min_tokens`` reduced by the tokens already written."""

@@ -78,13 +78,15 @@ function said({ candidates, chosen, kl, milliseconds }, i) {
 
 /** A candidate: its score with a bar, its rewards, its text. */
 function row(candidate, draw) {
-  const { chosen, score, rewards, tokens, finish_reason: finish, logprob, text, answer } = candidate;
+  const { chosen, score, rewards, tokens, finish_reason: finish, logprob, text } = candidate;
+  const { answer, until } = candidate;
   const each = Object.entries(rewards).map(([name, value]) => {
     return h("span", { class: "reward", "data-reward": name }, `${name} ${number(value)}`);
   });
   const facts = [
     counted(tokens, "token"),
     finish === null ? null : `ends: ${finish}`,
+    until === undefined ? null : `block ends at ${JSON.stringify(until)}`,
     logprob === null ? null : `log p ${number(logprob)}`,
     answer === undefined ? null : answer === null ? "no answer" : `answer: ${answer}`,
     `draw ${draw + 1}`,

@@ -63,6 +63,7 @@ const WORDS = {
   top_k: "Tokens steered",
   tournament: "Tournament",
   tuned: "Tuned model",
+  until: "Blocks end at",
   vote: "Vote",
   "vote.weights": "Weight of a vote",
   weights: "Model weights",
@@ -92,6 +93,7 @@ const CHOICES = {
   vote: "most frequent answer",
   worst_case: "best in its worst reward",
 };
+const EXAMPLES = { until: '["\\n\\n"]' };
 const SLIDERS = {
   any: { min: -2, max: 2 },
   positive: { min: 0, max: 2 },
@@ -191,7 +193,7 @@ export class PolicyForm {
     if (["number", "integer"].includes(first.type)) {
       return [this.input(about, { inputmode: "decimal" }, numeric)];
     }
-    return [this.input(about, { placeholder: "JSON" }, json)];
+    return [this.input(about, { placeholder: EXAMPLES[about.path.at(-1)] ?? "JSON" }, json)];
   }
 
   input({ id, path, property }, attributes, parse) {
@@ -201,7 +203,8 @@ export class PolicyForm {
       const given = target.value.trim();
       this.set(path, given === "" ? undefined : parse(given));
     };
-    const shown = Array.isArray(value) ? value.join(", ") : text(value);
+    const written = parse === json ? JSON.stringify(value) : text(value);
+    const shown = parse === counts && Array.isArray(value) ? value.join(", ") : text(written);
     const fixed = { ...attributes, placeholder: fallback };
     return h("input", { id, type: "text", value: shown, oninput: listen, ...fixed });
   }

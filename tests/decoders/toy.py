@@ -15,6 +15,7 @@ from itertools import product
 from typing import Any, TypeVar
 
 from cdserve.decoders import Argmax, Candidate, Decision, Prefix, Score, search
+from cdserve.decoders.until import first_end, step_text
 
 A, B, E = 0, 1, 2
 P = (0.5, 0.3, 0.2)
@@ -95,11 +96,15 @@ class Toy:
     Args:
         draw: gives the blocks that follow a prefix: ``(prefix, count, m) -> blocks``.
         start: tokens before those that the search makes.
+        until: strings over "ab" and tokens that end a block.
     """
 
-    def __init__(self, draw: Draw, start: Tokens = ()) -> None:
+    def __init__(
+        self, draw: Draw, start: Tokens = (), until: Sequence[str | int] | None = None
+    ) -> None:
         self._draw = draw
         self._start = start
+        self._until = until
         self.deadline_passed = False
 
     async def sample(
@@ -110,14 +115,25 @@ class Toy:
         budget: float | None = None,
     ) -> Sequence[Candidate]:
         return [
-            Candidate(
-                token_ids=block,
-                finish_reason="stop" if ended(before + block) else None,
-                cumulative_logprob=math.log(probability(block)),
-            )
-            for before in map(self.tokens, prefixes)
-            for block in self._draw(before, count, max_tokens)
+            self._candidate(prefix, block, max_tokens)
+            for prefix in prefixes
+            for block in self._draw(self.tokens(prefix), count, max_tokens)
         ]
+
+    def _candidate(self, prefix: Prefix, block: Tokens, m: int | None) -> Candidate:
+        end, text = None, "".join("abE"[token] for token in block)
+        if self._until is not None and m is not None:
+            strings = [one for one in self._until if isinstance(one, str)]
+            tokens = [one for one in self._until if isinstance(one, int)]
+            end = first_end(step_text(prefix), block, text, strings, tokens)
+        block = block if end is None else block[: end[0]]
+        return Candidate(
+            token_ids=block,
+            finish_reason="stop" if ended(self.tokens(prefix) + block) else None,
+            text=text[: len(block)],
+            until=None if end is None else end[1],
+            cumulative_logprob=math.log(probability(block)),
+        )
 
     async def score(self, prefixes: Sequence[Prefix]) -> Sequence[Score]:
         totals = [value(self.tokens(prefix)) for prefix in prefixes]
@@ -260,7 +276,9 @@ def _outcomes(prefix: Tokens, k: int, m: int | None) -> Iterator[tuple[float, De
         yield math.prod(map(probability, draws)), finish(first(prefix, draws, m))
 
 
-def replay(run: Callable[[Toy], AsyncIterator[Decision]], toy: type[Toy] = Toy) -> Distribution:
+def replay(
+    run: Callable[[Toy], AsyncIterator[Decision]], toy: Callable[[Draw], Toy] = Toy
+) -> Distribution:
     """Distribution of a whole search, run once for every outcome of its draws."""
     responses: defaultdict[Tokens, float] = defaultdict(float)
     decisions = bound = estimate = 0.0

@@ -3,16 +3,21 @@
 import math
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import httpx2
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from cdserve.config import Settings
 from cdserve.errors import ConfigError
+from cdserve.launch.application import Application
 from cdserve.launch.reward_models import plan
 from cdserve.scoring import Objective, Response, build
+from cdserve.testing import running_app
+from tests.server.served import demo_settings
 
 MARKER = "<|user|>"  # prompts have it too
 PROMPT = "Write a review of the kettle."
@@ -35,14 +40,35 @@ def settings(folder: Path, **steps: Any) -> Settings:
     return Settings.model_validate({"model": "served", "rewards": rewards})
 
 
+class Running(NamedTuple):
+    """The reward model's engine runs; the served model is a ``FakeEngine``."""
+
+    objective: Objective
+    http: httpx2.AsyncClient
+
+
 @pytest.fixture(scope="module")
-async def objective(reward_model: Path) -> AsyncIterator[Objective]:
+async def running(
+    reward_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Running]:
     found = settings(reward_model)
-    models = plan(found)
-    assert len(models.engines) == 1
-    async with models.running():
-        rewards = build(found.rewards, models=models.outputs)
-        yield Objective(dict.fromkeys(rewards, 1.0), rewards)
+    sent = found.model_dump(include={"rewards"}, exclude_none=True)["rewards"]
+    sent["step"] = {**sent["last"], "steps": {**sent["last"]["steps"], "separator": "."}}
+    served = demo_settings(rewards=sent, default_reward="step", members={}, presets={})
+    config = tmp_path_factory.mktemp("served") / "cdserve.yaml"
+    config.write_text(yaml.safe_dump(served | {"playground": False}))
+    application = Application.build(config)
+    assert len(application.models.engines) == 1
+    async with running_app(application) as (_, app):
+        rewards = build(found.rewards, models=application.models.outputs)
+        transport = httpx2.ASGITransport(app=app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://test") as http:
+            yield Running(Objective(dict.fromkeys(rewards, 1.0), rewards), http)
+
+
+@pytest.fixture(scope="module")
+def objective(running: Running) -> Objective:
+    return running.objective
 
 
 def expected(folder: Path, steps: list[str]) -> list[float]:
@@ -80,6 +106,32 @@ async def test_marker_in_a_response_starts_no_step(objective: Objective) -> None
     )
     first, second = await objective.score([plain, marked])
     assert first.rewards == second.rewards
+
+
+async def test_search_over_steps_selects_by_the_reward_of_the_last_step(
+    running: Running, reward_model: Path
+) -> None:
+    policy = {"method": "blockwise_cd", "k": 2, "m": 16, "until": ["."], "beam_width": 2}
+    policy["report"] = "trace"
+    body = {"model": "demo", "prompt": PROMPT, "max_tokens": 48, "seed": 1, "ignore_eos": True}
+    answer = await running.http.post("/v1/completions", json={**body, "alignment": policy})
+    made = answer.raise_for_status().json()
+    text, steps = "", 0
+    for decision in made["alignment"]["trace"]:
+        candidates = decision["candidates"]
+        (chosen,) = (one for one in candidates if one["chosen"])
+        text += chosen["text"]
+        assert chosen["text"].endswith(".") == ("until" in chosen)
+        assert chosen["tokens"] == 16 or "until" in chosen or chosen["finish_reason"]
+        parts = [part for part in text.split(".") if part.strip()]
+        assert chosen["score"] == pytest.approx(expected(reward_model, parts)[-1], abs=1e-3)
+        steps += "until" in chosen
+    assert steps > 1
+    assert text == made["choices"][0]["text"]
+    ends = [one for one in made["alignment"]["trace"][-1]["candidates"] if one["finish_reason"]]
+    assert made["alignment"]["score"] == max(one["score"] for one in ends)
+    again = await running.http.post("/v1/completions", json={**body, "alignment": policy})
+    assert again.json()["choices"] == made["choices"]
 
 
 def test_marker_of_several_tokens_is_refused(reward_model: Path) -> None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from cdserve import kl
+from tests.decoders.test_until import searched
 from tests.decoders.toy import (
     LENGTH,
     A,
@@ -114,6 +115,14 @@ TREE = torch.tensor(
         for node in NODES
     ]
 )
+
+
+def letters(node: Tokens) -> str:
+    """Text of the last two tokens of a prefix, which only that prefix has."""
+    return "".join(chr(ord("A") + NODES.index(node[:n])) for n in (len(node) - 1, len(node)))
+
+
+AFTER_A = [node for node in NODES if node[-2:] == (A, B)]
 
 
 def beside(one: Tensor, other: Tensor, between: float) -> Tensor:
@@ -232,6 +241,26 @@ async def test_served_distribution_of_a_search_matches_the_enumerated_one(
     assert sum(bounds) / ANSWERS == pytest.approx(exact.kl_bound, abs=0.03)
     assert sum(bounds) / ANSWERS > exact.kl
     assert mean_win_rate(found) == pytest.approx(exact.win_rate, abs=0.06)
+
+
+BLOCKS: dict[str, tuple[dict[str, Any], Mapping[Tokens, float]]] = {
+    "steps that end with a b, over two tokens": (
+        {"method": "blockwise_cd", "k": 2, "m": 2, "until": [letters(node) for node in AFTER_A]},
+        searched([2], 2, ["ab"]),
+    ),
+}
+
+
+@pytest.mark.own_servers
+@pytest.mark.parametrize("name", BLOCKS)
+async def test_served_distribution_of_blocks_matches_the_enumerated_one(
+    tabular: Served, name: str
+) -> None:
+    policy, expected = BLOCKS[name]
+    found, reports = await ab3(tabular, policy)
+    assert_follows(found, expected)
+    exact = sum(p * math.log(p / probability(y)) for y, p in expected.items())
+    assert sum(made["kl"]["bound"] for made in reports) / ANSWERS > exact
 
 
 @pytest.mark.own_servers

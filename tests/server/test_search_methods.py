@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any, ClassVar
 
 import httpx2
@@ -13,7 +14,7 @@ from cdserve.decoders.continuation_gain import continuation_gain
 from cdserve.demo.tiny import HEAD_DIR
 from cdserve.scoring import HeldOut
 
-from .wire import BEST_OF_N, BLOCKWISE, blocks, check_refused, complete, joined, of_seeds
+from .wire import BEST_OF_N, BLOCKWISE, STEPS, blocks, check_refused, complete, joined, of_seeds
 
 POISSON = {"method": "best_of_poisson", "mu": 3.0}
 REJECTION = {"method": "rejection", "eta": 0.5, "r_max": 4.0, "max_draws": 16}
@@ -161,6 +162,30 @@ class TestBeams:
         assert answer.alignment["score"] == pytest.approx(scored["score"], abs=1e-3)
 
 
+class TestSteps:
+    @pytest.mark.parametrize("more", [{}, {"beam_width": 2}], ids=str)
+    def test_score_of_a_step_is_the_value_after_its_last_token(
+        self, client: OpenAI, http: httpx2.Client, more: dict[str, Any]
+    ) -> None:
+        policy = {**STEPS, **TRACE, **more}
+        answer = complete(client, policy, max_tokens=64)
+        steps = [next(c for c in candidates if c["chosen"]) for candidates in traced(answer)]
+        assert "".join(step["text"] for step in steps) == answer.choices[0].text
+        steps = [step for step in steps if step["finish_reason"] is None]
+        assert sum("until" in step for step in steps) > 1
+        for step in steps:
+            assert step["text"].endswith(".") == (step.get("until") == ".")
+            assert step["text"].count(".") <= 1
+        body = {"prompt": answer.choices[0].prompt_token_ids, "per_token": True}
+        body["responses"] = [answer.choices[0].text]
+        (scored,) = http.post("/v1/alignment/score", json=body).json()["scores"]
+        values = scored["per_token"]["sentiment"]
+        ends = accumulate(step["tokens"] for step in steps)
+        assert [step["score"] for step in steps] == (
+            pytest.approx([values[end - 1] for end in ends], abs=1e-3)
+        )
+
+
 class TestSpeculativeRejection:
     def test_speculative_rejection_draws_fewer_tokens_than_best_of_n(self, client: OpenAI) -> None:
         fields = {"max_tokens": 64, "ignore_eos": True}
@@ -259,6 +284,7 @@ class TestWorstCase:
         ({**BLOCKWISE, "k": [4, 9]}, "alignment.k.1", ["9", "1 to 8"]),
         ({**BLOCKWISE, "k": []}, "alignment.k", ["at least 1"]),
         ({**BLOCKWISE, "k": 4, "beam_width": 3}, "alignment.beam_width", ["3", "12", "1 to 2"]),
+        ({**STEPS, "until": [""]}, "alignment.until.0", ["''", "1 to 100 characters"]),
         (
             {**BLOCKWISE, "continuation_gain": "auto", "rewards": TWO},
             "alignment.continuation_gain",
