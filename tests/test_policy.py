@@ -69,7 +69,10 @@ class TestAccepted:
         sent = {"method": "blockwise_cd", "k": [4, 2], "m": 8, "selection": selection}
         policy = parse(sent, METHODS, PRESETS)
         assert policy is not None
-        expected = {**sent, "beam_width": 1, "continuation_gain": 0.0, "report": "summary"}
+        expected = {
+            **{**sent, "beam_width": 1, "subtrees": 1},
+            **{"continuation_gain": 0.0, "report": "summary"},
+        }
         assert policy.model_dump(exclude_none=True) == expected
         assert policy.width == 4
 

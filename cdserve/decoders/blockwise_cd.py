@@ -1,6 +1,6 @@
 """Blockwise controlled decoding: best-of-K over blocks of M tokens (arXiv 2310.17022)."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -11,6 +11,7 @@ from cdserve.decoders.gate import gated_search
 from cdserve.decoders.registry import decoder
 from cdserve.decoders.search import search
 from cdserve.decoders.selection import Beam, rule
+from cdserve.decoders.subtrees import Subtrees
 from cdserve.decoders.until import UntilField
 from cdserve.errors import PolicyError, safe_repr
 from cdserve.policy import FIELD, Gate, Limits, Schedule, SelectingPolicy, at_most
@@ -29,6 +30,13 @@ class BlockwiseCDPolicy(UntilField, SelectingPolicy):
         default=1,
         ge=1,
         description="Prefixes kept, each continued by k blocks; the best finished one is returned.",
+    )
+    subtrees: int = Field(
+        default=1,
+        ge=1,
+        description="Independent searches, each of which draws k blocks per block kept; the best "
+        "of their responses is returned. Requires the selection argmax, and cannot be combined "
+        "with `beam_width`, `gate` and `kl_budget`.",
     )
     continuation_gain: Literal["auto"] | Annotated[float, Field(ge=0, le=1e12)] = Field(
         default=0.0,
@@ -63,7 +71,12 @@ class BlockwiseCDPolicy(UntilField, SelectingPolicy):
 
     @property
     def keeps_several(self) -> bool:
-        return self.beam_width > 1
+        return self.beams > 1
+
+    @property
+    def beams(self) -> int:
+        """Prefixes kept: beams, or one of each subtree."""
+        return max(self.beam_width, self.subtrees)
 
     @property
     def outlook_field(self) -> str | None:
@@ -76,7 +89,7 @@ class BlockwiseCDPolicy(UntilField, SelectingPolicy):
 
     @property
     def width(self) -> int:
-        return self.beam_width * max(self.schedule)
+        return self.beams * max(self.schedule)
 
     @property
     def concurrent(self) -> int:
@@ -93,6 +106,8 @@ class BlockwiseCDPolicy(UntilField, SelectingPolicy):
                 at_most(f"{FIELD}.k.{i}", k, limits.max_k)
         if self.gate is not None:
             self._check_gate(self.gate)
+        if self.subtrees > 1:
+            self._check_alone("subtrees", {"'beam_width' unless it is 1": self.beam_width > 1})
         if self.until and self.continuation_gain == "auto":
             raise PolicyError(
                 f"{FIELD}.continuation_gain",
@@ -101,26 +116,35 @@ class BlockwiseCDPolicy(UntilField, SelectingPolicy):
                 reason="combination",
             )
         if self.width > limits.max_k:
-            k = self.width // self.beam_width
+            name = "subtrees" if self.subtrees > 1 else "beam_width"
+            k = self.width // self.beams
             raise PolicyError(
-                f"{FIELD}.beam_width",
-                f"is {safe_repr(self.beam_width)}, which draws {safe_repr(self.width)} blocks at "
-                f"once; this server accepts up to {limits.max_k}, a beam_width of 1 to "
+                f"{FIELD}.{name}",
+                f"is {safe_repr(self.beams)}, which draws {safe_repr(self.width)} blocks at "
+                f"once; this server accepts up to {limits.max_k}, a {name} of 1 to "
                 f"{limits.max_k // k} with k = {k}",
                 reason="limit",
             )
 
-    def _check_gate(self, gate: Gate) -> None:
-        """Checks the fields that a gate cannot be combined with."""
+    def _check_alone(self, name: str, excluded: Mapping[str, bool]) -> None:
+        """Checks the fields that another one cannot be combined with."""
         excluded = {
             "'selection' unless it is 'argmax'": self.selection != "argmax",
-            "'beam_width' unless it is 1": self.beam_width > 1,
+            **excluded,
             "'kl_budget', the request's or the server's": self.kl_budget is not None,
         }
         for field, combined in excluded.items():
             if combined:
                 detail = f"cannot be combined with {field}"
-                raise PolicyError(f"{FIELD}.gate", detail, reason="combination")
+                raise PolicyError(f"{FIELD}.{name}", detail, reason="combination")
+
+    def _check_gate(self, gate: Gate) -> None:
+        """Checks the fields that a gate cannot be combined with."""
+        beams = {
+            "'beam_width' unless it is 1": self.beam_width > 1,
+            "'subtrees' unless it is 1": self.subtrees > 1,
+        }
+        self._check_alone("gate", beams)
         if gate.scouts >= self.width:
             raise PolicyError(
                 f"{FIELD}.gate.scouts",
@@ -149,9 +173,10 @@ class BlockwiseCD:
 
         if policy.gate is not None:
             return gated_search(proposal, policy.gate, schedule, m, gain)
-        if policy.beam_width == 1:
+        if policy.beams == 1:
             select, budget = rule(policy, seed), policy.kl_budget
             return search(proposal, k=policy.k, m=m, select=select, budget=budget, gain=gain)
         # All beams begin as the prompt, which draws the blocks of all of them.
-        counts = [policy.beam_width * schedule[0], *(schedule[1:] or schedule)]
-        return search(proposal, k=counts, m=m, select=Beam(policy.beam_width), gain=gain)
+        counts = [policy.beams * schedule[0], *(schedule[1:] or schedule)]
+        keep = Subtrees(policy.subtrees) if policy.subtrees > 1 else Beam(policy.beam_width)
+        return search(proposal, k=counts, m=m, select=keep, gain=gain)

@@ -58,6 +58,7 @@ const WORDS = {
   selection: "Selection",
   softmax: "Temperature λ",
   stop: "Stop early",
+  subtrees: "Separate searches",
   threshold: "Good enough",
   "best_of_n.threshold": "Lowest accepted score",
   top_k: "Tokens steered",

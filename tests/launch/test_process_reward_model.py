@@ -108,11 +108,11 @@ async def test_marker_in_a_response_starts_no_step(objective: Objective) -> None
     assert first.rewards == second.rewards
 
 
+@pytest.mark.parametrize("width", [{"beam_width": 2}, {"subtrees": 2}], ids=["beams", "subtrees"])
 async def test_search_over_steps_selects_by_the_reward_of_the_last_step(
-    running: Running, reward_model: Path
+    running: Running, reward_model: Path, width: dict[str, int]
 ) -> None:
-    policy = {"method": "blockwise_cd", "k": 2, "m": 16, "until": ["."], "beam_width": 2}
-    policy["report"] = "trace"
+    policy = {"method": "blockwise_cd", "k": 2, "m": 16, "until": ["."], "report": "trace", **width}
     body = {"model": "demo", "prompt": PROMPT, "max_tokens": 48, "seed": 1, "ignore_eos": True}
     answer = await running.http.post("/v1/completions", json={**body, "alignment": policy})
     made = answer.raise_for_status().json()

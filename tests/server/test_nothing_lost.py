@@ -83,7 +83,7 @@ async def test_random_disconnects_leak_no_engine_requests(server: Served, client
 
     async with server.async_client() as asynchronous:
         for _ in range(3):
-            searches = [BEST_OF_N, BLOCKWISE, RACE, STEPS]
+            searches = [BEST_OF_N, BLOCKWISE, RACE, {**STEPS, "subtrees": 2}]
             policies = [rng.choice(searches) for _ in range(6)]
             leaving = (leave(asynchronous, policy, rng.randrange(100)) for policy in policies)
             await asyncio.gather(*leaving)

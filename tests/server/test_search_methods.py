@@ -163,7 +163,7 @@ class TestBeams:
 
 
 class TestSteps:
-    @pytest.mark.parametrize("more", [{}, {"beam_width": 2}], ids=str)
+    @pytest.mark.parametrize("more", [{}, {"subtrees": 2}, {"beam_width": 2}], ids=str)
     def test_score_of_a_step_is_the_value_after_its_last_token(
         self, client: OpenAI, http: httpx2.Client, more: dict[str, Any]
     ) -> None:
@@ -284,6 +284,7 @@ class TestWorstCase:
         ({**BLOCKWISE, "k": [4, 9]}, "alignment.k.1", ["9", "1 to 8"]),
         ({**BLOCKWISE, "k": []}, "alignment.k", ["at least 1"]),
         ({**BLOCKWISE, "k": 4, "beam_width": 3}, "alignment.beam_width", ["3", "12", "1 to 2"]),
+        ({**STEPS, "k": 4, "subtrees": 3}, "alignment.subtrees", ["3", "12", "1 to 2"]),
         ({**STEPS, "until": [""]}, "alignment.until.0", ["''", "1 to 100 characters"]),
         (
             {**BLOCKWISE, "continuation_gain": "auto", "rewards": TWO},

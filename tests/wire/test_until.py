@@ -35,13 +35,14 @@ def check(step: dict[str, Any], last: bool) -> None:
     [
         STEPS,
         {**STEPS, "beam_width": 2},
+        {**STEPS, "subtrees": 3},
         {**STEPS, "gate": {"threshold": 0.0, "scouts": 1}},
         {**STEPS, "selection": {"softmax": 0.1}, "kl_budget": 3.0},
         {**STEPS, "rewards": {"brevity": 1.0}},
         {"method": "cards", "r_star": 0.0, "max_draws": 4, "k": 2, **ENDS},
         {"method": "speculative_rejection", "n": 4, **ENDS},
     ],
-    ids=["blocks", "beams", "gate", "budget", "without values", "cards", "rejection"],
+    ids=["blocks", "beams", "subtrees", "gate", "budget", "without values", "cards", "rejection"],
 )
 def test_blocks_of_every_search_end_at_the_string(client: OpenAI, policy: dict[str, Any]) -> None:
     answer = complete(client, policy, **LONG)
