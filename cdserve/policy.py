@@ -250,10 +250,19 @@ class Policy(RewardedMethod):
         """
         raise NotImplementedError
 
+    def most_tokens(self, max_tokens: int) -> int:
+        """Most tokens drawn for a response of ``max_tokens`` tokens, which the operator limits."""
+        return self.width * max_tokens
+
     @property
     def compares_prefixes(self) -> bool:
         """Whether this policy scores unfinished responses; by default, whether its method does."""
         return self.scores_prefixes
+
+    @property
+    def values_prefixes(self) -> bool:
+        """Whether rewards score unfinished responses; by default, if the policy compares them."""
+        return self.compares_prefixes
 
     @property
     def keeps_several(self) -> bool:

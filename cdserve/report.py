@@ -247,7 +247,8 @@ class Report(TypedDict):
     candidates: int
     """Candidates drawn, including those abandoned early."""
     candidate_tokens: int
-    """Tokens of all candidates, without the extra token that computes the value of a block."""
+    """Tokens of all candidates, and of the rollouts of `lookahead`, without the extra token that
+    computes the value of a block."""
     ties: int
     """Decisions in which the two highest scores were equal (`worst_case`: worst-case sums; `vote`:
     weights of answers; `mbr`: sums of score and agreement; `pairwise`: wins, or a knockout's last
@@ -323,7 +324,8 @@ def report(
         "scores": {"mean": sum(totals) / len(totals), "max": max(totals), "min": min(totals)},
         "decisions": len(decisions),
         "candidates": len(drawn),
-        "candidate_tokens": sum(len(candidate.token_ids) for candidate in drawn),
+        "candidate_tokens": sum(len(candidate.token_ids) for candidate in drawn)
+        + sum(map(_rollout_tokens, decisions)),
         "ties": sum(decision.tie for decision in decisions),
         "kl": _kl(decisions),
     }
@@ -364,6 +366,13 @@ def report(
     if trace:
         result["trace"] = [traced(decision) for decision in decisions]
     return result
+
+
+def _rollout_tokens(decision: Decision) -> int:
+    """Tokens of the rollouts of a decision; candidates of the same tokens share one."""
+    return sum(
+        score.rollout_tokens for score in {id(score): score for score in decision.scores}.values()
+    )
 
 
 def merged(reports: Sequence[Report]) -> Report:

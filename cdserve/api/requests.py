@@ -323,12 +323,14 @@ def _check_params(
             f"{context.policy.method!r} needs a temperature above 0{remedy}",
             reason="combination",
         )
-    tokens = width * params.max_tokens * choices
+    tokens = context.policy.most_tokens(params.max_tokens) * choices
     if tokens > limit:
+        drawn = width * params.max_tokens * choices
+        rollouts = " and their rollouts" if tokens > drawn else ""
         times = f" × {choices} answers" if choices > 1 else ""
         raise PolicyError(
             length_field,
-            f"is {params.max_tokens}; {width} candidates{times} would be {tokens} tokens, and this "
-            f"server accepts up to {limit}",
+            f"is {params.max_tokens}; {width} candidates{times}{rollouts} would be {tokens} "
+            f"tokens, and this server accepts up to {limit}",
             reason="limit",
         )

@@ -8,6 +8,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from cdserve.decoders.candidate import Decision, Proposal
 from cdserve.decoders.continuation_gain import continuation_gain
 from cdserve.decoders.gate import gated_search
+from cdserve.decoders.lookahead import rollout_tokens
 from cdserve.decoders.registry import decoder
 from cdserve.decoders.search import search
 from cdserve.decoders.selection import Beam, rule
@@ -43,6 +44,13 @@ class BlockwiseCDPolicy(UntilField, SelectingPolicy):
         description="Added to the score of unfinished candidates in decisions in which others have "
         "ended, in units of the score: the gain of the decisions still to come. 'auto' estimates "
         "it from the value head's figures on held-out responses.",
+    )
+    lookahead: int | None = Field(
+        default=None,
+        ge=1,
+        description="Length, at most, of the greedy continuation that an unfinished block is "
+        "scored with, in tokens, as if the response ended there; rewards then need not score "
+        "prefixes. If absent, prefixes are scored.",
     )
     gate: Gate | None = Field(
         default=None,
@@ -91,6 +99,17 @@ class BlockwiseCDPolicy(UntilField, SelectingPolicy):
     def width(self) -> int:
         return self.beams * max(self.schedule)
 
+    def most_tokens(self, max_tokens: int) -> int:
+        tokens = super().most_tokens(max_tokens)
+        if self.lookahead is None:
+            return tokens
+        shortest = 1 if self.until else self.m
+        return tokens + self.width * rollout_tokens(max_tokens, shortest, self.lookahead)
+
+    @property
+    def values_prefixes(self) -> bool:
+        return self.lookahead is None
+
     @property
     def concurrent(self) -> int:
         if self.gate is None:
@@ -108,11 +127,11 @@ class BlockwiseCDPolicy(UntilField, SelectingPolicy):
             self._check_gate(self.gate)
         if self.subtrees > 1:
             self._check_alone("subtrees", {"'beam_width' unless it is 1": self.beam_width > 1})
-        if self.until and self.continuation_gain == "auto":
+        if self.continuation_gain == "auto" and (self.until or self.lookahead):
             raise PolicyError(
                 f"{FIELD}.continuation_gain",
-                "is 'auto', whose estimate counts blocks of m tokens; it must be a number with "
-                "'until'",
+                "is 'auto', whose estimate is that of values after blocks of m tokens; it must be "
+                f"a number with {'until' if self.until else 'lookahead'!r}",
                 reason="combination",
             )
         if self.width > limits.max_k:
@@ -163,7 +182,7 @@ class BlockwiseCD:
     def run(
         cls, policy: BlockwiseCDPolicy, proposal: Proposal, seed: int | None
     ) -> AsyncGenerator[Decision, None]:
-        m, schedule = policy.m, policy.schedule
+        m, schedule, lookahead = policy.m, policy.schedule, policy.lookahead
 
         def gain(draws: int) -> float:
             if policy.continuation_gain != "auto":
@@ -172,11 +191,18 @@ class BlockwiseCD:
             return continuation_gain(proposal.outlook(draws * m), m, later)
 
         if policy.gate is not None:
-            return gated_search(proposal, policy.gate, schedule, m, gain)
+            return gated_search(proposal, policy.gate, schedule, m, gain, lookahead)
         if policy.beams == 1:
-            select, budget = rule(policy, seed), policy.kl_budget
-            return search(proposal, k=policy.k, m=m, select=select, budget=budget, gain=gain)
+            return search(
+                proposal,
+                k=policy.k,
+                m=m,
+                select=rule(policy, seed),
+                budget=policy.kl_budget,
+                gain=gain,
+                lookahead=lookahead,
+            )
         # All beams begin as the prompt, which draws the blocks of all of them.
         counts = [policy.beams * schedule[0], *(schedule[1:] or schedule)]
         keep = Subtrees(policy.subtrees) if policy.subtrees > 1 else Beam(policy.beam_width)
-        return search(proposal, k=counts, m=m, select=keep, gain=gain)
+        return search(proposal, k=counts, m=m, select=keep, gain=gain, lookahead=lookahead)

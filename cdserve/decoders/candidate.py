@@ -51,6 +51,8 @@ class Score:
     """Rewards that failed, and that the operator's settings allow a decision to do without."""
     parts: Mapping[str, float] = field(default_factory=dict)
     """Contribution of each reward of nonzero weight to the sum, standardised if so configured."""
+    rollout_tokens: int = 0
+    """Length of the rollout that followed the prefix when it was scored, in tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +214,15 @@ class Proposal(Protocol):
             max_tokens: block length in tokens; None runs each to the end of the response. Blocks
                 may end earlier, at the policy's ``until``.
             budget: nats that the steering of each continuation may cost; None for no limit.
+        """
+        ...
+
+    async def roll_out(self, prefixes: Sequence[Prefix], max_tokens: int) -> Sequence[Candidate]:
+        """The most likely continuation of each prefix, token by token.
+
+        Args:
+            prefixes: prefixes that have not ended.
+            max_tokens: length of a continuation at most, in tokens.
         """
         ...
 

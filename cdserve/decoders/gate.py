@@ -65,7 +65,12 @@ class GatedArgmax(OrderDependentRule):
 
 
 async def gated_search(
-    proposal: Proposal, gate: Gate, schedule: Sequence[int], m: int, gain: Gain
+    proposal: Proposal,
+    gate: Gate,
+    schedule: Sequence[int],
+    m: int,
+    gain: Gain,
+    lookahead: int | None = None,
 ) -> AsyncGenerator[Decision, None]:
     """The search with a gate; its decisions say whether all K candidates were drawn.
 
@@ -75,10 +80,11 @@ async def gated_search(
         schedule: K of each decision, the last repeated.
         m: block length in tokens.
         gain: as for ``search``.
+        lookahead: as for ``search``.
     """
     select = GatedArgmax(gate, schedule)
     async with aclosing(
-        search(proposal, k=select.counts(), m=m, select=select, gain=gain)
+        search(proposal, k=select.counts(), m=m, select=select, gain=gain, lookahead=lookahead)
     ) as decisions:
         async for decision in decisions:
             drawn = len(decision.candidates)

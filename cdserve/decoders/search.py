@@ -7,14 +7,17 @@ keeps several makes the search a beam search (arXiv 2405.19262) or speculative r
 """
 
 import math
-from collections.abc import AsyncGenerator, Callable, Hashable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, repeat
 
 from cdserve import kl
 from cdserve.decoders.candidate import Decision, Prefix, Proposal, Score, final, key
+from cdserve.decoders.lookahead import scores_ahead
 from cdserve.decoders.selection import Argmax, SelectionRule
 
+Scorer = Callable[[Sequence[Prefix]], Awaitable[Sequence[Score]]]
 Gain = Callable[[int], float]
 """Gain of the decisions after a number of draws, in units of the score."""
 
@@ -27,6 +30,7 @@ async def search(
     select: SelectionRule,
     budget: float | None = None,
     gain: Gain | None = None,
+    lookahead: int | None = None,
 ) -> AsyncGenerator[Decision, None]:
     """Decodes one response until every kept prefix has ended; the best of them is the response.
 
@@ -53,7 +57,10 @@ async def search(
             remains.
         gain: added to the ranks of unfinished prefixes where they are compared with ended ones;
             None for no gain.
+        lookahead: length, at most, of the rollout that an unfinished prefix is scored with, in
+            tokens; None to score prefixes themselves.
     """
+    score = proposal.score if lookahead is None else partial(scores_ahead, proposal, lookahead)
     counts = _counts(k)
     kept: Sequence[Prefix] = [()]
     rounds: list[_Round] = []
@@ -67,7 +74,7 @@ async def search(
             blocks = await proposal.sample(growing, count, m, current.steering_nats)
             late = proposal.deadline_passed
             blocks = [final(block) for block in blocks] if late else blocks
-            await current.add([(*growing[i // count], b) for i, b in enumerate(blocks)], proposal)
+            await current.add([(*growing[i // count], b) for i, b in enumerate(blocks)], score)
             current.rank(select, gain)
             indices = select.keep(current.ranks, current.prefixes)
             if indices is None and late:
@@ -114,7 +121,7 @@ class _Round:
         self.steering_nats = max(0.0, budget - kl.best_of_n_bound(allowed))
         return allowed
 
-    async def add(self, drawn: Sequence[Prefix], proposal: Proposal) -> None:
+    async def add(self, drawn: Sequence[Prefix], score: Scorer) -> None:
         """Adds and scores drawn prefixes, and before the first of them the ended ones.
 
         Equal prefixes share the first one's score: computed again, it could differ in a last digit.
@@ -127,7 +134,7 @@ class _Round:
             if prefix_key not in self.score_by_key:
                 unscored.setdefault(prefix_key, prefix)
         if unscored:
-            scores = await proposal.score(list(unscored.values()))
+            scores = await score(list(unscored.values()))
             self.score_by_key |= zip(unscored, scores, strict=True)
         self.scores += [self.score_by_key[prefix_key] for prefix_key in keys]
 

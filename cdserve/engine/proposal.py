@@ -63,6 +63,8 @@ class _Start:
     """Strings and tokens that end the block; None for a whole response."""
     step: str
     """Text of the response in which a string of ``until`` may begin."""
+    greedy: bool = False
+    """Whether the most likely tokens are drawn."""
 
 
 class EngineProposal:
@@ -102,7 +104,7 @@ class EngineProposal:
         self._comparer = Comparer(self._context, request.engine_id)
         ends = self._context.policy.block_ends
         self._until = Until(ends, resources.tokenizer) if ends else None
-        self._draws = 0
+        self._draws = self._rollouts = 0
         self._drafts_drawn: list[Draft] = []
         self._drawing: set[asyncio.Task[Any]] = set()
         """Tasks inside ``draw``."""
@@ -146,7 +148,24 @@ class EngineProposal:
         blocks = [self._start(prefix, max_tokens, budget) for prefix in prefixes]
         starts = [start for start in blocks for _ in range(count)]
         draw, self._draws = self._draws, self._draws + 1
-        drafts = self._drafts(starts, draw)
+        return await self._together(starts, draw, self._drafts(starts, draw))
+
+    async def roll_out(self, prefixes: Sequence[Prefix], max_tokens: int) -> Sequence[Candidate]:
+        """The most likely continuation of each prefix; the deadline cuts them.
+
+        Args:
+            max_tokens: length of a continuation at most.
+        """
+        self._rollouts += 1
+        blocks = [self._start(prefix, max_tokens, None) for prefix in prefixes]
+        starts = [replace(block, until=None, greedy=True) for block in blocks]
+        # A number of their own: rollouts leave the seeds of the draws as they are.
+        return await self._together(starts, -self._rollouts, [None] * len(starts))
+
+    async def _together(
+        self, starts: Sequence[_Start], draw: int, drafts: Sequence[Draft | None]
+    ) -> Sequence[Candidate]:
+        """Draws a candidate after each start. If one fails, all are aborted."""
         together = len(starts) if self._resources.slots.available(len(starts)) else 1
         drawing = [
             self._candidate(start, draw, i, draft, together)
@@ -574,6 +593,9 @@ class EngineProposal:
         if self._context.drafts is not None:
             params.output_kind = RequestOutputKind.CUMULATIVE
             params.detokenize = True
+        if start.greedy:
+            params.temperature, params.seed, params.logprobs = 0.0, None, None
+            params.top_p, params.top_k, params.min_p = 1.0, 0, 0.0
         params.skip_clone = True
         without_prompt_logprobs(params)
         return params

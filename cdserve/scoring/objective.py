@@ -240,11 +240,12 @@ def objective(
             )
         if policy.outlook_field and weights[name] != 0:
             _check_outlook(policy.outlook_field, name, weights[name], rewards[name])
-        if policy.compares_prefixes and not rewards[name].prefixes:
+        if policy.values_prefixes and not rewards[name].prefixes:
             raise PolicyError(
                 f"{FIELD}.rewards.{name}",
                 f"scores finished responses only, and this policy of method {policy.method!r} "
-                "scores prefixes; use it with 'best_of_n' without 'race'",
+                "scores prefixes; use it with 'best_of_n' without 'race', or with 'blockwise_cd' "
+                "and 'lookahead'",
                 reason="combination",
             )
     return Objective(weights, {name: rewards[name] for name in weights}, details)

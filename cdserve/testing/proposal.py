@@ -56,6 +56,16 @@ class TinyProposal:
         gains = [a.total - b.total for a, b in compared]
         return [Comparison(0.5 + 0.5 * ((d > 0) - (d < 0)), agreed=True) for d in gains]
 
+    async def roll_out(self, prefixes: Sequence[Prefix], max_tokens: int) -> Sequence[Candidate]:
+        likely = self._model.tokens[self._model.probabilities.index(max(self._model.probabilities))]
+        ends = likely == self._model.tokens[-1]
+        written = [_tokens(prefix) for prefix in prefixes]
+        lengths = [1 if ends else self._length(tokens, max_tokens) for tokens in written]
+        return [
+            self._candidate(tokens, (likely,) * length)
+            for tokens, length in zip(written, lengths, strict=True)
+        ]
+
     def outlook(self, tokens: int) -> Outlook:
         """No outlook: nothing is measured on held-out responses."""
         raise NotImplementedError

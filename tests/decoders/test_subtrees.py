@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Callable, Mapping
 from itertools import product
 from typing import Any
 
@@ -37,11 +38,13 @@ def policy(**fields: Any) -> BlockwiseCDPolicy:
     return BlockwiseCDPolicy.model_validate(sent)
 
 
-def best_of(subtrees: int, each: dict[Tokens, float]) -> Distribution:
+def best_of(
+    subtrees: int, each: Mapping[Tokens, float], rank: Callable[[Tokens], float] = reward
+) -> Distribution:
     """Distribution of the best of S independent responses, the first of equal ones."""
     found: Counter[Tokens] = Counter()
     for responses in product(each.items(), repeat=subtrees):
-        best = max((y for y, _ in responses), key=reward)
+        best = max((y for y, _ in responses), key=rank)
         found[best] += math.prod(p for _, p in responses)
     return Distribution(dict(found))
 

@@ -75,24 +75,30 @@ def steps(before: Tokens, step: Tokens, m: int, until: Ends) -> dict[Tokens, tup
 
 
 def searched(
-    k: Sequence[int], m: int, until: Ends = (), before: Tokens = (), step: Tokens = ()
+    k: Sequence[int],
+    m: int,
+    until: Ends = (),
+    before: Tokens = (),
+    step: Tokens = (),
+    rank: Callable[[Tokens], float] = value,
 ) -> Counter[Tokens]:
     """Distribution of responses by the best of K blocks, in closed form.
 
     Args:
         k: K of each decision, the last repeated.
+        rank: what prefixes are compared by.
     """
     if ended(before):
         return Counter({before: 1.0})
     blocks = steps(before, step, m, until)
-    values = {z: value((*before, *z)) for z in blocks}
+    values = {z: rank((*before, *z)) for z in blocks}
     responses: Counter[Tokens] = Counter()
     for block, (p, at_end) in blocks.items():
         below = sum(q for z, (q, _) in blocks.items() if values[z] < values[block])
         equal = sum(q for z, (q, _) in blocks.items() if values[z] == values[block])
         best = ((below + equal) ** k[0] - below ** k[0]) * p / equal
         after = () if at_end else (*step, *block)
-        for response, q in searched(k[1:] or k, m, until, (*before, *block), after).items():
+        for response, q in searched(k[1:] or k, m, until, (*before, *block), after, rank).items():
             responses[response] += best * q
     return responses
 
@@ -253,7 +259,7 @@ class TestPolicy:
         assert error.value.param == "alignment.until"
 
     def test_estimated_gain_is_refused_with_ends_of_blocks(self) -> None:
-        with pytest.raises(PolicyError, match="counts blocks of m tokens") as error:
+        with pytest.raises(PolicyError, match="must be a number with 'until'") as error:
             policy(until=["b"], continuation_gain="auto").check_limits(Limits())
         assert error.value.param == "alignment.continuation_gain"
         policy(until=["b"], continuation_gain=0.5).check_limits(Limits())

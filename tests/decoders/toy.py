@@ -135,6 +135,17 @@ class Toy:
             cumulative_logprob=math.log(probability(block)),
         )
 
+    async def roll_out(self, prefixes: Sequence[Prefix], max_tokens: int) -> Sequence[Candidate]:
+        """The most likely token is a."""
+        written = [len(self.tokens(prefix)) for prefix in prefixes]
+        rollouts = [(A,) * min(max_tokens, LENGTH - length) for length in written]
+        return [
+            Candidate(
+                token_ids=rollout, finish_reason="stop" if length + len(rollout) == LENGTH else None
+            )
+            for length, rollout in zip(written, rollouts, strict=True)
+        ]
+
     async def score(self, prefixes: Sequence[Prefix]) -> Sequence[Score]:
         totals = [value(self.tokens(prefix)) for prefix in prefixes]
         return [Score(total, {"b": total}) for total in totals]

@@ -248,6 +248,10 @@ BLOCKS: dict[str, tuple[dict[str, Any], Mapping[Tokens, float]]] = {
         {"method": "blockwise_cd", "k": 2, "m": 2, "until": [letters(node) for node in AFTER_A]},
         searched([2], 2, ["ab"]),
     ),
+    "blocks with look-ahead": (
+        {"method": "blockwise_cd", "k": 2, "m": 1, "lookahead": LENGTH},
+        searched([2], 1, rank=reward),
+    ),
 }
 
 

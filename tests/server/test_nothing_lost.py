@@ -9,7 +9,7 @@ import pytest
 from openai import OpenAI
 
 from .served import Served
-from .wire import BEST_OF_N, BLOCKWISE, PROMPT, STEPS, check_report, complete
+from .wire import AHEAD, BEST_OF_N, BLOCKWISE, PROMPT, STEPS, check_report, complete
 
 RACE = {**BEST_OF_N, "race": {"delta": 0.02, "every": 4}}
 
@@ -83,7 +83,7 @@ async def test_random_disconnects_leak_no_engine_requests(server: Served, client
 
     async with server.async_client() as asynchronous:
         for _ in range(3):
-            searches = [BEST_OF_N, BLOCKWISE, RACE, {**STEPS, "subtrees": 2}]
+            searches = [BEST_OF_N, BLOCKWISE, RACE, {**STEPS, "subtrees": 2}, AHEAD]
             policies = [rng.choice(searches) for _ in range(6)]
             leaving = (leave(asynchronous, policy, rng.randrange(100)) for policy in policies)
             await asyncio.gather(*leaving)

@@ -16,6 +16,7 @@ PROMPT = "Review: travel lawn mower (garden)."
 BEST_OF_N = {"method": "best_of_n", "n": 4}
 BLOCKWISE = {"method": "blockwise_cd", "k": 4, "m": 16}
 STEPS = {**BLOCKWISE, "k": 2, "until": ["."]}
+AHEAD = {**BLOCKWISE, "k": 2, "rewards": {"sentiment_gold": 1.0}, "lookahead": 32}
 TILT = {"method": "tokenwise_cd", "beta": 0.5}
 KINDS: dict[str, dict[str, Any]] = {
     "best_of_n": BEST_OF_N,

@@ -21,7 +21,11 @@ POLICIES: dict[str, tuple[Any, str, list[str]]] = {
     "another method": ({"method": "beam"}, "alignment.method", ["'beam'", "none", "best_of_n"]),
     "another preset": ("unsafe", "alignment", ["'unsafe'", "'safe'", "'best-of-4'"]),
     "a key in capitals": ({"method": "best_of_n", "N": 4}, "alignment.N", ["did you mean n"]),
-    "another key": ({**BLOCKWISE, "kk": 4}, "alignment.kk", ["kk", "k, kl_budget, m, method"]),
+    "another key": (
+        {**BLOCKWISE, "kk": 4},
+        "alignment.kk",
+        ["kk", "k, kl_budget, lookahead, m, method"],
+    ),
     "a key beside none": ({"method": "none", "k": 4}, "alignment.k", ["k", "none"]),
     "no k": ({"method": "blockwise_cd", "m": 32}, "alignment.k", ["missing"]),
     "k = 0": ({**BLOCKWISE, "k": 0}, "alignment.k", ["0", "at least 1"]),
