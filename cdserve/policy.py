@@ -260,6 +260,11 @@ class Policy(RewardedMethod):
         return self.scores_prefixes
 
     @property
+    def final_weights(self) -> Mapping[str, float] | None:
+        """Weight of each reward of ended responses; None for those of ``rewards``."""
+        return None
+
+    @property
     def values_prefixes(self) -> bool:
         """Whether rewards score unfinished responses; by default, if the policy compares them."""
         return self.compares_prefixes

@@ -113,7 +113,8 @@ class TracedCandidate(TypedDict):
     logprob: float | None
     """log p of the candidate in nats; null if the log-probabilities were not computed."""
     score: float
-    """Weighted sum of the rewards of the text so far, the candidate included."""
+    """Weighted sum of the rewards of the text so far, the candidate included; of `final_rewards` if
+    all candidates have ended, and for the selected candidate that ends the response."""
     rewards: dict[str, float]
     """Each reward of the text so far, in units of the reward."""
     wins: NotRequired[float]
@@ -237,7 +238,7 @@ class Report(TypedDict):
     method: str
     """Method of the policy."""
     score: float
-    """Weighted sum of the rewards of the returned text; 0 without rewards."""
+    """Weighted sum of the rewards, or `final_rewards`, of the returned text; 0 without rewards."""
     rewards: dict[str, float]
     """Each reward of the returned text, in units of the reward; empty without rewards."""
     scores: Spread

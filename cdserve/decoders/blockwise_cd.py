@@ -7,18 +7,19 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from cdserve.decoders.candidate import Decision, Proposal
 from cdserve.decoders.continuation_gain import continuation_gain
+from cdserve.decoders.final_rewards import FinalRewardsField
 from cdserve.decoders.gate import gated_search
 from cdserve.decoders.lookahead import rollout_tokens
 from cdserve.decoders.registry import decoder
 from cdserve.decoders.search import search
-from cdserve.decoders.selection import Beam, rule
+from cdserve.decoders.selection import Argmax, Beam, OrderDependentRule, rule
 from cdserve.decoders.subtrees import Subtrees
 from cdserve.decoders.until import UntilField
 from cdserve.errors import PolicyError, safe_repr
 from cdserve.policy import FIELD, Gate, Limits, Schedule, SelectingPolicy, at_most
 
 
-class BlockwiseCDPolicy(UntilField, SelectingPolicy):
+class BlockwiseCDPolicy(FinalRewardsField, UntilField, SelectingPolicy):
     """Samples ``k`` blocks of ``m`` tokens, keeps one by prefix value, and continues from it."""
 
     method: Literal["blockwise_cd"]
@@ -162,6 +163,7 @@ class BlockwiseCDPolicy(UntilField, SelectingPolicy):
         beams = {
             "'beam_width' unless it is 1": self.beam_width > 1,
             "'subtrees' unless it is 1": self.subtrees > 1,
+            "'final_rewards', whose scale is not that of the threshold": bool(self.final_rewards),
         }
         self._check_alone("gate", beams)
         if gate.scouts >= self.width:
@@ -183,6 +185,7 @@ class BlockwiseCD:
         cls, policy: BlockwiseCDPolicy, proposal: Proposal, seed: int | None
     ) -> AsyncGenerator[Decision, None]:
         m, schedule, lookahead = policy.m, policy.schedule, policy.lookahead
+        final_score = proposal.score_final if policy.final_rewards else None
 
         def gain(draws: int) -> float:
             if policy.continuation_gain != "auto":
@@ -193,16 +196,28 @@ class BlockwiseCD:
         if policy.gate is not None:
             return gated_search(proposal, policy.gate, schedule, m, gain, lookahead)
         if policy.beams == 1:
+            select = rule(policy, seed)
+            if policy.final_rewards and type(select) is Argmax:
+                select = OrderDependentRule()  # the order depends on which candidates have ended
             return search(
                 proposal,
                 k=policy.k,
                 m=m,
-                select=rule(policy, seed),
+                select=select,
                 budget=policy.kl_budget,
                 gain=gain,
                 lookahead=lookahead,
+                final_score=final_score,
             )
         # All beams begin as the prompt, which draws the blocks of all of them.
         counts = [policy.beams * schedule[0], *(schedule[1:] or schedule)]
         keep = Subtrees(policy.subtrees) if policy.subtrees > 1 else Beam(policy.beam_width)
-        return search(proposal, k=counts, m=m, select=keep, gain=gain, lookahead=lookahead)
+        return search(
+            proposal,
+            k=counts,
+            m=m,
+            select=keep,
+            gain=gain,
+            lookahead=lookahead,
+            final_score=final_score,
+        )

@@ -242,6 +242,13 @@ class Proposal(Protocol):
         """
         ...
 
+    async def score_final(self, prefixes: Sequence[Prefix]) -> Sequence[Score]:
+        """The policy's final rewards of prefixes that have ended.
+
+        Defined for policies whose ``final_weights`` is not None.
+        """
+        ...
+
     def outlook(self, tokens: int) -> Outlook:
         """Rest of a response after an unfinished prefix of ``tokens`` tokens, in score units.
 

@@ -7,17 +7,17 @@ keeps several makes the search a beam search (arXiv 2405.19262) or speculative r
 """
 
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, repeat
 
 from cdserve import kl
 from cdserve.decoders.candidate import Decision, Prefix, Proposal, Score, final, key
+from cdserve.decoders.final_rewards import Scorer, final_scores
 from cdserve.decoders.lookahead import scores_ahead
 from cdserve.decoders.selection import Argmax, SelectionRule
 
-Scorer = Callable[[Sequence[Prefix]], Awaitable[Sequence[Score]]]
 Gain = Callable[[int], float]
 """Gain of the decisions after a number of draws, in units of the score."""
 
@@ -31,6 +31,7 @@ async def search(
     budget: float | None = None,
     gain: Gain | None = None,
     lookahead: int | None = None,
+    final_score: Scorer | None = None,
 ) -> AsyncGenerator[Decision, None]:
     """Decodes one response until every kept prefix has ended; the best of them is the response.
 
@@ -59,6 +60,8 @@ async def search(
             None for no gain.
         lookahead: length, at most, of the rollout that an unfinished prefix is scored with, in
             tokens; None to score prefixes themselves.
+        final_score: scores prefixes where all that are compared have ended: candidates, or the kept
+            prefixes at the end, of which it selects the highest. None to score all alike.
     """
     score = proposal.score if lookahead is None else partial(scores_ahead, proposal, lookahead)
     counts = _counts(k)
@@ -75,6 +78,8 @@ async def search(
             late = proposal.deadline_passed
             blocks = [final(block) for block in blocks] if late else blocks
             await current.add([(*growing[i // count], b) for i, b in enumerate(blocks)], score)
+            if final_score is not None and current.has_ended:
+                current.scores = await final_scores(final_score, current.prefixes, current.scores)
             current.rank(select, gain)
             indices = select.keep(current.ranks, current.prefixes)
             if indices is None and late:
@@ -82,10 +87,14 @@ async def search(
         rounds.append(current)
         kept = [current.prefixes[index] for index in indices]
         done = all(map(_ended, kept))
-        if done:
+        last = None
+        if done and final_score is not None:
+            index, last = await current.last_choice(indices, final_score)
+            kept = [current.prefixes[index]]
+        elif done:
             kept = kept[:1]
         while settled < len(kept[0]) and len({id(prefix[settled]) for prefix in kept}) == 1:
-            yield (decision := _decision(rounds[settled:], kept[0], settled, select))
+            yield (decision := _decision(rounds[settled:], kept[0], settled, select, last))
             settled += 1
             if budget is not None:
                 budget -= decision.kl_bound + (decision.candidate.kl or 0.0)
@@ -154,6 +163,20 @@ class _Round:
             self.ranks = [-math.inf if late else rank for late, rank in ranks]
 
     @property
+    def has_ended(self) -> bool:
+        """Whether all prefixes have ended."""
+        return all(map(_ended, self.prefixes))
+
+    async def last_choice(self, kept: Sequence[int], final_score: Scorer) -> tuple[int, Score]:
+        """Index of the response among kept prefixes, the best first, and its final score."""
+        if self.has_ended:
+            return kept[0], self.scores[kept[0]]
+        prefixes, scores = zip(*((self.prefixes[i], self.scores[i]) for i in kept), strict=True)
+        final = await final_scores(final_score, prefixes, scores)
+        best = Argmax().choose([score.total for score in final])
+        return kept[best], final[best]
+
+    @property
     def drawn(self) -> list[tuple[Prefix, Score, float]]:
         """Prefixes drawn in this round, with their scores and ranks."""
         compared = zip(self.prefixes, self.scores, self.ranks, strict=True)
@@ -161,11 +184,18 @@ class _Round:
 
 
 def _decision(
-    rounds: Sequence[_Round], prefix: Prefix, index: int, select: SelectionRule
+    rounds: Sequence[_Round],
+    prefix: Prefix,
+    index: int,
+    select: SelectionRule,
+    last: Score | None,
 ) -> Decision:
     """The decision for ``prefix[index]``, which the first of the rounds drew.
 
     The response's last decision also lists the candidates of later rounds, none of them selected.
+
+    Args:
+        last: final score of the response, which its last decision reports; None for no other.
     """
     candidate = prefix[index]
     listed = rounds if candidate.finish_reason is not None else rounds[:1]
@@ -176,10 +206,14 @@ def _decision(
         if index == 0 or drawn[index - 1] is prefix[index - 1]
     ]
     ranks = rounds[0].ranks
+    chosen = next(i for i, (drawn, _) in enumerate(candidates) if drawn is candidate)
+    scores = [score for _, score in candidates]
+    if last is not None and candidate.finish_reason is not None:
+        scores[chosen] = last
     return Decision(
         candidates=[drawn for drawn, _ in candidates],
-        scores=[score for _, score in candidates],
-        chosen=next(i for i, (drawn, _) in enumerate(candidates) if drawn is candidate),
+        scores=scores,
+        chosen=chosen,
         tie=ranks.count(max(ranks)) > 1,
         kl_bound=select.kl_bound(len(siblings)),
         kl_estimate=select.kl_estimate(siblings, candidate.cumulative_logprob),

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from cdserve.decoders.candidate import Decision, Proposal
+from cdserve.decoders.final_rewards import FinalRewardsField
 from cdserve.decoders.registry import decoder
 from cdserve.decoders.search import search
 from cdserve.decoders.selection import KeepSeveral
@@ -14,7 +15,7 @@ from cdserve.decoders.until import UntilField
 from cdserve.decoders.width import WidthField
 
 
-class SpeculativeRejectionPolicy(WidthField, UntilField):
+class SpeculativeRejectionPolicy(WidthField, FinalRewardsField, UntilField):
     """Starts ``n`` responses; every ``m`` tokens, drops the share ``alpha`` with the lowest values.
 
     Of the responses that reach their end, the one with the highest reward is returned.
@@ -63,4 +64,10 @@ class SpeculativeRejection:
     def run(
         cls, policy: SpeculativeRejectionPolicy, proposal: Proposal, seed: int | None
     ) -> AsyncGenerator[Decision, None]:
-        return search(proposal, k=[policy.n, 1], m=policy.m, select=DropFraction(policy.alpha))
+        return search(
+            proposal,
+            k=[policy.n, 1],
+            m=policy.m,
+            select=DropFraction(policy.alpha),
+            final_score=proposal.score_final if policy.final_rewards else None,
+        )

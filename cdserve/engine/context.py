@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cdserve import report
@@ -57,7 +57,8 @@ class AlignmentContext:
     started_at: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
-        self.drafts = Drafts(self.objective) if self.policy.report == "live" else None
+        watched = replace(self.objective, final=None)
+        self.drafts = Drafts(watched) if self.policy.report == "live" else None
 
     def __repr__(self) -> str:
         """Short: vLLM may log the sampling parameters that hold it."""

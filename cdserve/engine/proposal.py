@@ -33,7 +33,7 @@ from cdserve.engine.vllm import (
 from cdserve.observability.metrics import COMPARE_SECONDS, GENERATE_SECONDS, SCORE_SECONDS
 from cdserve.observability.tracing import ResponseSpans
 from cdserve.policy import FIELD
-from cdserve.scoring import PATTERN_SECONDS, Response, token_sums
+from cdserve.scoring import PATTERN_SECONDS, Objective, Response, token_sums
 from cdserve.worker.request import NOTHING, DrawPlace, WorkerRequest
 
 
@@ -318,9 +318,17 @@ class EngineProposal:
 
     async def score(self, prefixes: Sequence[Prefix]) -> Sequence[Score]:
         """Scores each prefix by the objective."""
+        return await self._scores(prefixes, self._objective)
+
+    async def score_final(self, prefixes: Sequence[Prefix]) -> Sequence[Score]:
+        """Scores prefixes that have ended by the final objective."""
+        assert self._objective.final is not None  # the policy has final rewards
+        return await self._scores(prefixes, self._objective.final)
+
+    async def _scores(self, prefixes: Sequence[Prefix], objective: Objective) -> Sequence[Score]:
         with SCORE_SECONDS.time(), self._spans.span("score", candidates=len(prefixes)):
             responses = [await self._response(prefix) for prefix in prefixes]
-            scores = await self._objective.score(responses, self._request.engine_id)
+            scores = await objective.score(responses, self._request.engine_id)
         self.scored_at = time.perf_counter()
         return scores
 

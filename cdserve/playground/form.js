@@ -50,6 +50,7 @@ const WORDS = {
   "sampling.top_p": "Nucleus",
   certain: "Probability of the lead",
   extract: "Answer of a response",
+  final_rewards: "Rewards of ended answers",
   lookahead: "Tokens of look-ahead",
   mbr: "Agreement",
   "mbr.beta": "Weight of agreement",
@@ -73,6 +74,7 @@ const WORDS = {
 const ABSENT = {
   at_once: "all",
   deadline_ms: "none",
+  final_rewards: "as rewards",
   kl_budget: "none",
   lookahead: "none",
   proposal: "base model",
@@ -283,7 +285,8 @@ export class PolicyForm {
       this.show(this.schema, this.policy);
       this.focus(added);
     };
-    const rest = models || required ? "none" : `${this.names.defaultReward ?? "none"} (default)`;
+    const usual = ABSENT[path.at(-1)] ?? `${this.names.defaultReward ?? "none"} (default)`;
+    const rest = models || required ? "none" : usual;
     const adder = h(
       "select",
       { id, onchange: add, title: property.description ?? null },

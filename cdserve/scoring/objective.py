@@ -20,26 +20,34 @@ class Objective:
 
     Attributes:
         details: recipient of the text of a reward's exception.
+        final: objective of finished responses where all that are compared have finished; None for
+            the same.
     """
 
     weights: Mapping[str, float]
     rewards: Mapping[str, Reward]
     details: Details = "log"
+    final: "Objective | None" = None
 
     @property
     def reads_values(self) -> bool:
         """Whether the engine must compute values."""
-        return any(reward.reads_values for reward in self.rewards.values())
+        return any(reward.reads_values for reward in self._all)
 
     @property
     def reads_text(self) -> bool:
         """Whether responses must be detokenised for scoring."""
-        return any(reward.reads_text for reward in self.rewards.values())
+        return any(reward.reads_text for reward in self._all)
 
     @property
     def token_stats(self) -> list[str]:
         """Statistics of the tokens of responses that the engine must compute."""
-        return sorted(set[str]().union(*(reward.token_stats for reward in self.rewards.values())))
+        return sorted(set[str]().union(*(reward.token_stats for reward in self._all)))
+
+    @property
+    def _all(self) -> Sequence[Reward]:
+        """The rewards, final ones included."""
+        return [*self.rewards.values(), *(() if self.final is None else self.final._all)]
 
     def outlook(self, tokens: int) -> Outlook | None:
         """Rest of a response after an unfinished prefix, in units of the weighted sum.
@@ -220,6 +228,11 @@ def objective(
     Raises:
         PolicyError: a reward is unknown, or the method scores prefixes and the reward does not.
     """
+    final = None
+    if policy.final_weights is not None:
+        _check_known("final_rewards", policy.final_weights, rewards)
+        chosen = {name: rewards[name] for name in policy.final_weights}
+        final = Objective(policy.final_weights, chosen, details)
     weights = policy.rewards
     if weights is None:
         if default is None and not policy.requires_rewards:
@@ -232,23 +245,29 @@ def objective(
                 + ("" if (advice := advise(rewards)) is None else f". {advice}"),
             )
         weights = {default: 1.0}
+    _check_known("rewards", weights, rewards)
     for name in weights:
-        if name not in rewards:
-            raise PolicyError(
-                f"{FIELD}.rewards",
-                f"names {safe_repr(name)}; this server has {', '.join(sorted(rewards)) or 'none'}",
-            )
         if policy.outlook_field and weights[name] != 0:
             _check_outlook(policy.outlook_field, name, weights[name], rewards[name])
         if policy.values_prefixes and not rewards[name].prefixes:
             raise PolicyError(
                 f"{FIELD}.rewards.{name}",
                 f"scores finished responses only, and this policy of method {policy.method!r} "
-                "scores prefixes; use it with 'best_of_n' without 'race', or with 'blockwise_cd' "
-                "and 'lookahead'",
+                "scores prefixes; use it with 'best_of_n' without 'race', or for 'blockwise_cd' in "
+                "'final_rewards' or with 'lookahead'",
                 reason="combination",
             )
-    return Objective(weights, {name: rewards[name] for name in weights}, details)
+    return Objective(weights, {name: rewards[name] for name in weights}, details, final)
+
+
+def _check_known(field: str, weights: Mapping[str, float], rewards: Mapping[str, Reward]) -> None:
+    """Raises PolicyError for a name that is not a reward of the server."""
+    for name in weights:
+        if name not in rewards:
+            raise PolicyError(
+                f"{FIELD}.{field}",
+                f"names {safe_repr(name)}; this server has {', '.join(sorted(rewards)) or 'none'}",
+            )
 
 
 def _check_outlook(field: str, name: str, weight: float, reward: Reward) -> None:

@@ -56,6 +56,9 @@ class TinyProposal:
         gains = [a.total - b.total for a, b in compared]
         return [Comparison(0.5 + 0.5 * ((d > 0) - (d < 0)), agreed=True) for d in gains]
 
+    async def score_final(self, prefixes: Sequence[Prefix]) -> Sequence[Score]:
+        return await self.score(prefixes)
+
     async def roll_out(self, prefixes: Sequence[Prefix], max_tokens: int) -> Sequence[Candidate]:
         likely = self._model.tokens[self._model.probabilities.index(max(self._model.probabilities))]
         ends = likely == self._model.tokens[-1]

@@ -1,4 +1,4 @@
-"""Blocks by rewards of whole answers: look-ahead, over HTTP."""
+"""Blocks by rewards of whole answers: look-ahead, and final rewards, over HTTP."""
 
 from typing import Any
 
@@ -11,6 +11,7 @@ from tests.server.wire import BLOCKWISE, PROMPT, check_refused, complete, joined
 TRACE = {"report": "trace"}
 AHEAD = {**BLOCKWISE, "k": 2, **TRACE, "rewards": {"sentiment_gold": 1.0}, "lookahead": 24}
 TWO = {**BLOCKWISE, "k": 3, **TRACE, "rewards": {"sentiment": 1.0}}
+FINAL = {**TWO, "final_rewards": {"sentiment_gold": 1.0}}
 LONG = {"max_tokens": 40, "ignore_eos": True}
 
 
@@ -95,4 +96,81 @@ class TestLookAhead:
     def test_reward_of_whole_answers_without_look_ahead_is_refused(self, client: OpenAI) -> None:
         policy = {key: value for key, value in AHEAD.items() if key != "lookahead"}
         param = "alignment.rewards.sentiment_gold"
-        check_refused(client, policy, param, ["scores prefixes", "'lookahead'"])
+        check_refused(client, policy, param, ["scores prefixes", "'lookahead'", "'final_rewards'"])
+
+
+class TestFinalRewards:
+    def test_ended_candidates_are_compared_by_the_final_rewards(
+        self, client: OpenAI, http: httpx2.Client
+    ) -> None:
+        for seed in range(4):
+            answer = complete(client, FINAL, seed=seed, **LONG)
+            *going, last = traced(answer)
+            for candidates in going:
+                assert all({*one["rewards"]} == {"sentiment"} for one in candidates)
+                best = max(one["score"] for one in candidates)
+                assert [one["score"] for one in candidates if one["chosen"]] == [best]
+            assert all({*one["rewards"]} == {"sentiment", "sentiment_gold"} for one in last)
+            (chosen,) = (one for one in last if one["chosen"])
+            assert chosen["score"] == max(one["score"] for one in last)
+            assert (
+                answer.alignment["score"] == chosen["score"] == chosen["rewards"]["sentiment_gold"]
+            )
+            assert chosen["score"] == pytest.approx(gold(http, answer.choices[0].text), abs=1e-6)
+            assert answer.alignment["kl"]["estimator"] == "bound"
+
+    def test_answer_that_ends_early_has_its_final_score(
+        self, client: OpenAI, http: httpx2.Client
+    ) -> None:
+        for seed in range(6):
+            answer = complete(client, FINAL, seed=seed, max_tokens=160)
+            found = pytest.approx(gold(http, answer.choices[0].text), abs=1e-6)
+            assert answer.alignment["score"] == found
+            assert {*answer.alignment["rewards"]} == {"sentiment", "sentiment_gold"}
+
+    @pytest.mark.parametrize(
+        "policy",
+        [
+            {**FINAL, "beam_width": 2, "k": 2},
+            {**FINAL, "subtrees": 2, "k": 2, "until": ["."]},
+            {**FINAL, "k": 2, "lookahead": 16},
+            {
+                **{"method": "speculative_rejection", "n": 4, "m": 16, **TRACE},
+                "final_rewards": {"sentiment_gold": 1.0},
+            },
+        ],
+        ids=["beams", "subtrees", "look-ahead", "rejection"],
+    )
+    def test_last_choice_is_by_the_final_rewards(
+        self, client: OpenAI, http: httpx2.Client, policy: dict[str, Any]
+    ) -> None:
+        answer = complete(client, policy, **LONG)
+        ends = [one for one in traced(answer)[-1] if one["finish_reason"]]
+        assert answer.alignment["score"] == max(one["score"] for one in ends)
+        assert answer.alignment["score"] == pytest.approx(
+            gold(http, answer.choices[0].text), abs=1e-6
+        )
+        assert complete(client, policy, **LONG).choices == answer.choices
+
+    @pytest.mark.parametrize(
+        ("policy", "param", "words"),
+        [
+            ({**TWO, "final_rewards": {"none": 1.0}}, "alignment.final_rewards", ["'none'"]),
+            ({**TWO, "final_rewards": {}}, "alignment.final_rewards", ["at least 1"]),
+            (
+                {**FINAL, "gate": {"threshold": 0.0}},
+                "alignment.gate",
+                ["cannot be combined with 'final_rewards'"],
+            ),
+            (
+                {"method": "best_of_n", "n": 2, "final_rewards": {"sentiment": 1.0}},
+                "alignment.final_rewards",
+                ["is not known"],
+            ),
+            ({**AHEAD, "lookahead": 0}, "alignment.lookahead", ["0", "at least 1"]),
+        ],
+    )
+    def test_invalid_fields_are_refused(
+        self, client: OpenAI, policy: dict[str, Any], param: str, words: list[str]
+    ) -> None:
+        check_refused(client, policy, param, words)
