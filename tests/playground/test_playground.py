@@ -96,6 +96,17 @@ class TestRun:
         assert page.all("#lane-a .candidates > li") == rows
         assert page.js("return document.activeElement.parentElement") == first
 
+    def test_ends_of_blocks_are_shown_and_edited_as_json(self, page: Playground) -> None:
+        page.open({**BLOCKWISE, "k": 2, "m": 16, "until": ["."]}, **ROUTE)
+        box = page.one("#a-until-input")
+        assert box.get_property("value") == '["."]'
+        page.run()
+        page.one("#lane-a .decision > summary").click()
+        page.until(lambda: 'block ends at "."' in page.text("#lane-a .candidates"))
+        box.clear()
+        box.send_keys(r'["\n\n", 5]')
+        assert policy(page)["until"] == ["\n\n", 5]
+
     def test_value_after_each_token_is_shown(self, page: Playground) -> None:
         page.open({"method": "tokenwise_cd", "beta": 0.5}, **ROUTE)
         page.run()
