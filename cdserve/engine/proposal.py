@@ -15,11 +15,11 @@ from cdserve.decoders.until import step_text
 from cdserve.engine.comparisons import Comparer
 from cdserve.engine.deadline import AGAIN, ended_at_deadline
 from cdserve.engine.drafts import Draft
+from cdserve.engine.growing import GrowingResponse
 from cdserve.engine.prefill import TokenSequence
 from cdserve.engine.request import AlignedRequest
 from cdserve.engine.resources import EngineResources
 from cdserve.engine.response import cumulative_logprob
-from cdserve.engine.rollout import Rollout
 from cdserve.engine.until import Until
 from cdserve.engine.vllm import (
     CompletionOutput,
@@ -111,8 +111,7 @@ class EngineProposal:
         self._waiting: set[asyncio.Task[Any]] = set()
         """Tasks of ``_drawing`` whose candidate waits for a slot."""
         self._abandoned = False
-        self._rollouts: list[Rollout] = []
-        """Rollouts whose response goes on."""
+        self._growing: list[GrowingResponse] = []
         self.alive: set[str] = set()
         """Ids of its engine requests that run now."""
         self.scored_at = time.perf_counter()
@@ -182,19 +181,19 @@ class EngineProposal:
         return min(most, max(1, share))
 
     async def grow(self, prefixes: Sequence[Prefix], max_tokens: int) -> Sequence[Candidate]:
-        """Continues each prefix by a block, from a rollout that goes on past it.
+        """Continues each prefix by a block, from a request that goes on past it.
 
-        The next call takes the following blocks of these prefixes from their rollouts, and ends the
-        other rollouts. If a reward reads statistics of tokens, the blocks are those of ``sample``.
+        The next call takes the following blocks of these prefixes from their requests, and ends the
+        other ones. If a reward reads statistics of tokens, the blocks are those of ``sample``.
 
         Args:
             max_tokens: length of a block at most.
         """
         if self._reads_stats:
             return await self.sample(prefixes, 1, max_tokens)
-        by_last = {id(rollout.last): rollout for rollout in self._rollouts}
+        by_last = {id(response.last): response for response in self._growing}
         found = [by_last.get(id(prefix[-1])) if prefix else None for prefix in prefixes]
-        await self._end([rollout for rollout in self._rollouts if rollout not in found])
+        await self._end([response for response in self._growing if response not in found])
         begun = found.count(None)
         together = begun if self._resources.slots.available(begun) else 1
         draw, self._draws = self._draws, self._draws + 1
@@ -202,9 +201,9 @@ class EngineProposal:
         drawing = []
         for i, draft in enumerate(self._drafts(starts, draw)):
             place = self._place(draw, found[:i].count(None), together)
-            rollout = found[i] or self._roll(prefixes[i], max_tokens, draw, i, place)
-            rollout.watch(draft)
-            drawing.append(self._following(rollout, starts[i], f"{self._draw_id(draw)}.{i}"))
+            response = found[i] or self._begin(prefixes[i], max_tokens, draw, i, place)
+            response.watch(draft)
+            drawing.append(self._following(response, starts[i], f"{self._draw_id(draw)}.{i}"))
         return await self._all(drawing)
 
     async def _all(self, drawing: Sequence[Coroutine[Any, Any, Candidate]]) -> Sequence[Candidate]:
@@ -219,37 +218,41 @@ class EngineProposal:
             raise failures.exceptions[0] from None
         return [task.result() for task in tasks]
 
-    def _roll(
+    def _begin(
         self, prefix: Prefix, every: int, draw: int, index: int, place: DrawPlace | None
-    ) -> Rollout:
-        """Begins a rollout that continues a prefix, with V after every ``every`` tokens."""
+    ) -> GrowingResponse:
+        """Begins a response that continues a prefix, with V after every ``every`` tokens."""
         start, tickets = self._start(prefix, None, None), ExitStack()
         asked = self._asked(start, place, tickets, every)
         params = self._block_params(start, asked, self._seed(draw, index))
         params.output_kind = RequestOutputKind.DELTA
         params.stream_interval = every if self._context.drafts is None else None
-        rollout = Rollout(asked=asked, tickets=tickets, last=prefix[-1] if prefix else None)
+        response = GrowingResponse(
+            asked=asked, tickets=tickets, last=prefix[-1] if prefix else None
+        )
         request_id = f"{self._draw_id(draw)}.{index}"
-        running = self._run(start, params, request_id, rollout.add, first=draw == index == 0)
-        rollout.begin(asyncio.create_task(running))
-        self._rollouts.append(rollout)
-        return rollout
+        running = self._run(start, params, request_id, response.add, first=draw == index == 0)
+        response.begin(asyncio.create_task(running))
+        self._growing.append(response)
+        return response
 
-    async def _following(self, rollout: Rollout, start: _Start, request_id: str) -> Candidate:
-        """The next block of a rollout, which ``start`` is the beginning of."""
-        block = self._read(await rollout.following(start.length), start)
-        block = await self._with_results(block, start, rollout.asked, request_id)
-        if block.kl is not None:  # of the rollout so far
-            block = replace(block, **rollout.step(block.kl, block.unsteered))
-        rollout.read(block)
+    async def _following(
+        self, response: GrowingResponse, start: _Start, request_id: str
+    ) -> Candidate:
+        """The next block of a response, which ``start`` is the beginning of."""
+        block = self._read(await response.following(start.length), start)
+        block = await self._with_results(block, start, response.asked, request_id)
+        if block.kl is not None:  # of the response so far
+            block = replace(block, **response.step(block.kl, block.unsteered))
+        response.read(block)
         if block.finish_reason is not None:
-            await self._end([rollout])
+            await self._end([response])
         return block
 
-    async def _end(self, rollouts: Sequence[Rollout]) -> None:
-        """Ends rollouts, and returns once their slots are free."""
-        self._rollouts = [rollout for rollout in self._rollouts if rollout not in rollouts]
-        ending = [rollout.end() for rollout in rollouts]
+    async def _end(self, responses: Sequence[GrowingResponse]) -> None:
+        """Ends responses, and returns once their slots are free."""
+        self._growing = [response for response in self._growing if response not in responses]
+        ending = [response.end() for response in responses]
         await asyncio.gather(*ending, return_exceptions=True)
 
     def _draw_id(self, draw: int) -> str:
@@ -287,13 +290,13 @@ class EngineProposal:
             self._waiting.discard(task)
 
     async def abandon(self) -> None:
-        """Ends all rollouts and calls of ``draw`` under way, and returns once they have ended.
+        """Ends all growing responses and calls of ``draw``, and returns once they have ended.
 
         Candidates that run are returned with the tokens drawn so far. Candidates that wait for a
         slot are cancelled.
         """
         self._abandoned = True
-        await self._end(self._rollouts)
+        await self._end(self._growing)
         for task in self._waiting:
             task.cancel()
         while self._drawing:
@@ -415,10 +418,10 @@ class EngineProposal:
         tickets: ExitStack,
         every: int | None = None,
     ) -> WorkerRequest:
-        """Worker request of a candidate or rollout, with tickets that live as long as the stack.
+        """Worker request of a candidate or a growing response; the stack holds its tickets.
 
         Args:
-            every: tokens of a rollout's blocks; None for a candidate.
+            every: tokens of a growing response's blocks; None for a candidate.
         """
         resources, asked = self._resources, self._worker_request
         changes: dict[str, Any] = {}

@@ -13,11 +13,11 @@ from cdserve.worker.request import WorkerRequest
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class Rollout:
+class GrowingResponse:
     """An engine request that goes on past the blocks read from it.
 
     The decision about a block thus costs the engine no step and no new request. What was drawn past
-    the last block of a rollout that is given up is lost: as many tokens as the engine draws during
+    the last block of a response that is given up is lost: as many tokens as the engine draws during
     the decision.
     """
 
