@@ -114,7 +114,7 @@ class Batch:
         self._state.preprocess_state(self._batch)
         ROWS.prompt_value_rows()
         ROWS.members()
-        valued, steered, drawing = ROWS.take_step()
+        valued, steered, drawing, _ = ROWS.take_step()
         if valued is not None:
             self._scorer.score_last(self._hidden, valued)
         if drawing is not None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 from cdserve.decoders import Candidate, Comparison, Outlook, Prefix, Score
@@ -15,6 +16,7 @@ from cdserve.decoders.until import step_text
 from cdserve.engine.comparisons import Comparer
 from cdserve.engine.deadline import AGAIN, ended_at_deadline
 from cdserve.engine.drafts import Draft
+from cdserve.engine.first_tokens import FirstTokens
 from cdserve.engine.growing import GrowingResponse
 from cdserve.engine.prefill import TokenSequence
 from cdserve.engine.request import AlignedRequest
@@ -34,6 +36,7 @@ from cdserve.observability.metrics import COMPARE_SECONDS, GENERATE_SECONDS, SCO
 from cdserve.observability.tracing import ResponseSpans
 from cdserve.policy import FIELD
 from cdserve.scoring import PATTERN_SECONDS, Objective, Response, token_sums
+from cdserve.worker import request as worker_request
 from cdserve.worker.request import NOTHING, DrawPlace, WorkerRequest
 
 
@@ -65,6 +68,12 @@ class _Start:
     """Text of the response in which a string of ``until`` may begin."""
     greedy: bool = False
     """Whether the most likely tokens are drawn."""
+    first: int | None = None
+    """The block's first token, if the draw before has drawn it."""
+    ended: CompletionOutput | None = None
+    """The engine's output, if the first token ends the response: it takes no request."""
+    next_seeds: tuple[int, ...] = ()
+    """Seeds of the candidates of the next draw whose first tokens this one draws."""
 
 
 class EngineProposal:
@@ -104,6 +113,9 @@ class EngineProposal:
         self._comparer = Comparer(self._context, request.engine_id)
         ends = self._context.policy.block_ends
         self._until = Until(ends, resources.tokenizer) if ends else None
+        self._first_tokens = FirstTokens(
+            resources.engine, resources.first_tokens, request, self._seed
+        )
         self._draws = self._rollouts = 0
         self._drafts_drawn: list[Draft] = []
         self._drawing: set[asyncio.Task[Any]] = set()
@@ -145,8 +157,8 @@ class EngineProposal:
             budget: nats that steering a continuation may cost; None for no bound.
         """
         blocks = [self._start(prefix, max_tokens, budget) for prefix in prefixes]
-        starts = [start for start in blocks for _ in range(count)]
         draw, self._draws = self._draws, self._draws + 1
+        starts = self._starts(blocks, count, draw)
         return await self._together(starts, draw, self._drafts(starts, draw))
 
     async def roll_out(self, prefixes: Sequence[Prefix], max_tokens: int) -> Sequence[Candidate]:
@@ -165,10 +177,10 @@ class EngineProposal:
         self, starts: Sequence[_Start], draw: int, drafts: Sequence[Draft | None]
     ) -> Sequence[Candidate]:
         """Draws a candidate after each start. If one fails, all are aborted."""
-        together = len(starts) if self._resources.slots.available(len(starts)) else 1
+        places = self._draw_places(draw, [start.ended is None for start in starts])
         drawing = [
-            self._candidate(start, draw, i, draft, together)
-            for i, (start, draft) in enumerate(zip(starts, drafts, strict=True))
+            self._candidate(start, draw, i, draft, place)
+            for i, (start, draft, place) in enumerate(zip(starts, drafts, places, strict=True))
         ]
         return await self._all(drawing)
 
@@ -194,15 +206,13 @@ class EngineProposal:
         by_last = {id(response.last): response for response in self._growing}
         found = [by_last.get(id(prefix[-1])) if prefix else None for prefix in prefixes]
         await self._end([response for response in self._growing if response not in found])
-        begun = found.count(None)
-        together = begun if self._resources.slots.available(begun) else 1
         draw, self._draws = self._draws, self._draws + 1
         starts = [self._start(prefix, max_tokens, None) for prefix in prefixes]
+        drafts = self._drafts(starts, draw)
         drawing = []
-        for i, draft in enumerate(self._drafts(starts, draw)):
-            place = self._place(draw, found[:i].count(None), together)
+        for i, place in enumerate(self._draw_places(draw, [one is None for one in found])):
             response = found[i] or self._begin(prefixes[i], max_tokens, draw, i, place)
-            response.watch(draft)
+            response.watch(drafts[i])
             drawing.append(self._following(response, starts[i], f"{self._draw_id(draw)}.{i}"))
         return await self._all(drawing)
 
@@ -257,10 +267,6 @@ class EngineProposal:
 
     def _draw_id(self, draw: int) -> str:
         return f"{self._request.engine_id}-{self._choice}.{draw}"
-
-    def _place(self, draw: int, preceding: int, together: int) -> DrawPlace | None:
-        """Place of a request among those of a draw that begin in one step; None if it is alone."""
-        return DrawPlace(self._draw_id(draw), preceding, together) if together > 1 else None
 
     async def draw(self, index: int, budget: float | None = None) -> Candidate:
         """Draws a whole response, with the seed of this candidate in the first ``sample``.
@@ -395,20 +401,52 @@ class EngineProposal:
             step=step_text(prefix),
         )
 
+    def _starts(self, blocks: Sequence[_Start], count: int, draw: int) -> Sequence[_Start]:
+        """``count`` starts of each block, with the first tokens drawn for them and by them."""
+        starts = [block for block in blocks for _ in range(count)]
+        if len(blocks) > 1 or self.deadline_passed:
+            return starts
+        (block,) = blocks
+        seeds = self._first_tokens.seeds(draw + 1, count) if block.length < block.left else ()
+        known = self._first_tokens.take(draw, block.token_ids)
+        for i, start in enumerate(starts):
+            first, ended = known[i] if i < len(known) else None, None
+            if first is not None:
+                output = self._first_tokens.output(first)
+                ended = None if self._read(output, start).finish_reason is None else output
+            starts[i] = replace(start, first=first, ended=ended, next_seeds=seeds)
+        return starts
+
+    def _draw_places(self, draw: int, begin: Sequence[bool]) -> Sequence[DrawPlace | None]:
+        """Places of the requests that begin in one step; None where not all have slots now."""
+        size = sum(begin)
+        if size < 2 or not self._resources.slots.available(size):
+            return [None] * len(begin)
+        preceding = accumulate(begin[:-1], initial=0)
+        return [DrawPlace(self._draw_id(draw), before, size) for before in preceding]
+
     async def _candidate(
-        self, start: _Start, draw: int, index: int, draft: Draft | None, together: int = 1
+        self,
+        start: _Start,
+        draw: int,
+        index: int,
+        draft: Draft | None,
+        place: DrawPlace | None = None,
     ) -> Candidate:
-        """Draws a candidate, which begins in one step with the others of ``together`` in all."""
+        """Draws a candidate."""
         request_id = f"{self._draw_id(draw)}.{index}"
-        place = self._place(draw, index, together)
         with ExitStack() as tickets:
             asked = self._asked(start, place, tickets)
-            params = self._block_params(start, asked, self._seed(draw, index))
-            watch = None if draft is None else partial(self._show, draft, start, asked)
-            output = await self._run(start, params, request_id, watch, first=draw == index == 0)
+            output = start.ended
+            if output is None:
+                params = self._block_params(start, asked, self._seed(draw, index))
+                watch = None if draft is None else partial(self._show, draft, start, asked)
+                first = draw == index == 0
+                output = await self._run(start, params, request_id, watch, first=first)
             candidate = self._read(output, start)
             if self._abandoned:
                 return candidate  # nothing else of it is used
+            self._first_tokens.read(draw + 1, asked, [*start.token_ids, *candidate.token_ids])
             return await self._with_results(candidate, start, asked, request_id)
 
     def _asked(
@@ -439,6 +477,11 @@ class EngineProposal:
             changes["value_length"] = len(start.token_ids) + (every or start.length)
             changes["value_every"] = every
             changes["drawn_values"] = self._context.drafts is not None and every is None
+        if start.next_seeds:
+            written = tickets.enter_context(resources.first_tokens.ticket())
+            changes["first_tokens"] = worker_request.FirstTokens(written, start.next_seeds)
+        if start.first is not None:
+            changes["first_drawn"] = True
         if self._reads_stats:
             ticket = resources.token_stats.ticket(start.length)
             changes["token_stats"] = tickets.enter_context(ticket)
@@ -510,7 +553,9 @@ class EngineProposal:
                 self._waiting.discard(task)
             if not granted or context.deadline_passed:
                 return nothing(params)
-            prompt = tokens_input(start.token_ids.copy(), cache_salt=self._request.cache_salt)
+            known = [] if start.first is None else [start.first]
+            token_ids = [*start.token_ids, *known]
+            prompt = tokens_input(token_ids, cache_salt=self._request.cache_salt)
             outputs = self._resources.engine.generate(prompt, params, request_id, **self._options)
             self.alive.add(request_id)
             drawn: RequestOutput | None = None
@@ -528,6 +573,7 @@ class EngineProposal:
         aborted = output.finish_reason == "abort" and not intended
         if aborted or output.finish_reason == "error":
             raise Stopped(output.finish_reason)
+        output.token_ids = [*known, *output.token_ids]
         return output
 
     def _show(
@@ -589,7 +635,7 @@ class EngineProposal:
         params = self._min_tokens_left(start)
         params.n = 1
         params.seed = seed
-        params.max_tokens = start.length
+        params.max_tokens = start.length - (start.first is not None)
         if asked.values is not None or asked.token_stats is not None:
             # The row that samples one token more knows V and log p of the last.
             params.max_tokens += 1

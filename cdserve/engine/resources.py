@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from cdserve.engine.first_tokens import FirstTokenReader
 from cdserve.engine.readers import PathKLReader, TokenStatsReader, ValueReader
 from cdserve.engine.slots import Slots
 from cdserve.engine.vllm import EngineClient, TokenizerLike
@@ -16,6 +17,7 @@ class EngineResources:
         values: reads V of prefixes.
         token_stats: reads statistics of the tokens of responses.
         path_kl: reads the KL of steered requests.
+        first_tokens: reads first tokens of later requests.
         slots: bounds the candidates that run at once.
     """
 
@@ -23,6 +25,7 @@ class EngineResources:
     values: ValueReader
     token_stats: TokenStatsReader
     path_kl: PathKLReader
+    first_tokens: FirstTokenReader
     slots: Slots
 
     @property
@@ -32,5 +35,5 @@ class EngineResources:
 
     def close(self) -> None:
         """Removes the tables shared with the worker."""
-        for reader in (self.values, self.token_stats, self.path_kl):
+        for reader in (self.values, self.token_stats, self.path_kl, self.first_tokens):
             reader.close()

@@ -27,6 +27,7 @@ from cdserve import interrupts
 from cdserve.config import Settings
 from cdserve.engine.admission import Admission, new_counters
 from cdserve.engine.aligned import AlignedEngine
+from cdserve.engine.first_tokens import FirstTokenReader
 from cdserve.engine.readers import PathKLReader, TokenStatsReader, ValueReader
 from cdserve.engine.resources import EngineResources
 from cdserve.engine.slots import Slots
@@ -122,6 +123,7 @@ def _aligned(
         values=ValueReader(inner, heads.values.columns, heads.values.width),
         token_stats=TokenStatsReader(inner, settings.token_stats),
         path_kl=PathKLReader(),
+        first_tokens=FirstTokenReader(),
         slots=Slots(running, server.demand if server else None),
     )
     admission = Admission(

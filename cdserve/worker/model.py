@@ -18,6 +18,8 @@ from vllm.config import VllmConfig
 from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.forward_context import get_forward_context
 
+from cdserve.worker import runner_v1, runner_v2
+from cdserve.worker.first_tokens import FirstTokenSampler, applies
 from cdserve.worker.inputs import MemberLogits, to_device
 from cdserve.worker.lm_head import lm_head
 from cdserve.worker.members import Members, architecture
@@ -44,6 +46,10 @@ class _Aligned:
         # In a tuple, so that torch does not register the heads as weights of the checkpoint.
         fused = attached["kernels"] and runs_on(device)
         self._values = (ValueScorer(attached["values"], device, fused) if scores else None,)
+        runner = runner_v2 if vllm_config.use_v2_model_runner else runner_v1
+        draw = runner.first_draw(vllm_config.model_config.use_fp64_gumbel)
+        draws = attached["values"] and applies(vllm_config)
+        self._first_tokens = FirstTokenSampler(draw, first) if draws else None
         vocabulary = vllm_config.model_config.get_vocab_size()
         names = tuple(attached["members"])
         steerer = Steerer(attached["q"], device, vocabulary, slots, first, fused, names)
@@ -62,12 +68,10 @@ class _Aligned:
         """The model's state class in model runner V2; it updates the row table."""
         from vllm.v1.worker.gpu.model_states import resolve_model_state_cls
 
-        from cdserve.worker.runner_v2 import tracked
-
         own = getattr(super(), "get_model_state_cls", None)
         # In a container, since vLLM would ask the model for this method again.
         state = own() if own else resolve_model_state_cls(self._vllm_config, nn.ModuleList([self]))  # type: ignore[list-item]
-        return tracked(state)
+        return runner_v2.tracked(state)
 
     def load_weights(self, weights: Any) -> set[str]:
         """Loads the weights of the base and the members."""
@@ -97,13 +101,15 @@ class _Aligned:
     def compute_logits(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """Computes the logits, steered where rows ask for it, and V from the same hidden states."""
         own, behind = hidden_states[:, : self._width], hidden_states[:, self._width :]
-        valued, steered, drawing = ROWS.take_step()
+        valued, steered, drawing, first = ROWS.take_step()
         if valued is not None and self._values[0] is not None:
             self._values[0].score_last(own, valued)
         logits = super().compute_logits(own, *args, **kwargs)  # type: ignore[misc]
         if self._cold:  # in vLLM's memory profiling, after loading and before serving
             self._cold = False
             self._warm_up(logits, own, behind)
+        if first is not None and logits is not None and self._first_tokens is not None:
+            self._first_tokens.step(first, logits)
         if logits is None or (steered is None and drawing is None):
             return logits
         by_member: Logits | None = None

@@ -10,6 +10,22 @@ REQUEST_KEY = "cdserve"
 """Key in ``SamplingParams.extra_args`` that holds the wire form of a ``WorkerRequest``."""
 
 
+MOST_FIRST_TOKENS = 16
+"""Most first tokens per request: their cost in a step grows with the square of their number."""
+
+
+class FirstTokens(NamedTuple):
+    """First tokens of the requests that may continue this one, drawn from the logits after V.
+
+    Attributes:
+        ticket: where the token ids are written, for the prefix of ``value_length`` tokens.
+        seeds: the seed of each of those requests, at most ``MOST_FIRST_TOKENS``.
+    """
+
+    ticket: Ticket
+    seeds: tuple[int, ...]
+
+
 class DrawPlace(NamedTuple):
     """Place of a request among the requests that are drawn together.
 
@@ -49,6 +65,10 @@ class WorkerRequest:
             None for a single prefix.
         drawn_values: whether V of each shorter prefix that the request draws is written as well;
             each overwrites the one before it.
+        first_tokens: the first tokens that the row of ``value_length`` draws for later requests;
+            None for none. Needs ``values``.
+        first_drawn: whether the prompt ends with a token of an earlier request's
+            ``first_tokens``, by this request's seed.
         response_start: tokens before the response, which is the client's prompt; here a grammar
             begins, and the positions that heads read. None for the engine request's own prompt,
             which in a search also holds the blocks chosen so far.
@@ -70,6 +90,8 @@ class WorkerRequest:
     value_length: int | None = None
     value_every: int | None = None
     drawn_values: bool = False
+    first_tokens: FirstTokens | None = None
+    first_drawn: bool = False
     response_start: int | None = None
     tilt: RowTilt | None = None
     mix: Mapping[str, float] | None = None
@@ -107,6 +129,11 @@ class WorkerRequest:
             wire["mix"] = dict(self.mix)
         if self.drawn_values:
             wire["drawn_values"] = True
+        if self.first_tokens is not None:
+            ticket, seeds = self.first_tokens
+            wire["first_tokens"] = [ticket.to_wire(), list(seeds)]
+        if self.first_drawn:
+            wire["first_drawn"] = True
         if self.token_stats_names:
             wire["token_stats_names"] = list(self.token_stats_names)
         if self.place is not None:
@@ -123,12 +150,14 @@ class WorkerRequest:
     @classmethod
     def from_wire(cls, wire: Mapping[str, Any]) -> Self:
         """The request that ``to_wire`` wrote."""
-        tilt, place = wire.get("tilt"), wire.get("place")
+        tilt, place, first = wire.get("tilt"), wire.get("place"), wire.get("first_tokens")
         return cls(
             values=_ticket(wire.get("values")),
             value_length=wire.get("value_length"),
             value_every=wire.get("value_every"),
             drawn_values=wire.get("drawn_values", False),
+            first_tokens=first and FirstTokens(Ticket.from_wire(first[0]), tuple(first[1])),
+            first_drawn=wire.get("first_drawn", False),
             response_start=wire.get("response_start"),
             tilt=tilt and _tilt(**tilt),
             mix=wire.get("mix"),

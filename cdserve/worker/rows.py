@@ -26,9 +26,11 @@ MIXED, TILTED = 1, 2
 TOP_K, BOUNDED, MEASURED, VALUED, PROMPT_VALUES = (1 << i for i in range(2, 7))
 """Further flags: tilt of the top k only; KL budget; KL measured; V of some prefix; V of every
 prompt prefix."""
-DRAWN_STATS, TEXT_STATS, DRAWN_VALUES, REPEATED_VALUES = (1 << i for i in range(7, 11))
+DRAWN_STATS, TEXT_STATS, DRAWN_VALUES, REPEATED_VALUES, FIRST_TOKENS = (
+    1 << i for i in range(7, 12)
+)
 """Further flags: statistics of drawn tokens; of given tokens; V of every drawn prefix; V of a
-prefix again and again."""
+prefix again and again; first tokens of later requests."""
 _MEMBERS = 16
 """Bit of the first member; set where a row needs that member to run."""
 _MOST_MEMBERS = 63 - _MEMBERS
@@ -123,6 +125,33 @@ class SteeredRows:
 
 
 @dataclass(slots=True, kw_only=True)
+class FirstTokenRows:
+    """Rows that draw first tokens of later requests; ``[n]`` each."""
+
+    index: Ints
+    tokens: Ints
+    """Prefix lengths in tokens."""
+    seeds: Sequence[Sequence[int]]
+    """Seeds of the later requests of each row."""
+    temperatures: Floats
+    truncations: npt.NDArray[np.float64]
+    """top_k, top_p and min_p, ``[n, 3]``."""
+    destinations: Destinations
+
+
+class Truncation(NamedTuple):
+    """A request's truncation of the next-token distribution; the defaults truncate nothing."""
+
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+
+WHOLE = Truncation()
+"""No truncation."""
+
+
+@dataclass(slots=True, kw_only=True)
 class StatRows:
     """Rows with statistics of their last token; ``[n]`` each."""
 
@@ -144,6 +173,7 @@ class Step(NamedTuple):
     values: ValueRows | None
     steered: SteeredRows | None
     token_stats: StatRows | None
+    first_tokens: FirstTokenRows | None = None
 
 
 class RowTable:
@@ -196,7 +226,10 @@ class RowTable:
         self._temperatures = np.ones(slots, np.float32)
         self._budgets = np.full(slots, np.inf, np.float32)
         self._carried = np.zeros((slots, 2))
-        self._values, self._path_kl, self._token_stats = (Tickets(slots) for _ in range(3))
+        self._truncations = np.zeros((slots, len(Truncation._fields)))
+        self._seeds: list[Sequence[int]] = [()] * slots
+        self._tickets = [Tickets(slots) for _ in range(4)]
+        self._values, self._path_kl, self._token_stats, self._first_tokens = self._tickets
         self.starts: Ints | None = None
         self._end()
 
@@ -207,6 +240,7 @@ class RowTable:
         *,
         prompt_length: int,
         temperature: float = 1.0,
+        truncation: Truncation = WHOLE,
         tokens: int = 0,
         carried: tuple[float, int] = (0.0, 0),
     ) -> None:
@@ -215,6 +249,7 @@ class RowTable:
         Args:
             prompt_length: length of the prompt in tokens.
             temperature: sampling temperature of the request.
+            truncation: its truncation, which first tokens need.
             tokens: prompt and drawn tokens so far; more than the prompt after a preemption.
             carried: KL of the path so far in nats, and steps that the budget left unsteered.
         """
@@ -241,11 +276,15 @@ class RowTable:
         self._values.assign(slot, request.values)
         self._path_kl.assign(slot, request.path_kl)
         self._token_stats.assign(slot, request.token_stats)
+        self._truncations[slot] = truncation
+        first = request.first_tokens
+        self._seeds[slot] = () if first is None else first.seeds
+        self._first_tokens.assign(slot, first and first.ticket)
 
     def clear(self, slot: int) -> None:
         """Empties a slot; a request without a ``WorkerRequest`` may take it."""
         self._renew(slot)
-        for tickets in (self._values, self._path_kl, self._token_stats):
+        for tickets in self._tickets:
             tickets.assign(slot, None)
 
     def _renew(self, slot: int) -> None:
@@ -267,6 +306,7 @@ class RowTable:
             PROMPT_VALUES: request.values is not None and request.value_length is None,
             DRAWN_VALUES: request.values is not None and request.drawn_values,
             REPEATED_VALUES: request.values is not None and request.value_every is not None,
+            FIRST_TOKENS: request.first_tokens is not None,
             DRAWN_STATS: request.token_stats is not None and request.token_stats_start is None,
             TEXT_STATS: request.token_stats is not None and request.token_stats_start is not None,
         }
@@ -315,7 +355,9 @@ class RowTable:
         armed, self._armed = self._armed, False
         if not armed:
             return Step(None, None, None)
-        return Step(self._value_rows(), self._steered_rows(), self._stat_rows())
+        return Step(
+            self._value_rows(), self._steered_rows(), self._stat_rows(), self._first_token_rows()
+        )
 
     def prompt_value_rows(self) -> PromptRows | None:
         """Rows that need V of every prompt prefix; None outside a step."""
@@ -409,6 +451,23 @@ class RowTable:
             requests=self._requests.take(slots),
             destinations=self._token_stats.of(slots),
             wanted=np.logical_or.reduce(self._wanted.take(slots, axis=0), axis=0),
+        )
+
+    def _first_token_rows(self) -> FirstTokenRows | None:
+        if not self._union & FIRST_TOKENS:
+            return None
+        at_value = self._scored_at.take(self._slots) == self._tokens
+        rows = (at_value & (self._asked & FIRST_TOKENS != 0)).nonzero()[0]
+        if not len(rows):
+            return None
+        slots = self._slots.take(rows)
+        return FirstTokenRows(
+            index=self._index.take(rows),
+            tokens=self._tokens.take(rows),
+            seeds=[self._seeds[slot] for slot in slots],
+            temperatures=self._temperatures.take(slots),
+            truncations=self._truncations.take(slots, axis=0),
+            destinations=self._first_tokens.of(slots),
         )
 
     def _drawing(self, asked: int, given: int = 0) -> tuple[Ints, Ints, Ints, Ints] | None:

@@ -1,20 +1,28 @@
-"""Adapter to model runner V1: a logits processor that keeps the row table up to date."""
+"""Adapter to model runner V1: a logits processor that keeps the row table up to date.
+
+The runner draws with a generator per seeded request, which moves on with every token.
+"""
 
 from collections import deque
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from vllm.config import VllmConfig
+from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.sample.logits_processor import (
     BatchUpdate,
     LogitsProcessor,
     MoveDirectionality,
 )
+from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler
 
-from cdserve.worker.request import WorkerRequest
+from cdserve.worker.first_tokens import Draw
+from cdserve.worker.request import WorkerRequest, wire_form
 from cdserve.worker.resumed import path_kl_so_far
-from cdserve.worker.rows import ROWS
+from cdserve.worker.rows import ROWS, Truncation
 
 
 class RowTracker(LogitsProcessor):  # type: ignore[misc]
@@ -66,6 +74,7 @@ class RowTracker(LogitsProcessor):  # type: ignore[misc]
                     request,
                     prompt_length=length,
                     temperature=params.temperature,
+                    truncation=Truncation(params.top_k, params.top_p, params.min_p),
                     tokens=tokens,
                     carried=path_kl_so_far(request, length, tokens),
                 )
@@ -91,3 +100,39 @@ class RowTracker(LogitsProcessor):  # type: ignore[misc]
         self._of_rows = np.array([slot for _, slot in rows], np.int64)
         self._lengths = np.array([self._prompts[slot] for _, slot in rows], np.int64)
         self._drawn = [self._outputs[slot] for _, slot in rows]
+
+
+def first_draw(use_fp64: bool) -> Draw:
+    """The draw of the first token of a seeded request.
+
+    Args:
+        use_fp64: whether the runner draws with noise in float64.
+    """
+    sampler = TopKTopPSampler(use_fp64_gumbel=use_fp64)
+
+    def draw(logits: Tensor, seeds: Sequence[int], positions: Tensor) -> Tensor:
+        generators = {i: torch.Generator(logits.device) for i in range(len(seeds))}
+        for generator, seed in zip(generators.values(), seeds, strict=True):
+            generator.manual_seed(seed)
+        tokens: Tensor = sampler(logits, generators, None, None)[0]
+        return tokens
+
+    return draw
+
+
+def skip_first_draws(runner: Any, requests: Sequence[NewRequestData]) -> None:
+    """Moves generators past the draw of a first token, which an earlier request has made.
+
+    Args:
+        runner: model runner V1 between the forward pass and the draws.
+        requests: requests that are new in this step.
+    """
+    asked = {
+        r.req_id: wire_form(r.sampling_params and r.sampling_params.extra_args) for r in requests
+    }
+    begun = [name for name, wire in asked.items() if wire is not None and wire.get("first_drawn")]
+    generators = [g for name in begun if (g := runner.requests[name].generator) is not None]
+    if generators:
+        sampler = runner.sampler.topk_topp_sampler
+        unused = torch.zeros(len(generators), runner.input_batch.vocab_size, device=runner.device)
+        sampler(unused, dict(enumerate(generators)), None, None)

@@ -5,16 +5,22 @@ may still be on the device when the next step begins, so prefix lengths come fro
 count of computed tokens, as in vLLM's own states.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.model_states.interface import ModelState
+from vllm.v1.worker.gpu.sample.gumbel import gumbel_sample
 
+from cdserve.worker.first_tokens import Draw
+from cdserve.worker.inputs import to_device
 from cdserve.worker.request import WorkerRequest
 from cdserve.worker.resumed import path_kl_so_far
-from cdserve.worker.rows import ROWS
+from cdserve.worker.rows import ROWS, Truncation
 
 
 class _Tracking:
@@ -34,6 +40,7 @@ class _Tracking:
             request,
             prompt_length=length,
             temperature=params.temperature,
+            truncation=Truncation(params.top_k, params.top_p, params.min_p),
             tokens=tokens,
             carried=path_kl_so_far(request, length, tokens),
         )
@@ -49,6 +56,31 @@ class _Tracking:
             tokens >= input_batch.prefill_len_np,
             input_batch.query_start_loc_np,
         )
+
+
+def first_draw(use_fp64: bool) -> Draw:
+    """The draw of the first token of a request: this runner's noise is a function of the position.
+
+    Args:
+        use_fp64: whether the runner draws with noise in float64.
+    """
+
+    def draw(logits: Tensor, seeds: Sequence[int], positions: Tensor) -> Tensor:
+        (noise_seeds,) = to_device([np.array(seeds)], np.int64, logits.device)
+        every = torch.arange(len(seeds), device=logits.device)
+        tokens: Tensor = gumbel_sample(
+            logits,
+            every,
+            torch.ones(len(seeds), device=logits.device),
+            noise_seeds,
+            positions,
+            apply_temperature=False,
+            is_drafting=False,
+            use_fp64=use_fp64,
+        )
+        return tokens
+
+    return draw
 
 
 def tracked(state: type[ModelState]) -> type[ModelState]:

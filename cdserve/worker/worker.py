@@ -7,11 +7,13 @@ them. With asynchronous scheduling, vLLM reads outputs while the next step runs.
 
 from typing import Any
 
+from vllm.config import VllmConfig
 from vllm.platforms import current_platform
 from vllm.utils.import_utils import resolve_obj_by_qualname
 from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 
 from cdserve.worker.readback import READ_BACK
+from cdserve.worker.runner_v1 import skip_first_draws
 
 _BASES = {
     "cpu": "vllm.v1.worker.cpu_worker.CPUWorker",
@@ -23,9 +25,15 @@ _BASE = "vllm.v1.worker.gpu_worker.Worker"
 class _Delivering:
     """Mixin in front of the platform's class."""
 
+    vllm_config: VllmConfig
+    model_runner: Any
+
     def execute_model(self, scheduler_output: Any) -> Any:
         """As vLLM's; None if the step continues in ``sample_tokens``."""
-        return with_results(super().execute_model(scheduler_output))  # type: ignore[misc]
+        output = with_results(super().execute_model(scheduler_output))  # type: ignore[misc]
+        if not self.vllm_config.use_v2_model_runner:
+            skip_first_draws(self.model_runner, scheduler_output.scheduled_new_reqs)
+        return output
 
     def sample_tokens(self, grammar_output: Any) -> Any:
         """As vLLM's."""

@@ -23,6 +23,7 @@ FILES = [
     "server/test_laws.py",
     "server/test_rewards.py",
     "server/test_sampling.py",
+    "server/test_first_tokens.py",
     "server/test_invariances.py",
     # Searches and routes.
     "server/test_chat.py",

@@ -213,7 +213,7 @@ class TestV1:
         added = [(0, steered(tilt=tilt), [1, 2], output), (1, asks(1, 2), [1, 2], output)]
         batch.step(added=added, temperature=0.5)
         for _ in range(3):
-            due, rows, _ = table.take_step()
+            due, rows, *_ = table.take_step()
             assert rows is not None
             assert (due is None) == bool(output)
             assert rows.coefficients.tolist() == [[0.0, 2.0]]
@@ -226,7 +226,7 @@ class TestV1:
     def test_row_may_be_scored_and_steered(self, table: RowTable, batch: Batch) -> None:
         both = steered(values=ticket(1), value_length=1)
         batch.step(added=[(0, both, [1], [])])
-        due, rows, _ = table.take_step()
+        due, rows, *_ = table.take_step()
         assert due is not None
         assert rows is not None
         assert due.index.tolist() == rows.index.tolist() == [0]
