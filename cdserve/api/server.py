@@ -203,6 +203,8 @@ class AlignmentServer:
         objective, extract = self.objective(policy), policy.answer_extractor
         if not operator:
             check_signs(objective.weights, self.settings, f"{FIELD}.rewards")
+            final = policy.final_weights or {}
+            check_signs(final, self.settings, f"{FIELD}.final_rewards")
         return AlignmentContext(
             policy=policy,
             decoder=self.decoders[policy.method],

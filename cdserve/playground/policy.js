@@ -205,7 +205,7 @@ export class PolicyEditor {
       const sign = rewards[reward]?.sign;
       return (sign === "positive" && weight < 0) || (sign === "negative" && weight > 0);
     };
-    const weighted = [preset.rewards, preset.proposal?.rewards];
+    const weighted = [preset.rewards, preset.final_rewards, preset.proposal?.rewards];
     if (weighted.some((weights) => Object.entries(weights ?? {}).some(refused))) return true;
     if (limits.allow_negative_weights) return false;
     const text = JSON.stringify(preset);

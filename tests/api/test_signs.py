@@ -45,6 +45,14 @@ def test_weight_of_0_has_any_sign(weights: dict[str, float]) -> None:
         (best_of(style=1, cost=2), "alignment.rewards.cost", "is 2; .* at most 0: it is a cost"),
         ({**TILT, "rewards": {"safety": -1}}, "alignment.rewards.safety", "of at least 0"),
         (
+            {
+                **{"method": "blockwise_cd", "k": 2, "m": 4, "rewards": {"style": 1}},
+                "final_rewards": {"safety": -1},
+            },
+            "alignment.final_rewards.safety",
+            "of at least 0",
+        ),
+        (
             {**best_of(style=1), "proposal": {**TILT, "rewards": {"safety": -1}}},
             "alignment.proposal.rewards.safety",
             r"rewards\.safety\.sign",
