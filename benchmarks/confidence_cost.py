@@ -6,7 +6,7 @@ plain samples of each, and to the second best-of-K by vote and by each confidenc
 medians over the rounds of processor seconds per thousand tokens, which depend little on other
 work on the machine, and of tokens per second relative to plain samples of vLLM's worker.
 
-    python benchmarks/confidence_cost.py --model smollm2 --rounds 9
+    python benchmarks/confidence_cost.py --rounds 24
 """
 
 import argparse
@@ -67,7 +67,7 @@ def main() -> None:
     )
     parser.add_argument("--model", choices=list(MODELS), default="demo")
     parser.add_argument("--concurrency", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=24)
     parser.add_argument("--tokens", type=int, default=64, help="tokens per candidate")
     args = parser.parse_args()
     config = model(args.model).bare_config()

@@ -245,11 +245,11 @@ class TokenStats:
 
 def _confidence(name: str) -> Confidence | None:
     """The function with the name of a confidence; None for no name, which is log p."""
+    if not name:
+        return None
     if name.startswith("top_"):
         return partial(_top, int(name.removeprefix("top_")))
-    return {"": None, "self_certainty": _self_certainty, "negative_entropy": _negative_entropy}[
-        name
-    ]
+    return {"self_certainty": _self_certainty, "negative_entropy": _negative_entropy}[name]
 
 
 def _self_certainty(log_p: Tensor) -> Tensor:
