@@ -203,7 +203,8 @@ class BestOfN:
                     decision = replace(decision, tie=select.tie, votes=select.votes)
                 if policy.threshold is not None and decision.candidate.finish_reason is not None:
                     score = decision.score
-                    accepted = not score.failed and score.total >= policy.threshold.score
+                    failed = {*score.failed} - {policy.pairwise_judge}  # which adds no score
+                    accepted = not failed and score.total >= policy.threshold.score
                     decision = replace(decision, accepted=accepted)
                 yield decision
 

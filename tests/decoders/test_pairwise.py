@@ -16,7 +16,20 @@ from cdserve.decoders.pairwise import by_tournament, pairs_of
 from cdserve.errors import JudgeFailure, PolicyError
 from cdserve.policy import Pairwise, parse
 
-from .toy import RESPONSES, Limits, Tokens, Toy, finish, probability, replay, reward
+from .toy import (
+    RESPONSES,
+    A,
+    B,
+    E,
+    Limits,
+    Tokens,
+    Toy,
+    collect,
+    finish,
+    probability,
+    replay,
+    reward,
+)
 
 reproducible = settings(derandomize=True, deadline=None, max_examples=60)
 TOURNAMENTS = ("knockout", "borda", "copeland")
@@ -29,7 +42,7 @@ class Judged(Toy):
 
     Args:
         judge: the judge.
-        failure: what it raises after ``good`` calls.
+        failure: what it raises; None for nothing.
         answered: pairs that it compares before the deadline.
     """
 
@@ -193,6 +206,18 @@ class TestSelection:
             decision = decided(Judged(by_text, failure), tournament, [1, 2, 3], [0.1, 0.2, 0.3])
             assert decision.chosen == chosen
             assert decision.score.failed == ("liked",)
+
+    def test_failed_judge_leaves_the_threshold_to_the_score(self) -> None:
+        class Failing(Toy):
+            async def compare(self, pairs: object) -> Sequence[Comparison | None]:
+                raise JudgeFailure("liked", "skip")
+
+        for score, accepted in ((1.0, True), (1.5, False)):
+            sent = policy("knockout", 2, threshold={"score": score})
+            toy = Failing(lambda *_: [(A, E), (B, E)])
+            (decision,) = finish(collect(BestOfN.run(sent, toy, None)))
+            assert decision.score.total == 1.0
+            assert decision.accepted == accepted
 
 
 CYCLE = ((0, 1), (1, 2), (2, 0))
