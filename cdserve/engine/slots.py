@@ -52,7 +52,7 @@ class Slots:
 
     def available(self, count: int) -> bool:
         """Whether this many candidates would get their slots at once."""
-        return not self._waiting and self._running + count <= self.count
+        return not self._waiting and count <= self.count - self._running - self._others[0]
 
     def share(self, owner: Hashable) -> int:
         """Slots that a request can have now: those it holds and the free ones.
@@ -60,12 +60,17 @@ class Slots:
         If there are none, or other candidates wait, it can have an equal share of all slots, and
         keeps what it holds.
         """
-        running, requests = (0, 0) if self._demand is None else self._demand.others
+        running, requests = self._others
         held, free = self._held[owner], self.count - self._running - running
         if free > 0 and not self._waiting:
             return held + free
         requests += len(self._held.keys() | self._waiting.keys() | {owner})
         return max(held, self.count // requests)
+
+    @property
+    def _others(self) -> tuple[int, int]:
+        """Slots that other API servers hold, and their requests that hold or await some."""
+        return (0, 0) if self._demand is None else self._demand.others
 
     async def _acquire(self, owner: Hashable, wait: float | None) -> bool:
         if self._demand is None and not self._waiting and self._running < self.count:

@@ -180,12 +180,13 @@ async def test_late_server_waits_for_slots_of_the_first() -> None:
     await asyncio.gather(*(one.task for one in again))
 
 
-async def test_share_counts_slots_and_requests_of_other_servers() -> None:
+async def test_share_and_free_slots_count_those_of_other_servers() -> None:
     shared = shared_servers(2)
     first, second = (Slots(8, Demand(shared, index)) for index in range(2))
     holders = [Holder(first, "a") for _ in range(3)]
     await turns()
     assert (first.share("a"), second.share("b")) == (8, 5)
+    assert [second.available(count) for count in (5, 6)] == [True, False]
     holders += [Holder(first, "a") for _ in range(5)]
     await turns()
     assert (first.share("a"), second.share("b")) == (8, 4)
