@@ -188,7 +188,8 @@ class EngineProposal:
         """How many prefixes to grow at the same time: with a seed, ``most`` whatever else runs."""
         if self._params.seed is not None:
             return most
-        responses: int = self._params.n
+        # The prompts of an HTTP request share its slots.
+        responses: int = self._params.n * len(self._context.prompts)
         share = self._resources.slots.share(self._context) // responses
         return min(most, max(1, share))
 
