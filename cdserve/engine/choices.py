@@ -9,9 +9,10 @@ from typing import Any, Protocol
 
 from cdserve.decoders import Candidate, Decision
 from cdserve.decoders.registry import Run
+from cdserve.engine.blocks import nothing, without_prompt_logprobs
 from cdserve.engine.deadline import ended_at_deadline
 from cdserve.engine.prefill import TokenSequence
-from cdserve.engine.proposal import EngineProposal, Stopped, nothing, without_prompt_logprobs
+from cdserve.engine.proposal import EngineProposal, Stopped
 from cdserve.engine.request import AlignedRequest
 from cdserve.engine.resources import EngineResources
 from cdserve.engine.response import ResponseWriter

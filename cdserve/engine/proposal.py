@@ -1,18 +1,17 @@
 """Candidates drawn from the engine: K requests that continue each prefix by token ids."""
 
 import asyncio
-import copy
 import hashlib
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import accumulate
 from typing import Any
 
 from cdserve.decoders import Candidate, Comparison, Outlook, Prefix, Score
-from cdserve.decoders.until import step_text
+from cdserve.engine.blocks import Blocks, BlockStart, nothing
 from cdserve.engine.comparisons import Comparer
 from cdserve.engine.deadline import AGAIN, ended_at_deadline
 from cdserve.engine.drafts import Draft
@@ -21,15 +20,12 @@ from cdserve.engine.growing import GrowingResponse
 from cdserve.engine.prefill import TokenSequence
 from cdserve.engine.request import AlignedRequest
 from cdserve.engine.resources import EngineResources
-from cdserve.engine.response import cumulative_logprob
-from cdserve.engine.until import Until
 from cdserve.engine.vllm import (
     CompletionOutput,
     RequestOutput,
     RequestOutputKind,
     SamplingParams,
     VLLMUnprocessableEntityError,
-    detokenizer,
     tokens_input,
 )
 from cdserve.observability.metrics import COMPARE_SECONDS, GENERATE_SECONDS, SCORE_SECONDS
@@ -46,34 +42,6 @@ class Stopped(Exception):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Start:
-    """The beginning of a block."""
-
-    token_ids: list[int]
-    """The prompt and the response so far."""
-    text: str
-    """The response so far; empty where no text is read."""
-    left: int
-    """Tokens left for the response."""
-    length: int
-    """Length of the block in tokens, at most."""
-    budget: float | None
-    """KL budget of the block's steering, in nats; None for no bound."""
-    until: Until | None
-    """Strings and tokens that end the block; None for a whole response."""
-    step: str
-    """Text of the response in which a string of ``until`` may begin."""
-    greedy: bool = False
-    """Whether the most likely tokens are drawn."""
-    first: int | None = None
-    """The block's first token, if the draw before has drawn it."""
-    ended: CompletionOutput | None = None
-    """The engine's output, if the first token ends the response: it takes no request."""
-    next_seeds: tuple[int, ...] = ()
-    """Seeds of the candidates of the next draw whose first tokens this one draws."""
 
 
 class EngineProposal:
@@ -103,16 +71,8 @@ class EngineProposal:
         self._reads_stats = bool(self._objective.token_stats)
         self._choice = choice
         self._spans = spans
-        self._reads_text = (
-            self._context.policy.traced
-            or self._context.reads_text
-            or self._context.extractor is not None
-            or bool(request.params.stop)
-            or any(isinstance(end, str) for end in self._context.policy.block_ends)
-        )
         self._comparer = Comparer(self._context, request.engine_id)
-        ends = self._context.policy.block_ends
-        self._until = Until(ends, resources.tokenizer) if ends else None
+        self._blocks = Blocks(request, resources.tokenizer)
         self._first_tokens = FirstTokens(
             resources.engine, resources.first_tokens, request, self._seed
         )
@@ -156,7 +116,7 @@ class EngineProposal:
             max_tokens: length of a continuation at most; None for the rest of the response.
             budget: nats that steering a continuation may cost; None for no bound.
         """
-        blocks = [self._start(prefix, max_tokens, budget) for prefix in prefixes]
+        blocks = [self._blocks.start(prefix, max_tokens, budget) for prefix in prefixes]
         draw, self._draws = self._draws, self._draws + 1
         starts = self._starts(blocks, count, draw)
         return await self._together(starts, draw, self._drafts(starts, draw))
@@ -168,13 +128,13 @@ class EngineProposal:
             max_tokens: length of a continuation at most.
         """
         self._rollouts += 1
-        blocks = [self._start(prefix, max_tokens, None) for prefix in prefixes]
+        blocks = [self._blocks.start(prefix, max_tokens, None) for prefix in prefixes]
         starts = [replace(block, until=None, greedy=True) for block in blocks]
         # A number of their own: rollouts leave the seeds of the draws as they are.
         return await self._together(starts, -self._rollouts, [None] * len(starts))
 
     async def _together(
-        self, starts: Sequence[_Start], draw: int, drafts: Sequence[Draft | None]
+        self, starts: Sequence[BlockStart], draw: int, drafts: Sequence[Draft | None]
     ) -> Sequence[Candidate]:
         """Draws a candidate after each start. If one fails, all are aborted."""
         places = self._draw_places(draw, [start.ended is None for start in starts])
@@ -208,7 +168,7 @@ class EngineProposal:
         found = [by_last.get(id(prefix[-1])) if prefix else None for prefix in prefixes]
         await self._end([response for response in self._growing if response not in found])
         draw, self._draws = self._draws, self._draws + 1
-        starts = [self._start(prefix, max_tokens, None) for prefix in prefixes]
+        starts = [self._blocks.start(prefix, max_tokens, None) for prefix in prefixes]
         drafts = self._drafts(starts, draw)
         drawing = []
         for i, place in enumerate(self._draw_places(draw, [one is None for one in found])):
@@ -233,9 +193,9 @@ class EngineProposal:
         self, prefix: Prefix, every: int, draw: int, index: int, place: DrawPlace | None
     ) -> GrowingResponse:
         """Begins a response that continues a prefix, with V after every ``every`` tokens."""
-        start, tickets = self._start(prefix, None, None), ExitStack()
+        start, tickets = self._blocks.start(prefix, None, None), ExitStack()
         asked = self._asked(start, place, tickets, every)
-        params = self._block_params(start, asked, self._seed(draw, index))
+        params = self._blocks.params(start, asked, self._seed(draw, index))
         params.output_kind = RequestOutputKind.DELTA
         params.stream_interval = every if self._context.drafts is None else None
         response = GrowingResponse(
@@ -248,10 +208,10 @@ class EngineProposal:
         return response
 
     async def _following(
-        self, response: GrowingResponse, start: _Start, request_id: str
+        self, response: GrowingResponse, start: BlockStart, request_id: str
     ) -> Candidate:
         """The next block of a response, which ``start`` is the beginning of."""
-        block = self._read(await response.following(start.length), start)
+        block = self._blocks.read(await response.following(start.length), start)
         block = await self._with_results(block, start, response.asked, request_id)
         if block.kl is not None:  # of the response so far
             block = replace(block, **response.step(block.kl, block.unsteered))
@@ -276,7 +236,7 @@ class EngineProposal:
             index: index among the candidates of the response.
             budget: nats that steering may cost; None for no bound.
         """
-        start = self._start((), None, budget)
+        start = self._blocks.start((), None, budget)
         draft = None
         if self._context.drafts is not None:
             draft = Draft(length=start.length, before=0)
@@ -315,7 +275,7 @@ class EngineProposal:
         """Variance of a score with mean 0, by the operator's statistics of the rewards, or None."""
         return self._objective.score_variance
 
-    def _drafts(self, starts: Sequence[_Start], draw: int) -> Sequence[Draft | None]:
+    def _drafts(self, starts: Sequence[BlockStart], draw: int) -> Sequence[Draft | None]:
         """A draft of each candidate, if the client watches them."""
         if self._context.drafts is None:
             return [None] * len(starts)
@@ -389,20 +349,7 @@ class EngineProposal:
             options=self._options,
         )
 
-    def _start(self, prefix: Prefix, max_tokens: int | None, budget: float | None) -> _Start:
-        written = [token for candidate in prefix for token in candidate.token_ids]
-        left = self._params.max_tokens - len(written)
-        return _Start(
-            token_ids=[*self._request.prompt, *written],
-            text="".join(candidate.text for candidate in prefix),
-            left=left,
-            length=left if max_tokens is None else min(max_tokens, left),
-            budget=budget,
-            until=None if max_tokens is None else self._until,
-            step=step_text(prefix),
-        )
-
-    def _starts(self, blocks: Sequence[_Start], count: int, draw: int) -> Sequence[_Start]:
+    def _starts(self, blocks: Sequence[BlockStart], count: int, draw: int) -> Sequence[BlockStart]:
         """``count`` starts of each block, with the first tokens drawn for them and by them."""
         starts = [block for block in blocks for _ in range(count)]
         if len(blocks) > 1 or self.deadline_passed:
@@ -414,7 +361,7 @@ class EngineProposal:
             first, ended = known[i] if i < len(known) else None, None
             if first is not None:
                 output = self._first_tokens.output(first)
-                ended = None if self._read(output, start).finish_reason is None else output
+                ended = None if self._blocks.read(output, start).finish_reason is None else output
             starts[i] = replace(start, first=first, ended=ended, next_seeds=seeds)
         return starts
 
@@ -428,7 +375,7 @@ class EngineProposal:
 
     async def _candidate(
         self,
-        start: _Start,
+        start: BlockStart,
         draw: int,
         index: int,
         draft: Draft | None,
@@ -440,11 +387,11 @@ class EngineProposal:
             asked = self._asked(start, place, tickets)
             output = start.ended
             if output is None:
-                params = self._block_params(start, asked, self._seed(draw, index))
+                params = self._blocks.params(start, asked, self._seed(draw, index))
                 watch = None if draft is None else partial(self._show, draft, start, asked)
                 first = draw == index == 0
                 output = await self._run(start, params, request_id, watch, first=first)
-            candidate = self._read(output, start)
+            candidate = self._blocks.read(output, start)
             if self._abandoned:
                 return candidate  # nothing else of it is used
             self._first_tokens.read(draw + 1, asked, [*start.token_ids, *candidate.token_ids])
@@ -452,7 +399,7 @@ class EngineProposal:
 
     def _asked(
         self,
-        start: _Start,
+        start: BlockStart,
         place: DrawPlace | None,
         tickets: ExitStack,
         every: int | None = None,
@@ -491,7 +438,7 @@ class EngineProposal:
         return replace(asked, **changes) if changes else asked
 
     async def _with_results(
-        self, candidate: Candidate, start: _Start, asked: WorkerRequest, request_id: str
+        self, candidate: Candidate, start: BlockStart, asked: WorkerRequest, request_id: str
     ) -> Candidate:
         """The candidate with answer, path KL, values and token statistics, where asked for."""
         resources = self._resources
@@ -536,7 +483,7 @@ class EngineProposal:
 
     async def _run(
         self,
-        start: _Start,
+        start: BlockStart,
         params: SamplingParams,
         request_id: str,
         watch: Callable[[RequestOutput], None] | None,
@@ -578,7 +525,7 @@ class EngineProposal:
         return output
 
     def _show(
-        self, draft: Draft, start: _Start, asked: WorkerRequest, output: RequestOutput
+        self, draft: Draft, start: BlockStart, asked: WorkerRequest, output: RequestOutput
     ) -> None:
         """Updates the draft of a candidate by an output of its engine request."""
         (drawn,) = output.outputs
@@ -587,89 +534,6 @@ class EngineProposal:
             values = self._resources.values.latest(asked.values, len(start.token_ids) + 1)
         draft.update(drawn.text, len(drawn.token_ids), values)
 
-    def _read(self, output: CompletionOutput, start: _Start) -> Candidate:
-        """The engine's output cut to the block, with stop strings that begin before the block."""
-        token_ids = list(output.token_ids)[: start.length]
-        ended = output.finish_reason if len(output.token_ids) <= start.length else None
-        # A stop string is looked for below, where the text before the block is known too.
-        by_token = ended == "stop" and not isinstance(output.stop_reason, str)
-        until = None
-        if start.until is not None:
-            end = start.until.end(start.token_ids, start.step, token_ids, self._params)
-            if end is not None:
-                by_token = by_token and end[0] == len(token_ids) and self._ends(output, start.until)
-                ended = "stop" if by_token else None
-                token_ids, until = token_ids[: end[0]], end[1]
-        text, stop = "", None
-        if self._reads_text:
-            reader = detokenizer(
-                self._resources.tokenizer, start.token_ids, self._min_tokens_left(start)
-            )
-            reader.output_text = start.text
-            stop = reader.update(token_ids, by_token)
-            token_ids = list(reader.output_token_ids)
-            text = reader.output_text[len(start.text) :]
-        logprobs = None if output.logprobs is None else output.logprobs[: len(token_ids)]
-        if by_token or stop is not None:
-            finish_reason: str | None = "stop"
-        elif ended == "repetition":
-            finish_reason = ended
-        else:
-            finish_reason = "length" if len(token_ids) == start.left else None
-        aborted = ended == "abort" and len(token_ids) < start.length
-        return Candidate(
-            token_ids=tuple(token_ids),
-            finish_reason=finish_reason,
-            cut=aborted and finish_reason is None,
-            stop_reason=stop or (output.stop_reason if by_token else None),
-            text=text,
-            until=until if finish_reason != "stop" else None,
-            logprobs=logprobs,
-            cumulative_logprob=cumulative_logprob(logprobs, token_ids)
-            if logprobs is not None and _samples_raw(self._params)
-            else None,
-        )
-
-    def _block_params(
-        self, start: _Start, asked: WorkerRequest, seed: int | None
-    ) -> SamplingParams:
-        params = self._min_tokens_left(start)
-        params.n = 1
-        params.seed = seed
-        params.max_tokens = start.length - (start.first is not None)
-        if asked.values is not None or asked.token_stats is not None:
-            # The row that samples one token more knows V and log p of the last.
-            params.max_tokens += 1
-        if asked != NOTHING:
-            params.extra_args = asked.added_to(params.extra_args)
-        # vLLM refuses a minimum above the maximum.
-        params.min_tokens = min(params.min_tokens, start.length)
-        if start.until is not None:
-            start.until.add_to(params)
-        params.output_kind = RequestOutputKind.FINAL_ONLY
-        params.detokenize = bool(params.stop) or params.logprobs is not None
-        if self._context.drafts is not None:
-            params.output_kind = RequestOutputKind.CUMULATIVE
-            params.detokenize = True
-        if start.greedy:
-            params.temperature, params.seed, params.logprobs = 0.0, None, None
-            params.top_p, params.top_k, params.min_p = 1.0, 0, 0.0
-        params.skip_clone = True
-        without_prompt_logprobs(params)
-        return params
-
-    def _ends(self, output: CompletionOutput, until: Until) -> bool:
-        """Whether the token that stopped a candidate ends the response, not only its block."""
-        token, stops = output.stop_reason, self._params.stop_token_ids or ()
-        return token in stops or token not in until.token_ids
-
-    def _min_tokens_left(self, start: _Start) -> SamplingParams:
-        """The client's parameters, with ``min_tokens`` reduced by the tokens already written."""
-        params = copy.copy(self._params)
-        written = self._params.max_tokens - start.left
-        params.min_tokens = max(0, self._params.min_tokens - written)
-        return params
-
     def _seed(self, draw: int, index: int) -> int | None:
         """A distinct seed for every candidate; the very first has the request's."""
         seed: int | None = self._params.seed
@@ -677,44 +541,3 @@ class EngineProposal:
             return seed
         key = f"{seed}/{self._choice}/{draw}/{index}".encode()
         return int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "big")
-
-
-def without_prompt_logprobs(params: SamplingParams) -> None:
-    """Turns off log-probabilities of the prompt, which would bypass the prefix cache.
-
-    ``AlignedEngine`` reads them in a separate engine request.
-    """
-    if params.prompt_logprobs is not None:
-        params.prompt_logprobs = None
-        params.skip_reading_prefix_cache = False
-
-
-def nothing(params: SamplingParams) -> CompletionOutput:
-    """The output of a candidate that the deadline left no time for."""
-    return CompletionOutput(
-        index=0,
-        text="",
-        token_ids=[],
-        cumulative_logprob=None,
-        logprobs=None if params.logprobs is None else [],
-        finish_reason="abort",
-    )
-
-
-def _samples_raw(params: SamplingParams) -> bool:
-    """Whether tokens are drawn from the raw distribution that vLLM's logprobs describe."""
-    return (
-        (params.temperature, params.top_p, params.min_p) == (1.0, 1.0, 0.0)
-        and params.top_k in (0, -1)
-        and (params.presence_penalty, params.frequency_penalty) == (0.0, 0.0)
-        and params.repetition_penalty == 1.0
-        and params.min_tokens == 0
-        and not any(
-            (
-                params.logit_bias,
-                params.allowed_token_ids,
-                params.bad_words,
-                params.structured_outputs,
-            )
-        )
-    )
