@@ -32,8 +32,7 @@ from cdserve.observability.metrics import COMPARE_SECONDS, GENERATE_SECONDS, SCO
 from cdserve.observability.tracing import ResponseSpans
 from cdserve.policy import FIELD
 from cdserve.scoring import PATTERN_SECONDS, Objective, Response, token_sums
-from cdserve.worker import request as worker_request
-from cdserve.worker.request import NOTHING, DrawPlace, WorkerRequest
+from cdserve.worker.request import NOTHING, DrawPlace, FirstTokenDraws, WorkerRequest
 
 
 class Stopped(Exception):
@@ -427,7 +426,7 @@ class EngineProposal:
             changes["drawn_values"] = self._context.drafts is not None and every is None
         if start.next_seeds:
             written = tickets.enter_context(resources.first_tokens.ticket())
-            changes["first_tokens"] = worker_request.FirstTokens(written, start.next_seeds)
+            changes["first_tokens"] = FirstTokenDraws(written, start.next_seeds)
         if start.first is not None:
             changes["first_drawn"] = True
         if self._reads_stats:

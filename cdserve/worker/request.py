@@ -14,8 +14,8 @@ MOST_FIRST_TOKENS = 16
 """Most first tokens per request: their cost in a step grows with the square of their number."""
 
 
-class FirstTokens(NamedTuple):
-    """First tokens of the requests that may continue this one, drawn from the logits after V.
+class FirstTokenDraws(NamedTuple):
+    """Draws of the first tokens of requests that may continue this one, from the logits after V.
 
     Attributes:
         ticket: where the token ids are written, for the prefix of ``value_length`` tokens.
@@ -90,7 +90,7 @@ class WorkerRequest:
     value_length: int | None = None
     value_every: int | None = None
     drawn_values: bool = False
-    first_tokens: FirstTokens | None = None
+    first_tokens: FirstTokenDraws | None = None
     first_drawn: bool = False
     response_start: int | None = None
     tilt: RowTilt | None = None
@@ -156,7 +156,7 @@ class WorkerRequest:
             value_length=wire.get("value_length"),
             value_every=wire.get("value_every"),
             drawn_values=wire.get("drawn_values", False),
-            first_tokens=first and FirstTokens(Ticket.from_wire(first[0]), tuple(first[1])),
+            first_tokens=first and FirstTokenDraws(Ticket.from_wire(first[0]), tuple(first[1])),
             first_drawn=wire.get("first_drawn", False),
             response_start=wire.get("response_start"),
             tilt=tilt and _tilt(**tilt),

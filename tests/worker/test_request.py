@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cdserve.shared_table import Ticket
-from cdserve.worker.request import REQUEST_KEY, DrawPlace, FirstTokens, RowTilt, WorkerRequest
+from cdserve.worker.request import REQUEST_KEY, DrawPlace, FirstTokenDraws, RowTilt, WorkerRequest
 
 COUNTS = st.integers(0, 2**40)
 WEIGHTS = st.floats(-1e6, 1e6)
@@ -29,7 +29,7 @@ FIELDS: dict[str, st.SearchStrategy[object]] = {
     "value_every": st.none() | COUNTS,
     "drawn_values": st.booleans(),
     "first_tokens": st.none()
-    | st.builds(FirstTokens, TICKETS.filter(bool), st.lists(COUNTS).map(tuple)),
+    | st.builds(FirstTokenDraws, TICKETS.filter(bool), st.lists(COUNTS).map(tuple)),
     "first_drawn": st.booleans(),
     "response_start": st.none() | COUNTS,
     "tilt": st.none() | TILTS,
