@@ -56,8 +56,8 @@ class BlockwiseCDPolicy(FinalRewardsField, UntilField, SelectingPolicy):
     gate: Gate | None = Field(
         default=None,
         description="When fewer than k candidates per block are enough; all k are drawn if absent. "
-        "Requires the selection argmax and a beam_width of 1, and cannot be combined with "
-        "`kl_budget`.",
+        "Requires the selection argmax, and cannot be combined with `beam_width`, `subtrees`, "
+        "`final_rewards` and `kl_budget`.",
     )
 
     scores_prefixes: ClassVar[bool] = True
