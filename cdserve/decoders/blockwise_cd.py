@@ -141,8 +141,8 @@ class BlockwiseCDPolicy(FinalRewardsField, UntilField, SelectingPolicy):
             raise PolicyError(
                 f"{FIELD}.{name}",
                 f"is {safe_repr(self.beams)}, which draws {safe_repr(self.width)} blocks at "
-                f"once; this server accepts up to {limits.max_k}, a {name} of 1 to "
-                f"{limits.max_k // k} with k = {k}",
+                f"once; this server accepts up to {limits.max_k}: with k = {k}, "
+                f"{name} from 1 to {limits.max_k // k}",
                 reason="limit",
             )
 

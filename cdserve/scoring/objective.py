@@ -253,8 +253,8 @@ def objective(
             raise PolicyError(
                 f"{FIELD}.rewards.{name}",
                 f"scores finished responses only, and this policy of method {policy.method!r} "
-                "scores prefixes; use it with 'best_of_n' without 'race', or for 'blockwise_cd' in "
-                "'final_rewards' or with 'lookahead'",
+                "scores prefixes; use it with 'best_of_n' without 'race', with the 'lookahead' of "
+                "'blockwise_cd', or in the 'final_rewards' of a search",
                 reason="combination",
             )
     return Objective(weights, {name: rewards[name] for name in weights}, details, final)

@@ -172,7 +172,7 @@ class TestPolicy:
 
     def test_beam_width_above_max_k_is_rejected(self) -> None:
         policy(k=4, beam_width=2).check_limits(Limits())
-        message = "draws 12 blocks at once; this server accepts up to 8, a beam_width of 1 to 2"
+        message = "draws 12 blocks at once; .* up to 8: with k = 4, beam_width from 1 to 2"
         with pytest.raises(PolicyError, match=message) as e:
             policy(k=4, beam_width=3).check_limits(Limits())
         assert e.value.param == "alignment.beam_width"
