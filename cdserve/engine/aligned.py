@@ -32,6 +32,7 @@ from cdserve.errors import CdserveError, OverloadError
 from cdserve.failures import Details, hide_unexpected
 from cdserve.observability import metrics
 from cdserve.observability.tracing import ResponseSpans
+from cdserve.policy import FIELD
 from cdserve.worker.request import REQUEST_KEY, WorkerRequest
 
 _POLL = 0.05
@@ -114,6 +115,7 @@ class AlignedEngine(EngineProxy):
                 f"{self.model_config.max_model_len - 2} leave room for a response",
                 parameter="prompt",
             )
+        self._check_block_ends(context)
         return self._aligned(
             AlignedRequest(
                 context=context,
@@ -128,6 +130,17 @@ class AlignedEngine(EngineProxy):
                 parsed=context.tools or options.get("reasoning_parser_kwargs") is not None,
             )
         )
+
+    def _check_block_ends(self, context: AlignmentContext) -> None:
+        """Raises VLLMValidationError if a token that ends blocks is not in the vocabulary."""
+        tokens = self.model_config.get_vocab_size()
+        for i, end in enumerate(context.policy.block_ends):
+            if isinstance(end, int) and end >= tokens:
+                field = f"{FIELD}.until.{i}"
+                raise VLLMValidationError(
+                    f"{field} is {end}; the model's token ids are 0 to {tokens - 1}",
+                    parameter=field,
+                )
 
     def check_admission(self, n: int = 1, request_id: str | None = None) -> None:
         """As vLLM's, before any work of a request; refuses all requests while the server drains.

@@ -4,7 +4,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from openai import OpenAI
+from openai import BadRequestError, OpenAI
 
 from tests.server.wire import PROMPT, complete, joined
 
@@ -162,3 +162,12 @@ def test_methods_without_blocks_refuse_ends_of_blocks(http: httpx2.Client) -> No
     answer = http.post("/v1/completions", json=body)
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "alignment.until"
+
+
+def test_token_outside_the_vocabulary_is_refused_before_any_work(client: OpenAI) -> None:
+    words = ["is 2147483647", "token ids are 0 to "]
+    for more in ({}, {"stream": True}):
+        with pytest.raises(BadRequestError) as caught:
+            complete(client, {**STEPS, "until": [".", 2**31 - 1]}, **more)
+        assert caught.value.param == "alignment.until.1"
+        assert all(word in caught.value.message for word in words)
