@@ -21,6 +21,9 @@ class Candidate:
     """The stop token or string, as vLLM reports it; None for EOS."""
     text: str = ""
     """The block's text; empty unless a trace, a text reward or a vote reads it."""
+    withheld: int = 0
+    """Characters at the end of the blocks before that begin a stop string which this block ends.
+    They are not part of the response."""
     until: str | int | None = None
     """String or token of the policy's ``until`` that ended the block; None if none did."""
     answer: str | None = None
@@ -180,6 +183,12 @@ class Outlook:
 
 Prefix = tuple[Candidate, ...]
 """The candidates selected so far, one per decision; the empty tuple is the prompt alone."""
+
+
+def text_of(prefix: Prefix) -> str:
+    """Text of a prefix, without a stop string that ends it."""
+    text = "".join(candidate.text for candidate in prefix)
+    return text[: len(text) - prefix[-1].withheld] if prefix else text
 
 
 def final(candidate: Candidate) -> Candidate:

@@ -135,13 +135,14 @@ class Blocks:
                 by_token = by_token and end[0] == len(token_ids) and self._ends(output, start.until)
                 ended = "stop" if by_token else None
                 token_ids, until = token_ids[: end[0]], end[1]
-        text, stop = "", None
+        text, stop, withheld = "", None, 0
         if self._reads_text:
             reader = detokenizer(self._tokenizer, start.token_ids, self._min_tokens_left(start))
             reader.output_text = start.text
             stop = reader.update(token_ids, by_token)
             token_ids = list(reader.output_token_ids)
             text = reader.output_text[len(start.text) :]
+            withheld = max(0, len(start.text) - len(reader.output_text))
         logprobs = None if output.logprobs is None else output.logprobs[: len(token_ids)]
         if by_token or stop is not None:
             finish_reason: str | None = "stop"
@@ -156,6 +157,7 @@ class Blocks:
             cut=aborted and finish_reason is None,
             stop_reason=stop or (output.stop_reason if by_token else None),
             text=text,
+            withheld=withheld,
             until=until if finish_reason != "stop" else None,
             logprobs=logprobs,
             cumulative_logprob=cumulative_logprob(logprobs, token_ids)

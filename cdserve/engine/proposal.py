@@ -11,6 +11,7 @@ from itertools import accumulate
 from typing import Any
 
 from cdserve.decoders import Candidate, Comparison, Outlook, Prefix, Score
+from cdserve.decoders.candidate import text_of
 from cdserve.engine.blocks import Blocks, BlockStart, nothing
 from cdserve.engine.comparisons import Comparer
 from cdserve.engine.deadline import AGAIN, ended_at_deadline
@@ -321,7 +322,7 @@ class EngineProposal:
     async def _response(self, prefix: Prefix) -> Response:
         return Response(
             prompt=self._request.prompt_text,
-            text="".join(candidate.text for candidate in prefix),
+            text=text_of(prefix),
             tokens=sum(len(candidate.token_ids) for candidate in prefix),
             finished=bool(prefix) and prefix[-1].finish_reason is not None,
             values=prefix[-1].values if prefix else await self._prompt_values(),

@@ -125,6 +125,20 @@ class TestOtherFields:
             assert answer.choices[0].finish_reason == "stop"
             assert answer.choices[0].stop_reason == token
 
+    def test_rewards_read_no_part_of_a_stop_string_that_begins_in_the_block_before(
+        self, client: OpenAI, http: httpx2.Client
+    ) -> None:
+        rewards = {"variety": 1.0}
+        policy = {**STEPS, "k": 1, "until": ["never"], "rewards": rewards}
+        first, second, *_ = (step["text"] for step in chosen(complete(client, policy, **LONG)))
+        stop = first[len(first) // 3 :] + second[:2]
+        answer = complete(client, policy, stop=[stop], **LONG)
+        text = answer.choices[0].text
+        assert text == first[: len(first) // 3]
+        body = {"prompt": PROMPT, "responses": [text], "rewards": rewards}
+        (scored,) = http.post("/v1/alignment/score", json=body).json()["scores"]
+        assert answer.alignment["score"] == pytest.approx(scored["score"])
+
     def test_blocks_end_before_min_tokens(self, client: OpenAI) -> None:
         answer = complete(client, STEPS, max_tokens=64, min_tokens=60)
         assert answer.usage.completion_tokens >= 60
