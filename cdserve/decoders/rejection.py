@@ -68,7 +68,8 @@ class Threshold(SelectionRule):
         self._accepted_index: int | None = None
 
     def choose(self, scores: Sequence[float]) -> int | None:
-        if self._settled:  # a new decision begins
+        # A new decision has fewer candidates than one that the deadline ended.
+        if self._settled or len(scores) < len(self._log_u):
             self._threshold, self._log_u = next(self._thresholds), []
         while len(self._log_u) < len(scores):
             self._log_u.append(math.log1p(-self._rng.random()))

@@ -1,15 +1,16 @@
 """Cascade reward sampling: the published threshold, the distribution on ab3, rejected blocks."""
 
 import math
+import random
 from collections import defaultdict
-from itertools import islice
+from itertools import islice, repeat
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from cdserve import kl
-from cdserve.decoders import Cards, CardsPolicy
+from cdserve.decoders import Cards, CardsPolicy, Threshold
 from cdserve.decoders.cards import thresholds
 from cdserve.errors import PolicyError
 
@@ -99,3 +100,10 @@ def test_max_draws_must_be_a_multiple_of_k(sent: dict[str, int]) -> None:
     with pytest.raises(ValidationError, match=message):
         policy(**sent)
     assert policy(max_draws=12, k=4).width == 12
+
+
+def test_decision_after_one_that_the_deadline_ended_is_made() -> None:
+    rule = Threshold(1.0, repeat(0.0), 8, random.Random(0))
+    assert rule.choose([-99.0, -99.0]) is None  # the search takes the best, which goes on
+    assert rule.choose([-99.0]) is None
+    assert rule.choose([-99.0, 0.0]) == 1
