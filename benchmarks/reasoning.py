@@ -10,7 +10,7 @@ question, and what a perfect selection would pass (any of the n is right).
 
     python benchmarks/reasoning.py --output benchmarks/results/reasoning.json
 
-The default draws about 400 000 tokens. With ``--policies judged`` the model itself compares the
+The default draws about 700 000 tokens. With ``--policies judged`` the model itself compares the
 responses, for which it reads about 2 500 tokens more per question.
 """
 
@@ -40,7 +40,11 @@ from cdserve.scoring.extraction import last_number
 
 ENVIRONMENT = Environment("reasoning_gym", ("reasoning-gym==0.1.25",), shown=("reasoning-gym",))
 N, MAX_TOKENS, TEMPERATURE = 8, 64, 0.7
-REWARDS: dict[str, Any] = {"likely": {"kind": "loglik"}}
+REWARDS: dict[str, Any] = {
+    "likely": {"kind": "loglik"},
+    "self_certainty": {"kind": "confidence"},
+    "deepconf": {"kind": "confidence", "of": "top_k_logprob", "window": 16, "aggregate": "min"},
+}
 """Settings of the rewards that the policies name."""
 VOTE = {"extract": "last_number"}
 POLICIES: dict[str, dict[str, Any] | None] = {
@@ -51,7 +55,13 @@ POLICIES: dict[str, dict[str, Any] | None] = {
         "selection": {"vote": {**VOTE, "weights": {"softmax": 5.0}}},
         "rewards": {"likely": 1.0},
     },
+    "certainty-weighted": {
+        "selection": {"vote": {**VOTE, "weights": "reward"}},
+        "rewards": {"self_certainty": 1.0},
+    },
     "likeliest": {"rewards": {"likely": 1.0}},
+    "self-certainty": {"rewards": {"self_certainty": 1.0}},
+    "deepconf": {"rewards": {"deepconf": 1.0}},
     "judged": {"selection": {"pairwise": {"judge": "itself"}}},
 }
 """Fields of each policy of ``best_of_n`` with n = N; None for plain decoding."""
