@@ -13,7 +13,10 @@ K, M = 4, 20
 def test_prefix_cache_covers_all_but_the_last_token(
     server: Served, client: OpenAI, length: int
 ) -> None:
-    """vLLM's own cache holds whole blocks of 32 tokens, and these prompts fill none."""
+    """vLLM's own cache holds whole blocks of 32 tokens, and these prompts fill none.
+
+    The prompts of later blocks end with the first token that the block before has drawn for them.
+    """
     before = server.metric("prefix_cache_hits_total")
     complete(
         client,
@@ -23,4 +26,4 @@ def test_prefix_cache_covers_all_but_the_last_token(
         ignore_eos=True,
     )
     reused = server.metric("prefix_cache_hits_total") - before
-    assert reused == K * (length + M - 1) + K * (length + 2 * M - 1)
+    assert reused == K * (length + M) + K * (length + 2 * M)
