@@ -140,7 +140,7 @@ class Batch:
         if kind == "log-likelihood":
             request = replace(request, token_stats=stats.acquire(), token_stats_names=MODELS)
         extra = None if request == WorkerRequest() else request.added_to(None)
-        params = SimpleNamespace(extra_args=extra, temperature=0.7)
+        params = SimpleNamespace(extra_args=extra, temperature=0.7, top_k=0, top_p=1.0, min_p=0.0)
         ids = [1] * PROMPT
         return SimpleNamespace(sampling_params=params, prompt_len=PROMPT, prefill_token_ids=ids)
 
