@@ -26,7 +26,8 @@ _STREAMS = (
 def install(app: FastAPI) -> None:
     """Registers the handlers for cdserve's and Starlette's exceptions.
 
-    Errors of a client's, and those that cdserve has logged, are kept out of the log of streams.
+    vLLM logs each exception that ends a stream. A filter drops client errors, and errors that
+    cdserve has logged already.
     """
     for name in _STREAMS:
         logging.getLogger(name).addFilter(_is_unexpected)

@@ -280,8 +280,8 @@ class Proposal(Protocol):
     async def grow(self, prefixes: Sequence[Prefix], max_tokens: int) -> Sequence[Candidate]:
         """One continuation of each prefix, for prefixes that go on growing.
 
-        What is drawn past a continuation is kept for the next call, which may continue it.
-        ``abandon`` ends what is drawn in between.
+        A response may be drawn past its continuation. The next call returns the tokens that follow,
+        and ends the responses that it does not continue; ``abandon`` ends all of them.
 
         Args:
             prefixes: prefixes that have not ended; those of earlier calls may be among them.
