@@ -16,9 +16,8 @@ from cdserve.worker.request import WorkerRequest
 class GrowingResponse:
     """An engine request that goes on past the blocks read from it.
 
-    The decision about a block thus costs the engine no step and no new request. What was drawn past
-    the last block of a response that is given up is lost: as many tokens as the engine draws during
-    the decision.
+    The decision about a block thus costs the engine no step and no new request. Tokens that the
+    engine draws during the decision are lost if the response is given up.
     """
 
     asked: WorkerRequest
@@ -37,7 +36,7 @@ class GrowingResponse:
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def begin(self, task: asyncio.Task[CompletionOutput]) -> None:
-        """Sets the task that runs the engine request, and passes its outputs to ``add``."""
+        """Sets the task that runs the engine request; the task passes each output to ``add``."""
         self._task = task
         task.add_done_callback(lambda _: self._changed.set())
 
